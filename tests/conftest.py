@@ -1,0 +1,134 @@
+"""Fixtures of all tests: the pool of ranks, and guards against tests that leave something behind."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import multiprocessing as mp
+import os
+import time
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from tests.ranks import RankPool
+
+# Lightning writes these in the process that makes a Trainer and leaves them there; they are put back, not complained of.
+LIGHTNING_VARIABLES = {
+    "CUDA_DEVICE_ORDER",
+    "CUDA_MODULE_LOADING",
+    "GROUP_RANK",
+    "KMP_DUPLICATE_LIB_OK",
+    "KMP_INIT_AT_FORK",
+    "LOCAL_RANK",
+    "MASTER_ADDR",
+    "MASTER_PORT",
+    "NODE_RANK",
+    "PL_GLOBAL_SEED",
+    "PL_SEED_WORKERS",
+    "PYTEST_CURRENT_TEST",
+    "RANK",
+    "TORCHINDUCTOR_CACHE_DIR",
+    "TRITON_CACHE_DIR",
+    "WORLD_SIZE",
+}
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """One thread per process, as the ranks have: sums in the same order, and no fight for the cores."""
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+
+
+@pytest.fixture(scope="session")
+def ranks() -> Iterator[RankPool]:
+    """Processes that act as ranks: ``ranks.run(world_size, function, *args)``."""
+    pool = RankPool()
+    yield pool
+    pool.close()
+
+
+@pytest.fixture(autouse=True)
+def quiet_lightning() -> Iterator[None]:
+    """Keeps Lightning's notices about devices and loggers out of the output of failed tests."""
+    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", category=UserWarning, module=r"lightning\..*")
+        warnings.filterwarnings("ignore", message=r".*does not have many workers.*")
+        yield
+    for logger, level in zip(loggers, levels, strict=True):
+        logger.setLevel(level)
+
+
+@pytest.fixture(autouse=True)
+def no_leaked_variables() -> Iterator[None]:
+    """Fails a test that changes the environment of the process for the tests after it."""
+    before = dict(os.environ)
+    yield
+    changed = {name for name in before.keys() | os.environ.keys() if before.get(name) != os.environ.get(name)}
+    for name in changed:
+        if name in before:
+            os.environ[name] = before[name]
+        else:
+            os.environ.pop(name, None)
+    leaked = sorted(changed - LIGHTNING_VARIABLES)
+    assert not leaked, f"the test left environment variables changed: {leaked}; use monkeypatch.setenv."
+
+
+@pytest.fixture(autouse=True)
+def no_leaked_process_group() -> Iterator[None]:
+    """Fails a test that leaves this process inside a process group."""
+    yield
+    if dist.is_available() and dist.is_initialized():
+        dist.destroy_process_group()
+        pytest.fail("the test left a process group behind; run it on the `ranks` fixture.")
+
+
+@pytest.fixture(autouse=True)
+def no_leaked_processes(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Fails a test that leaves child processes running (those of the pool are meant to stay)."""
+    before = _children()
+    yield
+    pool = request.getfixturevalue("ranks") if "ranks" in request.fixturenames else None
+    gc.collect()  # data loaders end their workers when they are collected
+    deadline = time.monotonic() + 5.0
+    while (left := _children() - before - set(pool.pids if pool else ())) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not left, f"the test left processes running: {sorted(_describe(pid) for pid in left)}"
+
+
+def _children() -> set[int]:
+    """Process ids of this process's children, without multiprocessing's own resource tracker."""
+    tasks = Path("/proc/self/task")
+    if not tasks.exists():
+        return {process.pid for process in mp.active_children() if process.pid is not None}
+    mp.active_children()  # collects the ones that have ended
+    found: set[int] = set()
+    for task in tasks.iterdir():
+        try:
+            found.update(int(pid) for pid in (task / "children").read_text().split())
+        except OSError:
+            continue
+    return {pid for pid in found if _is_running(pid)}
+
+
+def _is_running(pid: int) -> bool:
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
+    except OSError:
+        return False
+    return state not in "ZX" and "resource_tracker" not in _describe(pid)
+
+
+def _describe(pid: int) -> str:
+    try:
+        command = Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ").strip()
+    except OSError:
+        command = "ended"
+    return f"{pid} {command[:200]}"

@@ -1,0 +1,255 @@
+"""A pool of persistent processes that act as the ranks of a distributed run.
+
+Starting a process that imports torch takes seconds, so one pool serves the whole test session. Every call of
+:meth:`RankPool.run` gets a process group of its own, met through a file, so no port is ever chosen.
+"""
+
+from __future__ import annotations
+
+import atexit
+import faulthandler
+import multiprocessing as mp
+import os
+import pickle
+import random
+import shutil
+import socket
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from typing import Any
+
+MAX_RANKS = 4
+# What the libraries of a worker read when they are imported.
+WORKER_ENVIRONMENT = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one rank did: returned ``value``, or raised ``error`` (its ``type: message``, then its traceback)."""
+
+    rank: int
+    value: Any = None
+    error: str | None = None
+    traceback: str = ""
+
+
+@dataclass(frozen=True)
+class _Task:
+    function: Callable[..., Any]
+    args: tuple[Any, ...]
+    rank: int
+    world_size: int
+    rendezvous: str | None
+    timeout: float
+    stacks: str
+
+
+class RankPool:
+    """Runs functions on 1 to 4 processes, each being one rank of a fresh gloo group.
+
+    >>> pool = RankPool()                           # doctest: +SKIP
+    >>> pool.run(2, function_of_a_module, argument)  # doctest: +SKIP
+    """
+
+    def __init__(self) -> None:
+        self._processes: list[Any] = []
+        self._pipes: list[Connection] = []
+        atexit.register(self.close)
+
+    @property
+    def pids(self) -> list[int]:
+        """Process ids of the workers that are alive."""
+        return [process.pid for process in self._processes if process.is_alive()]
+
+    def run(
+        self, world_size: int, function: Callable[..., Any], *args: Any, timeout: float = 120, group: bool = True
+    ) -> list[Any]:
+        """Calls ``function(rank, world_size, *args)`` on every rank and returns what each returned, in order of rank.
+
+        Args:
+            world_size: number of ranks, 1 to 4.
+            function: a function at the top level of an importable module.
+            args: anything that can be pickled; every rank gets a copy of its own.
+            timeout: seconds for the whole call and for each collective in it.
+            group: whether the ranks meet in a process group; without one they know nothing of each other.
+
+        Raises:
+            RuntimeError: a rank raised; the message holds its number and its traceback, of all ranks that raised.
+            TimeoutError: a rank was not done in time; the message holds the stacks of all threads of those ranks.
+        """
+        outcomes = self.outcomes(world_size, function, *args, timeout=timeout, group=group)
+        failed = [outcome for outcome in outcomes if outcome.error is not None]
+        if failed:
+            raise RuntimeError("\n".join(f"rank {o.rank} raised {o.error}\n{o.traceback}" for o in failed))
+        return [outcome.value for outcome in outcomes]
+
+    def outcomes(
+        self, world_size: int, function: Callable[..., Any], *args: Any, timeout: float = 120, group: bool = True
+    ) -> list[Outcome]:
+        """Like :meth:`run`, for tests about errors: what a rank raises is part of its outcome."""
+        if not 1 <= world_size <= MAX_RANKS:
+            raise ValueError(f"world_size={world_size} is not in 1..{MAX_RANKS}.")
+        self._start(world_size)
+        folder = Path(tempfile.mkdtemp(prefix="ranks-"))
+        try:
+            for rank in range(world_size):
+                rendezvous = f"file://{folder / 'rendezvous'}" if group else None
+                stacks = str(folder / f"stacks-{rank}.txt")
+                task = _Task(function, args, rank, world_size, rendezvous, timeout, stacks)
+                self._pipes[rank].send_bytes(pickle.dumps(task))
+            return self._collect(world_size, timeout, folder)
+        except BaseException:
+            # Something is still running, or never will again: only new processes are in a known state.
+            self.close()
+            raise
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def _collect(self, world_size: int, timeout: float, folder: Path) -> list[Outcome]:
+        deadline = time.monotonic() + timeout + 2.0  # the workers write their stacks first
+        waiting = {self._pipes[rank]: rank for rank in range(world_size)}
+        outcomes: dict[int, Outcome] = {}
+        died: list[int] = []
+        while waiting and (left := deadline - time.monotonic()) > 0:
+            for pipe in wait(list(waiting), timeout=left):
+                rank = waiting.pop(pipe)  # type: ignore[call-overload]
+                try:
+                    outcomes[rank] = pickle.loads(pipe.recv_bytes())  # type: ignore[union-attr]
+                except EOFError:
+                    self._processes[rank].join(5)
+                    code = self._processes[rank].exitcode
+                    outcomes[rank] = Outcome(rank, error=f"ChildProcessError: the process ended with exit code {code}")
+                    died.append(rank)
+        if waiting:
+            late = sorted(waiting.values())
+            stacks = [path.read_text() for rank in late if (path := folder / f"stacks-{rank}.txt").exists()]
+            raised = [f"rank {o.rank} raised {o.error}\n{o.traceback}" for o in outcomes.values() if o.error]
+            raise TimeoutError("\n".join([f"ranks {late} were not done after {timeout:g} s.", *raised, *stacks]))
+        if died:
+            self.close()
+        return [outcomes[rank] for rank in range(world_size)]
+
+    def _start(self, count: int) -> None:
+        if any(not process.is_alive() for process in self._processes):
+            self.close()
+        context = mp.get_context("spawn")
+        with _environment(WORKER_ENVIRONMENT):
+            for _ in range(len(self._processes), count):
+                ours, theirs = context.Pipe()
+                # Ended with the parent whatever happens (`daemon`), yet free to start data loader workers (see _work).
+                process = context.Process(target=_work, args=(theirs,), daemon=True)
+                process.start()
+                theirs.close()
+                self._processes.append(process)
+                self._pipes.append(ours)
+
+    def close(self) -> None:
+        """Kills the processes; the next call starts new ones."""
+        for process in self._processes:
+            process.kill()
+        for process in self._processes:
+            process.join()
+        for pipe in self._pipes:
+            pipe.close()
+        self._processes, self._pipes = [], []
+
+
+@contextmanager
+def _environment(values: dict[str, str]) -> Iterator[None]:
+    before = dict(os.environ)
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name in set(os.environ) - set(before):
+            del os.environ[name]
+        os.environ.update(before)
+
+
+def _work(pipe: Connection) -> None:
+    """The life of a worker: one task after the other, until the parent closes the pipe."""
+    import torch
+
+    torch.set_num_threads(1)
+    mp.current_process()._config["daemon"] = False  # type: ignore[attr-defined]
+    if "lo" in {name for _, name in socket.if_nameindex()}:
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # a host name that does not resolve must not matter
+    while True:
+        try:
+            message = pipe.recv_bytes()
+        except EOFError:
+            return
+        outcome = _outcome(message)
+        try:
+            answer = pickle.dumps(outcome)
+        except Exception as error:
+            text = f"{type(error).__name__}: {error} (the returned value cannot be pickled)"
+            answer = pickle.dumps(Outcome(outcome.rank, error=text))
+        pipe.send_bytes(answer)
+
+
+def _outcome(message: bytes) -> Outcome:
+    rank = -1
+    try:
+        task: _Task = pickle.loads(message)
+        rank = task.rank
+        with _environment({}), _fresh_state(), open(task.stacks, "w") as stacks:
+            faulthandler.dump_traceback_later(task.timeout, file=stacks)
+            try:
+                with _process_group(task):
+                    return Outcome(rank, task.function(task.rank, task.world_size, *task.args))
+            finally:
+                faulthandler.cancel_dump_traceback_later()
+    except (Exception, SystemExit, KeyboardInterrupt) as error:
+        return Outcome(rank, error=f"{type(error).__name__}: {error}", traceback=traceback.format_exc())
+
+
+@contextmanager
+def _process_group(task: _Task) -> Iterator[None]:
+    import torch.distributed as dist
+
+    if task.rendezvous is not None:
+        dist.init_process_group(
+            "gloo",
+            init_method=task.rendezvous,
+            rank=task.rank,
+            world_size=task.world_size,
+            timeout=timedelta(seconds=task.timeout),
+        )
+    try:
+        yield
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+@contextmanager
+def _fresh_state() -> Iterator[None]:
+    """What one task does to the process must not reach the next one."""
+    import numpy as np
+    import torch
+
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)
+    dtype, grad = torch.get_default_dtype(), torch.is_grad_enabled()
+    folder, argv = os.getcwd(), list(sys.argv)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(dtype)
+        torch.set_grad_enabled(grad)
+        torch.use_deterministic_algorithms(False)
+        os.chdir(folder)
+        sys.argv[:] = argv
+        owner = sys.modules.get("lightning_pfc.distributed.owner")
+        if owner is not None and hasattr(owner, "set_owner"):
+            owner.set_owner(None, None)
