@@ -2,4 +2,7 @@
 
 from __future__ import annotations
 
+from lightning_pfc.heads import PartialFC
+
 __version__ = "0.1.0"
+__all__ = ["PartialFC"]

@@ -1,0 +1,482 @@
+"""PartialFC: rank-sharded class centers, negative sampling and a margin softmax, as one module that returns the loss."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from lightning_pfc.distributed.collectives import all_gather_rows, all_reduce, gather_batch
+from lightning_pfc.distributed.comm import Comm
+from lightning_pfc.distributed.owner import foreign_strategy_message, get_owner
+from lightning_pfc.distributed.shard import ClassShard
+from lightning_pfc.heads.cross_entropy import Plan, sharded_softmax_sums, target_cosines
+from lightning_pfc.heads.init import init_centers_
+from lightning_pfc.heads.ranking import count_above
+from lightning_pfc.heads.sampling import Sample, all_classes, class_budget, sample_uniform
+from lightning_pfc.heads.validation import DeferredCheck, batch_error
+from lightning_pfc.losses import Loss, Rows, loss_from_config
+
+_STATE_PREFIX = "loss_"
+
+
+class TargetRanks(NamedTuple):
+    """What :meth:`PartialFC.target_ranks` returns, for this rank's b rows.
+
+    Attributes:
+        rank: (b,) int64, how many of all C classes score strictly higher than the target: 0 is a top-1 hit.
+        cosine: (b,) float, the target's cosine (its logit, for a loss without normalisation).
+    """
+
+    rank: Tensor
+    cosine: Tensor
+
+
+class _Gathered(NamedTuple):
+    x: Tensor  # (B, D) of the shard group
+    labels: Tensor  # (B,) of the shard group
+    all_labels: Tensor  # (B,) of all ranks
+    sizes: list[int]  # batch of every rank
+    own: slice  # this rank's rows among the shard group's
+    offset: int  # global place of the shard group's first row
+
+
+class PartialFC(nn.Module):
+    """A margin-softmax head whose class centers are sharded over ranks (Partial FC, arXiv:2010.05222, arXiv:2203.15565).
+
+    Call it as ``loss = head(embeddings, labels)`` with this rank's part of the batch; the loss is the mean over the global
+    batch and the same on every rank. It works with no process group at all.
+
+    A head that is built before the process group has a ``weight`` of shape (C, D) without storage. ``strategy="pfc"`` gives it
+    this rank's rows before optimizers are made; without any group, the first forward or ``.to(device)`` gives it all rows.
+    Built after ``init_process_group`` it is sharded at birth. The Parameter object never changes.
+
+    Args:
+        embedding_dim: D, width of the embeddings.
+        num_classes: C, over all ranks.
+        loss: a :class:`~lightning_pfc.losses.Loss`, its name, or a mapping with ``name`` and arguments.
+        sample_rate: share of the classes that takes part in a training step, in [0, 1]: 1 is the exact softmax, 0 keeps the
+            batch's own classes only. Sampled softmax has fewer terms: losses of different rates do not compare
+            (they differ by about ``ln`` of the rates' ratio).
+        seed: of the initial centers and of the negatives.
+        comm: whom to talk to; None finds out (the strategy's ranks, the default process group, or nobody).
+        device, dtype: of the centers. bfloat16 halves their memory; computation is in float32 (float64 for float64 embeddings).
+        init_std: standard deviation of the initial centers.
+        memory_budget: bytes of logits kept from forward to backward; what exceeds it is computed again in the backward pass.
+        chunk_size: classes in one pass of the inner loop; None chooses.
+        check_finite: whether a NaN or an infinity in the embeddings raises, on every rank. The strategy switches it off
+            under a loss scaler, whose business they are.
+
+    Raises:
+        ValueError, TypeError: for arguments out of range; the message names argument, value and way out.
+        RuntimeError: when built under another strategy than ours, which would overwrite the shards.
+
+    Attributes:
+        weight: Parameter (c, D), this rank's centers.
+        bias: Parameter (c,), or None.
+        step: () int64 buffer, training forwards so far; part of the checkpoint.
+    """
+
+    weight: nn.Parameter
+    bias: nn.Parameter | None
+    step: Tensor
+
+    def __init__(
+        self,
+        *,
+        embedding_dim: int,
+        num_classes: int,
+        loss: Loss | str | Mapping[str, Any],
+        sample_rate: float = 1.0,
+        seed: int = 0,
+        comm: Comm | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype = torch.float32,
+        init_std: float = 0.01,
+        memory_budget: int = 256 << 20,
+        chunk_size: int | None = None,
+        check_finite: bool = True,
+    ) -> None:
+        super().__init__()
+        if embedding_dim < 1:
+            raise ValueError(f"embedding_dim={embedding_dim} must be at least 1.")
+        if num_classes < 1:
+            raise ValueError(f"num_classes={num_classes} must be at least 1.")
+        if not 0.0 <= sample_rate <= 1.0:
+            raise ValueError(f"sample_rate={sample_rate} must lie in [0, 1]; 1 is the exact softmax.")
+        if chunk_size is not None and chunk_size < 1:
+            raise ValueError(f"chunk_size={chunk_size} must be at least 1, or None to choose.")
+        if memory_budget < 0:
+            raise ValueError(f"memory_budget={memory_budget} must be a number of bytes, 0 keeps nothing.")
+        if not dtype.is_floating_point:
+            raise TypeError(f"dtype={dtype} must be a floating dtype.")
+        self.embedding_dim = embedding_dim
+        self.num_classes = num_classes
+        self.loss = loss_from_config(loss)
+        self.sample_rate = sample_rate
+        self.seed = seed
+        self.init_std = init_std
+        self.memory_budget = memory_budget
+        self.chunk_size = chunk_size
+        self.check_finite = check_finite
+        self.last_target_cosine: Tensor | None = None
+        self._comm: Comm | None = None
+        self._deferred = DeferredCheck()
+
+        self.weight = nn.Parameter(torch.empty((num_classes, embedding_dim), dtype=dtype, device="meta"))
+        has_bias = self.loss.has_bias
+        self.bias = nn.Parameter(torch.empty(num_classes, dtype=dtype, device="meta")) if has_bias else None
+        self._mark_parameters()
+        self.register_buffer("step", torch.zeros((), dtype=torch.int64, device="cpu"))
+        for name, value in self.loss.initial_state().items():
+            self.register_buffer(_STATE_PREFIX + name, value.cpu())
+        self._build_device = torch.device(device) if device is not None else torch.get_default_device()
+        comm = comm or _comm_at_birth()
+        if comm is not None:
+            self.attach(comm)
+
+    # --- life ---------------------------------------------------------------------------------------------------------
+
+    @property
+    def comm(self) -> Comm:
+        """Whom this head talks to; a single process until it is attached."""
+        return self._comm if self._comm is not None else Comm.single()
+
+    @property
+    def shard(self) -> ClassShard:
+        """The classes of this rank."""
+        return ClassShard(self.num_classes, self.comm.shard_rank, self.comm.shard_size)
+
+    @property
+    def class_range(self) -> range:
+        """Global class ids whose centers live here."""
+        return self.shard.range
+
+    @property
+    def is_materialized(self) -> bool:
+        """Whether the centers have storage."""
+        return not self.weight.is_meta
+
+    @property
+    def is_sharded(self) -> bool:
+        """Whether this head knows its ranks."""
+        return self._comm is not None
+
+    def attach(self, comm: Comm, device: torch.device | str | None = None) -> None:
+        """Take this rank's shard: draw its centers, or keep its rows of a head that already holds all of them.
+
+        Called by the strategy, on every rank, before optimizers are made; doing it again changes nothing. No collective.
+
+        Args:
+            comm: the ranks.
+            device: where new storage goes; None keeps the device asked for at construction.
+
+        Raises:
+            ValueError: if there are more ranks than classes.
+            RuntimeError: if the head is already sharded over other ranks.
+        """
+        shard = ClassShard(self.num_classes, comm.shard_rank, comm.shard_size)
+        if self.is_materialized and self.weight.shape[0] != self.num_classes:
+            old = self.shard
+            if old != shard:
+                raise RuntimeError(
+                    f"This head already holds classes [{old.start}, {old.stop}) of rank {old.rank} of {old.world_size} and "
+                    f"cannot become rank {shard.rank} of {shard.world_size} in place; load it from a checkpoint instead."
+                )
+            self._comm = comm
+            return
+        if not self.is_materialized:
+            self._allocate(shard, torch.device(device) if device is not None else self._build_device)
+        elif shard.num_local < self.num_classes:
+            for name, tensor in self.sharded_tensors().items():
+                part = tensor.detach()[shard.start : shard.stop].clone()
+                self._swap(name, nn.Parameter(part, requires_grad=tensor.requires_grad))
+        self._comm = comm
+
+    def sharded_tensors(self) -> dict[str, Tensor]:
+        """Parameters that differ from rank to rank, by their name within the head; row i is class ``class_range[i]``."""
+        found: dict[str, Tensor] = {"weight": self.weight}
+        if self.bias is not None:
+            found["bias"] = self.bias
+        return found
+
+    def _allocate(self, shard: ClassShard, device: torch.device) -> None:
+        if device.type == "meta":
+            device = torch.device("cpu")
+        weight = torch.empty((shard.num_local, self.embedding_dim), dtype=self.weight.dtype, device=device)
+        init_centers_(weight, shard.start, self.seed, self.init_std)
+        self._swap("weight", nn.Parameter(weight, requires_grad=self.weight.requires_grad))
+        if self.bias is not None:
+            bias = torch.zeros(shard.num_local, dtype=self.bias.dtype, device=device)
+            self._swap("bias", nn.Parameter(bias, requires_grad=self.bias.requires_grad))
+
+    def _swap(self, name: str, new: nn.Parameter) -> None:
+        """Give the Parameter ``name`` the contents of ``new``: optimizers that hold the object go on with it."""
+        old = getattr(self, name)
+        attributes = dict(vars(old))  # such as marks of an optimizer, which swap_tensors would carry away
+        torch.utils.swap_tensors(old, new)
+        vars(old).update(attributes)
+
+    def _mark_parameters(self) -> None:
+        for tensor in self.sharded_tensors().values():
+            tensor.row_sharded = True  # type: ignore[attr-defined]  # read by lightning_pfc.optim
+
+    def _ensure_storage(self) -> None:
+        if self._comm is not None:
+            return
+        if _world_size() > 1:
+            owner = get_owner()
+            if owner is not None and owner.comm is not None:
+                self.attach(owner.comm)
+                return
+            raise RuntimeError(
+                "This PartialFC was built before the process group and nobody has given it its shard. "
+                + foreign_strategy_message(owner.name if owner else "this set-up")
+                + " In a script without a Trainer, build the head after torch.distributed.init_process_group."
+            )
+        if not self.is_materialized:
+            self._allocate(self.shard, self._build_device)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> PartialFC:
+        # `.to(device)` and friends: a tensor without storage cannot move, so it gets its storage first. Under a group it
+        # must have been given its shard by then: the stock strategies would go on to overwrite it.
+        if self._comm is None:
+            self._ensure_storage()
+        super()._apply(fn, recurse)
+        self._mark_parameters()
+        return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = self.__dict__.copy()
+        state["_deferred"] = DeferredCheck()
+        return state
+
+    # --- checkpoints in one piece -------------------------------------------------------------------------------------
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, local_metadata: dict[str, Any], strict: bool, *args: Any
+    ) -> None:
+        # A state dict may hold the whole head or this rank's shard; rows of a whole head are picked by class.
+        if self._comm is None:
+            self._ensure_storage()
+        shard = self.shard
+        for name, tensor in self.sharded_tensors().items():
+            value = state_dict.get(prefix + name)
+            if value is not None and value.shape[0] == self.num_classes and tensor.shape[0] < self.num_classes:
+                state_dict[prefix + name] = value[shard.start : shard.stop]
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, *args)
+
+    # --- training -----------------------------------------------------------------------------------------------------
+
+    def forward(self, embeddings: Tensor, labels: Tensor) -> Tensor:
+        """The loss of the global batch.
+
+        Collectives over all ranks: one small exchange on the CPU (sizes and errors), one all-gather of embeddings and
+        labels, one all-reduce of two numbers a row (two where the logits have no bound); backward one reduce-scatter.
+
+        Args:
+            embeddings: (b, D) floating, this rank's part; b may differ from rank to rank and from step to step.
+            labels: (b,) int64 global class ids in [0, num_classes).
+
+        Returns:
+            () in float32 (float64 for float64 embeddings): the mean over the global batch, the same on every rank. The
+            embeddings' gradient is multiplied by the number of ranks, since DDP divides by it.
+
+        Raises:
+            ValueError, TypeError, FloatingPointError: on every rank, if any rank's input is bad. On an accelerator a bad
+                value (label out of range, NaN) may surface one step later.
+            RuntimeError: on every rank that called, if some rank did not.
+        """
+        self._ensure_storage()
+        with torch.autocast(embeddings.device.type, enabled=False):
+            batch = self._gather(embeddings, labels, "PartialFC.forward")
+            if self.training and self.sample_rate < 1.0:
+                sample = self._sample(batch.all_labels, batch.labels)
+            else:
+                sample = all_classes(batch.labels, self.shard)
+            loss = self._loss(batch, sample)
+        if self.training:
+            self.step += 1
+        return loss
+
+    def _sample(self, all_labels: Tensor, labels: Tensor) -> Sample:
+        budget = class_budget(self.sample_rate, self.num_classes)
+        return sample_uniform(all_labels, labels, self.shard, budget, self.seed, self.step)
+
+    def _loss(self, batch: _Gathered, sample: Sample) -> Tensor:
+        comm, loss = self.comm, self.loss
+        state = self._loss_state()
+        norms = torch.linalg.vector_norm(batch.x, dim=1)
+        x = batch.x / norms.clamp(min=1e-12)[:, None] if loss.normalize else batch.x
+        rows = Rows(
+            labels=batch.labels,
+            norms=norms,
+            target_cosine=None,
+            seed=self.seed,
+            step=self.step.clone(),
+            index=torch.arange(x.shape[0], device=x.device) + batch.offset,
+        )
+        plan = self._plan(rows, state, sample)
+        if loss.needs_target_cosine:
+            rows = replace(rows, target_cosine=target_cosines(x, self.weight, self.bias, plan))
+            plan = self._plan(rows, state, sample)
+        if self.training and state:
+            with torch.no_grad():
+                loss.update_state(state, self._global_rows(rows, batch))
+        sums = sharded_softmax_sums(x, self.weight, self.bias, plan)
+        self.last_target_cosine = sums.target_cosine.detach()[batch.own]
+        row_losses = loss.row_losses(
+            loss.target_logits(sums.target_cosine, rows, state),
+            sums.negative_logsumexp,
+            sums.negative_sum,
+            sample.num_sampled,
+            rows,
+            state,
+        )
+        total = row_losses.sum() / sum(batch.sizes)
+        if comm.num_replicas > 1:
+            # every copy of the head saw its own rows: add the others' share of the value, not of the gradient
+            others = all_reduce(total.detach().clone(), comm.group) / comm.shard_size - total.detach()
+            total = total + others
+        return total
+
+    def _plan(self, rows: Rows, state: dict[str, Tensor], sample: Sample) -> Plan:
+        return Plan(
+            loss=self.loss,
+            rows=rows,
+            state=state,
+            sample=sample,
+            shard_group=self.comm.shard_group,
+            replica_group=self.comm.replica_group,
+            memory_budget=self.memory_budget,
+            chunk_size=self.chunk_size,
+        )
+
+    def _loss_state(self) -> dict[str, Tensor]:
+        return {
+            name.removeprefix(_STATE_PREFIX): buffer
+            for name, buffer in self._buffers.items()
+            if buffer is not None and name.startswith(_STATE_PREFIX)
+        }
+
+    def _global_rows(self, rows: Rows, batch: _Gathered) -> Rows:
+        """Facts about the rows of all ranks; with one copy of the head these are the rows themselves."""
+        if self.comm.num_replicas == 1:
+            return rows
+        columns = [rows.norms.detach()]
+        if rows.target_cosine is not None:
+            columns.append(rows.target_cosine)
+        own = torch.stack(columns, 1)[batch.own]
+        longest = max(batch.sizes)
+        padded = own.new_zeros((longest, own.shape[1]))
+        padded[: own.shape[0]] = own
+        gathered = all_gather_rows(padded, self.comm.world_size, self.comm.group)
+        every = torch.cat([gathered[r * longest : r * longest + size] for r, size in enumerate(batch.sizes)])
+        return Rows(
+            labels=batch.all_labels,
+            norms=every[:, 0],
+            target_cosine=every[:, 1] if rows.target_cosine is not None else None,
+            seed=rows.seed,
+            step=rows.step,
+            index=torch.arange(every.shape[0], device=every.device),
+        )
+
+    def _gather(self, embeddings: Tensor, labels: Tensor, tag: str) -> _Gathered:
+        """Check this rank's input, agree with the others, and bring the batch together."""
+        comm = self.comm
+        error = self._deferred.pending() or batch_error(
+            embeddings, labels, self.embedding_dim, self.num_classes, self.check_finite
+        )
+        if error is None:
+            self._deferred.watch(embeddings, labels, self.num_classes, self.check_finite)
+        batch = embeddings.shape[0] if error is None else 0
+        answers = comm.agreement.exchange(tag, [batch, int(self.training), embeddings.element_size()], error)
+        sizes = [numbers[0] for numbers in answers]
+        for place, what in ((1, "head.training"), (2, "the embeddings' element size in bytes")):
+            if len({numbers[place] for numbers in answers}) > 1:
+                raise ValueError(
+                    f"{what} differs between ranks: {[numbers[place] for numbers in answers]} by rank; it must be the same."
+                )
+        if sum(sizes) == 0:
+            raise ValueError("The global batch is empty: embeddings has shape (0, D) on every rank.")
+        first = comm.rank - comm.shard_rank
+        group_sizes = sizes[first : first + comm.shard_size]
+        x, group_labels = gather_batch(embeddings, labels, group_sizes, comm.shard_group, float(comm.world_size))
+        all_labels = group_labels
+        if comm.num_replicas > 1:
+            longest = max(sizes)
+            padded = labels.new_zeros(longest)
+            padded[: labels.shape[0]] = labels
+            every = all_gather_rows(padded, comm.world_size, comm.group)
+            all_labels = torch.cat([every[r * longest : r * longest + size] for r, size in enumerate(sizes)])
+        before = sum(group_sizes[: comm.shard_rank])
+        compute = torch.float64 if x.dtype == torch.float64 else torch.float32
+        return _Gathered(
+            x.to(compute), group_labels, all_labels, sizes, slice(before, before + batch), sum(sizes[:first])
+        )
+
+    def check(self) -> None:
+        """Raise, on every rank, what an accelerator found in the last batch. One small exchange on the CPU.
+
+        The strategy calls it before a checkpoint is written, so that a value error never gets into one.
+
+        Raises:
+            ValueError, FloatingPointError: as :meth:`forward`.
+        """
+        self.comm.agreement.exchange("PartialFC.check", error=self._deferred.pending())
+
+    # --- evaluation ---------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def target_ranks(self, embeddings: Tensor, labels: Tensor) -> TargetRanks:
+        """Where the target stands among all C classes, for sharded top-k accuracy. Streaming; no margin.
+
+        Collectives: the exchange and gather of :meth:`forward`, two all-reduces of (B,).
+
+        Args:
+            embeddings: (b, D) floating.
+            labels: (b,) int64 global class ids.
+        """
+        self._ensure_storage()
+        with torch.autocast(embeddings.device.type, enabled=False):
+            batch = self._gather(embeddings, labels, "PartialFC.target_ranks")
+            x = nn.functional.normalize(batch.x) if self.loss.normalize else batch.x
+            rows = Rows(batch.labels, batch.labels, None, self.seed, self.step, batch.labels)
+            plan = self._plan(rows, {}, all_classes(batch.labels, self.shard))
+            cosine = target_cosines(x, self.weight, self.bias, plan)
+            rank = all_reduce(count_above(x, self.weight, self.bias, cosine, plan), self.comm.shard_group)
+        return TargetRanks(rank[batch.own], cosine[batch.own])
+
+    def extra_repr(self) -> str:
+        """What ``print(module)`` shows."""
+        return (
+            f"embedding_dim={self.embedding_dim}, num_classes={self.num_classes}, loss={self.loss}, "
+            f"sample_rate={self.sample_rate}, classes here={self.class_range}"
+        )
+
+
+def iter_heads(module: nn.Module) -> Iterator[tuple[str, PartialFC]]:
+    """Every :class:`PartialFC` in a module with its qualified name, each object once."""
+    for name, child in module.named_modules():
+        if isinstance(child, PartialFC):
+            yield name, child
+
+
+def _world_size() -> int:
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def _comm_at_birth() -> Comm | None:
+    """The ranks that exist when a head is built; None where there is no process group yet."""
+    owner = get_owner()
+    if owner is not None and _world_size() > 1:
+        if owner.comm is None:
+            raise RuntimeError(foreign_strategy_message(owner.name))
+        return owner.comm
+    if dist.is_available() and dist.is_initialized():
+        return Comm.from_group()
+    return None

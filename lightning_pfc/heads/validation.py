@@ -1,0 +1,89 @@
+"""What can be wrong with a batch, found before any rank commits to a large collective."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def batch_error(
+    embeddings: Tensor, labels: Tensor, embedding_dim: int, num_classes: int, check_finite: bool
+) -> Exception | None:
+    """The error that this rank's batch deserves, or None; the caller shares it with all ranks.
+
+    Shapes and dtypes are always checked here; values only on the CPU, since reading them elsewhere would wait for the device.
+    """
+    if not isinstance(embeddings, Tensor) or not embeddings.is_floating_point():
+        return TypeError(f"embeddings has dtype {getattr(embeddings, 'dtype', type(embeddings))}; it must be floating.")
+    if not isinstance(labels, Tensor) or labels.dtype != torch.int64:
+        return TypeError(
+            f"labels has dtype {getattr(labels, 'dtype', type(labels))}; it must be torch.int64 class ids: use labels.long()."
+        )
+    if embeddings.ndim != 2 or embeddings.shape[1] != embedding_dim:
+        return ValueError(f"embeddings has shape {tuple(embeddings.shape)}; it must be (batch, embedding_dim={embedding_dim}).")
+    if labels.shape != embeddings.shape[:1]:
+        return ValueError(
+            f"labels has shape {tuple(labels.shape)}; it must be ({embeddings.shape[0]},), one class id a row of embeddings."
+        )
+    if labels.device != embeddings.device:
+        return ValueError(f"labels is on {labels.device} and embeddings on {embeddings.device}; move both to one device.")
+    if embeddings.device.type == "cpu" and labels.shape[0]:
+        return value_error(*(bool(flag) for flag in _flags(embeddings, labels, num_classes)), labels, num_classes, check_finite)
+    return None
+
+
+def value_error(
+    out_of_range: bool, not_finite: bool, labels: Tensor, num_classes: int, check_finite: bool
+) -> Exception | None:
+    """The error for values that were found bad."""
+    if out_of_range:
+        wrong = labels[(labels < 0) | (labels >= num_classes)]
+        return ValueError(
+            f"labels holds {wrong.numel()} class id(s) outside [0, num_classes={num_classes}), such as {int(wrong[0])}; "
+            "num_classes must be larger than every label: take it from the data set."
+        )
+    if not_finite and check_finite:
+        return FloatingPointError(
+            "embeddings holds NaN or infinity: the backbone has diverged. Lower the learning rate or warm it up, clip "
+            "gradients, look for a bad image, or train in bf16-mixed or 32-true instead of 16-mixed."
+        )
+    return None
+
+
+def _flags(embeddings: Tensor, labels: Tensor, num_classes: int) -> Tensor:
+    """(2,) bool on the device: a label out of range, a value not finite."""
+    return torch.stack([((labels < 0) | (labels >= num_classes)).any(), ~embeddings.detach().isfinite().all()])
+
+
+class DeferredCheck:
+    """Value checks on an accelerator: looked at one step later, when the answer has long been there.
+
+    Waiting for it at once would stall the queue of kernels in every step.
+    """
+
+    def __init__(self) -> None:
+        self._flags: Tensor | None = None
+        self._arrived: torch.Event | None = None
+        self._labels: Tensor | None = None
+        self._limits = (0, True)
+
+    def watch(self, embeddings: Tensor, labels: Tensor, num_classes: int, check_finite: bool) -> None:
+        """Start checking a batch; nothing to do on the CPU, where :func:`batch_error` has looked already."""
+        device = embeddings.device.type
+        if device == "cpu" or labels.shape[0] == 0:
+            return
+        flags = _flags(embeddings, labels, num_classes)
+        self._flags = torch.empty(flags.shape, dtype=flags.dtype, device="cpu", pin_memory=device == "cuda")
+        self._flags.copy_(flags, non_blocking=True)
+        self._arrived = torch.Event(device)
+        self._arrived.record()
+        self._labels, self._limits = labels, (num_classes, check_finite)
+
+    def pending(self) -> Exception | None:
+        """The error of the batch that was watched last, and forget it."""
+        if self._flags is None or self._arrived is None or self._labels is None:
+            return None
+        self._arrived.synchronize()
+        bad_label, not_finite = self._flags.tolist()
+        labels, self._flags, self._labels = self._labels, None, None
+        return value_error(bad_label, not_finite, labels, *self._limits)

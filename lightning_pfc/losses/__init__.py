@@ -1,0 +1,70 @@
+"""Losses: frozen, validated, keyword-only objects that own everything about a loss but the sums over the classes."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from typing import Any
+
+from lightning_pfc.losses.arcface import ArcFace
+from lightning_pfc.losses.base import Loss, Rows, State
+from lightning_pfc.losses.combined import CombinedMargin
+from lightning_pfc.losses.cosface import CosFace
+from lightning_pfc.losses.normface import NormFace
+from lightning_pfc.losses.softmax import Softmax
+from lightning_pfc.losses.sphereface import SphereFace
+
+__all__ = [
+    "ArcFace",
+    "CombinedMargin",
+    "CosFace",
+    "Loss",
+    "NormFace",
+    "Rows",
+    "Softmax",
+    "SphereFace",
+    "State",
+    "loss_from_config",
+    "loss_names",
+]
+
+
+def _registry() -> dict[str, type[Loss]]:
+    found: dict[str, type[Loss]] = {}
+    pending = list(Loss.__subclasses__())
+    while pending:
+        cls = pending.pop()
+        found[cls.__name__.lower()] = cls
+        pending += cls.__subclasses__()
+    return found
+
+
+def loss_names() -> list[str]:
+    """Every loss by its class name, subclasses written elsewhere and already imported included."""
+    return sorted(cls.__name__ for cls in _registry().values())
+
+
+def loss_from_config(config: str | Mapping[str, Any] | Loss) -> Loss:
+    """A loss from its name, or from a mapping with ``name`` and its arguments (what ``Loss.to_config`` gives).
+
+    Args:
+        config: a loss (returned as it is), a name such as "ArcFace" (any case), or ``{"name": "ArcFace", "margin": 0.4}``.
+
+    Raises:
+        ValueError: for an unknown name, saying what exists.
+        TypeError: for an argument that the loss does not have.
+
+    Example:
+        >>> loss_from_config({"name": "cosface", "margin": 0.35}).margin
+        0.35
+    """
+    if isinstance(config, Loss):
+        return config
+    arguments = {"name": config} if isinstance(config, str) else dict(config)
+    name = str(arguments.pop("name", ""))
+    registry = _registry()
+    if name.lower() not in registry:
+        close = difflib.get_close_matches(name.lower(), registry, n=1)
+        hint = f" Did you mean {registry[close[0]].__name__}?" if close else ""
+        raise ValueError(f"loss {name!r} does not exist.{hint} There are: {', '.join(loss_names())}.")
+    return registry[name.lower()](**arguments)

@@ -1,0 +1,38 @@
+"""ArcFace: an additive angular margin."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lightning_pfc.losses.base import Loss, MarginGrad, Rows, State, angle, with_margin_grad
+
+
+@dataclass(frozen=True, kw_only=True)
+class ArcFace(Loss):
+    """Target logit ``s cos(theta + m)`` (ArcFace, arXiv:1801.07698, eq. 3).
+
+    There is no fallback beyond pi: where ``theta + m > pi`` the cosine goes on and rises again (m = 0.5: cos theta < -0.878).
+
+    Args:
+        scale: s > 0.
+        margin: m in radians, >= 0.
+        margin_grad: "exact" differentiates through the margin, as autograd does and as the paper does;
+            "straight_through" takes its derivative for one, as InsightFace does since 2022-12.
+        label_smoothing, interclass_filter: see :class:`Loss`.
+    """
+
+    margin: float = 0.5
+    margin_grad: MarginGrad = "exact"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._check_number("margin", low=0.0)
+        self._check_choice("margin_grad", ("exact", "straight_through"))
+
+    def target_logits(self, cosine: Tensor, rows: Rows, state: State) -> Tensor:
+        """``s cos(theta + m)``, (B,) -> (B,)."""
+        modified = torch.cos(angle(cosine) + self.margin)
+        return self.scale * with_margin_grad(cosine, modified, self.margin_grad)

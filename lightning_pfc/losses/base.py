@@ -1,0 +1,173 @@
+"""What a margin-softmax loss is to the head: a few pure functions of cosines and of facts about the rows.
+
+Shape letters: capital = global, small = this rank's part. B rows of the global batch, n classes of one chunk, D embedding.
+
+The head calls a loss in this order, on every rank with the same values:
+
+1. ``update_state(state, rows)`` in training, where averages over the global batch are kept;
+2. ``negative_logits(cosine, rows, state)`` for every chunk of classes, (B, n) -> (B, n), element by element;
+3. ``target_logits(cosine, rows, state)``, (B,) -> (B,), under autograd;
+4. ``row_losses(...)``, (B,): softmax cross entropy unless overridden.
+
+A loss that needs statistics of the batch (AdaFace, CurricularFace) computes them from ``rows``, which already holds the
+whole global batch: it needs no collective of its own and is right on any number of ranks.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+MarginGrad = Literal["exact", "straight_through"]
+
+# d acos(x)/dx is infinite at |x| = 1; one float32 step inside, it is finite and the angle is off by at most 5e-4 rad.
+COSINE_LIMIT = 1.0 - 1e-7
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Facts about the B rows of the batch, the same on every rank.
+
+    Attributes:
+        labels: (B,) int64 global class ids.
+        norms: (B,) float, the embeddings' Euclidean norms before normalisation; carries gradient.
+        target_cosine: (B,) float, detached; None unless the loss has ``needs_target_cosine``.
+        seed, step: of the head; randomness of a loss must be keyed by them and by ``index``, never by a generator.
+        index: (B,) int64, place of each row in the global batch.
+    """
+
+    labels: Tensor
+    norms: Tensor
+    target_cosine: Tensor | None
+    seed: int
+    step: Tensor
+    index: Tensor
+
+
+State = dict[str, Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loss:
+    """Base of all losses: scaled cosine softmax without a margin.
+
+    Args:
+        scale: s, the inverse temperature; > 0.
+        label_smoothing: share of the target's probability spread evenly over all K sampled classes, in [0, 1)
+            (arXiv:1512.00567, section 7; with sampling, over the classes that take part in the step).
+        interclass_filter: negatives with a cosine above it count as cosine 0 (they still add e^0 to the denominator), as
+            InsightFace's ``interclass_filtering_threshold`` does against conflicting identities; None is off.
+
+    Raises:
+        TypeError: for a value that is no number.
+        ValueError: for a number out of range; the message names the argument, the value and the range.
+    """
+
+    scale: float = 64.0
+    label_smoothing: float = 0.0
+    interclass_filter: float | None = None
+
+    normalize: ClassVar[bool] = True  # cosine logits; False: plain dot products
+    needs_target_cosine: ClassVar[bool] = False  # rows.target_cosine, one more all-reduce of (B,)
+    has_bias: ClassVar[bool] = False
+    linear_negatives: ClassVar[bool] = True  # negative_logits is `scale * cosine` (but for the filter)
+    softplus_negatives: ClassVar[bool] = False  # the head sums softplus(z) instead of z in `negative_sum`
+
+    def __post_init__(self) -> None:
+        self._check_number("scale", low=0.0, open_low=True)
+        self._check_number("label_smoothing", low=0.0, high=1.0)
+        if self.interclass_filter is not None:
+            self._check_number("interclass_filter", low=-1.0, high=1.0, open_low=True)
+
+    # --- what the head asks -------------------------------------------------------------------------------------------
+
+    @property
+    def logit_bound(self) -> float | None:
+        """No logit of a negative is above this; None if there is no bound. Saves the head a pass and a collective."""
+        return self.scale if self.normalize and self.linear_negatives else None
+
+    @property
+    def needs_negative_sum(self) -> bool:
+        """Whether ``row_losses`` uses ``negative_sum``."""
+        return self.label_smoothing > 0 or self.softplus_negatives
+
+    def initial_state(self) -> State:
+        """Averages that the loss keeps, as small tensors; the head registers them as buffers (saved, on every rank)."""
+        return {}
+
+    def update_state(self, state: State, rows: Rows) -> None:
+        """Update ``state`` in place from the global batch; called under ``no_grad`` once per training forward."""
+
+    def negative_logits(self, cosine: Tensor, rows: Rows, state: State) -> Tensor:
+        """Logits (B, n) of the negatives from their cosines (B, n), element by element; differentiable."""
+        if self.interclass_filter is None:
+            return self.scale * cosine
+        return self.scale * cosine.masked_fill(cosine > self.interclass_filter, 0.0)
+
+    def target_logits(self, cosine: Tensor, rows: Rows, state: State) -> Tensor:
+        """Logits (B,) of the targets from their cosines (B,); differentiable."""
+        return self.scale * cosine
+
+    def row_losses(
+        self,
+        target_logits: Tensor,  # (B,)
+        negative_logsumexp: Tensor,  # (B,) log sum_j exp(z_ij) over the negatives of all ranks
+        negative_sum: Tensor | None,  # (B,) sum_j z_ij (or softplus(z_ij)) over the negatives of all ranks
+        num_sampled: Tensor,  # () K, classes that took part, targets included
+        rows: Rows,
+        state: State,
+    ) -> Tensor:
+        """Loss (B,) of every row: cross entropy with label smoothing.
+
+        Without smoothing it is ``softplus(logsumexp_j z_ij - z_iy)``, exact also where the probability rounds to one.
+        """
+        gap = negative_logsumexp - target_logits
+        loss = F.softplus(gap, beta=1.0, threshold=50.0)
+        if self.label_smoothing > 0:
+            assert negative_sum is not None
+            # lse - (1-e) z_y - e/K sum_j z_j, with lse = z_y + softplus(gap)
+            loss = loss + self.label_smoothing * (target_logits - (negative_sum + target_logits) / num_sampled)
+        return loss
+
+    # --- helpers of the subclasses ------------------------------------------------------------------------------------
+
+    def _check_number(
+        self, name: str, *, low: float | None = None, high: float | None = None, open_low: bool = False
+    ) -> None:
+        value = getattr(self, name)
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise TypeError(f"{type(self).__name__}({name}={value!r}): {name} must be a number.")
+        too_low = low is not None and (value <= low if open_low else value < low)
+        if not math.isfinite(value) or too_low or (high is not None and value >= high):
+            span = f"{'(' if open_low else '['}{'-inf' if low is None else low}, {'inf' if high is None else high})"
+            raise ValueError(f"{type(self).__name__}({name}={value!r}): {name} must lie in {span}.")
+
+    def _check_choice(self, name: str, choices: tuple[str, ...]) -> None:
+        value = getattr(self, name)
+        if value not in choices:
+            raise ValueError(f"{type(self).__name__}({name}={value!r}): {name} must be one of {', '.join(choices)}.")
+
+    def to_config(self) -> dict[str, Any]:
+        """The arguments that differ from the defaults, plus ``name``: plain values for hyper-parameters and YAML."""
+        values = {f.name: getattr(self, f.name) for f in fields(self) if f.init}
+        return {"name": type(self).__name__} | {
+            f.name: values[f.name] for f in fields(self) if f.init and values[f.name] != f.default
+        }
+
+
+def with_margin_grad(cosine: Tensor, modified: Tensor, margin_grad: MarginGrad) -> Tensor:
+    """``modified`` with its own gradient ("exact"), or with the gradient of ``cosine`` ("straight_through").
+
+    Straight-through is what InsightFace does since 2022-12: the margin is seen by the loss, not by the derivative.
+    """
+    return modified if margin_grad == "exact" else cosine + (modified - cosine).detach()
+
+
+def angle(cosine: Tensor) -> Tensor:
+    """theta = arccos(cosine) in radians, with the cosine kept one float32 step inside (-1, 1) for its derivative."""
+    return torch.arccos(cosine.clamp(-COSINE_LIMIT, COSINE_LIMIT))
