@@ -1,0 +1,16 @@
+"""The pictures people look at, each a function of arrays and a path; drawn without any display or global state."""
+
+from __future__ import annotations
+
+from lightning_pfc.plots.curves import plot_learning_rate, plot_loss
+from lightning_pfc.plots.pairs import plot_hardest_pairs
+from lightning_pfc.plots.verification import plot_det, plot_roc, plot_score_histogram
+
+__all__ = [
+    "plot_det",
+    "plot_hardest_pairs",
+    "plot_learning_rate",
+    "plot_loss",
+    "plot_roc",
+    "plot_score_histogram",
+]
