@@ -245,7 +245,8 @@ class _SoftmaxSums(torch.autograd.Function):
         total = rest[0].to(x.dtype) if rest else total.to(x.dtype)
         target = target.to(x.dtype)
 
-        ctx.plan, ctx.kept, ctx.norms, ctx.row_sparse = plan, kept, norms, getattr(weight, "row_sparse", False)
+        ctx.plan, ctx.kept, ctx.norms = plan, kept, norms
+        ctx.row_sparse = [getattr(parameter, "row_sparse", False) for parameter in (weight, bias)]
         ctx.save_for_backward(x, weight, bias, logsumexp)
         ctx.set_materialize_grads(True)
         return logsumexp, total, target
@@ -278,8 +279,9 @@ class _SoftmaxSums(torch.autograd.Function):
             grads.add(low, high, rows, inverse, cosine, slope, product[: n * batch].view(batch, n))
             if grad_x is not None:  # slope now carries the inverse norms
                 grad_x.addmm_(slope, rows)
-        weight_grad = grads.weight_gradient(weight, ctx.row_sparse) if wants_weight else None
-        bias_grad = grads.bias_gradient(bias) if bias is not None and ctx.needs_input_grad[2] else None
+        weight_grad = grads.weight_gradient(weight, ctx.row_sparse[0]) if wants_weight else None
+        wants_bias = bias is not None and ctx.needs_input_grad[2]
+        bias_grad = grads.bias_gradient(bias, ctx.row_sparse[1]) if wants_bias else None
         return grad_x, weight_grad, bias_grad, None
 
 
@@ -354,23 +356,22 @@ class _RowGradients:
         out.addmm_(slope.t(), self.chunks.x)
 
     def weight_gradient(self, weight: Tensor, row_sparse: bool) -> Tensor:
-        """The gradient as autograd wants it: dense like ``weight``, or COO over the sampled rows."""
+        """The centers' gradient as autograd wants it: dense like ``weight``, or COO over the sampled rows."""
         assert self.values is not None
+        return self._gradient(self.values, weight, row_sparse)
+
+    def bias_gradient(self, bias: Tensor, row_sparse: bool) -> Tensor:
+        """The same for the bias."""
+        assert self.bias is not None
+        return self._gradient(self.bias, bias, row_sparse)
+
+    def _gradient(self, values: Tensor, parameter: Tensor, row_sparse: bool) -> Tensor:
         plan, index = self.chunks.plan, self.chunks.index
-        values = all_reduce(self.values, plan.replica_group).to(weight.dtype)
+        values = all_reduce(values, plan.replica_group).to(parameter.dtype)
         if row_sparse:
-            ids = torch.arange(weight.shape[0], device=weight.device) if index is None else index
+            ids = torch.arange(parameter.shape[0], device=parameter.device) if index is None else index
             # Ascending and distinct (but for padding), so nothing is left to coalesce.
             return torch.sparse_coo_tensor(
-                ids[None], values, weight.shape, is_coalesced=plan.sample.valid is None, check_invariants=False
+                ids[None], values, parameter.shape, is_coalesced=plan.sample.valid is None, check_invariants=False
             )
-        if index is None:
-            return values
-        return torch.zeros_like(weight).index_add_(0, index, values)
-
-    def bias_gradient(self, bias: Tensor) -> Tensor:
-        """The bias' gradient, always dense: it is one number a class."""
-        assert self.bias is not None
-        plan, index = self.chunks.plan, self.chunks.index
-        values = all_reduce(self.bias, plan.replica_group).to(bias.dtype)
-        return values if index is None else torch.zeros_like(bias).index_add_(0, index, values)
+        return values if index is None else torch.zeros_like(parameter).index_add_(0, index, values)

@@ -44,7 +44,13 @@ def class_budget(sample_rate: float, num_classes: int) -> int:
 
 
 def sample_uniform(
-    all_labels: Tensor, labels: Tensor, shard: ClassShard, budget: int, seed: int, step: Tensor
+    all_labels: Tensor,
+    labels: Tensor,
+    shard: ClassShard,
+    budget: int,
+    seed: int,
+    step: Tensor,
+    static_shapes: bool | None = None,
 ) -> Sample:
     """Partial FC's sample (arXiv:2203.15565, section 3.2), a function of (seed, step, targets) and of nothing else.
 
@@ -61,6 +67,7 @@ def sample_uniform(
         budget: see :func:`class_budget`; 0 keeps positives only.
         seed: of the head.
         step: () int64 tensor, the number of training forwards before this one.
+        static_shapes: whether sizes must not depend on values; None: everywhere but on a CPU.
     """
     if budget >= shard.num_classes:
         return all_classes(labels, shard)
@@ -71,7 +78,9 @@ def sample_uniform(
     owned_targets = first & (ordered >= shard.start) & (ordered < shard.stop)
     candidates, chosen = _negatives(all_labels, shard, budget, num_targets, seed, step)
 
-    if labels.device.type == "cpu":
+    if static_shapes is None:
+        static_shapes = labels.device.type != "cpu"
+    if not static_shapes:
         index = torch.cat([ordered[owned_targets], candidates[chosen]]).sub_(shard.start).sort().values
         valid = None
     else:
@@ -84,8 +93,8 @@ def sample_uniform(
     local = labels - shard.start
     owned = (labels >= shard.start) & (labels < shard.stop)
     columns = torch.where(owned, torch.searchsorted(index, local), -1)
-    if valid is not None:
-        index = index.clamp(max=shard.num_local - 1)
+    if valid is not None:  # padding repeats the last real row, so that it adds nothing to what an optimizer touches
+        index = torch.where(valid, index, index.masked_fill(~valid, 0).amax())
     return Sample(index, columns, num_targets.clamp(min=budget), valid)
 
 

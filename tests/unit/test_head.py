@@ -270,3 +270,25 @@ def test_bad_arguments_say_what_is_wrong(arguments, words):
 def test_bad_losses_say_what_is_wrong(make, words):
     with pytest.raises(ValueError, match=words):
         make()
+
+
+@pytest.mark.parametrize("loss", [ArcFace(scale=32.0), NormFace(label_smoothing=0.1), Softmax(bias=True), ArcFace(scale=99.0)])
+@pytest.mark.parametrize("rate", [0.0, 0.1, 0.6])
+def test_the_padded_path_of_accelerators_gives_the_same_numbers(loss, rate, monkeypatch):
+    import functools
+
+    from lightning_pfc.heads import partial_fc, sampling
+
+    torch.manual_seed(0)
+    x, labels = torch.randn(9, 5, dtype=torch.float64), torch.randint(0, 61, (9,))
+    results = []
+    for static in (False, True):
+        monkeypatch.setattr(
+            partial_fc, "sample_uniform", functools.partial(sampling.sample_uniform, static_shapes=static)
+        )
+        head = PartialFC(embedding_dim=5, num_classes=61, loss=loss, sample_rate=rate, chunk_size=7).double()
+        leaf = x.clone().requires_grad_()
+        value = head(leaf, labels)
+        value.backward()
+        results.append((value, leaf.grad, head.weight.grad))
+    torch.testing.assert_close(results[1], results[0])
