@@ -1,0 +1,251 @@
+"""Batches: an order cut into global batches, each rank's slice of them, and the loader that yields them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, DistributedSampler
+
+from lightning_pfc.data.camera import to_float
+from lightning_pfc.data.counter import UInts, stream
+from lightning_pfc.data.images import ImageTable
+from lightning_pfc.data.orders import Draws, Order
+
+Augment = Callable[[Tensor, UInts], Tensor]
+
+
+class BatchNumber(NamedTuple):
+    """Which batch of which epoch."""
+
+    epoch: int
+    batch: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchPlan:
+    """Cuts an order into global batches and gives each rank its slice.
+
+    The global batch ``g`` holds the draws ``g * B`` to ``(g + 1) * B`` with ``B = batch_size * world_size``, and rank r
+    the r-th part of them. So at an equal global batch the same images meet in the same step, however many ranks share
+    it.
+
+    Attributes:
+        order: the draws of an epoch.
+        batch_size: images per rank and step.
+        rank, world_size: of the ranks that train together.
+        drop_last: leave out the draws that do not fill a global batch; else they make a last, smaller one, divided as
+            evenly as can be (fewer than ``world_size`` of them are left out even so: every rank needs an image).
+    """
+
+    order: Order
+    batch_size: int
+    rank: int = 0
+    world_size: int = 1
+    drop_last: bool = True
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise ValueError(f"batch_size={self.batch_size} must be at least 1.")
+        if not 0 <= self.rank < self.world_size:
+            raise ValueError(f"rank={self.rank} must lie in [0, world_size={self.world_size}).")
+        if not len(self):
+            raise ValueError(
+                f"batch_size={self.batch_size} on {self.world_size} rank(s) is a global batch of {self.global_batch}, "
+                f"more than the {self.order.length} images of an epoch: use at most "
+                f"{max(1, self.order.length // self.world_size)}, or drop_last=False."
+            )
+
+    @property
+    def global_batch(self) -> int:
+        """Images per step over all ranks."""
+        return self.batch_size * self.world_size
+
+    def __len__(self) -> int:
+        full, rest = divmod(self.order.length, self.global_batch)
+        return full + (not self.drop_last and rest >= self.world_size)
+
+    def draws(self, number: BatchNumber) -> Draws:
+        """This rank's draws in a batch of an epoch."""
+        if not 0 <= number.batch < len(self):
+            raise IndexError(f"batch {number.batch} of {len(self)}")
+        start = number.batch * self.global_batch
+        size = min(self.global_batch, self.order.length - start)
+        mine = (start + self.rank * size // self.world_size, start + (self.rank + 1) * size // self.world_size)
+        return self.order.draws(number.epoch, *mine)
+
+
+class TrainingBatches(Dataset[tuple[Tensor, Tensor]]):
+    """A data set whose items are whole batches: pictures fetched, augmented and labelled together, wherever it runs.
+
+    Item ``BatchNumber(epoch, k)`` is this rank's part of batch k. A plain number k is batch k of epoch 0, which is what
+    Lightning's ``overfit_batches`` asks for.
+
+    Args:
+        images: the training pictures.
+        labels: (N,) int64 class of each.
+        plan: which pictures make a batch.
+        augment: ``(b, C, H, W) uint8, (b,) uint64 keys -> (b, C, H, W) float32 in [-1, 1]``.
+        seed: of the augmentation; an image's key is ``stream(seed, epoch, index, repeat)``.
+    """
+
+    def __init__(
+        self, images: ImageTable, labels: NDArray[np.int64], plan: BatchPlan, augment: Augment, seed: int = 0
+    ) -> None:
+        self.images = images
+        self.labels = labels
+        self.plan = plan
+        self.augment = augment
+        self.seed = seed
+
+    def __len__(self) -> int:
+        return len(self.plan)
+
+    def __getitem__(self, number: BatchNumber | int) -> tuple[Tensor, Tensor]:
+        if not isinstance(number, BatchNumber):
+            number = BatchNumber(0, int(number))
+        draws = self.plan.draws(number)
+        keys = stream(self.seed, number.epoch, draws.position, draws.repeat)
+        images = self.augment(self.images.fetch(draws.position), keys)
+        return images, torch.from_numpy(np.asarray(self.labels[draws.position], dtype=np.int64))
+
+
+class EpochSampler(DistributedSampler[BatchNumber]):
+    """The batch numbers of an epoch. Lightning sets the epoch, and leaves alone what is a ``DistributedSampler``."""
+
+    def __init__(self, length: int) -> None:
+        # The parent would cut the data set itself; a BatchPlan does that here, so nothing of the parent's is used.
+        self.length = length
+        self.epoch = 0
+        self.start = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """The epoch of the next iteration."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __iter__(self) -> Iterator[BatchNumber]:
+        start, self.start = self.start, 0
+        for batch in range(start, self.length):
+            yield BatchNumber(self.epoch, batch)
+
+
+class TrainingLoader(DataLoader[tuple[Tensor, Tensor]]):
+    """A loader that can be stopped after any batch and taken up there: Lightning stores its state in every checkpoint.
+
+    Args:
+        dataset: the batches.
+        num_workers: processes that prepare batches; 0 prepares them in the training process.
+        kwargs: further arguments of :class:`torch.utils.data.DataLoader`.
+    """
+
+    def __init__(self, dataset: TrainingBatches, num_workers: int = 0, **kwargs: Any) -> None:
+        kwargs.setdefault("sampler", EpochSampler(len(dataset)))
+        kwargs.setdefault("batch_size", None)
+        super().__init__(dataset, num_workers=num_workers, **kwargs)
+        self._epoch = 0
+        self._done = 0
+
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+        sampler = self.sampler
+        done = sampler.start if isinstance(sampler, EpochSampler) else 0
+        for batch in super().__iter__():
+            done += 1
+            self._epoch, self._done = getattr(sampler, "epoch", 0), done
+            yield batch
+
+    def state_dict(self) -> dict[str, int]:
+        """Which epoch, and how many of its batches were handed out; after the last one, the next epoch and none."""
+        if self._done >= len(self):
+            return {"epoch": self._epoch + 1, "batch": 0, "length": len(self)}
+        return {"epoch": self._epoch, "batch": self._done, "length": len(self)}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Go on after the batches that the state counts.
+
+        Raises:
+            ValueError: if an epoch has another number of batches than the one that was left in the middle.
+        """
+        sampler = self.sampler
+        if not isinstance(sampler, EpochSampler):
+            return  # overfit_batches: every epoch is the same few batches
+        if state["batch"] and state["length"] != len(self):
+            raise ValueError(
+                f"The checkpoint was written after batch {state['batch']} of {state['length']}, but an epoch has "
+                f"{len(self)} batches now: resume with the same data and the same global batch (data.batch_size times "
+                "ranks), or from a checkpoint written at the end of an epoch."
+            )
+        sampler.set_epoch(state["epoch"])
+        sampler.start = state["batch"]
+        self._epoch, self._done = state["epoch"], state["batch"]
+
+
+class EvaluationBatches(Dataset[tuple[Tensor, Tensor]]):
+    """Every picture once, without augmentation: this rank's part of each batch, with positions or labels.
+
+    All ranks see the same number of batches, and no batch is empty, so a step may contain collectives; pictures are
+    spread evenly over the batches, and sizes differ by one at most.
+
+    Args:
+        images: the pictures.
+        targets: (N,) int64, what a batch carries beside the pictures: labels, or None for the positions themselves.
+        batch_size: most images per rank and step.
+        rank, world_size: of the ranks that share the work.
+    """
+
+    def __init__(
+        self,
+        images: ImageTable,
+        targets: NDArray[np.int64] | None,
+        batch_size: int,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        if batch_size < 1:
+            raise ValueError(f"batch_size={batch_size} must be at least 1.")
+        if len(images) < world_size:
+            raise ValueError(f"{len(images)} images cannot be shared by {world_size} ranks: use fewer ranks.")
+        self.images = images
+        self.targets = targets
+        self.rank = rank
+        self.world_size = world_size
+        self.num_batches = -(-len(images) // (batch_size * world_size))
+
+    def __len__(self) -> int:
+        return self.num_batches
+
+    def __getitem__(self, number: int) -> tuple[Tensor, Tensor]:
+        if not 0 <= number < self.num_batches:
+            raise IndexError(f"batch {number} of {self.num_batches}")
+        part, parts = number * self.world_size + self.rank, self.num_batches * self.world_size
+        index = np.arange(len(self.images) * part // parts, len(self.images) * (part + 1) // parts)
+        targets = index if self.targets is None else np.asarray(self.targets[index], dtype=np.int64)
+        return to_float(self.images.fetch(index)), torch.from_numpy(targets)
+
+
+class _InOrder(DistributedSampler[int]):
+    """0, 1, 2, ...: a DistributedSampler only so that Lightning puts no sampler of its own in its place."""
+
+    def __init__(self, length: int) -> None:
+        self.length = length
+
+    def set_epoch(self, epoch: int) -> None:
+        """Every epoch is the same."""
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(range(self.length))
+
+
+def evaluation_loader(batches: EvaluationBatches, num_workers: int = 0, **kwargs: Any) -> DataLoader[Any]:
+    """A loader over evaluation batches."""
+    return DataLoader(batches, batch_size=None, sampler=_InOrder(len(batches)), num_workers=num_workers, **kwargs)

@@ -1,0 +1,232 @@
+"""The data module: one for every kind of data, since kinds differ in their source only."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+import lightning as L
+import torch
+import torch.distributed as dist
+from torch.utils.data import DataLoader
+
+from lightning_pfc.data.batches import (
+    Augment,
+    BatchPlan,
+    EvaluationBatches,
+    TrainingBatches,
+    TrainingLoader,
+    evaluation_loader,
+)
+from lightning_pfc.data.orders import Order, ShuffledOrder
+from lightning_pfc.data.source import EvaluationSet, IdentityData, LabelledSet, Source, Task
+from lightning_pfc.data.verification import VerificationSet
+from lightning_pfc.distributed.comm import Comm
+from lightning_pfc.distributed.owner import get_owner
+
+_log = logging.getLogger(__name__)
+
+
+class IdentityDataModule(L.LightningDataModule):
+    """Training batches of a source, and its evaluation sets, right on any number of ranks.
+
+    Training yields ``(images (b, C, H, W) float32 in [-1, 1], labels (b,) int64)``. The global batch of a step depends
+    on (seed, epoch, step) and on the global batch size, not on the number of ranks or workers; so does the augmentation
+    of an image. Verification yields ``(images, position (b,) int64)`` for the sets of :meth:`verification_sets`,
+    classification ``(images, labels)`` for those of :meth:`labelled_sets`; one loader per set, in their order.
+
+    Args:
+        source: what to train on, such as :class:`~lightning_pfc.data.Glyphs`.
+        batch_size: training images per rank and step.
+        eval_batch_size: images per rank and evaluation step; four times ``batch_size`` by default.
+        num_workers: processes per rank that prepare batches; 0 prepares them in the training process.
+        augment: replaces the augmentation that comes with the source; see :class:`~lightning_pfc.data.batches.Augment`.
+        seed: of the shuffling and the augmentation.
+        drop_last: leave out the images of an epoch that do not fill a global batch.
+        repeats: augmented copies of an image in its batch (repeated augmentation).
+        pin_memory: page-locked batches; by default where CUDA is.
+
+    After ``setup``: ``num_classes``, ``num_images``, ``input_size`` (C, H, W) and ``task`` come from the data.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        *,
+        batch_size: int = 128,
+        eval_batch_size: int | None = None,
+        num_workers: int = 0,
+        augment: Augment | None = None,
+        seed: int = 0,
+        drop_last: bool = True,
+        repeats: int = 1,
+        pin_memory: bool | None = None,
+    ) -> None:
+        super().__init__()
+        for name, value, least in (
+            ("batch_size", batch_size, 1),
+            ("num_workers", num_workers, 0),
+            ("repeats", repeats, 1),
+        ):
+            if not isinstance(value, int) or value < least:
+                raise ValueError(f"{name}={value!r} must be an integer of at least {least}.")
+        if eval_batch_size is not None and eval_batch_size < 1:
+            raise ValueError(f"eval_batch_size={eval_batch_size} must be at least 1.")
+        self.source = source
+        self.batch_size = batch_size
+        self.eval_batch_size = 4 * batch_size if eval_batch_size is None else eval_batch_size
+        self.num_workers = num_workers
+        self.augment = augment
+        self.seed = seed
+        self.drop_last = drop_last
+        self.repeats = repeats
+        self.pin_memory = torch.cuda.is_available() if pin_memory is None else pin_memory
+        self._data: IdentityData | None = None
+        self._failure: Exception | None = None
+
+    # --- life cycle -------------------------------------------------------------------------------------------------
+
+    def prepare_data(self) -> None:
+        """Prepare the source, on one process per node. In a group, an error waits for ``setup``: there all ranks raise."""
+        self._failure = None
+        try:
+            self.source.prepare()
+        except Exception as error:
+            if not _in_group():
+                raise
+            self._failure = error
+
+    def setup(self, stage: str | None = None) -> None:
+        """Open the source, once. On several ranks a collective: an error on one is raised on all, and all must agree.
+
+        Raises:
+            ValueError, OSError: what is wrong with the data, on every rank.
+            RuntimeError: if ranks opened different data.
+        """
+        if self._data is not None:
+            return
+        failure, data = self._failure, None
+        if failure is None:
+            try:
+                data = self.source.open()
+            except Exception as error:
+                failure = error
+        self._agree(data, failure)
+        self._data = data
+        if data is not None and data.description:
+            _log.info("%s", data.description)
+
+    def _agree(self, data: IdentityData | None, failure: Exception | None) -> None:
+        if not _in_group():
+            if failure is not None:
+                raise failure
+            return
+        owner = get_owner()
+        comm = owner.comm if owner is not None and owner.comm is not None else Comm.from_group()
+        numbers = [] if data is None else [int(data.fingerprint[:15], 16), data.num_classes, data.num_images]
+        everyone = comm.agreement.exchange("data: setup", numbers, failure)
+        if different := [r for r, theirs in enumerate(everyone) if theirs != everyone[0]]:
+            raise RuntimeError(
+                f"Ranks {different} opened other data than rank 0 (rank 0: {everyone[0][1]} classes, {everyone[0][2]} "
+                f"images; rank {different[0]}: {everyone[different[0]][1]}, {everyone[different[0]][2]}). Every node needs "
+                "the same files, fonts and versions."
+            )
+
+    @property
+    def data(self) -> IdentityData:
+        """The opened source.
+
+        Raises:
+            RuntimeError: before ``setup``.
+        """
+        if self._data is None:
+            raise RuntimeError("The data are not open yet: call prepare_data() and setup() first, as a Trainer does.")
+        return self._data
+
+    # --- what the data say ------------------------------------------------------------------------------------------
+
+    @property
+    def num_classes(self) -> int:
+        """Number of training classes."""
+        return self.data.num_classes
+
+    @property
+    def num_images(self) -> int:
+        """Number of training images."""
+        return self.data.num_images
+
+    @property
+    def input_size(self) -> tuple[int, int, int]:
+        """(C, H, W) of the images."""
+        return self.data.train.image_shape
+
+    @property
+    def task(self) -> Task:
+        """What evaluation does: "open" (verification of unseen identities) or "closed" (classification)."""
+        return self.data.task
+
+    def _sets(self, stage: str) -> Mapping[str, EvaluationSet]:
+        if stage not in ("validate", "test"):
+            raise ValueError(f'stage={stage!r} must be "validate" or "test".')
+        return self.data.validation if stage == "validate" else self.data.test
+
+    def verification_sets(self, stage: str = "test") -> dict[str, VerificationSet]:
+        """The verification sets of a stage ("validate" or "test") by name, in the order of the loaders."""
+        return {name: s for name, s in self._sets(stage).items() if isinstance(s, VerificationSet)}
+
+    def labelled_sets(self, stage: str = "test") -> dict[str, LabelledSet]:
+        """The classification sets of a stage ("validate" or "test") by name, in the order of the loaders."""
+        return {name: s for name, s in self._sets(stage).items() if isinstance(s, LabelledSet)}
+
+    # --- loaders ----------------------------------------------------------------------------------------------------
+
+    def order(self) -> Order:
+        """Which images an epoch draws; override for another sampler."""
+        return ShuffledOrder(self.num_images, self.seed, self.repeats)
+
+    def train_dataloader(self) -> TrainingLoader:
+        """This rank's part of the global batches."""
+        rank, world_size = self._rank()
+        plan = BatchPlan(
+            order=self.order(), batch_size=self.batch_size, rank=rank, world_size=world_size, drop_last=self.drop_last
+        )
+        augment = self.data.augment if self.augment is None else self.augment
+        batches = TrainingBatches(self.data.train, self.data.labels, plan, augment, self.seed)
+        return TrainingLoader(batches, **self._worker_options())
+
+    def val_dataloader(self) -> list[DataLoader[Any]]:
+        """One loader per validation set."""
+        return self._evaluation("validate")
+
+    def test_dataloader(self) -> list[DataLoader[Any]]:
+        """One loader per test set."""
+        return self._evaluation("test")
+
+    def _evaluation(self, stage: str) -> list[DataLoader[Any]]:
+        rank, world_size = self._rank()
+        sets: list[EvaluationSet] = [*self.verification_sets(stage).values(), *self.labelled_sets(stage).values()]
+        return [
+            evaluation_loader(
+                EvaluationBatches(
+                    s.images, s.labels if isinstance(s, LabelledSet) else None, self.eval_batch_size, rank, world_size
+                ),
+                **self._worker_options(),
+            )
+            for s in sets
+        ]
+
+    def _worker_options(self) -> dict[str, Any]:
+        options: dict[str, Any] = {"num_workers": self.num_workers, "pin_memory": self.pin_memory}
+        if self.num_workers:
+            options["persistent_workers"] = True
+        return options
+
+    def _rank(self) -> tuple[int, int]:
+        if self.trainer is not None:
+            return self.trainer.global_rank, self.trainer.world_size
+        return (dist.get_rank(), dist.get_world_size()) if _in_group() else (0, 1)
+
+
+def _in_group() -> bool:
+    return dist.is_available() and dist.is_initialized()

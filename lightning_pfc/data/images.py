@@ -1,0 +1,53 @@
+"""Tables of images: what a loader asks for pictures, many at a time."""
+
+from __future__ import annotations
+
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+
+@runtime_checkable
+class ImageTable(Protocol):
+    """Pictures of one size, fetched by the batch."""
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of every picture."""
+
+    def __len__(self) -> int:
+        """Number of pictures."""
+
+    def fetch(self, index: NDArray[np.int64]) -> Tensor:
+        """(b,) positions to (b, C, H, W) uint8 images."""
+
+
+class ArrayImages:
+    """Some rows of a uint8 array, in memory or memory-mapped; nothing is copied before it is asked for.
+
+    Args:
+        array: (N, H, W) or (N, C, H, W) uint8.
+        rows: which rows this table shows, in order; all by default.
+    """
+
+    def __init__(self, array: NDArray[np.uint8], rows: NDArray[np.int64] | None = None) -> None:
+        if array.dtype != np.uint8 or array.ndim not in (3, 4):
+            raise ValueError(f"array must be uint8 of 3 or 4 dimensions, not {array.dtype} of shape {array.shape}.")
+        self.array = array
+        self.rows = np.arange(len(array)) if rows is None else rows
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of every picture."""
+        shape = self.array.shape[1:]
+        return (1, shape[0], shape[1]) if len(shape) == 2 else (shape[0], shape[1], shape[2])
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def fetch(self, index: NDArray[np.int64]) -> Tensor:
+        """(b,) positions to (b, C, H, W) uint8 images."""
+        return torch.from_numpy(self.array[self.rows[index]]).view(len(index), *self.image_shape)

@@ -1,0 +1,77 @@
+"""What every kind of data looks like to the data module: a source is prepared once, then opened on every rank."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lightning_pfc.data.batches import Augment
+from lightning_pfc.data.images import ImageTable
+from lightning_pfc.data.verification import VerificationSet
+
+Task = Literal["open", "closed"]
+
+
+@dataclass(frozen=True)
+class LabelledSet:
+    """Pictures of the training classes, to classify.
+
+    Attributes:
+        images: the pictures.
+        labels: (N,) int64 class of each.
+        description: one line for tables and logs.
+    """
+
+    images: ImageTable
+    labels: NDArray[np.int64]
+    description: str = ""
+
+
+EvaluationSet = VerificationSet | LabelledSet
+
+
+@dataclass(frozen=True, kw_only=True)
+class IdentityData:
+    """An opened source. The numbers of classes and images are those of the data.
+
+    Attributes:
+        train: the training pictures.
+        labels: (N,) int64 class of each, in ``[0, num_classes)``.
+        num_classes: number of training classes.
+        task: "open" when evaluation shows identities that were never trained on, "closed" when it classifies.
+        validation, test: named evaluation sets, of one kind each.
+        fingerprint: changes when the data do; ranks compare it, and two runs may.
+        augment: what suits these pictures in training, unless the user says otherwise.
+        class_names: a name per class, where there are names.
+        description: one line for tables and logs.
+    """
+
+    train: ImageTable
+    labels: NDArray[np.int64]
+    num_classes: int
+    task: Task
+    fingerprint: str
+    augment: Augment
+    validation: Mapping[str, EvaluationSet] = field(default_factory=dict)
+    test: Mapping[str, EvaluationSet] = field(default_factory=dict)
+    class_names: Sequence[str] | None = None
+    description: str = ""
+
+    @property
+    def num_images(self) -> int:
+        """Number of training images."""
+        return len(self.train)
+
+
+class Source(Protocol):
+    """A kind of data, described but not yet opened."""
+
+    def prepare(self) -> None:
+        """Make what opening needs (downloads, caches). Runs on one process per node; must not set state."""
+
+    def open(self) -> IdentityData:
+        """Open the data. Runs on every rank and gives the same on each."""
