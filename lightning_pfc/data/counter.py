@@ -18,7 +18,7 @@ UInts = NDArray[np.uint64]
 
 def mix(values: UInts) -> UInts:
     """SplitMix64's finaliser, elementwise; a bijection of 64-bit words."""
-    z = values ^ (values >> np.uint64(30))
+    z: UInts = values ^ (values >> np.uint64(30))
     z *= np.uint64(0xBF58476D1CE4E5B9)
     z ^= z >> np.uint64(27)
     z *= np.uint64(0x94D049BB133111EB)
@@ -59,7 +59,9 @@ def bits(keys: UInts, count: int) -> UInts:
 
 def uniform(keys: UInts, count: int) -> NDArray[np.float32]:
     """(n,) keys to (n, count) float32 in [0, 1), 24 bits each."""
-    return (bits(keys, count) >> np.uint64(40)).astype(np.float32) * np.float32(2.0**-24)
+    numbers: NDArray[np.float32] = (bits(keys, count) >> np.uint64(40)).astype(np.float32)
+    numbers *= np.float32(2.0**-24)
+    return numbers
 
 
 def normal(keys: UInts, count: int) -> NDArray[np.float32]:
@@ -114,4 +116,5 @@ class Permutation:
         left, right = values >> self._half, values & self._low
         for key in self._keys:
             left, right = right, left ^ (mix(right + key) & self._low)
-        return (left << self._half) | right
+        joined: UInts = (left << self._half) | right
+        return joined

@@ -88,7 +88,7 @@ class IdentityDataModule(L.LightningDataModule):
     # --- life cycle -------------------------------------------------------------------------------------------------
 
     def prepare_data(self) -> None:
-        """Prepare the source, on one process per node. In a group, an error waits for ``setup``: there all ranks raise."""
+        """Prepare the source, on one process per node. In a group an error waits for ``setup``: there all ranks raise."""
         self._failure = None
         try:
             self.source.prepare()
@@ -129,8 +129,8 @@ class IdentityDataModule(L.LightningDataModule):
         if different := [r for r, theirs in enumerate(everyone) if theirs != everyone[0]]:
             raise RuntimeError(
                 f"Ranks {different} opened other data than rank 0 (rank 0: {everyone[0][1]} classes, {everyone[0][2]} "
-                f"images; rank {different[0]}: {everyone[different[0]][1]}, {everyone[different[0]][2]}). Every node needs "
-                "the same files, fonts and versions."
+                f"images; rank {different[0]}: {everyone[different[0]][1]}, {everyone[different[0]][2]}). Every node "
+                "needs the same files, fonts and versions."
             )
 
     @property

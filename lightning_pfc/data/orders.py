@@ -1,4 +1,4 @@
-"""Orders: which images one epoch draws, in which sequence. Pure functions of (seed, epoch, place), for any rank to compute."""
+"""Orders: which images one epoch draws, in which sequence. A function of (seed, epoch, place) on any rank."""
 
 from __future__ import annotations
 

@@ -135,8 +135,7 @@ FONT_FOLDERS = ("/usr/share/fonts", "/usr/local/share/fonts", "~/.local/share/fo
 
 
 def debian_fonts(folders: Sequence[str | os.PathLike[str]] = FONT_FOLDERS) -> FontSet:
-    """Six designs of five Debian packages (82 MB): five trained, and AR PL UKai, a brush hand unlike all of them, held
-    out.
+    """Six designs of five Debian packages (82 MB): five trained, and AR PL UKai, a brush hand, held out.
 
     Args:
         folders: where to look for font files, at any depth.

@@ -168,10 +168,11 @@ def _draw_parts(fonts: FontSet, size: int, em: int, parts: Path, workers: int, p
                 Thread(target=_listen, args=(process, done), daemon=True).start()
             size_of = {job["target"]: job["stop"] - job["start"] for job in todo}
             while size_of:
-                try:
-                    bar.update(size_of.pop(done.get(timeout=0.2), 0))
-                except Empty:
+                finished = _next(done)
+                if finished is None:
                     _raise_if_failed(processes, parts)
+                else:
+                    bar.update(size_of.pop(finished, 0))
         finally:
             for process in processes:
                 process.terminate()
@@ -180,6 +181,13 @@ def _draw_parts(fonts: FontSet, size: int, em: int, parts: Path, workers: int, p
                 for pipe in (process.stdout, process.stderr):
                     if pipe is not None:
                         pipe.close()
+
+
+def _next(done: Queue[str]) -> str | None:
+    try:
+        return done.get(timeout=0.2)
+    except Empty:
+        return None
 
 
 def _feed(process: subprocess.Popen[str], share: list[dict[str, Any]]) -> None:
@@ -205,8 +213,8 @@ def _raise_if_failed(processes: list[subprocess.Popen[str]], parts: Path) -> Non
         if process.poll() not in (None, 0):
             assert process.stderr is not None
             raise RuntimeError(
-                f"A process that draws glyphs ended with status {process.returncode}; finished parts are kept in {parts}, "
-                f"so the next run goes on from there. It said:\n{process.stderr.read().strip()[-2000:]}"
+                f"A process that draws glyphs ended with status {process.returncode}; finished parts are kept in "
+                f"{parts}, so the next run goes on from there. It said:\n{process.stderr.read().strip()[-2000:]}"
             )
 
 
