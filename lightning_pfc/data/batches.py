@@ -8,13 +8,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from lightning_pfc.data.camera import to_float
 from lightning_pfc.data.counter import UInts, stream
-from lightning_pfc.data.images import ImageTable
+from lightning_pfc.data.images import ImageTable, Labels
 from lightning_pfc.data.orders import Draws, Order
 
 Augment = Callable[[Tensor, UInts], Tensor]
@@ -94,9 +93,7 @@ class TrainingBatches(Dataset[tuple[Tensor, Tensor]]):
         seed: of the augmentation; an image's key is ``stream(seed, epoch, index, repeat)``.
     """
 
-    def __init__(
-        self, images: ImageTable, labels: NDArray[np.int64], plan: BatchPlan, augment: Augment, seed: int = 0
-    ) -> None:
+    def __init__(self, images: ImageTable, labels: Labels, plan: BatchPlan, augment: Augment, seed: int = 0) -> None:
         self.images = images
         self.labels = labels
         self.plan = plan
@@ -203,7 +200,7 @@ class EvaluationBatches(Dataset[tuple[Tensor, Tensor]]):
     def __init__(
         self,
         images: ImageTable,
-        targets: NDArray[np.int64] | None,
+        targets: Labels | None,
         batch_size: int,
         rank: int = 0,
         world_size: int = 1,

@@ -88,7 +88,7 @@ class IdentityDataModule(L.LightningDataModule):
     # --- life cycle -------------------------------------------------------------------------------------------------
 
     def prepare_data(self) -> None:
-        """Prepare the source, on one process per node. In a group an error waits for ``setup``: there all ranks raise."""
+        """Prepare the source, on one process per node. In a group, ``setup`` raises what went wrong, on all ranks."""
         self._failure = None
         try:
             self.source.prepare()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -23,6 +23,16 @@ class ImageTable(Protocol):
 
     def fetch(self, index: NDArray[np.int64]) -> Tensor:
         """(b,) positions to (b, C, H, W) uint8 images."""
+
+
+class Labels(Protocol):
+    """(N,) int64 labels: an array, or something that computes them."""
+
+    def __len__(self) -> int:
+        """Number of labels."""
+
+    def __getitem__(self, index: NDArray[np.int64], /) -> NDArray[np.int64]:
+        """(b,) positions to (b,) labels."""
 
 
 class ArrayImages:
@@ -47,6 +57,20 @@ class ArrayImages:
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A worker process that is spawned maps the file itself, instead of being sent all of it.
+        state = dict(self.__dict__)
+        if isinstance(self.array, np.memmap) and self.array.filename is not None:
+            a = self.array
+            state["array"] = (str(a.filename), a.shape, a.offset)
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        if isinstance(state["array"], tuple):
+            filename, shape, offset = state["array"]
+            state["array"] = np.memmap(filename, dtype=np.uint8, mode="r", offset=offset, shape=shape)
+        self.__dict__.update(state)
 
     def fetch(self, index: NDArray[np.int64]) -> Tensor:
         """(b,) positions to (b, C, H, W) uint8 images."""

@@ -6,11 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
-import numpy as np
-from numpy.typing import NDArray
-
 from lightning_pfc.data.batches import Augment
-from lightning_pfc.data.images import ImageTable
+from lightning_pfc.data.images import ImageTable, Labels
 from lightning_pfc.data.verification import VerificationSet
 
 Task = Literal["open", "closed"]
@@ -27,7 +24,7 @@ class LabelledSet:
     """
 
     images: ImageTable
-    labels: NDArray[np.int64]
+    labels: Labels
     description: str = ""
 
 
@@ -51,7 +48,7 @@ class IdentityData:
     """
 
     train: ImageTable
-    labels: NDArray[np.int64]
+    labels: Labels
     num_classes: int
     task: Task
     fingerprint: str
