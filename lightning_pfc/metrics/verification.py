@@ -13,12 +13,16 @@ from torchmetrics.utilities import rank_zero_warn
 
 from lightning_pfc.metrics.functional.checks import check_rate
 from lightning_pfc.metrics.functional.curves import area_under_roc, tar_at_far
-from lightning_pfc.metrics.functional.kfold import kfold_accuracy
+from lightning_pfc.metrics.functional.kfold import fold_of_pair, kfold_accuracy
 from lightning_pfc.metrics.functional.pairs import cosine_from_squared_distance, pair_squared_distances
 
 
 class PairsLike(Protocol):
-    """Pairs of images by row, each of shape (P,): ``first`` and ``second`` int64, ``same`` bool."""
+    """Pairs of images by row, each of shape (P,): ``first`` and ``second`` int64, ``same`` bool.
+
+    An attribute ``fold`` (P,) int64, if there is one, is the fold of each pair for the accuracy, -1 for pairs that
+    count in rates only; without it the folds are contiguous in pair order.
+    """
 
     @property
     def first(self) -> Tensor:
@@ -66,6 +70,10 @@ class VerificationMetric(Metric):
         self.first = torch.as_tensor(pairs.first, dtype=torch.int64).cpu()
         self.second = torch.as_tensor(pairs.second, dtype=torch.int64).cpu()
         self.same = torch.as_tensor(pairs.same, dtype=torch.bool).cpu()
+        fold = getattr(pairs, "fold", None)
+        self.fold = None if fold is None else torch.as_tensor(fold, dtype=torch.int64).cpu()
+        if self.fold is not None and len(self.fold) != len(self.first):
+            raise ValueError(f"pairs has {len(self.first)} pairs but fold has {len(self.fold)} entries")
         if not len(self.first) == len(self.second) == len(self.same):
             lengths = f"{len(self.first)}, {len(self.second)}, {len(self.same)}"
             raise ValueError(f"pairs has first, second and same of lengths {lengths}; they must be equal")
@@ -124,13 +132,13 @@ class VerificationMetric(Metric):
 
     def compute(self) -> Tensor:
         """The metric over all pairs, a float64 scalar; NaN when no number can be given (see ``incomplete``)."""
-        distances, same, _ = self._distances()
+        distances, same, which = self._distances()
         if not bool(same.any()) or bool(same.all()):
             self._complain(f"{type(self).__name__} has no pair of both kinds among the images seen so far")
             return torch.tensor(math.nan, dtype=torch.float64)
-        return torch.tensor(self._score(distances, same), dtype=torch.float64)
+        return torch.tensor(self._score(distances, same, which), dtype=torch.float64)
 
-    def _score(self, distances: Tensor, same: Tensor) -> float:
+    def _score(self, distances: Tensor, same: Tensor, which: Tensor) -> float:
         raise NotImplementedError
 
     def _distances(self) -> tuple[Tensor, Tensor, Tensor]:
@@ -165,15 +173,22 @@ class VerificationAccuracy(VerificationMetric):
 
     Args:
         pairs: Pairs in protocol order, see :class:`VerificationMetric`.
-        num_folds: Contiguous folds in pair order.
+        num_folds: Number of folds; None takes 10, or as many as ``pairs.fold`` names.
         thresholds: ``"grid"`` as published (steps of 0.01 on the squared distance) or ``"exact"``.
         **kwargs: Passed to :class:`VerificationMetric`.
     """
 
     def __init__(
-        self, pairs: PairsLike, *, num_folds: int = 10, thresholds: Literal["grid", "exact"] = "grid", **kwargs: Any
+        self,
+        pairs: PairsLike,
+        *,
+        num_folds: int | None = None,
+        thresholds: Literal["grid", "exact"] = "grid",
+        **kwargs: Any,
     ) -> None:
         super().__init__(pairs, **kwargs)
+        if num_folds is None:
+            num_folds = 10 if self.fold is None else 1 + int(self.fold.max())
         if num_folds < 2:
             raise ValueError(f"num_folds={num_folds} must be at least 2: one fold is scored by the others' threshold")
         if thresholds not in ("grid", "exact"):
@@ -181,11 +196,14 @@ class VerificationAccuracy(VerificationMetric):
         self.num_folds = num_folds
         self.thresholds: Literal["grid", "exact"] = thresholds
 
-    def _score(self, distances: Tensor, same: Tensor) -> float:
-        if len(distances) < self.num_folds:
-            self._complain(f"VerificationAccuracy needs at least {self.num_folds} pairs, got {len(distances)}")
-            return math.nan
-        return kfold_accuracy(distances, same, num_folds=self.num_folds, thresholds=self.thresholds).mean
+    def _score(self, distances: Tensor, same: Tensor, which: Tensor) -> float:
+        fold = self.fold
+        if len(which) < len(self.first):  # only part of the pairs: the folds of those that are there
+            fold = (fold if fold is not None else fold_of_pair(len(self.first), self.num_folds))[which]
+            if len(set(fold[fold >= 0].tolist())) < self.num_folds or len(set(same[fold >= 0].tolist())) < 2:
+                self._complain(f"VerificationAccuracy has no pair in some of its {self.num_folds} folds")
+                return math.nan
+        return kfold_accuracy(distances, same, num_folds=self.num_folds, thresholds=self.thresholds, fold=fold).mean
 
 
 class TARAtFAR(VerificationMetric):
@@ -201,14 +219,14 @@ class TARAtFAR(VerificationMetric):
         super().__init__(pairs, **kwargs)
         self.far = check_rate(far, "far")
 
-    def _score(self, distances: Tensor, same: Tensor) -> float:
+    def _score(self, distances: Tensor, same: Tensor, which: Tensor) -> float:
         return tar_at_far(-distances, same, self.far).tar
 
 
 class VerificationAUC(VerificationMetric):
     """Area under the verification ROC, exact, ties count one half; see ``functional.curves.area_under_roc``."""
 
-    def _score(self, distances: Tensor, same: Tensor) -> float:
+    def _score(self, distances: Tensor, same: Tensor, which: Tensor) -> float:
         return area_under_roc(-distances, same)
 
 
@@ -219,13 +237,19 @@ def rate_name(rate: float) -> str:
 
 
 def verification_metrics(
-    pairs: PairsLike, *, fars: Sequence[float] = (1e-2, 1e-3), prefix: str | None = None, **kwargs: Any
+    pairs: PairsLike,
+    *,
+    fars: Sequence[float] = (1e-2, 1e-3),
+    num_folds: int | None = None,
+    prefix: str | None = None,
+    **kwargs: Any,
 ) -> MetricCollection:
     """The usual verification numbers of one set: ``accuracy``, ``auc`` and ``tar@far=...`` for each rate.
 
     Args:
         pairs: Pairs in protocol order, see :class:`VerificationMetric`.
         fars: False accept rates.
+        num_folds: As for :class:`VerificationAccuracy`.
         prefix: Put before every name, for example ``"test/"``.
         **kwargs: Passed to every metric, for example ``incomplete="raise"``.
 
@@ -233,7 +257,7 @@ def verification_metrics(
         A collection whose members share the embeddings they collect.
     """
     metrics: dict[str, Metric | MetricCollection] = {
-        "accuracy": VerificationAccuracy(pairs, **kwargs),
+        "accuracy": VerificationAccuracy(pairs, num_folds=num_folds, **kwargs),
         "auc": VerificationAUC(pairs, **kwargs),
     }
     for far in fars:

@@ -67,6 +67,26 @@ def test_thresholds_and_folds_are_those_of_the_protocol() -> None:
         assert np.array_equal(fold_of_pair(num).numpy(), expected)
 
 
+def test_folds_may_be_given_and_pairs_left_out() -> None:
+    distances, same = scored(300, seed=2)
+    fold = torch.randint(-1, 3, (300,), generator=torch.Generator().manual_seed(0))
+    order = fold.argsort(stable=True)[int((fold < 0).sum()) :]  # the same folds, made contiguous
+    sizes = torch.bincount(fold[order])
+    accuracy = []
+    for k in range(3):
+        train, test = order[fold[order] != k], order[fold[order] == k]
+        grid = np.arange(0, 4, 0.01)
+        best = np.argmax([np.mean(((distances[train] < t) == same[train]).numpy()) for t in grid])
+        accuracy.append(np.mean(((distances[test] < grid[best]) == same[test]).numpy()))
+    result = kfold_accuracy(distances, same, num_folds=3, fold=fold)
+    assert result.fold_accuracy.tolist() == accuracy
+    assert len(sizes) == 3
+    with pytest.raises(ValueError, match="num_folds=4"):
+        kfold_accuracy(distances, same, num_folds=4, fold=fold)
+    with pytest.raises(ValueError, match="fold has shape"):
+        kfold_accuracy(distances, same, num_folds=3, fold=fold[1:])
+
+
 def test_exact_thresholds_see_what_the_grid_cannot() -> None:
     # All the difference lies between two thresholds of the grid.
     same = torch.arange(200) % 2 == 0

@@ -77,6 +77,26 @@ def test_exact_thresholds_reach_the_metric() -> None:
     assert float(metric.compute()) == kfold_accuracy(distances, pairs.same, num_folds=7, thresholds="exact").mean
 
 
+def test_folds_that_come_with_the_pairs_are_used() -> None:
+    class Folded(NamedTuple):
+        first: torch.Tensor
+        second: torch.Tensor
+        same: torch.Tensor
+        fold: torch.Tensor
+
+    embeddings, pairs = make()
+    fold = torch.arange(203) % 6 - 1
+    distances = pair_squared_distances(embeddings, pairs.first, pairs.second)
+    metrics = verification_metrics(Folded(*pairs, fold), fars=(0.1,))
+    metrics.update(embeddings, torch.arange(60))
+    got = metrics.compute()
+    assert float(got["accuracy"]) == kfold_accuracy(distances, pairs.same, num_folds=5, fold=fold).mean
+    assert float(got["accuracy"]) != kfold_accuracy(distances, pairs.same, num_folds=5).mean
+    assert float(got["tar@far=1e-1"]) == tar_at_far(-distances, pairs.same, 0.1).tar  # of all pairs
+    with pytest.raises(ValueError, match="203 pairs but fold has 202"):
+        VerificationAUC(Folded(*pairs, fold[1:]))
+
+
 def test_missing_images_are_told_or_refused() -> None:
     embeddings, pairs = make()
     part = torch.arange(30)

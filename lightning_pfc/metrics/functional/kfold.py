@@ -90,6 +90,7 @@ def kfold_accuracy(
     *,
     num_folds: int = 10,
     thresholds: Literal["grid", "exact"] = "grid",
+    fold: Tensor | None = None,
 ) -> KFoldAccuracy:
     """Verification accuracy: each fold is judged by the threshold that is best on the other folds.
 
@@ -103,15 +104,31 @@ def kfold_accuracy(
         same: Whether a pair shows one identity, shape (P,), bool.
         num_folds: Contiguous folds in pair order.
         thresholds: Candidates, see above.
+        fold: Fold of each pair, shape (P,), int64, instead of contiguous ones; pairs at -1 are left out. Every fold
+            from 0 to ``num_folds - 1`` needs a pair.
 
     Returns:
         Mean, spread and the parts of both.
 
     Raises:
-        ValueError: On wrong shapes, NaN, one kind of pairs only, more folds than pairs or an unknown ``thresholds``.
+        ValueError: On wrong shapes, NaN, one kind of pairs only, more folds than pairs, an empty fold or an unknown
+            ``thresholds``.
     """
+    if fold is not None:
+        if fold.shape != distances.shape:
+            raise ValueError(
+                f"fold has shape {tuple(fold.shape)} but distances {tuple(distances.shape)}; they must agree"
+            )
+        used = fold.to(distances.device) >= 0
+        distances, same, fold = distances[used], same.to(distances.device)[used], fold.to(distances.device)[used]
     distances, same = check_scored_pairs(distances, same, "distances")
-    fold = fold_of_pair(len(distances), num_folds).to(distances.device)
+    if fold is None:
+        fold = fold_of_pair(len(distances), num_folds).to(distances.device)
+    elif torch.bincount(fold, minlength=num_folds).ne(0).tolist() != [True] * num_folds or num_folds < 2:
+        raise ValueError(
+            f"fold holds pairs of the folds {sorted(set(fold.tolist()))}; it must name each of 0 to {num_folds - 1} "
+            f"(num_folds={num_folds}, at least 2)"
+        )
     if thresholds == "grid":
         chosen, accuracy = _best_on_grid(distances, same, fold, num_folds)
     elif thresholds == "exact":
