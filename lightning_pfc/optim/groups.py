@@ -1,0 +1,93 @@
+"""Parameter groups: the head apart from the backbone, and no weight decay where it does no good."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from torch import nn
+
+from lightning_pfc.optim.rows import is_row_sharded
+
+
+def parameter_groups(
+    module: nn.Module,
+    *,
+    lr: float,
+    weight_decay: float,
+    head_lr: float | None = None,
+    head_lr_scale: float = 1.0,
+    head_weight_decay: float | None = None,
+    no_decay_on_norm_and_bias: bool = False,
+) -> list[dict[str, Any]]:
+    """Splits the trainable parameters of ``module`` into named groups for any optimizer.
+
+    The names appear in ``LearningRateMonitor`` and in checkpoints: ``"backbone"`` (all that is not of a head),
+    ``"head"``, and, if ``no_decay_on_norm_and_bias`` is set, ``"backbone_no_decay"`` and ``"head_no_decay"``. Groups
+    without parameters are left out. A head may be without storage still.
+
+    Args:
+        module: Anything that contains Partial FC heads, or none.
+        lr: Learning rate of the backbone, and of the head unless said otherwise.
+        weight_decay: Weight decay, likewise.
+        head_lr: Learning rate of the heads. Not together with ``head_lr_scale``.
+        head_lr_scale: Learning rate of the heads as a multiple of ``lr``.
+        head_weight_decay: Weight decay of the heads; None for that of the backbone.
+        no_decay_on_norm_and_bias: Keep weight decay from parameters with at most one dimension (scales and shifts of
+            normalisation, biases, slopes of PReLU), and from those which a submodule names in ``no_weight_decay()``, as
+            timm's models do.
+
+    Returns:
+        Groups with the keys ``params``, ``name``, ``lr`` and ``weight_decay``.
+
+    Raises:
+        ValueError: If a number is negative, ``head_lr`` and ``head_lr_scale`` are both given, or nothing is trainable.
+    """
+    if head_lr is not None and head_lr_scale != 1.0:
+        raise ValueError(
+            f"head_lr={head_lr} and head_lr_scale={head_lr_scale} say the same thing twice; give one of them."
+        )
+    options = {
+        "lr": lr,
+        "weight_decay": weight_decay,
+        "head_lr": lr * head_lr_scale if head_lr is None else head_lr,
+        "head_weight_decay": weight_decay if head_weight_decay is None else head_weight_decay,
+    }
+    for name, value in options.items():
+        if not value >= 0:
+            raise ValueError(f"{name}={value} is not allowed; give a number >= 0.")
+
+    heads = set(_head_parameter_names(module))
+    undecayed = set(_undecayed_names(module)) if no_decay_on_norm_and_bias else set()
+    groups: dict[str, dict[str, Any]] = {}
+    for part, prefix in (("backbone", ""), ("head", "head_")):
+        decay = options[f"{prefix}weight_decay"]
+        groups[part] = {"params": [], "name": part, "lr": options[f"{prefix}lr"], "weight_decay": decay}
+        groups[f"{part}_no_decay"] = {**groups[part], "params": [], "name": f"{part}_no_decay", "weight_decay": 0.0}
+    for name, param in module.named_parameters():
+        if param.requires_grad:
+            part = "head" if name in heads else "backbone"
+            groups[f"{part}_no_decay" if name in undecayed else part]["params"].append(param)
+    found = [group for group in groups.values() if group["params"]]
+    if not found:
+        raise ValueError("module has no parameter with requires_grad=True, so there is nothing to optimize.")
+    return found
+
+
+def _head_parameter_names(module: nn.Module) -> Iterator[str]:
+    """Names of the parameters of heads: modules that hold a parameter which is sharded by class."""
+    for prefix, child in module.named_modules():
+        if any(is_row_sharded(param) for param in child.parameters(recurse=False)):
+            for name, _ in child.named_parameters(prefix):
+                yield name
+
+
+def _undecayed_names(module: nn.Module) -> Iterator[str]:
+    for name, param in module.named_parameters():
+        if param.dim() <= 1:
+            yield name
+    for prefix, child in module.named_modules():
+        names = getattr(child, "no_weight_decay", None)
+        if callable(names):
+            for name in names():
+                yield f"{prefix}.{name}" if prefix else name

@@ -1,0 +1,89 @@
+"""Stochastic gradient descent with momentum that leaves the centers alone that were not sampled."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim.optimizer import ParamsT
+from torch.optim.sgd import sgd
+
+from lightning_pfc.optim.base import RowSparseOptimizer, check_options
+
+MOMENTUM = "momentum_buffer"
+
+
+class SparseSGD(RowSparseOptimizer):
+    """SGD with momentum, Nesterov's or plain, and weight decay on the rows of the gradient only.
+
+    For a row that is in the gradient, as in ``torch.optim.SGD``::
+
+        g += weight_decay * w;  v = momentum * v + g;  w -= lr * (g + momentum * v if nesterov else v)
+
+    For any other row nothing happens: no decay, no coasting on old momentum. This is the update of Partial FC (An et
+    al., arXiv:2010.05222, and arXiv:2203.15565). With every row in the gradient it equals ``torch.optim.SGD``, and the
+    keys of the state are the same.
+
+    Args:
+        params: Parameters, or groups of them.
+        lr: Learning rate.
+        momentum: Decay of the velocity; 0 keeps no state.
+        weight_decay: Factor of the weights that is added to the gradient.
+        nesterov: Look ahead along the velocity.
+
+    Raises:
+        ValueError: If an option is negative, or ``nesterov`` is set without momentum.
+    """
+
+    row_state_keys = frozenset({MOMENTUM})
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float = 1e-3,
+        momentum: float = 0.0,
+        weight_decay: float = 0.0,
+        nesterov: bool = False,
+    ) -> None:
+        super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "nesterov": nesterov})
+
+    def _check_group(self, group: dict[str, Any]) -> None:
+        check_options(group, lr=0.0, momentum=0.0, weight_decay=0.0)
+        if group["nesterov"] and group["momentum"] == 0:
+            raise ValueError("nesterov=True needs momentum > 0; got momentum=0.")
+
+    def _ensure_dense_state(self, param: Tensor, group: dict[str, Any]) -> None:
+        if group["momentum"] != 0 and self.state[param].get(MOMENTUM) is None:
+            self.state[param][MOMENTUM] = torch.zeros_like(param)
+
+    def _step_dense(self, params: list[Tensor], group: dict[str, Any]) -> None:
+        has_momentum = group["momentum"] != 0
+        buffers: list[Tensor | None] = [self.state[p].get(MOMENTUM) if has_momentum else None for p in params]
+        sgd(
+            params,
+            [p.grad for p in params if p.grad is not None],
+            buffers,
+            lr=group["lr"],
+            momentum=group["momentum"],
+            weight_decay=group["weight_decay"],
+            nesterov=group["nesterov"],
+            dampening=0.0,
+            maximize=False,
+        )
+        if has_momentum:
+            for param, buffer in zip(params, buffers, strict=True):
+                self.state[param][MOMENTUM] = buffer
+
+    def _row_state_shapes(self, param: Tensor, group: dict[str, Any]) -> dict[str, torch.Size]:
+        return {MOMENTUM: param.shape} if group["momentum"] != 0 else {}
+
+    def _update_rows(
+        self, weight: Tensor, state: dict[str, Tensor], grad: Tensor, group: dict[str, Any], step: int
+    ) -> None:
+        if group["weight_decay"] != 0:
+            grad = grad.add(weight, alpha=group["weight_decay"])
+        if group["momentum"] != 0:
+            velocity = state[MOMENTUM].mul_(group["momentum"]).add_(grad)
+            grad = grad.add(velocity, alpha=group["momentum"]) if group["nesterov"] else velocity
+        weight.add_(grad, alpha=-float(group["lr"]))
