@@ -1,0 +1,41 @@
+"""File formats of labelled images, all behind one indexed interface: ``EncodedImages``."""
+
+from __future__ import annotations
+
+from lightning_pfc.data.formats.base import EncodedImages
+from lightning_pfc.data.formats.decode import decode
+from lightning_pfc.data.formats.decoded import DecodedImages
+from lightning_pfc.data.formats.errors import (
+    BrokenImageError,
+    FormatError,
+    MissingLibraryError,
+    TooManyBrokenImagesError,
+)
+from lightning_pfc.data.formats.folder import FolderImages
+from lightning_pfc.data.formats.huggingface import HuggingFaceImages
+from lightning_pfc.data.formats.lists import ListImages
+from lightning_pfc.data.formats.opening import open_images
+from lightning_pfc.data.formats.parquet import ParquetImages
+from lightning_pfc.data.formats.recordio_images import RecordIOImages
+from lightning_pfc.data.formats.recordio_writer import RecordWriter
+from lightning_pfc.data.formats.subset import Subset
+from lightning_pfc.data.formats.webdataset import WebDatasetImages
+
+__all__ = [
+    "BrokenImageError",
+    "DecodedImages",
+    "EncodedImages",
+    "FolderImages",
+    "FormatError",
+    "HuggingFaceImages",
+    "ListImages",
+    "MissingLibraryError",
+    "ParquetImages",
+    "RecordIOImages",
+    "RecordWriter",
+    "Subset",
+    "TooManyBrokenImagesError",
+    "WebDatasetImages",
+    "decode",
+    "open_images",
+]

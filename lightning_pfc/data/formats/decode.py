@@ -1,0 +1,118 @@
+"""Decoding one image, strictly: what is damaged raises, and never turns into a grey or black picture."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import io
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+
+from lightning_pfc.data.formats.errors import BrokenImageError
+
+MAX_PIXELS = 1 << 24  # an image of 4096 x 4096; a damaged header must not fill the memory
+_JPEG = b"\xff\xd8\xff"
+_MODES = {1: "L", 3: "RGB"}
+_SPACES = {1: "GRAY", 3: "RGB"}
+
+
+def decode(
+    data: bytes,
+    *,
+    channels: int = 3,
+    where: str | Callable[[], str] = "image",
+    max_pixels: int = MAX_PIXELS,
+    at_least: tuple[int, int] | None = None,
+) -> npt.NDArray[np.uint8]:
+    """Decodes an image.
+
+    JPEG goes through simplejpeg (libjpeg-turbo) if that is installed, which refuses whatever the decoder complains
+    about; without it through torchvision, which refuses truncated files only. Everything else goes through Pillow. An
+    orientation tag is not applied.
+
+    Args:
+        data: the encoded bytes; any format that Pillow reads.
+        channels: 3 for RGB, 1 for grey.
+        where: file and place of the image, for the error; called only then, if it is a function.
+        max_pixels: larger images are refused before they are decoded.
+        at_least: ``(height, width)``: large JPEGs may be decoded at a fraction of their size (1/2 to 1/8) that is no
+            smaller than this, which is faster.
+
+    Returns:
+        ``(H, W, channels)`` uint8.
+
+    Raises:
+        BrokenImageError: the bytes are not a whole image, or it has more than ``max_pixels`` pixels.
+        ValueError: ``channels`` is neither 1 nor 3.
+    """
+    if channels not in _MODES:
+        raise ValueError(f"channels is {channels}; use 3 (RGB) or 1 (grey).")
+    try:
+        if data[:3] == _JPEG:
+            if (simplejpeg := _simplejpeg()) is not None:
+                return _decode_simplejpeg(simplejpeg, data, channels, max_pixels, at_least)
+            return _decode_torchvision(data, channels, max_pixels)
+        return _decode_pillow(data, channels, max_pixels)
+    except _TooLarge as error:
+        reason = f"the image has {error} pixels, more than max_pixels={max_pixels}"
+        raise BrokenImageError(f"{_text(where)}: {reason}") from None
+    except Exception as error:  # the decoders raise whatever they like: OSError, struct.error, SyntaxError, ...
+        raise BrokenImageError(f"{_text(where)}: the image cannot be decoded ({len(data)} bytes): {error}") from error
+
+
+def _text(where: str | Callable[[], str]) -> str:
+    return where if isinstance(where, str) else where()
+
+
+class _TooLarge(Exception):
+    """An image whose header announces too many pixels."""
+
+
+@functools.cache
+def _simplejpeg() -> Any | None:
+    if importlib.util.find_spec("simplejpeg") is None:
+        return None
+    import simplejpeg
+
+    return simplejpeg
+
+
+def _check_pixels(height: int, width: int, max_pixels: int) -> None:
+    if height * width > max_pixels:
+        raise _TooLarge(f"{width} x {height}")
+
+
+def _decode_simplejpeg(
+    simplejpeg: Any, data: bytes, channels: int, max_pixels: int, at_least: tuple[int, int] | None
+) -> npt.NDArray[np.uint8]:
+    height, width, space, _ = simplejpeg.decode_jpeg_header(data)
+    _check_pixels(height, width, max_pixels)
+    if space in ("CMYK", "YCCK"):
+        return _decode_pillow(data, channels, max_pixels)
+    size = {} if at_least is None else {"min_height": at_least[0], "min_width": at_least[1], "min_factor": 1}
+    image: npt.NDArray[np.uint8] = simplejpeg.decode_jpeg(data, _SPACES[channels], **size)
+    return image
+
+
+def _decode_torchvision(data: bytes, channels: int, max_pixels: int) -> npt.NDArray[np.uint8]:
+    from torchvision.io import ImageReadMode, decode_jpeg
+
+    with Image.open(io.BytesIO(data)) as image:  # reads no further than the header
+        _check_pixels(image.height, image.width, max_pixels)
+        if image.mode == "CMYK":
+            return _decode_pillow(data, channels, max_pixels)
+    mode = ImageReadMode.RGB if channels == 3 else ImageReadMode.GRAY
+    pixels = decode_jpeg(torch.frombuffer(bytearray(data), dtype=torch.uint8), mode=mode)
+    return np.ascontiguousarray(pixels.permute(1, 2, 0).numpy())
+
+
+def _decode_pillow(data: bytes, channels: int, max_pixels: int) -> npt.NDArray[np.uint8]:
+    with Image.open(io.BytesIO(data)) as image:
+        _check_pixels(image.height, image.width, max_pixels)
+        pixels = np.array(image.convert(_MODES[channels]), dtype=np.uint8)
+    return pixels.reshape(*pixels.shape[:2], channels)

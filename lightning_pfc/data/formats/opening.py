@@ -1,0 +1,86 @@
+"""Opening a data set whose format its path gives away."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from lightning_pfc.data.formats.base import EncodedImages
+from lightning_pfc.data.formats.folder import FolderImages
+from lightning_pfc.data.formats.huggingface import HuggingFaceImages
+from lightning_pfc.data.formats.lists import ListImages
+from lightning_pfc.data.formats.parquet import ParquetImages
+from lightning_pfc.data.formats.recordio_images import RecordIOImages
+from lightning_pfc.data.formats.webdataset import WebDatasetImages
+
+READERS: dict[str, Callable[..., EncodedImages]] = {
+    "recordio": RecordIOImages,
+    "folder": FolderImages,
+    "list": ListImages,
+    "parquet": ParquetImages,
+    "webdataset": WebDatasetImages,
+    "huggingface": HuggingFaceImages,
+}
+_BY_SUFFIX = {
+    ".rec": "recordio",
+    ".lst": "list",
+    ".tsv": "list",
+    ".csv": "list",
+    ".txt": "list",
+    ".parquet": "parquet",
+    ".arrow": "parquet",
+    ".feather": "parquet",
+    ".ipc": "parquet",
+    ".tar": "webdataset",
+}
+
+
+def guess_format(path: str | os.PathLike[str]) -> str:
+    """The format that a path looks like: one of ``READERS``.
+
+    Raises:
+        FileNotFoundError: nothing lies at ``path``.
+        ValueError: it could be anything.
+    """
+    text = os.fspath(path)
+    suffix = os.path.splitext(text)[1].lower()
+    if suffix in _BY_SUFFIX:
+        return _BY_SUFFIX[suffix]
+    folder = Path(text)
+    if not folder.exists():
+        raise FileNotFoundError(f"no such file or folder: {text}")
+    if folder.is_dir():
+        if (folder / "train.rec").is_file():
+            return "recordio"
+        if (folder / "state.json").is_file() or (folder / "dataset_dict.json").is_file():
+            return "huggingface"
+        names = {os.path.splitext(entry.name)[1].lower() for entry in os.scandir(folder) if entry.is_file()}
+        if ".tar" in names:
+            return "webdataset"
+        if names & {".parquet", ".arrow", ".feather", ".ipc"} or any(folder.glob("data/*.parquet")):
+            return "parquet"
+        return "folder"
+    raise ValueError(f"path is {text!r}, whose format its name does not tell; give format, one of {sorted(READERS)}.")
+
+
+def open_images(path: str | os.PathLike[str], format: str | None = None, **options: Any) -> EncodedImages:
+    """Opens labelled images of any format.
+
+    Args:
+        path: a file or folder (for ``huggingface`` also a name on the hub).
+        format: one of ``recordio``, ``folder``, ``list``, ``parquet``, ``webdataset``, ``huggingface``; by default
+            what the path looks like.
+        **options: of the class that reads the format, such as ``ListImages``.
+
+    Raises:
+        ValueError: ``format`` has another value, or the path does not tell it.
+        FileNotFoundError: nothing lies at ``path``.
+        FormatError: the file does not hold what its format promises.
+        MissingLibraryError: the format needs a library that is not installed.
+    """
+    chosen = format or guess_format(path)
+    if chosen not in READERS:
+        raise ValueError(f"format is {chosen!r}; use one of {sorted(READERS)}.")
+    return READERS[chosen](path, **options)

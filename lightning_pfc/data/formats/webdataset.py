@@ -1,0 +1,171 @@
+"""WebDataset shards: tar files in which the parts of a sample share a name and follow each other."""
+
+from __future__ import annotations
+
+import glob
+import json
+import os
+import re
+import tarfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from typing_extensions import override
+
+from lightning_pfc.data.formats.base import EncodedImages, contiguous_labels
+from lightning_pfc.data.formats.errors import FormatError, missing_library
+from lightning_pfc.data.formats.mapped import MappedFile
+
+IMAGE_ENDINGS = frozenset(("jpg", "jpeg", "png", "webp", "bmp", "ppm", "pgm", "img", "gif", "tif", "tiff"))
+LABEL_ENDINGS = ("cls", "cls2", "index", "inx", "id", "label.txt")
+MAX_IMAGE = 64 << 20  # bytes
+MAX_TEXT = 1 << 20  # bytes
+
+
+class WebDatasetImages(EncodedImages):
+    """Local shards with an image (``.jpg``, ``.png``, ...) and a label (``.cls``, or a field of ``.json``) per sample.
+
+    The shards are indexed when they are opened and then read by position through a memory map, so every sampler works
+    and epochs are whole. Shards must be plain ``.tar``: a compressed one has no positions.
+
+    Args:
+        shards: a path, a pattern (``train-{000000..000123}.tar``, ``train-*.tar``), a folder of ``.tar`` files, or a
+            list of these.
+        label_field: for labels in ``.json``, the field; ``"label"`` by default.
+
+    Raises:
+        MissingLibraryError: braces are used and webdataset is not installed.
+        FileNotFoundError: no file fits.
+        FormatError: a shard is damaged, or a sample has an image, but no label, or the reverse.
+    """
+
+    def __init__(
+        self, shards: str | os.PathLike[str] | Sequence[str | os.PathLike[str]], *, label_field: str = "label"
+    ) -> None:
+        listed = [shards] if isinstance(shards, (str, os.PathLike)) else list(shards)
+        self.source = ", ".join(str(item) for item in listed)
+        paths = [path for item in listed for path in _expand(os.fspath(item))]
+        if not paths:
+            raise FileNotFoundError(f"no shard fits {self.source}")
+        self._shards = [MappedFile(path) for path in paths]
+        places: list[tuple[int, int, int]] = []
+        keys: list[str] = []
+        names: list[bytes] = []
+        for number, shard in enumerate(self._shards):
+            for name, offset, size, label in _samples(shard, label_field):
+                places.append((number, offset, size))
+                keys.append(label)
+                names.append(name.encode("utf-8", "surrogateescape"))
+        if not places:
+            raise FormatError("no sample has an image and a label", path=self.source)
+        self._places = np.array(places, dtype=np.int64)
+        self._names = np.array(names, dtype=np.bytes_)
+        numeric = all(re.fullmatch(r"0|[1-9][0-9]{0,14}", key, re.ASCII) for key in keys)
+        self.labels, self.identities = contiguous_labels(np.array([int(key) for key in keys]) if numeric else keys)
+
+    @override
+    def read(self, index: int) -> bytes:
+        number, offset, size = self._places[self._check_index(index)].tolist()
+        return bytes(self._shards[number].view()[offset : offset + size])
+
+    @override
+    def locate(self, index: int) -> str:
+        number, offset, _ = self._places[index].tolist()
+        return f"{self._shards[number].path}, byte {offset}"
+
+    @override
+    def name(self, index: int) -> str:
+        return bytes(self._names[index]).decode("utf-8", "surrogateescape")
+
+
+def _expand(pattern: str) -> list[str]:
+    if os.path.isdir(pattern):
+        return sorted(str(path) for path in Path(pattern).glob("*.tar"))
+    if "{" in pattern:
+        try:
+            from webdataset.shardlists import expand_urls
+        except ImportError as error:
+            raise missing_library("webdataset", "Reading shards named with braces") from error
+        return [path for item in expand_urls(pattern) for path in _expand(item)]
+    if any(sign in pattern for sign in "*?["):
+        return sorted(glob.glob(pattern))
+    return [pattern]
+
+
+def _samples(shard: MappedFile, label_field: str) -> Iterator[tuple[str, int, int, str]]:
+    """``(name, offset of the image, its size, label)`` of each sample."""
+    current: str | None = None
+    image: tuple[int, int] | None = None
+    label: str | None = None
+    begin = 0
+    for name, offset, size in _members(shard):
+        folder, _, base = name.rpartition("/")
+        stem, _, ending = base.partition(".")
+        key = f"{folder}/{stem}" if folder else stem
+        ending = ending.lower()
+        if not stem or not ending or stem.startswith("__"):
+            continue  # as webdataset does: hidden files and folders are no samples
+        if key != current:
+            if current is not None:
+                yield from _sample(shard, begin, current, image, label)
+            current, image, label, begin = key, None, None, offset
+        if ending.rpartition(".")[2] in IMAGE_ENDINGS:
+            if image is not None:
+                raise FormatError(f"sample {key!r} has two images", path=shard.path, offset=offset)
+            if size > MAX_IMAGE:
+                raise FormatError(f"sample {key!r} has an image of {size} bytes", path=shard.path, offset=offset)
+            image = (offset, size)
+        elif ending in LABEL_ENDINGS or (ending == "json" and label is None):
+            label = _label(shard, offset, size, ending, label_field)
+    if current is not None:
+        yield from _sample(shard, begin, current, image, label)
+
+
+def _sample(
+    shard: MappedFile, begin: int, key: str, image: tuple[int, int] | None, label: str | None
+) -> Iterator[tuple[str, int, int, str]]:
+    if image is None or label is None:
+        raise FormatError(
+            f"sample {key!r} has no {'image' if image is None else 'label'}", path=shard.path, offset=begin
+        )
+    yield key, image[0], image[1], label
+
+
+def _members(shard: MappedFile) -> Iterator[tuple[str, int, int]]:
+    """``(name, offset, size)`` of the plain files of a tar."""
+    offset = 0
+    try:
+        with tarfile.open(shard.path, "r:") as archive:
+            for member in archive:
+                offset = member.offset
+                if member.isreg() and not member.issparse():
+                    if member.size < 0 or member.offset_data + member.size > shard.size:
+                        raise FormatError(
+                            f"{member.name!r} reaches beyond the end of the file", path=shard.path, offset=offset
+                        )
+                    yield member.name.removeprefix("./"), member.offset_data, member.size
+                archive.members = []  # type: ignore[attr-defined]  # the archive would remember every member
+            end = archive.offset
+    except FormatError:
+        raise
+    except (tarfile.TarError, OSError, ValueError, OverflowError, EOFError) as error:
+        raise FormatError(f"not a whole, uncompressed tar: {error}", path=shard.path, offset=offset) from error
+    # tarfile takes a damaged header in the middle for the end.
+    if any(shard.view()[end : end + 512]):
+        raise FormatError("the tar ends in the middle: this is no header", path=shard.path, offset=end)
+
+
+def _label(shard: MappedFile, offset: int, size: int, ending: str, field: str) -> str:
+    if size > MAX_TEXT:
+        raise FormatError(f"a label of {size} bytes", path=shard.path, offset=offset)
+    raw = shard.view()[offset : offset + size]
+    try:
+        text = raw.decode("utf-8")
+        value: Any = json.loads(text).get(field) if ending == "json" else text.strip()
+    except (ValueError, AttributeError, RecursionError) as error:
+        raise FormatError(f"the label cannot be read: {error}", path=shard.path, offset=offset) from error
+    if isinstance(value, bool) or not isinstance(value, (int, str)) or value == "":
+        raise FormatError(f"the label (field {field!r} of .json, or .cls) is {value!r}", path=shard.path, offset=offset)
+    return str(value)
