@@ -43,9 +43,9 @@ def create_backbone(
 
     Args:
         name: any name of ``timm.list_models()``, this package's own backbones included, or ``"hf-hub:owner/model"``.
-        input_size: (C, H, W) of the images; C of any number (timm adapts pretrained weights). Models that are built for one
-            size (vision transformers, the face backbones) are built for this one. None: what the model's weights were
-            trained on.
+        input_size: (C, H, W) of the images; C of any number (timm adapts pretrained weights). Models that are built for
+            one size (vision transformers, the face backbones) are built for this one. None: what the model's weights
+            were trained on.
         pretrained: load timm's pretrained weights (a download).
         options: further arguments of ``timm.create_model``, such as ``drop_path_rate``.
 
@@ -85,9 +85,9 @@ def native_input_size(model: nn.Module) -> InputSize:
 def output_width(model: nn.Module, input_size: InputSize) -> int:
     """F of the features (B, F) that a model gives, found by running it.
 
-    ``num_features`` cannot be trusted: timm's ``mobilenetv3_small_050`` says 288 and gives 1024. The run is on tensors without
-    storage where the model allows that (no time, no memory), else on one black image. Weights, buffers and mode stay
-    as they are.
+    ``num_features`` cannot be trusted: timm's ``mobilenetv3_small_050`` says 288 and gives 1024. The run is on tensors
+    without storage where the model allows that (no time, no memory), else on one black image. Weights, buffers and mode
+    stay as they are.
 
     Raises:
         ValueError: if the model does not accept the input, or gives anything but one vector per image.

@@ -38,9 +38,10 @@ def create_neck(name: str, in_features: int, embedding_dim: int, *, dropout: flo
     """Features (B, F) -> embeddings (B, D).
 
     Args:
-        name: ``"bn"``: batch norm, dropout, linear, batch norm with its weight fixed to one, as face recognition uses (the
-            output layers of the ArcFace paper, arXiv:1801.07698, section 3.2, option E). ``"linear"``: dropout, linear; no
-            batch statistics, so that ranks and batch sizes do not matter. ``"none"``: the features are the embedding.
+        name: ``"bn"``: batch norm, dropout, linear, batch norm with its weight fixed to one, as face recognition uses
+            (the output layers of the ArcFace paper, arXiv:1801.07698, section 3.2, option E). ``"linear"``: dropout,
+            linear; no batch statistics, so that ranks and batch sizes do not matter. ``"none"``: the features are the
+            embedding.
         in_features: F.
         embedding_dim: D.
         dropout: probability, in [0, 1).

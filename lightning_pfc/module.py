@@ -1,0 +1,268 @@
+"""PartialFCModule: a backbone of timm, a neck and a Partial FC head as one LightningModule."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning_utilities.core.rank_zero import rank_zero_info
+from torch import Tensor, nn
+
+from lightning_pfc.evaluation import ClosedSetEvaluation, Evaluation, make_evaluations
+from lightning_pfc.heads.partial_fc import PartialFC, iter_heads
+from lightning_pfc.losses import Loss
+from lightning_pfc.models.backbone import as_input_size, create_backbone, native_input_size, output_width
+from lightning_pfc.models.neck import create_neck
+from lightning_pfc.optim.factory import create_optimizer, create_scheduler
+from lightning_pfc.optim.schedules import describe_lr
+
+_NOT_PLAIN = object()
+
+
+class PartialFCModule(L.LightningModule):
+    """Images -> backbone -> neck -> embedding, and a loss over all classes of all ranks.
+
+    Train it with ``Trainer(strategy="pfc")``; on one process any strategy does. Every argument is a name, a number or a
+    collection of those, and is stored in checkpoints, so ``PartialFCModule.load_from_checkpoint(path)`` needs nothing
+    else (a backbone given as a module is not stored: pass it again).
+
+    To change a part, override the method that makes it; each is called once, by ``__init__``, in this order:
+
+    * :meth:`make_backbone`, :meth:`make_neck`, :meth:`make_head`: another network, another head;
+    * :meth:`training_loss`: what is done with embeddings and batch, for instance the sum of two heads;
+    * :meth:`configure_optimizers`, as in any LightningModule.
+
+    Logged names, the same on every rank: ``train/loss`` (global mean), ``train/target_cosine`` (mean cosine of a sample
+    to its own center, per epoch), learning rates by callback; ``val/...`` and ``test/...`` as in
+    :mod:`lightning_pfc.evaluation`.
+
+    Args:
+        backbone: a name of timm, or a module that maps images (B, C, H, W) to features (B, F).
+        num_classes: C.
+        embedding_dim: D.
+        loss: a loss of :mod:`lightning_pfc.losses`, its name, or a mapping with ``name`` and arguments.
+        sample_rate: share of the classes in a training step, in [0, 1]; 1 is the exact softmax.
+        seed: of the initial centers and the sampled negatives.
+        neck: "bn", "linear" or "none", see :func:`~lightning_pfc.models.neck.create_neck`.
+        dropout: before the neck's linear layer.
+        input_size: (C, H, W) of the images, (H, W) or one number for colour images; None: the backbone's own.
+        pretrained: start from timm's pretrained weights.
+        backbone_options: further arguments of ``timm.create_model``.
+        head_options: further arguments of :class:`~lightning_pfc.PartialFC`, such as ``memory_budget``.
+        channels_last: keep images and backbone in that memory format, which convolutions prefer.
+        optimizer: ``name``, ``lr`` and more, see :func:`~lightning_pfc.optim.factory.create_optimizer`. The row-sparse
+            form is the default when ``sample_rate`` < 1.
+        scheduler: ``name`` and arguments, see :func:`~lightning_pfc.optim.factory.create_scheduler`; None: a constant
+            rate. Its length comes from the trainer and the data.
+
+    Raises:
+        ValueError, TypeError: for names that do not exist and numbers out of range.
+    """
+
+    backbone: nn.Module
+    neck: nn.Module
+    head: PartialFC
+
+    def __init__(
+        self,
+        *,
+        backbone: str | nn.Module,
+        num_classes: int,
+        embedding_dim: int = 512,
+        loss: Loss | str | dict[str, Any] = "ArcFace",
+        sample_rate: float = 1.0,
+        seed: int = 0,
+        neck: str = "bn",
+        dropout: float = 0.0,
+        input_size: int | Sequence[int] | None = None,
+        pretrained: bool = False,
+        backbone_options: dict[str, Any] | None = None,
+        head_options: dict[str, Any] | None = None,
+        channels_last: bool = False,
+        optimizer: dict[str, Any] | None = None,
+        scheduler: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters(ignore=["backbone"] if isinstance(backbone, nn.Module) else [])
+        self._keep_plain_hyperparameters()
+        self.embedding_dim = embedding_dim
+        self.num_classes = num_classes
+        self.sample_rate = sample_rate
+        self.seed = seed
+        self.channels_last = channels_last
+        self.optimizer_config = dict(optimizer or {"name": "sgd", "lr": 0.1, "momentum": 0.9, "weight_decay": 5e-4})
+        self.scheduler_config = None if scheduler is None else dict(scheduler)
+        self._options = dict(backbone_options or {})
+
+        self.backbone = self.make_backbone(backbone, as_input_size(input_size), pretrained)
+        self.input_size = as_input_size(input_size) or native_input_size(self.backbone)
+        if channels_last:
+            self.backbone = self.backbone.to(memory_format=torch.channels_last)
+        self.neck = self.make_neck(neck, output_width(self.backbone, self.input_size), dropout)
+        self.head = self.make_head(loss, dict(head_options or {}))
+        self.evaluations: list[Evaluation] = []
+
+    # --- the parts, to be overridden ----------------------------------------------------------------------------------
+
+    def make_backbone(
+        self, backbone: str | nn.Module, input_size: tuple[int, int, int] | None, pretrained: bool
+    ) -> nn.Module:
+        """Images (B, C, H, W) -> features (B, F). By default: any model of timm by its name, or the module as it is."""
+        if isinstance(backbone, nn.Module):
+            return backbone
+        return create_backbone(backbone, input_size=input_size, pretrained=pretrained, options=self._options)
+
+    def make_neck(self, name: str, in_features: int, dropout: float) -> nn.Module:
+        """Features (B, F) -> embeddings (B, D); F is what the backbone really gives."""
+        return create_neck(name, in_features, self.embedding_dim, dropout=dropout)
+
+    def make_head(self, loss: Loss | str | Mapping[str, Any], options: dict[str, Any]) -> PartialFC:
+        """The head that evaluation and the default :meth:`training_loss` use."""
+        return PartialFC(
+            embedding_dim=self.embedding_dim,
+            num_classes=self.num_classes,
+            loss=loss,
+            sample_rate=self.sample_rate,
+            seed=self.seed,
+            **options,
+        )
+
+    def training_loss(self, embeddings: Tensor, batch: Sequence[Any]) -> Tensor:
+        """The loss of the global batch from this rank's embeddings (b, D) and batch; the default is the head's.
+
+        A batch is (images, labels, ...): a second head takes its labels from further entries.
+        """
+        loss: Tensor = self.head(embeddings, batch[1])
+        return loss
+
+    # --- steps --------------------------------------------------------------------------------------------------------
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images (b, C, H, W) -> embeddings (b, D), not normalised."""
+        if self.channels_last:
+            images = images.contiguous(memory_format=torch.channels_last)
+        embeddings: Tensor = self.neck(self.backbone(images))
+        return embeddings
+
+    def training_step(self, batch: Sequence[Any], batch_idx: int) -> Tensor:
+        """One step; the loss is the mean over the global batch and equal on all ranks."""
+        images: Tensor = batch[0]
+        loss = self.training_loss(self(images), batch)
+        self.log("train/loss", loss, prog_bar=True, on_step=True, on_epoch=False, batch_size=len(images))
+        if self.head.last_target_cosine is not None:
+            cosine = self.head.last_target_cosine.mean()
+            self.log(
+                "train/target_cosine", cosine, on_step=False, on_epoch=True, sync_dist=True, batch_size=len(images)
+            )
+        return loss
+
+    def on_validation_start(self) -> None:
+        """Set the metrics up for what the data says it is: a closed set, or pairs of an open one."""
+        self.evaluations = make_evaluations(self, "val")
+
+    def on_test_start(self) -> None:
+        """As :meth:`on_validation_start`."""
+        self.evaluations = make_evaluations(self, "test")
+
+    def validation_step(self, batch: Sequence[Any], batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Embed a batch for the evaluation that this loader belongs to."""
+        self._evaluation(dataloader_idx).update(self, batch)
+
+    def test_step(self, batch: Sequence[Any], batch_idx: int, dataloader_idx: int = 0) -> None:
+        """As :meth:`validation_step`."""
+        self._evaluation(dataloader_idx).update(self, batch)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the results; a collective over all ranks."""
+        self._log_evaluations()
+
+    def on_test_epoch_end(self) -> None:
+        """As :meth:`on_validation_epoch_end`."""
+        self._log_evaluations()
+
+    def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Tensor:
+        """Embeddings of a batch: a tensor of images, or a sequence that starts with one."""
+        embeddings: Tensor = self(batch if isinstance(batch, Tensor) else batch[0])
+        return embeddings
+
+    def _evaluation(self, dataloader_idx: int) -> Evaluation:
+        if dataloader_idx >= len(self.evaluations):  # a loader the data module does not describe
+            self.evaluations.append(ClosedSetEvaluation(self, f"{self.evaluations[0].name}{dataloader_idx}"))
+        return self.evaluations[dataloader_idx]
+
+    def _log_evaluations(self) -> None:
+        for evaluation in self.evaluations:
+            for name, value in evaluation.compute().items():
+                self.log(name, value, prog_bar=name.endswith(("/accuracy", "/top1")), sync_dist=True)
+
+    # --- optimization -------------------------------------------------------------------------------------------------
+
+    def configure_optimizers(self) -> Any:
+        """One optimizer over named parameter groups, and a schedule that is stepped with it."""
+        trainer = self.trainer
+        trainer.fit_loop.setup_data()  # the loader tells the batch and the steps; done already unless max_epochs is -1
+        total_steps = trainer.estimated_stepping_batches
+        batch = global_batch_size(trainer)
+        config = self.optimizer_config
+        # Without sampling all centers are touched anyway: the same numbers, and torch's own kernels.
+        optimizer = create_optimizer(self, config, row_sparse=self._samples(), global_batch=batch)
+        if batch is not None:
+            rank_zero_info(
+                describe_lr(
+                    float(config["lr"]),
+                    global_batch=batch,
+                    reference_batch=config.get("reference_batch"),
+                    rule=config.get("scale_rule", "linear"),
+                )
+            )
+        if self.scheduler_config is None:
+            return optimizer
+        scheduler = create_scheduler(
+            optimizer,
+            self.scheduler_config,
+            total_steps=total_steps,
+            steps_per_epoch=trainer.num_training_batches / trainer.accumulate_grad_batches,
+        )
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def _samples(self) -> bool:
+        return any(head.sample_rate < 1.0 for _, head in iter_heads(self))
+
+    # --- hyper-parameters ---------------------------------------------------------------------------------------------
+
+    def _keep_plain_hyperparameters(self) -> None:
+        """Store names and numbers only: a checkpoint must load with ``weights_only=True``."""
+        plain = {name: to_plain(value) for name, value in self.hparams.items()}
+        left_out = [name for name, value in plain.items() if value is _NOT_PLAIN]
+        self.save_hyperparameters({k: v for k, v in plain.items() if k not in left_out}, ignore=left_out)
+
+
+def to_plain(value: Any) -> Any:
+    """``value`` as names, numbers, lists and mappings of those; losses as mappings. A marker for anything else."""
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, Loss):
+        return value.to_config()
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, Mapping):
+        items = {str(key): to_plain(item) for key, item in value.items()}
+        return _NOT_PLAIN if _NOT_PLAIN in items.values() else items
+    if isinstance(value, Sequence):
+        entries = [to_plain(item) for item in value]
+        return _NOT_PLAIN if any(entry is _NOT_PLAIN for entry in entries) else entries
+    return _NOT_PLAIN
+
+
+def global_batch_size(trainer: L.Trainer) -> int | None:
+    """Samples per optimizer step over all ranks and accumulated batches; None if the data loader does not tell."""
+    loader = trainer.train_dataloader
+    size = (
+        getattr(loader, "batch_size", None)
+        or getattr(getattr(loader, "batch_sampler", None), "batch_size", None)
+        or getattr(getattr(trainer, "datamodule", None), "batch_size", None)
+    )
+    return int(size) * trainer.world_size * trainer.accumulate_grad_batches if size else None
