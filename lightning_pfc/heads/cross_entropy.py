@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from lightning_pfc.distributed.collectives import all_reduce
+from lightning_pfc.heads.memory import huge_pages
 from lightning_pfc.heads.sampling import Sample
 from lightning_pfc.losses.base import Loss, Rows, State
 
@@ -55,13 +56,18 @@ class Plan:
     sample: Sample
     shard_group: dist.ProcessGroup | None = None
     replica_group: dist.ProcessGroup | None = None
-    memory_budget: int = 256 << 20
+    memory_budget: int = 512 << 20
     chunk_size: int | None = None
 
     @property
     def linear(self) -> bool:
         """Whether a negative's logit is just ``scale * cosine``."""
         return self.loss.linear_negatives and self.loss.interclass_filter is None
+
+    @property
+    def score_scale(self) -> float:
+        """What the kept scores are: ``scale * cosine`` where that is the negatives' logit, else the bare cosine."""
+        return self.loss.scale if self.linear else 1.0
 
     @property
     def reference(self) -> float | None:
@@ -76,7 +82,9 @@ class Plan:
             yield low, min(low + size, num_rows)
 
 
-def sharded_softmax_sums(x: Tensor, weight: Tensor, bias: Tensor | None, plan: Plan) -> Sums:
+def sharded_softmax_sums(
+    x: Tensor, weight: Tensor, bias: Tensor | None, plan: Plan, learned: tuple[str, ...] = ()
+) -> Sums:
     """The sums of a softmax over classes that are sharded over ranks.
 
     One all-reduce of two or three numbers a row over ``shard_group`` forward (and one maximum before it where the logits
@@ -88,11 +96,12 @@ def sharded_softmax_sums(x: Tensor, weight: Tensor, bias: Tensor | None, plan: P
         weight: (c, D) this rank's centers, any floating dtype; rows are brought to the dtype of ``x`` chunk by chunk.
         bias: (c,) or None.
         plan: the rest.
+        learned: which tensors of ``plan.state`` are parameters; like ``x``, they get this rank's share of the gradient.
 
     Returns:
         :class:`Sums`. The gradient of ``weight`` is row-sparse (COO) where ``weight.row_sparse`` is set, dense otherwise.
     """
-    logsumexp, total, target = _SoftmaxSums.apply(x, weight, bias, plan)
+    logsumexp, total, target = _SoftmaxSums.apply(x, weight, bias, plan, learned, *(plan.state[n] for n in learned))
     return Sums(logsumexp, total if plan.loss.needs_negative_sum else None, target)
 
 
@@ -112,7 +121,7 @@ def target_cosines(x: Tensor, weight: Tensor, bias: Tensor | None, plan: Plan) -
 
 
 class _Chunks:
-    """Computes the cosines of a chunk of classes, in buffers that all chunks share."""
+    """Computes the scores of a chunk of classes, in buffers that all chunks share."""
 
     def __init__(self, x: Tensor, weight: Tensor, bias: Tensor | None, plan: Plan) -> None:
         self.x, self.weight, self.bias, self.plan = x, weight, bias, plan
@@ -141,27 +150,26 @@ class _Chunks:
         """1 / max(|w|, eps) of a chunk, (n,)."""
         return torch.linalg.vector_norm(rows, dim=1).clamp_(min=NORM_EPS).reciprocal_()
 
-    def cosines(self, low: int, high: int, rows: Tensor, inverse: Tensor | None, out: Tensor) -> Tensor:
-        """Cosines (or dot products plus bias) of a chunk into ``out`` (B, n)."""
+    def scores(
+        self, low: int, high: int, rows: Tensor, inverse: Tensor | None, out: Tensor, scale: float = 1.0
+    ) -> Tensor:
+        """``scale`` times the cosines (or the dot products plus bias) of a chunk, into ``out`` (B, n)."""
         torch.mm(self.x, rows.t(), out=out)
         if inverse is not None:
-            out.mul_(inverse)
+            return out.mul_(inverse * scale)
         if self.bias is not None:
             ids = slice(low, high) if self.index is None else self.index[low:high]
             out.add_(self.bias[ids].to(out.dtype))
-        return out
+        return out if scale == 1.0 else out.mul_(scale)
 
     def targets(self, low: int, high: int) -> tuple[Tensor, Tensor]:
         """(B, 1) columns within the chunk, and whether the row's target is there."""
         columns = self.plan.sample.columns
         return (columns - low).clamp(0, high - low - 1)[:, None], ((columns >= low) & (columns < high))[:, None]
 
-    def negatives_(self, logits: Tensor, low: int, high: int, column: Tensor, hit: Tensor) -> Tensor:
-        """Set what is no negative (the target, padding) to -inf, in place."""
-        logits.scatter_(1, column, torch.where(hit, -torch.inf, logits.gather(1, column)))
-        if self._pad is not None:
-            logits.add_(self._pad[low:high])
-        return logits
+    def mask_padding_(self, logits: Tensor, low: int, high: int) -> Tensor:
+        """Set the logits of padding to -inf, in place."""
+        return logits if self._pad is None else logits.add_(self._pad[low:high])
 
 
 def chunk_cosines(
@@ -174,12 +182,14 @@ def chunk_cosines(
         rows = chunks.rows(low, high)
         inverse = chunks.inverse_norms(rows) if plan.loss.normalize else None
         out = buffer[: (high - low) * x.shape[0]].view(x.shape[0], high - low)
-        yield low, high, chunks.cosines(low, high, rows, inverse, out)
+        yield low, high, chunks.scores(low, high, rows, inverse, out)
 
 
 class _SoftmaxSums(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, plan: Plan) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, plan: Plan, learned: tuple[str, ...], *values: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
         loss, reference = plan.loss, plan.reference
         chunks = _Chunks(x, weight, bias, plan)
         batch = x.shape[0]
@@ -193,46 +203,38 @@ class _SoftmaxSums(torch.autograd.Function):
         keep = min(len(chunks.ranges), plan.memory_budget // max(1, batch * chunks.width * x.element_size()))
         kept: list[Tensor] = []
         norms: list[Tensor] = []
-        # Kept cosines are one allocation, so that the allocator sees few sizes.
-        store = x.new_empty(sum(high - low for low, high in chunks.ranges[:keep]) * batch)
-        shared = x.new_empty(batch * chunks.width)
-        scratch = x.new_empty(batch * chunks.width)
+        # Kept scores are one allocation, so that the allocator sees few sizes.
+        store = huge_pages(x.new_empty(sum(high - low for low, high in chunks.ranges[:keep]) * batch))
+        shared, scratch = (x.new_empty(batch * chunks.width) for _ in range(2))
         for i, (low, high) in enumerate(chunks.ranges):
             n = high - low
             rows = chunks.rows(low, high)
             inverse = chunks.inverse_norms(rows) if loss.normalize else None
             out = (store[low * batch : high * batch] if i < keep else shared[: n * batch]).view(batch, n)
-            cosine = chunks.cosines(low, high, rows, inverse, out)
+            scores = chunks.scores(low, high, rows, inverse, out, plan.score_scale)
             if inverse is not None:
                 norms.append(inverse)
             if i < keep:
-                kept.append(cosine)
+                kept.append(scores)
             column, hit = chunks.targets(low, high)
-            target += torch.where(hit, cosine.gather(1, column), 0.0).squeeze(1)
+            target += torch.where(hit, scores.gather(1, column), 0.0).squeeze(1)
             logits = scratch[: n * batch].view(batch, n)
-            if not plan.linear:
-                logits.copy_(loss.negative_logits(cosine, plan.rows, plan.state))
-            elif loss.scale == 1.0:
-                logits.copy_(cosine)
+            if plan.linear:
+                torch.sub(scores, reference or 0.0, out=logits)
             else:
-                torch.mul(cosine, loss.scale, out=logits)
+                torch.sub(loss.negative_logits(scores, plan.rows, plan.state), reference or 0.0, out=logits)
             if loss.needs_negative_sum:
-                addends = torch.nn.functional.softplus(logits) if loss.softplus_negatives else logits
-                real = torch.where(hit, 0.0, addends.gather(1, column))
-                addends = addends.scatter(1, column, real)
-                if plan.sample.valid is not None:
-                    addends = addends * plan.sample.valid[low:high]
-                total += addends.sum(1)
-            chunks.negatives_(logits, low, high, column, hit)
+                total += _sum_of_negatives(loss, logits + (reference or 0.0), hit, column, plan.sample.valid, low, high)
+            logits.scatter_(1, column, torch.where(hit, -torch.inf, logits.gather(1, column)))
+            chunks.mask_padding_(logits, low, high)
             if reference is None:
                 higher = torch.maximum(maximum, logits.amax(1))
                 # a row whose chunks hold no negative so far has maximum -inf; any finite reference will do for it
                 finite = higher.clamp(min=torch.finfo(x.dtype).min)
                 exponentials *= torch.exp(maximum - finite)
                 maximum = higher
-                exponentials += logits.sub_(finite[:, None]).exp_().sum(1)
-            else:
-                exponentials += logits.sub_(reference).exp_().sum(1)
+                logits.sub_(finite[:, None])
+            exponentials += logits.exp_().sum(1)
 
         if reference is None:
             overall = all_reduce(maximum.clone(), plan.shard_group, "max").clamp_(min=torch.finfo(x.dtype).min)
@@ -243,11 +245,12 @@ class _SoftmaxSums(torch.autograd.Function):
         # Without any negative the sum is zero: a very low, finite logarithm keeps every derivative zero and not NaN.
         logsumexp = (exponentials.log() + maximum).clamp(min=-1e30).to(x.dtype)
         total = rest[0].to(x.dtype) if rest else total.to(x.dtype)
-        target = target.to(x.dtype)
+        target = target.to(x.dtype) / plan.score_scale
 
         ctx.plan, ctx.kept, ctx.norms = plan, kept, norms
         ctx.row_sparse = [getattr(parameter, "row_sparse", False) for parameter in (weight, bias)]
-        ctx.save_for_backward(x, weight, bias, logsumexp)
+        ctx.learned = learned
+        ctx.save_for_backward(x, weight, bias, logsumexp, *values)
         ctx.set_materialize_grads(True)
         return logsumexp, total, target
 
@@ -255,9 +258,10 @@ class _SoftmaxSums(torch.autograd.Function):
     @once_differentiable
     def backward(
         ctx: Any, grad_logsumexp: Tensor, grad_total: Tensor, grad_target: Tensor
-    ) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
-        x, weight, bias, logsumexp = ctx.saved_tensors
+    ) -> tuple[Tensor | None, ...]:
+        x, weight, bias, logsumexp, *values = ctx.saved_tensors
         plan: Plan = ctx.plan
+        learned = _Learned(ctx.learned, values)
         chunks = _Chunks(x, weight, bias, plan)
         batch = x.shape[0]
         wants_x, wants_weight = ctx.needs_input_grad[0], ctx.needs_input_grad[1]
@@ -269,58 +273,85 @@ class _SoftmaxSums(torch.autograd.Function):
             rows = chunks.rows(low, high)
             inverse = ctx.norms[i] if plan.loss.normalize else None
             if i < len(ctx.kept):
-                cosine = ctx.kept[i]
+                scores = ctx.kept[i]
             else:
-                cosine = chunks.cosines(low, high, rows, inverse, shared[: n * batch].view(batch, n))
-            column, hit = chunks.targets(low, high)
+                scores = chunks.scores(low, high, rows, inverse, shared[: n * batch].view(batch, n), plan.score_scale)
             out = scratch[: n * batch].view(batch, n)
-            slope = _negative_gradient(chunks, (low, high), cosine, column, hit, logsumexp, grad_logsumexp, grad_total, out)
+            column, hit = chunks.targets(low, high)
+            curve = learned.curve(plan, scores) if not plan.linear else None
+            slope = _negative_gradient(chunks, (low, high), scores, curve, logsumexp, grad_logsumexp, grad_total, out)
+            if curve is not None:
+                slope.copy_(learned.chain(curve, slope, column, hit))
             slope.scatter_(1, column, torch.where(hit, grad_target[:, None], slope.gather(1, column)))
-            grads.add(low, high, rows, inverse, cosine, slope, product[: n * batch].view(batch, n))
+            grads.add(low, high, rows, inverse, scores, slope, product[: n * batch].view(batch, n))
             if grad_x is not None:  # slope now carries the inverse norms
                 grad_x.addmm_(slope, rows)
         weight_grad = grads.weight_gradient(weight, ctx.row_sparse[0]) if wants_weight else None
         wants_bias = bias is not None and ctx.needs_input_grad[2]
         bias_grad = grads.bias_gradient(bias, ctx.row_sparse[1]) if wants_bias else None
-        return grad_x, weight_grad, bias_grad, None
+        return grad_x, weight_grad, bias_grad, None, None, *learned.grads
+
+
+class _Learned:
+    """Differentiates a loss's curve ``negative_logits`` by the cosines and by the loss's own parameters."""
+
+    def __init__(self, names: tuple[str, ...], values: list[Tensor]) -> None:
+        self.leaves = {name: value.detach().requires_grad_() for name, value in zip(names, values, strict=True)}
+        self.grads = [torch.zeros_like(value) for value in values]
+        self.scores: Tensor | None = None
+
+    def curve(self, plan: Plan, scores: Tensor) -> Tensor:
+        """The negatives' logits (B, n) of a chunk, with a graph that :meth:`chain` goes back through."""
+        with torch.enable_grad():
+            self.scores = scores.detach().requires_grad_()
+            return plan.loss.negative_logits(self.scores, plan.rows, plan.state | self.leaves)
+
+    def chain(self, curve: Tensor, slope: Tensor, column: Tensor, hit: Tensor) -> Tensor:
+        """d loss / d cosine (B, n) from ``slope`` = d loss / d logit; the parameters' gradients are added to ``grads``."""
+        assert self.scores is not None
+        if self.leaves:  # the target is no negative: nothing of it may reach the parameters
+            slope = slope.scatter(1, column, torch.where(hit, 0.0, slope.gather(1, column)))
+        result, *own = torch.autograd.grad(curve, [self.scores, *self.leaves.values()], slope, allow_unused=True)
+        for total, part in zip(self.grads, own, strict=True):
+            if part is not None:
+                total += part
+        return torch.zeros_like(slope) if result is None else result
+
+
+def _sum_of_negatives(
+    loss: Loss, logits: Tensor, hit: Tensor, column: Tensor, valid: Tensor | None, low: int, high: int
+) -> Tensor:
+    """Sum of the negatives' logits of a chunk (or of their softplus), (B,); overwrites ``logits``."""
+    addends = torch.nn.functional.softplus(logits) if loss.softplus_negatives else logits
+    addends.scatter_(1, column, torch.where(hit, 0.0, addends.gather(1, column)))
+    if valid is not None:
+        addends.mul_(valid[low:high])
+    return addends.sum(1)
 
 
 def _negative_gradient(
     chunks: _Chunks,
     bounds: tuple[int, int],
-    cosine: Tensor,
-    column: Tensor,
-    hit: Tensor,
+    scores: Tensor,
+    curve: Tensor | None,
     logsumexp: Tensor,
     grad_logsumexp: Tensor,
     grad_total: Tensor,
     out: Tensor,
 ) -> Tensor:
-    """d loss / d cosine (B, n) of the negatives of a chunk; the target's entry is left for the caller."""
+    """d loss / d cosine (B, n) of a chunk's negatives (d / d logit with a ``curve``); the target's entry is anything."""
     plan, loss = chunks.plan, chunks.plan.loss
-    if plan.linear:
-        logits = torch.mul(cosine, loss.scale, out=out)
-        leaf = None
-    else:
-        with torch.enable_grad():
-            leaf = cosine.detach().requires_grad_()
-            curve = loss.negative_logits(leaf, plan.rows, plan.state)
-        logits = out.copy_(curve.detach())
-    extra = None
-    if loss.softplus_negatives:
-        extra = torch.sigmoid(logits)
-    probability = chunks.negatives_(logits, *bounds, column, hit).sub_(logsumexp[:, None]).exp_()
-    slope = probability.mul_(grad_logsumexp[:, None])
+    logits, chain = (scores, loss.scale) if curve is None else (curve.detach(), 1.0)
+    slope = chunks.mask_padding_(torch.sub(logits, logsumexp[:, None], out=out), *bounds).exp_()
+    slope.mul_((grad_logsumexp * chain)[:, None])
     if loss.needs_negative_sum:
-        spread = grad_total[:, None] if extra is None else grad_total[:, None] * extra
+        spread = (grad_total * chain)[:, None]
+        if loss.softplus_negatives:
+            spread = spread * torch.sigmoid(logits)
         if plan.sample.valid is not None:
             spread = spread * plan.sample.valid[bounds[0] : bounds[1]]
         slope.add_(spread)
-    if leaf is None:
-        return slope if loss.scale == 1.0 else slope.mul_(loss.scale)
-    # the target's entry may hold anything: it is overwritten, and its column has no other path
-    (result,) = torch.autograd.grad(curve, leaf, slope)
-    return out.copy_(result)
+    return slope
 
 
 class _RowGradients:
@@ -329,11 +360,11 @@ class _RowGradients:
     def __init__(self, chunks: _Chunks, wanted: bool) -> None:
         self.chunks = chunks
         x = chunks.x
-        self.values = x.new_empty((chunks.num_rows, x.shape[1])) if wanted else None
+        self.values = huge_pages(x.new_empty((chunks.num_rows, x.shape[1]))) if wanted else None
         self.bias = x.new_empty(chunks.num_rows) if chunks.bias is not None else None
 
     def add(
-        self, low: int, high: int, rows: Tensor, inverse: Tensor | None, cosine: Tensor, slope: Tensor, product: Tensor
+        self, low: int, high: int, rows: Tensor, inverse: Tensor | None, scores: Tensor, slope: Tensor, product: Tensor
     ) -> None:
         """Gradient of a chunk's rows from ``slope`` = d loss / d cosine (B, n), which is left multiplied by 1/|w|.
 
@@ -349,7 +380,7 @@ class _RowGradients:
         if inverse is None:
             torch.mm(slope.t(), self.chunks.x, out=out)
             return
-        along = torch.mul(slope, cosine, out=product).sum(0)
+        along = torch.mul(slope, scores, out=product).sum(0).div_(self.chunks.plan.score_scale)
         # a row shorter than eps is scaled by a constant, so nothing is projected out of its gradient
         along = torch.where(inverse < 1.0 / NORM_EPS, along, 0.0)
         torch.mul(rows, (along * inverse).neg_()[:, None], out=out)

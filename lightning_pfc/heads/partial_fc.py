@@ -10,7 +10,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from lightning_pfc.distributed.collectives import all_gather_rows, all_reduce, gather_batch
+from lightning_pfc.distributed.collectives import (
+    all_gather_rows,
+    all_reduce,
+    gather_batch,
+    shared_gradient,
+    summed_gradient,
+)
 from lightning_pfc.distributed.comm import Comm
 from lightning_pfc.distributed.owner import foreign_strategy_message, get_owner
 from lightning_pfc.distributed.shard import ClassShard
@@ -97,7 +103,7 @@ class PartialFC(nn.Module):
         device: torch.device | str | None = None,
         dtype: torch.dtype = torch.float32,
         init_std: float = 0.01,
-        memory_budget: int = 256 << 20,
+        memory_budget: int = 512 << 20,
         chunk_size: int | None = None,
         check_finite: bool = True,
     ) -> None:
@@ -132,8 +138,10 @@ class PartialFC(nn.Module):
         self.bias = nn.Parameter(torch.empty(num_classes, dtype=dtype, device="meta")) if has_bias else None
         self._mark_parameters()
         self.register_buffer("step", torch.zeros((), dtype=torch.int64, device="cpu"))
-        for name, value in self.loss.initial_state().items():
+        for name, value in self.loss.initial_state(num_classes).items():
             self.register_buffer(_STATE_PREFIX + name, value.cpu())
+        for name, value in self.loss.initial_parameters(num_classes).items():
+            self.register_parameter(_STATE_PREFIX + name, nn.Parameter(value.cpu()))
         self._build_device = torch.device(device) if device is not None else torch.get_default_device()
         comm = comm or _comm_at_birth()
         if comm is not None:
@@ -312,31 +320,37 @@ class PartialFC(nn.Module):
         state = self._loss_state()
         norms = torch.linalg.vector_norm(batch.x, dim=1)
         x = batch.x / norms.clamp(min=1e-12)[:, None] if loss.normalize else batch.x
+        learned = self._loss_parameters()
         rows = Rows(
             labels=batch.labels,
-            norms=norms,
+            norms=shared_gradient(norms, comm.shard_size),
             target_cosine=None,
             seed=self.seed,
             step=self.step.clone(),
             index=torch.arange(x.shape[0], device=x.device) + batch.offset,
         )
-        plan = self._plan(rows, state, sample)
+        plan = self._plan(rows, state | learned, sample)
         if loss.needs_target_cosine:
             rows = replace(rows, target_cosine=target_cosines(x, self.weight, self.bias, plan))
-            plan = self._plan(rows, state, sample)
+            plan = self._plan(rows, state | learned, sample)
         if self.training and state:
             with torch.no_grad():
-                loss.update_state(state, self._global_rows(rows, batch))
-        sums = sharded_softmax_sums(x, self.weight, self.bias, plan)
+                loss.update_state(state, self._global_rows(rows, batch)[0])
+        sums = sharded_softmax_sums(x, self.weight, self.bias, plan, tuple(learned))
         self.last_target_cosine = sums.target_cosine.detach()[batch.own]
+        values = state | {name: shared_gradient(value, comm.shard_size) for name, value in learned.items()}
         row_losses = loss.row_losses(
-            loss.target_logits(sums.target_cosine, rows, state),
+            loss.target_logits(sums.target_cosine, rows, values),
             sums.negative_logsumexp,
             sums.negative_sum,
             sample.num_sampled,
             rows,
-            state,
+            values,
         )
+        if self.training and state:
+            with torch.no_grad():
+                known = replace(rows, target_cosine=sums.target_cosine.detach())
+                loss.finish_state(state, *self._global_rows(known, batch, sums.negative_logsumexp.detach()))
         total = row_losses.sum() / sum(batch.sizes)
         if comm.num_replicas > 1:
             # every copy of the head saw its own rows: add the others' share of the value, not of the gradient
@@ -363,11 +377,21 @@ class PartialFC(nn.Module):
             if buffer is not None and name.startswith(_STATE_PREFIX)
         }
 
-    def _global_rows(self, rows: Rows, batch: _Gathered) -> Rows:
-        """Facts about the rows of all ranks; with one copy of the head these are the rows themselves."""
+    def _loss_parameters(self) -> dict[str, Tensor]:
+        """What the loss learns, so that the gradients of all ranks are added up: each rank knows its own share."""
+        group = self.comm.group
+        return {
+            name.removeprefix(_STATE_PREFIX): summed_gradient(parameter, group)
+            for name, parameter in self._parameters.items()
+            if parameter is not None and name.startswith(_STATE_PREFIX)
+        }
+
+    def _global_rows(self, rows: Rows, batch: _Gathered, extra: Tensor | None = None) -> tuple[Rows, Tensor]:
+        """Facts about the rows of all ranks, and ``extra`` (B,); with one copy of the head these are given back."""
+        extra = rows.norms.detach() if extra is None else extra
         if self.comm.num_replicas == 1:
-            return rows
-        columns = [rows.norms.detach()]
+            return rows, extra
+        columns = [extra, rows.norms.detach()]
         if rows.target_cosine is not None:
             columns.append(rows.target_cosine)
         own = torch.stack(columns, 1)[batch.own]
@@ -376,14 +400,15 @@ class PartialFC(nn.Module):
         padded[: own.shape[0]] = own
         gathered = all_gather_rows(padded, self.comm.world_size, self.comm.group)
         every = torch.cat([gathered[r * longest : r * longest + size] for r, size in enumerate(batch.sizes)])
-        return Rows(
+        known = Rows(
             labels=batch.all_labels,
-            norms=every[:, 0],
-            target_cosine=every[:, 1] if rows.target_cosine is not None else None,
+            norms=every[:, 1],
+            target_cosine=every[:, 2] if rows.target_cosine is not None else None,
             seed=rows.seed,
             step=rows.step,
             index=torch.arange(every.shape[0], device=every.device),
         )
+        return known, every[:, 0]
 
     def _gather(self, embeddings: Tensor, labels: Tensor, tag: str) -> _Gathered:
         """Check this rank's input, agree with the others, and bring the batch together."""

@@ -123,7 +123,7 @@ def check_against_twin(outcomes: list[list[dict[str, list[Tensor]]]], shards: in
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 4])
 def test_training_equals_the_dense_twin(ranks: RankPool, world_size: int) -> None:
-    check_against_twin(ranks.run(world_size, train), world_size)
+    check_against_twin(ranks.run(world_size, train, timeout=400), world_size)
 
 
 def test_training_without_a_group_equals_the_dense_twin(ranks: RankPool) -> None:
@@ -131,7 +131,7 @@ def test_training_without_a_group_equals_the_dense_twin(ranks: RankPool) -> None
 
 
 def test_replicated_shards_equal_the_dense_twin(ranks: RankPool) -> None:
-    check_against_twin(ranks.run(4, train, 2), 2)
+    check_against_twin(ranks.run(4, train, 2, timeout=400), 2)
     check_against_twin(ranks.run(2, train, 1), 1)
 
 

@@ -47,7 +47,7 @@ def run_both(head, x, labels, classes=None):
 
 
 @pytest.mark.parametrize("loss", LOSSES, ids=str)
-@pytest.mark.parametrize("budget", [0, 1 << 10, 256 << 20])
+@pytest.mark.parametrize("budget", [0, 1 << 10, 512 << 20])
 def test_equals_the_dense_twin(loss, budget):
     head = PartialFC(embedding_dim=12, num_classes=53, loss=loss, memory_budget=budget, chunk_size=9).double()
     if head.bias is not None:
