@@ -67,6 +67,31 @@ def gather_batch(
     return gathered
 
 
+def shared_gradient(x: Tensor, ranks: int) -> Tensor:
+    """``x``, with its gradient divided by ``ranks``: for what every one of them computes alike and somebody adds up."""
+    return x if ranks == 1 or not x.requires_grad else x.detach() + (x - x.detach()) / ranks
+
+
+def summed_gradient(x: Tensor, group: dist.ProcessGroup | None) -> Tensor:
+    """``x``, with its gradient added up over the group: one all-reduce backward."""
+    if group is None:
+        return x
+    summed: Tensor = _SummedGradient.apply(x, group)
+    return summed
+
+
+class _SummedGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, group: dist.ProcessGroup) -> Tensor:
+        ctx.group = group
+        return x.view_as(x)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return all_reduce(grad.clone(), ctx.group), None
+
+
 class _GatherBatch(torch.autograd.Function):
     @staticmethod
     def forward(

@@ -6,24 +6,44 @@ import difflib
 from collections.abc import Mapping
 from typing import Any
 
+from lightning_pfc.losses.adacos import AdaCos
+from lightning_pfc.losses.adaface import AdaFace
 from lightning_pfc.losses.arcface import ArcFace
 from lightning_pfc.losses.base import Loss, Rows, State
+from lightning_pfc.losses.circle import Circle
 from lightning_pfc.losses.combined import CombinedMargin
 from lightning_pfc.losses.cosface import CosFace
+from lightning_pfc.losses.curricularface import CurricularFace
+from lightning_pfc.losses.elasticface import ElasticFace
+from lightning_pfc.losses.magface import MagFace
+from lightning_pfc.losses.mvsoftmax import MVSoftmax
 from lightning_pfc.losses.normface import NormFace
 from lightning_pfc.losses.softmax import Softmax
 from lightning_pfc.losses.sphereface import SphereFace
+from lightning_pfc.losses.sphereface2 import SphereFace2
+from lightning_pfc.losses.uniface import UniFace
+from lightning_pfc.losses.warmup import MarginWarmup
 
 __all__ = [
+    "AdaCos",
+    "AdaFace",
     "ArcFace",
+    "Circle",
     "CombinedMargin",
     "CosFace",
+    "CurricularFace",
+    "ElasticFace",
     "Loss",
+    "MVSoftmax",
+    "MagFace",
+    "MarginWarmup",
     "NormFace",
     "Rows",
     "Softmax",
     "SphereFace",
+    "SphereFace2",
     "State",
+    "UniFace",
     "loss_from_config",
     "loss_names",
 ]
@@ -48,7 +68,7 @@ def loss_from_config(config: str | Mapping[str, Any] | Loss) -> Loss:
     """A loss from its name, or from a mapping with ``name`` and its arguments (what ``Loss.to_config`` gives).
 
     Args:
-        config: a loss (returned as it is), a name such as "ArcFace" (any case), or ``{"name": "ArcFace", "margin": 0.4}``.
+        config: a loss (returned as it is), a name in any case, or ``{"name": "ArcFace", "margin": 0.4}``.
 
     Raises:
         ValueError: for an unknown name, saying what exists.

@@ -14,7 +14,8 @@ from lightning_pfc.losses.base import Loss, MarginGrad, Rows, State, angle, with
 class ArcFace(Loss):
     """Target logit ``s cos(theta + m)`` (ArcFace, arXiv:1801.07698, eq. 3).
 
-    There is no fallback beyond pi: where ``theta + m > pi`` the cosine goes on and rises again (m = 0.5: cos theta < -0.878).
+    There is no fallback beyond pi: where ``theta + m > pi`` the cosine goes on and rises again (at m = 0.5 for
+    cos theta < -0.878).
 
     Args:
         scale: s > 0.

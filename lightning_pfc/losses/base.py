@@ -1,16 +1,20 @@
 """What a margin-softmax loss is to the head: a few pure functions of cosines and of facts about the rows.
 
-Shape letters: capital = global, small = this rank's part. B rows of the global batch, n classes of one chunk, D embedding.
+Shape letters: capital = global, small = this rank's part. B rows of the global batch, n classes of one chunk, D
+embedding.
 
 The head calls a loss in this order, on every rank with the same values:
 
 1. ``update_state(state, rows)`` in training, where averages over the global batch are kept;
 2. ``negative_logits(cosine, rows, state)`` for every chunk of classes, (B, n) -> (B, n), element by element;
 3. ``target_logits(cosine, rows, state)``, (B,) -> (B,), under autograd;
-4. ``row_losses(...)``, (B,): softmax cross entropy unless overridden.
+4. ``row_losses(...)``, (B,): softmax cross entropy unless overridden;
+5. ``finish_state(state, rows, negative_logsumexp)`` in training, for averages that need the sums over the classes.
 
 A loss that needs statistics of the batch (AdaFace, CurricularFace) computes them from ``rows``, which already holds the
-whole global batch: it needs no collective of its own and is right on any number of ranks.
+whole global batch: it needs no collective of its own and is right on any number of ranks. A loss that learns numbers
+of its own (SphereFace2's bias) names them in ``initial_parameters``; the head makes them parameters and adds up their
+gradients over the ranks, and the loss finds them in ``state``.
 """
 
 from __future__ import annotations
@@ -60,8 +64,8 @@ class Loss:
         scale: s, the inverse temperature; > 0.
         label_smoothing: share of the target's probability spread evenly over all K sampled classes, in [0, 1)
             (arXiv:1512.00567, section 7; with sampling, over the classes that take part in the step).
-        interclass_filter: negatives with a cosine above it count as cosine 0 (they still add e^0 to the denominator), as
-            InsightFace's ``interclass_filtering_threshold`` does against conflicting identities; None is off.
+        interclass_filter: negatives with a cosine above it count as cosine 0 (they still add e^0 to the denominator),
+            as InsightFace's ``interclass_filtering_threshold`` does against conflicting identities; None is off.
 
     Raises:
         TypeError: for a value that is no number.
@@ -75,6 +79,7 @@ class Loss:
     normalize: ClassVar[bool] = True  # cosine logits; False: plain dot products
     needs_target_cosine: ClassVar[bool] = False  # rows.target_cosine, one more all-reduce of (B,)
     has_bias: ClassVar[bool] = False
+    num_centers: ClassVar[int] = 1  # centers per class, side by side in a row of the head's weight; the nearest counts
     linear_negatives: ClassVar[bool] = True  # negative_logits is `scale * cosine` (but for the filter)
     softplus_negatives: ClassVar[bool] = False  # the head sums softplus(z) instead of z in `negative_sum`
 
@@ -96,12 +101,25 @@ class Loss:
         """Whether ``row_losses`` uses ``negative_sum``."""
         return self.label_smoothing > 0 or self.softplus_negatives
 
-    def initial_state(self) -> State:
+    def initial_state(self, num_classes: int) -> State:
         """Averages that the loss keeps, as small tensors; the head registers them as buffers (saved, on every rank)."""
+        return {}
+
+    def initial_parameters(self, num_classes: int) -> State:
+        """Numbers that the loss learns, as small float tensors; the head makes them parameters, alike on every rank."""
         return {}
 
     def update_state(self, state: State, rows: Rows) -> None:
         """Update ``state`` in place from the global batch; called under ``no_grad`` once per training forward."""
+
+    def finish_state(self, state: State, rows: Rows, negative_logsumexp: Tensor) -> None:
+        """Update ``state`` in place after a training forward, under ``no_grad``: it counts from the next one.
+
+        Args:
+            state: the averages.
+            rows: of the global batch, with ``target_cosine``.
+            negative_logsumexp: (B,) of the global batch.
+        """
 
     def negative_logits(self, cosine: Tensor, rows: Rows, state: State) -> Tensor:
         """Logits (B, n) of the negatives from their cosines (B, n), element by element; differentiable."""
@@ -147,6 +165,13 @@ class Loss:
             span = f"{'(' if open_low else '['}{'-inf' if low is None else low}, {'inf' if high is None else high})"
             raise ValueError(f"{type(self).__name__}({name}={value!r}): {name} must lie in {span}.")
 
+    def _refuse_filter(self, why: str) -> None:
+        if self.interclass_filter is not None:
+            raise ValueError(
+                f"{type(self).__name__}(interclass_filter={self.interclass_filter!r}): there is no filter, since "
+                f"{why}; leave it None."
+            )
+
     def _check_choice(self, name: str, choices: tuple[str, ...]) -> None:
         value = getattr(self, name)
         if value not in choices:
@@ -169,5 +194,5 @@ def with_margin_grad(cosine: Tensor, modified: Tensor, margin_grad: MarginGrad) 
 
 
 def angle(cosine: Tensor) -> Tensor:
-    """theta = arccos(cosine) in radians, with the cosine kept one float32 step inside (-1, 1) for its derivative."""
+    """The angle arccos(cosine) in radians, with the cosine kept one float32 step inside (-1, 1) for its derivative."""
     return torch.arccos(cosine.clamp(-COSINE_LIMIT, COSINE_LIMIT))

@@ -28,8 +28,8 @@ class Softmax(Loss):
             raise TypeError(f"Softmax(bias={self.bias!r}): bias must be True or False.")
         if self.interclass_filter is not None:
             raise ValueError(
-                f"Softmax(interclass_filter={self.interclass_filter!r}): the filter compares cosines, and Softmax has none; "
-                "use NormFace or a margin loss."
+                f"Softmax(interclass_filter={self.interclass_filter!r}): the filter compares cosines, and Softmax has "
+                "none; use NormFace or a margin loss."
             )
 
     @property

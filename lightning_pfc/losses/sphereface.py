@@ -12,7 +12,7 @@ from lightning_pfc.losses.base import Loss, MarginGrad, Rows, State, angle, with
 
 @dataclass(frozen=True, kw_only=True)
 class SphereFace(Loss):
-    """Target logit ``s cos(m theta)`` (SphereFace, arXiv:1704.08063, eq. 4, with normalised features and a fixed scale).
+    """Target logit ``s cos(m theta)`` (SphereFace, arXiv:1704.08063, eq. 4, features normalised, a fixed scale).
 
     There is no fallback beyond pi: where ``m theta > pi`` the cosine goes on and rises again.
 

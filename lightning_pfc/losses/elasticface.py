@@ -1,0 +1,61 @@
+"""ElasticFace: every row draws its own margin."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from lightning_pfc.losses.base import Loss, MarginGrad, Rows, State, angle, with_margin_grad
+from lightning_pfc.losses.keyed import keyed_normal
+
+
+@dataclass(frozen=True, kw_only=True)
+class ElasticFace(Loss):
+    """ArcFace or CosFace with a margin drawn from N(m, std^2) for each row and step (ElasticFace, arXiv:2109.09416).
+
+    Margins depend on (head seed, step, place in the global batch), so a run does not change with the number of ranks.
+    With ``plus``, the drawn margins are handed out in order: the row closest to its center gets the smallest (paper,
+    section 3.3; by rank, where the published code indexes with the inverse permutation). Where a head is replicated
+    over groups of ranks, that order is taken within each group.
+
+    Args:
+        scale: s > 0.
+        margin: m >= 0, radians for "angular" (paper: 0.5), a cosine offset for "additive" (paper: 0.35).
+        std: standard deviation of the margin, >= 0; paper: 0.0125, with plus 0.0175 (angular) or 0.025 (additive).
+        margin_type: "angular" (ElasticFace-Arc) or "additive" (ElasticFace-Cos).
+        plus: hand out the margins by difficulty.
+        margin_grad: "exact" or "straight_through".
+        label_smoothing, interclass_filter: see :class:`Loss`.
+    """
+
+    margin: float = 0.5
+    std: float = 0.0125
+    margin_type: Literal["angular", "additive"] = "angular"
+    plus: bool = False
+    margin_grad: MarginGrad = "exact"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._check_number("margin", low=0.0)
+        self._check_number("std", low=0.0)
+        self._check_choice("margin_type", ("angular", "additive"))
+        self._check_choice("margin_grad", ("exact", "straight_through"))
+        if not isinstance(self.plus, bool):
+            raise TypeError(f"ElasticFace(plus={self.plus!r}): plus must be True or False.")
+
+    def _margins(self, rows: Rows, cosine: Tensor) -> Tensor:
+        margins = self.margin + self.std * keyed_normal(rows.seed, rows.step, rows.index).to(cosine.dtype)
+        if not self.plus:
+            return margins
+        easiest_first = cosine.detach().argsort(descending=True, stable=True)
+        return torch.empty_like(margins).scatter(0, easiest_first, margins.sort().values)
+
+    def target_logits(self, cosine: Tensor, rows: Rows, state: State) -> Tensor:
+        """``s cos(theta + m_i)`` or ``s (cos theta - m_i)``, (B,) -> (B,)."""
+        margins = self._margins(rows, cosine)
+        if self.margin_type == "additive":
+            return self.scale * (cosine - margins)
+        return self.scale * with_margin_grad(cosine, torch.cos(angle(cosine) + margins), self.margin_grad)

@@ -1,0 +1,64 @@
+"""MV-Softmax: negatives that come too close to the target weigh more."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from lightning_pfc.losses.base import Loss, MarginGrad, Rows, State, angle, with_margin_grad
+
+
+@dataclass(frozen=True, kw_only=True)
+class MVSoftmax(Loss):
+    """Target with a margin, ``s f(m, theta_y)``; a negative with ``cos_j > f(m, theta_y)`` is re-weighted.
+
+    MV-Softmax (mis-classified vector guided), arXiv:1912.00833, eq. 6 to 9: its exponential is multiplied by
+    ``exp(s (t - 1) (cos_j + 1))`` ("adaptive") or ``exp(s (t - 1))`` ("fixed"), so its logit is
+    ``s (t cos_j + t - 1)`` or ``s (cos_j + t - 1)``; t = 1 changes nothing. Needs the targets' cosines before the
+    negatives: one all-reduce of (B,). Which negatives are hard is a decision and has no gradient.
+
+    Args:
+        scale: s > 0.
+        margin: m >= 0: a cosine offset for "additive", radians for "angular".
+        margin_type: "additive" (MV-AM-Softmax, f = cos theta - m) or "angular" (MV-Arc-Softmax, f = cos(theta + m)).
+        hard_weight: t >= 1.
+        weighting: "adaptive" or "fixed".
+        margin_grad: "exact" or "straight_through", for the target.
+        label_smoothing: see :class:`Loss`.
+    """
+
+    scale: float = 32.0
+    margin: float = 0.35
+    margin_type: Literal["additive", "angular"] = "additive"
+    hard_weight: float = 1.12
+    weighting: Literal["adaptive", "fixed"] = "adaptive"
+    margin_grad: MarginGrad = "exact"
+
+    needs_target_cosine: ClassVar[bool] = True
+    linear_negatives: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._check_number("margin", low=0.0)
+        self._check_number("hard_weight", low=1.0)
+        self._check_choice("margin_type", ("additive", "angular"))
+        self._check_choice("weighting", ("adaptive", "fixed"))
+        self._check_choice("margin_grad", ("exact", "straight_through"))
+        self._refuse_filter("it weighs hard negatives by itself")
+
+    def _with_margin(self, cosine: Tensor) -> Tensor:
+        return cosine - self.margin if self.margin_type == "additive" else torch.cos(angle(cosine) + self.margin)
+
+    def negative_logits(self, cosine: Tensor, rows: Rows, state: State) -> Tensor:
+        """``s cos_j``, re-weighted where hard; (B, n) -> (B, n)."""
+        assert rows.target_cosine is not None
+        extra = self.hard_weight - 1.0
+        harder = cosine * self.hard_weight + extra if self.weighting == "adaptive" else cosine + extra
+        return self.scale * torch.where(cosine > self._with_margin(rows.target_cosine)[:, None], harder, cosine)
+
+    def target_logits(self, cosine: Tensor, rows: Rows, state: State) -> Tensor:
+        """``s f(m, theta_y)``, (B,) -> (B,)."""
+        return self.scale * with_margin_grad(cosine, self._with_margin(cosine), self.margin_grad)

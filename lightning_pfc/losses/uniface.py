@@ -1,0 +1,71 @@
+"""UniFace: a softmax taken apart, with one learned threshold between all positives and all negatives."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lightning_pfc.losses.base import Loss, Rows, State
+
+
+@dataclass(frozen=True, kw_only=True)
+class UniFace(Loss):
+    """Unified cross entropy with margin and balance (UniFace, Zhou et al., ICCV 2023, eq. 11 to 15).
+
+    ``softplus(-(s (cos_y - m) - b)) + lambda sum_j softplus(s cos_j - b)``: every pair is asked to lie on its side of
+    one threshold ``b / s``, which is learned and starts at ``log(10 C)``. The paper's other balance, a share r of the
+    negatives, is this package's ``sample_rate``. Needs one more number a row in the head's all-reduce, and one
+    all-reduce of ``b``'s gradient.
+
+    Args:
+        scale: s > 0.
+        margin: m >= 0, a cosine offset.
+        balance: lambda > 0, the weight of the negatives.
+    """
+
+    margin: float = 0.4
+    balance: float = 1.0
+
+    linear_negatives: ClassVar[bool] = False
+    softplus_negatives: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._check_number("margin", low=0.0)
+        self._check_number("balance", low=0.0, open_low=True)
+        self._refuse_filter("each class is judged alone")
+        if self.label_smoothing > 0:
+            raise ValueError(
+                f"UniFace(label_smoothing={self.label_smoothing!r}): there is no probability over the classes to "
+                "smooth; leave it 0."
+            )
+
+    def initial_parameters(self, num_classes: int) -> State:
+        """``threshold``: log(10 C), so that C random negatives together cost 0.1 a row."""
+        return {"threshold": torch.tensor(math.log(10.0 * num_classes))}
+
+    def negative_logits(self, cosine: Tensor, rows: Rows, state: State) -> Tensor:
+        """``s cos_j - b``, (B, n) -> (B, n)."""
+        return self.scale * cosine - state["threshold"]
+
+    def target_logits(self, cosine: Tensor, rows: Rows, state: State) -> Tensor:
+        """``s (cos_y - m) - b``, (B,) -> (B,)."""
+        return self.scale * (cosine - self.margin) - state["threshold"]
+
+    def row_losses(
+        self,
+        target_logits: Tensor,
+        negative_logsumexp: Tensor,
+        negative_sum: Tensor | None,
+        num_sampled: Tensor,
+        rows: Rows,
+        state: State,
+    ) -> Tensor:
+        """``softplus(-z_y) + lambda sum_j softplus(z_j)``, (B,)."""
+        assert negative_sum is not None
+        return F.softplus(-target_logits) + self.balance * negative_sum

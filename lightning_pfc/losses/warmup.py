@@ -1,0 +1,154 @@
+"""Margin warm-up: any margin loss, with margins that grow from nothing during the first steps."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from torch import Tensor
+
+from lightning_pfc.losses.base import Loss, Rows, State
+
+# The value at which an argument of this name does nothing, by class where it is not the usual one.
+_NEUTRAL: dict[str, dict[str, float]] = {
+    "": {"margin": 0.0, "m1": 1.0, "m2": 0.0, "m3": 0.0, "lower_margin": 0.0, "upper_margin": 0.0, "std": 0.0},
+    "SphereFace": {"margin": 1.0},
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class MarginWarmup(Loss):
+    """``loss`` with its margins scaled by ``w = clip((step - start) / steps, 0, 1)``, from no margin to the full one.
+
+    A margin in the first steps of a run, when no class has a place yet, can keep a network from learning anything
+    (deep backbones, many classes). Here ``m -> w m``, a factor on the angle ``m -> 1 + w (m - 1)``; all else is the
+    inner loss's. ``step`` counts the head's training forwards and is saved, so a resumed run goes on where it was.
+
+    Args:
+        loss: a loss with margins, its name, or a mapping of name and arguments.
+        steps: length of the warm-up in training forwards, >= 1.
+        start: forwards before it begins, >= 0.
+
+    Raises:
+        ValueError: also for a loss that has no margin.
+    """
+
+    loss: Loss | str | Mapping[str, Any]
+    steps: int = 1000
+    start: int = 0
+
+    scale: float = field(default=64.0, init=False)
+    label_smoothing: float = field(default=0.0, init=False)
+    interclass_filter: float | None = field(default=None, init=False)
+
+    def __post_init__(self) -> None:
+        from lightning_pfc.losses import loss_from_config  # the registry, which knows this class
+
+        inner = loss_from_config(self.loss)
+        for name, value in {
+            "loss": inner,
+            "scale": inner.scale,
+            "label_smoothing": inner.label_smoothing,
+            "interclass_filter": inner.interclass_filter,
+        }.items():
+            object.__setattr__(self, name, value)
+        for name, least in (("steps", 1), ("start", 0)):
+            count = getattr(self, name)
+            if isinstance(count, bool) or not isinstance(count, int) or count < least:
+                raise ValueError(f"MarginWarmup({name}={count!r}): {name} must be an integer of at least {least}.")
+        if not self._margins:
+            raise ValueError(f"MarginWarmup(loss={inner}): {type(inner).__name__} has no margin to warm up.")
+
+    @property
+    def inner(self) -> Loss:
+        """The loss that is warmed up."""
+        assert isinstance(self.loss, Loss)
+        return self.loss
+
+    @property
+    def _margins(self) -> dict[str, float]:
+        """Names of the inner loss's margins and their neutral values."""
+        neutral = _NEUTRAL[""] | _NEUTRAL.get(type(self.inner).__name__, {})
+        return {f.name: neutral[f.name] for f in fields(self.inner) if f.name in neutral}
+
+    def _warmed(self, rows: Rows) -> Loss:
+        """The inner loss with this step's margins, as tensors: nothing waits for the device."""
+        share = ((rows.step - self.start) / self.steps).clamp(0.0, 1.0).to(rows.norms.device, rows.norms.dtype)
+        warmed = copy.copy(self.inner)
+        for name, neutral in self._margins.items():
+            object.__setattr__(warmed, name, neutral + (getattr(self.inner, name) - neutral) * share)
+        return warmed
+
+    # --- everything else is the inner loss's --------------------------------------------------------------------------
+
+    @property
+    def normalize(self) -> bool:  # type: ignore[override]
+        """Of the inner loss."""
+        return self.inner.normalize
+
+    @property
+    def needs_target_cosine(self) -> bool:  # type: ignore[override]
+        """Of the inner loss."""
+        return self.inner.needs_target_cosine
+
+    @property
+    def has_bias(self) -> bool:  # type: ignore[override]
+        """Of the inner loss."""
+        return self.inner.has_bias
+
+    @property
+    def linear_negatives(self) -> bool:  # type: ignore[override]
+        """Of the inner loss."""
+        return self.inner.linear_negatives
+
+    @property
+    def softplus_negatives(self) -> bool:  # type: ignore[override]
+        """Of the inner loss."""
+        return self.inner.softplus_negatives
+
+    @property
+    def num_centers(self) -> int:  # type: ignore[override]
+        """Of the inner loss."""
+        return self.inner.num_centers
+
+    def initial_state(self, num_classes: int) -> State:
+        """Of the inner loss."""
+        return self.inner.initial_state(num_classes)
+
+    def initial_parameters(self, num_classes: int) -> State:
+        """Of the inner loss."""
+        return self.inner.initial_parameters(num_classes)
+
+    def update_state(self, state: State, rows: Rows) -> None:
+        """Of the inner loss."""
+        self._warmed(rows).update_state(state, rows)
+
+    def finish_state(self, state: State, rows: Rows, negative_logsumexp: Tensor) -> None:
+        """Of the inner loss."""
+        self._warmed(rows).finish_state(state, rows, negative_logsumexp)
+
+    def negative_logits(self, cosine: Tensor, rows: Rows, state: State) -> Tensor:
+        """Of the inner loss with this step's margins."""
+        return self._warmed(rows).negative_logits(cosine, rows, state)
+
+    def target_logits(self, cosine: Tensor, rows: Rows, state: State) -> Tensor:
+        """Of the inner loss with this step's margins."""
+        return self._warmed(rows).target_logits(cosine, rows, state)
+
+    def row_losses(
+        self,
+        target_logits: Tensor,
+        negative_logsumexp: Tensor,
+        negative_sum: Tensor | None,
+        num_sampled: Tensor,
+        rows: Rows,
+        state: State,
+    ) -> Tensor:
+        """Of the inner loss with this step's margins."""
+        return self._warmed(rows).row_losses(target_logits, negative_logsumexp, negative_sum, num_sampled, rows, state)
+
+    def to_config(self) -> dict[str, Any]:
+        """Plain values; the inner loss is a mapping of its own."""
+        return super().to_config() | {"loss": self.inner.to_config()}
