@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
@@ -31,6 +31,16 @@ class LabelledSet:
 EvaluationSet = VerificationSet | LabelledSet
 
 
+class Names(Protocol):
+    """A name per class."""
+
+    def __len__(self) -> int:
+        """Number of classes."""
+
+    def __getitem__(self, index: int, /) -> str:
+        """The name of a class."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class IdentityData:
     """An opened source. The numbers of classes and images are those of the data.
@@ -55,7 +65,7 @@ class IdentityData:
     augment: Augment
     validation: Mapping[str, EvaluationSet] = field(default_factory=dict)
     test: Mapping[str, EvaluationSet] = field(default_factory=dict)
-    class_names: Sequence[str] | None = None
+    class_names: Names | None = None
     description: str = ""
 
     @property

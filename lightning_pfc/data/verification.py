@@ -92,7 +92,8 @@ def make_pairs(
         _impostors(identity, tuple(s[fold[s] == f] for s in sides), int((genuine_fold == f).sum()), seed + 1 + f)
         for f in range(FOLDS)
     ]
-    rates = _impostors(identity, sides, impostors, seed + 1 + FOLDS)
+    taken = np.concatenate([np.sort(np.stack([a, b], axis=1)) for a, b in within])
+    rates = _impostors(identity, sides, impostors, seed + 1 + FOLDS, taken)
     first = np.concatenate([left, *(w[0] for w in within), rates[0]])
     second = np.concatenate([right, *(w[1] for w in within), rates[1]])
     folds = np.concatenate(
@@ -119,18 +120,14 @@ def _genuine(
     limit: int,
     across: tuple[frozenset[int], frozenset[int]] | None,
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    one = two = np.ones(len(group), dtype=bool)
+    if across is not None:
+        one, two = np.isin(group, list(across[0])), np.isin(group, list(across[1]))
     left: list[NDArray[np.int64]] = []
     right: list[NDArray[np.int64]] = []
     for number, rows in enumerate(members):
-        a, b = np.triu_indices(len(rows), 1)
-        a, b = rows[a], rows[b]
-        if across is None:
-            keep = group[a] != group[b]
-        else:
-            one, two = (np.isin(group, list(side)) for side in across)
-            swap = one[b] & two[a]
-            a, b = np.where(swap, b, a), np.where(swap, a, b)
-            keep = one[a] & two[b]
+        a, b = (rows[half] for half in np.triu_indices(len(rows), 1))
+        keep = (group[a] != group[b]) & ((one[a] & two[b]) | (one[b] & two[a]))
         a, b = a[keep], b[keep]
         if len(a) > limit:
             chosen = np.sort(Permutation(len(a), seed * 1_000_003 + number)(np.arange(limit)))
@@ -141,20 +138,24 @@ def _genuine(
 
 
 def _impostors(
-    identity: NDArray[np.int64], sides: tuple[NDArray[np.int64], ...], count: int, seed: int
+    identity: NDArray[np.int64],
+    sides: tuple[NDArray[np.int64], ...],
+    count: int,
+    seed: int,
+    taken: NDArray[np.int64] | None = None,
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """``count`` distinct pairs of different identities, one picture from each side."""
+    """``count`` distinct pairs of different identities, one picture from each side, none of them taken (T, 2)."""
     one, two = sides
-    found: NDArray[np.int64] = np.zeros((0, 2), dtype=np.int64)
+    skip = 0 if taken is None else len(taken)
+    found = np.zeros((0, 2), dtype=np.int64) if taken is None else taken
     for attempt in range(20):
-        if len(found) >= count:
+        missing = count + skip - len(found)
+        if missing <= 0:
             break
-        u = uniform(stream(seed, attempt, np.arange(2 * (count - len(found)) + 64)), 2).astype(np.float64)
-        pair = np.stack(
-            [one[(u[:, 0] * len(one)).astype(np.int64)], two[(u[:, 1] * len(two)).astype(np.int64)]], axis=1
-        )
+        u = uniform(stream(seed, attempt, np.arange(2 * missing + 64)), 2).astype(np.float64)
+        pair = np.stack([one[(u[:, 0] * len(one)).astype(np.int64)], two[(u[:, 1] * len(two)).astype(np.int64)]], 1)
         pair = np.sort(pair[identity[pair[:, 0]] != identity[pair[:, 1]]], axis=1)
         found = np.concatenate([found, pair])
-        _, first = np.unique(found, axis=0, return_index=True)
+        _, first = np.unique(found @ np.asarray([len(identity), 1]), return_index=True)
         found = found[np.sort(first)]
-    return found[:count, 0], found[:count, 1]
+    return found[skip : skip + count, 0], found[skip : skip + count, 1]

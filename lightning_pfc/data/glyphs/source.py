@@ -173,9 +173,9 @@ class Glyphs:
         if left < 2 or (wanted is not None and wanted > left):
             raise ValueError(
                 f"train_classes={self.train_classes}, val_classes={self.val_classes}, test_classes="
-                f"{self.test_classes}: these fonts draw {len(shuffled)} characters in two designs or more, which leaves "
-                f"{max(left, 0)} to train on. Ask for less, take train_classes=null for all of them, or install more fonts "
-                "(preset=large)."
+                f"{self.test_classes}: these fonts draw {len(shuffled)} characters in two designs or more, so "
+                f"{max(left, 0)} are left to train on. Ask for less, take train_classes=null for all of them, or "
+                "install more fonts (preset=large)."
             )
         end = len(shuffled) if wanted is None else test + val + wanted
         return _Split(

@@ -26,7 +26,7 @@ from lightning_pfc.data.glyphs.fonts import FontSet
 
 _log = logging.getLogger(__name__)
 
-_FORMAT = 1  # raised whenever the same fonts and parameters would give other pictures
+_FORMAT = 2  # raised whenever the same fonts and parameters would give other pictures
 _PART = 8192  # code points in a part: what an interruption can cost
 _PLACEHOLDER = 4  # a picture that one face draws for this many characters stands for none of them
 
@@ -219,20 +219,20 @@ def _raise_if_failed(processes: list[subprocess.Popen[str]], parts: Path) -> Non
 
 
 def _assemble(fonts: FontSet, parts: Path, size: int, em: int, target: Path, description: dict[str, Any]) -> None:
-    """Join the parts: drop what stands for no character or for two, and what a character already has."""
+    """Join the parts: drop what stands for no character, look-alikes of others, and what a character already has."""
     codepoints, images, faces = _read_parts(fonts, parts, size, em)
     design_of = np.asarray([fonts.designs.index(f.design) for f in fonts.faces], dtype=np.uint8)
     held_face = np.asarray([f.heldout for f in fonts.faces], dtype=bool)
     _, picture = np.unique(images.reshape(len(images), -1).view(f"V{size * size}").ravel(), return_inverse=True)
     held = held_face[faces] if len(faces) else np.zeros(0, dtype=bool)
     keep = ~_placeholders(picture, faces)
-    # Trained designs by themselves first: whether a held-out font is installed must not change what is trained on.
-    keep &= held | ~_ambiguous(picture, codepoints, keep & ~held)
+    # By the trained designs alone: whether a held-out font is installed must not change what is trained on.
+    keep &= ~np.isin(codepoints, _doubles(picture, codepoints, keep & ~held))
     keep &= ~held | ~_ambiguous(picture, codepoints, keep)
     keep &= _first_of(picture, codepoints, keep)
     chosen = np.flatnonzero(keep)
     chosen = chosen[np.lexsort((faces[chosen], codepoints[chosen]))]
-    _log.info("Drew %d pictures; kept %d distinct ones that name one character.", len(images), len(chosen))
+    _log.info("Drew %d pictures; kept %d distinct ones that stand for one character each.", len(images), len(chosen))
     np.save(target / "images.npy", images[chosen])
     np.savez(target / "table.npz", codepoints=codepoints[chosen], designs=design_of[faces[chosen]])
     info = {
@@ -264,13 +264,36 @@ def _placeholders(picture: NDArray[np.int64], faces: NDArray[np.int64]) -> NDArr
     return np.asarray(counts[inverse.ravel()] >= _PLACEHOLDER)
 
 
+def _sharing(picture: NDArray[np.int64], codepoints: NDArray[np.uint32], among: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """(n, 2) distinct (picture, character) of the pictures that stand for more than one character among the chosen."""
+    pairs = np.unique(np.stack([picture[among], codepoints[among].astype(np.int64)], axis=1), axis=0)
+    values, counts = np.unique(pairs[:, 0], return_counts=True)
+    return pairs[np.isin(pairs[:, 0], values[counts > 1])]
+
+
+def _doubles(
+    picture: NDArray[np.int64], codepoints: NDArray[np.uint32], among: NDArray[np.bool_]
+) -> NDArray[np.uint32]:
+    """Look-alikes: of the characters that share a picture, directly or through others, all but the first."""
+    first: dict[int, int] = {}
+
+    def find(character: int) -> int:
+        while (parent := first.setdefault(character, character)) != character:
+            character = parent
+        return character
+
+    pairs = _sharing(picture, codepoints, among)
+    for (before, one), (after, other) in zip(pairs[:-1].tolist(), pairs[1:].tolist(), strict=True):
+        if before == after and (a := find(one)) != (b := find(other)):
+            first[max(a, b)] = min(a, b)
+    return np.asarray([c for c in list(first) if find(c) != c], dtype=np.uint32)
+
+
 def _ambiguous(
     picture: NDArray[np.int64], codepoints: NDArray[np.uint32], among: NDArray[np.bool_]
 ) -> NDArray[np.bool_]:
     """Pictures that stand for more than one character among the chosen: they carry no label."""
-    pairs = np.unique(np.stack([picture[among], codepoints[among].astype(np.int64)], axis=1), axis=0)
-    values, counts = np.unique(pairs[:, 0], return_counts=True)
-    return np.isin(picture, values[counts > 1])
+    return np.isin(picture, _sharing(picture, codepoints, among)[:, 0])
 
 
 def _first_of(

@@ -1,0 +1,247 @@
+"""One's own images: a folder with a sub-folder per identity, or any other format of labelled images."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from tqdm.auto import tqdm
+
+from lightning_pfc.data.augment import RandomFlip
+from lightning_pfc.data.counter import stream
+from lightning_pfc.data.formats.base import EncodedImages
+from lightning_pfc.data.formats.decoded import DecodedImages
+from lightning_pfc.data.formats.folder import FolderImages
+from lightning_pfc.data.formats.opening import open_images
+from lightning_pfc.data.formats.subset import Subset
+from lightning_pfc.data.source import EvaluationSet, IdentityData, LabelledSet, Task
+from lightning_pfc.data.verification import FOLDS, VerificationSet, make_pairs
+
+_CHUNK = 64
+
+
+@dataclass(frozen=True, kw_only=True)
+class Files:
+    """Labelled images on disk, in any format of :mod:`lightning_pfc.data.formats`.
+
+    That is a folder with a sub-folder of images per identity, RecordIO, a list, Parquet, WebDataset shards, or a
+    Hugging Face data set.
+
+    Attributes:
+        path: the training images.
+        format: of all paths here; by default what each path looks like.
+        options: of the reader of that format.
+        task: "open" verifies identities that are not trained on, "closed" classifies images into the trained classes.
+        validation, test: paths of evaluation images, in place of a share of the training images.
+        val_share, test_share: what is set aside of the training images: a share of the identities ("open") or of the
+            images of each class ("closed"; every class keeps one to train on). By a hash, so the split never changes.
+        image_size: edge of the images in pixels, or (height, width); by default that of the first image.
+        channels: 3 for RGB, 1 for grey.
+        fit: images of another size: "exact" refuses them, "stretch" resizes both sides, "crop" resizes and cuts the
+            middle.
+        on_broken: a broken image stops the run ("raise") or is replaced by another of its class and counted ("skip").
+        max_broken: share of the images that may be skipped; one more stops the run.
+        check: how many images, spread evenly, are decoded before training starts, so that a broken one stops the run at
+            once and not in its third hour. 0 checks none.
+        empty_classes: a class folder without an image stops the run ("raise") or is no class ("skip").
+        impostors: pairs of different identities for the rates.
+        seed: of the split and the pairs.
+    """
+
+    path: str | os.PathLike[str]
+    format: str | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+    task: Task = "open"
+    validation: str | os.PathLike[str] | None = None
+    test: str | os.PathLike[str] | None = None
+    val_share: float = 0.0
+    test_share: float = 0.0
+    image_size: int | tuple[int, int] | None = None
+    channels: int = 3
+    fit: Literal["exact", "stretch", "crop"] = "exact"
+    on_broken: Literal["raise", "skip"] = "raise"
+    max_broken: float = 0.01
+    check: int = 20_000
+    empty_classes: Literal["raise", "skip"] = "raise"
+    impostors: int = 200_000
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("val_share", "test_share"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} must lie in [0, 1).")
+        if self.val_share + self.test_share >= 1:
+            raise ValueError(f"val_share={self.val_share} and test_share={self.test_share} leave nothing to train on.")
+        for name, path in (("val_share", self.validation), ("test_share", self.test)):
+            if path is not None and getattr(self, name):
+                raise ValueError(f"{name}={getattr(self, name)} and a path to such images exclude each other.")
+        if self.task not in ("open", "closed"):
+            raise ValueError(f'task={self.task!r} must be "open" or "closed".')
+        if self.check < 0:
+            raise ValueError(f"check={self.check} must be at least 0.")
+        if self.empty_classes not in ("raise", "skip"):
+            raise ValueError(f'empty_classes={self.empty_classes!r} must be "raise" or "skip".')
+
+    def prepare(self) -> None:
+        """Look for what would stop training later: missing files, empty classes, broken images.
+
+        Raises:
+            FileNotFoundError: a path leads nowhere.
+            ValueError: a class folder is empty, or an image cannot be decoded or has another size; the message names
+                it.
+        """
+        for name, path in (("path", self.path), ("validation", self.validation), ("test", self.test)):
+            if path is None:
+                continue
+            encoded = self._read(name, path)
+            if self.check and self.on_broken == "raise":
+                self._check(self._decoded(encoded))
+
+    def open(self) -> IdentityData:
+        """Index the images and split them.
+
+        Raises:
+            FileNotFoundError: a path leads nowhere.
+            ValueError: a class folder is empty, the evaluation images do not fit the training images, or a share leaves
+                too little.
+        """
+        encoded = self._read("path", self.path)
+        part = self._parts(encoded)
+        train = encoded if not part.any() else Subset(encoded, np.flatnonzero(part == 0))
+        size = self._size_of(encoded)
+        sets: dict[str, dict[str, EvaluationSet]] = {"val": {}, "test": {}}
+        for number, (name, argument, path) in enumerate(
+            (("val", "validation", self.validation), ("test", "test", self.test)), 1
+        ):
+            if path is not None:
+                sets[name][name] = self._evaluation(self._read(argument, path), train, size, number)
+            elif (part == number).any():
+                sets[name][name] = self._evaluation(
+                    Subset(encoded, np.flatnonzero(part == number)), train, size, number
+                )
+        digest = hashlib.sha256(np.ascontiguousarray(train.labels).data)
+        digest.update(repr((train.num_classes, [str(i) for i in train.identities[:1000]], self.seed)).encode())
+        return IdentityData(
+            train=self._decoded(train, size),
+            labels=train.labels,
+            num_classes=train.num_classes,
+            task=self.task,
+            fingerprint=digest.hexdigest()[:16],
+            augment=RandomFlip(),
+            validation=sets["val"],
+            test=sets["test"],
+            class_names=_Names(train.identities),
+            description=f"{self.path}: {train.num_classes:,} classes, {len(train):,} images",
+        )
+
+    def _read(self, argument: str, path: str | os.PathLike[str]) -> EncodedImages:
+        try:
+            encoded = open_images(path, self.format, **self.options)
+        except FileNotFoundError as error:
+            raise FileNotFoundError(
+                f"{argument}={os.fspath(path)!r}: {error}. Give a folder with a sub-folder of images per identity, or "
+                "a file of labelled images; a relative path starts at the folder in which the command was started "
+                f"(here {os.getcwd()})."
+            ) from error
+        if isinstance(encoded, FolderImages) and self.empty_classes == "raise":
+            folders = {entry.name for entry in os.scandir(path) if entry.is_dir() and not entry.name.startswith(".")}
+            if empty := sorted(folders - set(encoded.identities.tolist())):
+                raise ValueError(
+                    f"{argument}={os.fspath(path)!r}: {len(empty)} class folders hold no image, such as {empty[0]!r}."
+                    " Fill or remove them, or set empty_classes='skip' to train without them."
+                )
+        return encoded
+
+    def _size_of(self, encoded: EncodedImages) -> tuple[int, int]:
+        if self.image_size is None:
+            return self._decoded(encoded).size
+        if isinstance(self.image_size, int):
+            return (self.image_size, self.image_size)
+        return (self.image_size[0], self.image_size[1])
+
+    def _decoded(self, encoded: EncodedImages, size: tuple[int, int] | None = None) -> DecodedImages:
+        if size is None and self.image_size is not None:
+            size = self._size_of(encoded)
+        return DecodedImages(
+            encoded,
+            size=size,
+            channels=self.channels,
+            fit=self.fit,
+            on_broken=self.on_broken,
+            max_broken=self.max_broken,
+        )
+
+    def _check(self, images: DecodedImages) -> None:
+        count = min(self.check, len(images))
+        places = np.unique(np.linspace(0, len(images) - 1, count).astype(np.int64))
+        for start in tqdm(
+            range(0, len(places), _CHUNK), desc="Checking images", unit_scale=_CHUNK, disable=count < 5000
+        ):
+            images.fetch(places[start : start + _CHUNK])
+
+    def _parts(self, encoded: EncodedImages) -> NDArray[np.int8]:
+        """0 to train on, 1 for validation, 2 for the test, per image."""
+        part = np.zeros(len(encoded), dtype=np.int8)
+        if not (self.val_share or self.test_share):
+            return part
+        if self.task == "open":
+            count = encoded.num_classes
+            sizes = [round(count * share) for share in (self.val_share, self.test_share)]
+            for name, size in zip(("val_share", "test_share"), sizes, strict=True):
+                if getattr(self, name) and size < 2 * FOLDS:
+                    raise ValueError(
+                        f"{name}={getattr(self, name)} of {count} identities is {size}; verification in {FOLDS} folds "
+                        f"needs at least {2 * FOLDS}. Set a larger share, or give the evaluation images by a path."
+                    )
+            order = np.argsort(stream(self.seed, 11, np.arange(count)), kind="stable")
+            of_class = np.zeros(count, dtype=np.int8)
+            of_class[order[: sizes[0]]] = 1
+            of_class[order[sizes[0] : sum(sizes)]] = 2
+            return of_class[encoded.labels]
+        # Closed: the images of a class in hashed order; the first goes to training whatever the shares.
+        order = np.lexsort((stream(self.seed, 12, np.arange(len(encoded))), encoded.labels))
+        counts = np.bincount(encoded.labels)
+        rank = np.arange(len(order)) - np.repeat(np.cumsum(counts) - counts, counts)
+        total = counts[encoded.labels[order]]
+        from_end = total - 1 - rank
+        val, test = np.floor(total * self.val_share + 0.5), np.floor(total * self.test_share + 0.5)
+        chosen = np.where(from_end < val, 1, np.where(from_end < val + test, 2, 0))
+        part[order] = np.where(rank == 0, 0, chosen)
+        return part
+
+    def _evaluation(
+        self, encoded: EncodedImages, train: EncodedImages, size: tuple[int, int], number: int
+    ) -> EvaluationSet:
+        images = self._decoded(encoded, size)
+        if self.task == "closed":
+            classes = {str(identity): label for label, identity in enumerate(train.identities.tolist())}
+            names = [str(identity) for identity in encoded.identities.tolist()]
+            if unknown := [name for name in names if name not in classes]:
+                raise ValueError(
+                    f"{encoded.source} holds {len(unknown)} classes that are not trained on, such as {unknown[0]!r}."
+                    ' Remove them, or set task="open" to verify unseen identities.'
+                )
+            labels = np.asarray([classes[name] for name in names], dtype=np.int64)[encoded.labels]
+            return LabelledSet(images, labels, f"{encoded.source}: {len(encoded):,} images of trained classes")
+        pairs = make_pairs(encoded.labels, np.arange(len(encoded)), seed=self.seed + number, impostors=self.impostors)
+        identity = torch.from_numpy(np.asarray(encoded.labels, dtype=np.int64))
+        return VerificationSet(images, pairs, identity, f"{encoded.source}: {encoded.num_classes:,} identities")
+
+
+class _Names:
+    """Identities as text, without a list of millions of strings."""
+
+    def __init__(self, identities: NDArray[Any]) -> None:
+        self._identities = identities
+
+    def __len__(self) -> int:
+        return len(self._identities)
+
+    def __getitem__(self, index: int) -> str:
+        return str(self._identities[index])
