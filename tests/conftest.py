@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import logging
 import multiprocessing as mp
@@ -17,7 +18,7 @@ import torch.distributed as dist
 
 from tests.ranks import RankPool
 
-# Lightning writes these in the process that makes a Trainer and leaves them there; they are put back, not complained of.
+# Lightning writes these in the process that makes a Trainer and leaves them there: put back, not complained of.
 LIGHTNING_VARIABLES = {
     "CUDA_DEVICE_ORDER",
     "CUDA_MODULE_LOADING",
@@ -111,10 +112,8 @@ def _children() -> set[int]:
     mp.active_children()  # collects the ones that have ended
     found: set[int] = set()
     for task in tasks.iterdir():
-        try:
+        with contextlib.suppress(OSError):
             found.update(int(pid) for pid in (task / "children").read_text().split())
-        except OSError:
-            continue
     return {pid for pid in found if _is_running(pid)}
 
 

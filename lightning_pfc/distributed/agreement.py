@@ -48,6 +48,7 @@ class Agreement:
         self.timeout = timeout
         self._store = store
         self._calls = 0
+        self._raised: BaseException | None = None
 
     def exchange(
         self, tag: str, values: Sequence[int] = (), error: BaseException | None = None
@@ -67,6 +68,17 @@ class Agreement:
                 error (of the same type, the message naming the rank), when the tags differ, or when a rank did not arrive
                 within the time-out.
         """
+        try:
+            return self._exchange(tag, values, error)
+        except BaseException as failure:
+            self._raised = failure
+            raise
+
+    def knows(self, error: BaseException) -> bool:
+        """Whether this error came out of :meth:`exchange`: then every rank has raised, and none needs to be told."""
+        return error is self._raised
+
+    def _exchange(self, tag: str, values: Sequence[int], error: BaseException | None) -> list[list[int]]:
         if len(values) > _NUMBERS:
             raise ValueError(f"values has {len(values)} numbers; at most {_NUMBERS} fit a message.")
         if self.group is None:

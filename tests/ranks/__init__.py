@@ -5,6 +5,6 @@
 
 from __future__ import annotations
 
-from tests.ranks.pool import Outcome, RankPool
+from tests.ranks.pool import Outcome, RankPool, join_group
 
-__all__ = ["Outcome", "RankPool"]
+__all__ = ["Outcome", "RankPool", "join_group"]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import atexit
 import faulthandler
+import logging
 import multiprocessing as mp
 import os
 import pickle
@@ -24,9 +25,14 @@ from dataclasses import dataclass
 from datetime import timedelta
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+Group = bool | Literal["later"]
 MAX_RANKS = 4
+# Seconds that the other ranks have to notice an error by themselves, before the process of the one that raised ends.
+PATIENCE = 3.0
+# All ranks are done: only now a rank may close its connections, which the others may still have been reading from.
+_RELEASE = b"release"
 # What the libraries of a worker read when they are imported.
 WORKER_ENVIRONMENT = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
 
@@ -39,6 +45,7 @@ class Outcome:
     value: Any = None
     error: str | None = None
     traceback: str = ""
+    broken: bool = False  # the process is in no state to run anything more
 
 
 @dataclass(frozen=True)
@@ -48,6 +55,7 @@ class _Task:
     rank: int
     world_size: int
     rendezvous: str | None
+    later: bool
     timeout: float
     stacks: str
 
@@ -70,7 +78,7 @@ class RankPool:
         return [process.pid for process in self._processes if process.is_alive()]
 
     def run(
-        self, world_size: int, function: Callable[..., Any], *args: Any, timeout: float = 120, group: bool = True
+        self, world_size: int, function: Callable[..., Any], *args: Any, timeout: float = 120, group: Group = True
     ) -> list[Any]:
         """Calls ``function(rank, world_size, *args)`` on every rank and returns what each returned, in order of rank.
 
@@ -79,7 +87,8 @@ class RankPool:
             function: a function at the top level of an importable module.
             args: anything that can be pickled; every rank gets a copy of its own.
             timeout: seconds for the whole call and for each collective in it.
-            group: whether the ranks meet in a process group; without one they know nothing of each other.
+            group: whether the ranks meet in a process group; without one they know nothing of each other. With
+                ``"later"`` the function says when, by calling :func:`join_group`.
 
         Raises:
             RuntimeError: a rank raised; the message holds its number and its traceback, of all ranks that raised.
@@ -92,7 +101,7 @@ class RankPool:
         return [outcome.value for outcome in outcomes]
 
     def outcomes(
-        self, world_size: int, function: Callable[..., Any], *args: Any, timeout: float = 120, group: bool = True
+        self, world_size: int, function: Callable[..., Any], *args: Any, timeout: float = 120, group: Group = True
     ) -> list[Outcome]:
         """Like :meth:`run`, for tests about errors: what a rank raises is part of its outcome."""
         if not 1 <= world_size <= MAX_RANKS:
@@ -103,7 +112,7 @@ class RankPool:
             for rank in range(world_size):
                 rendezvous = f"file://{folder / 'rendezvous'}" if group else None
                 stacks = str(folder / f"stacks-{rank}.txt")
-                task = _Task(function, args, rank, world_size, rendezvous, timeout, stacks)
+                task = _Task(function, args, rank, world_size, rendezvous, group == "later", timeout, stacks)
                 self._pipes[rank].send_bytes(pickle.dumps(task))
             return self._collect(world_size, timeout, folder)
         except BaseException:
@@ -118,8 +127,15 @@ class RankPool:
         waiting = {self._pipes[rank]: rank for rank in range(world_size)}
         outcomes: dict[int, Outcome] = {}
         died: list[int] = []
+        leave = deadline  # when ranks that have raised end their processes, as they would in a real run
         while waiting and (left := deadline - time.monotonic()) > 0:
-            for pipe in wait(list(waiting), timeout=left):
+            ready = wait(list(waiting), timeout=min(left, max(0.0, leave - time.monotonic())))
+            if not ready and time.monotonic() >= leave:
+                leave = deadline
+                for rank in (rank for rank, outcome in outcomes.items() if outcome.error):
+                    self._processes[rank].kill()
+                    died.append(rank)
+            for pipe in ready:
                 rank = waiting.pop(pipe)  # type: ignore[call-overload]
                 try:
                     outcomes[rank] = pickle.loads(pipe.recv_bytes())  # type: ignore[union-attr]
@@ -128,12 +144,17 @@ class RankPool:
                     code = self._processes[rank].exitcode
                     outcomes[rank] = Outcome(rank, error=f"ChildProcessError: the process ended with exit code {code}")
                     died.append(rank)
+                if outcomes[rank].error and leave == deadline:
+                    leave = min(deadline, time.monotonic() + PATIENCE)
         if waiting:
             late = sorted(waiting.values())
             stacks = [path.read_text() for rank in late if (path := folder / f"stacks-{rank}.txt").exists()]
             raised = [f"rank {o.rank} raised {o.error}\n{o.traceback}" for o in outcomes.values() if o.error]
             raise TimeoutError("\n".join([f"ranks {late} were not done after {timeout:g} s.", *raised, *stacks]))
-        if died:
+        for rank in range(world_size):
+            if rank not in died:
+                self._pipes[rank].send_bytes(_RELEASE)
+        if died or any(outcome.broken for outcome in outcomes.values()):
             self.close()
         return [outcomes[rank] for rank in range(world_size)]
 
@@ -179,6 +200,8 @@ def _work(pipe: Connection) -> None:
     import torch
 
     torch.set_num_threads(1)
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     mp.current_process()._config["daemon"] = False  # type: ignore[attr-defined]
     if "lo" in {name for _, name in socket.if_nameindex()}:
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # a host name that does not resolve must not matter
@@ -187,7 +210,12 @@ def _work(pipe: Connection) -> None:
             message = pipe.recv_bytes()
         except EOFError:
             return
+        if message == _RELEASE:
+            _leave_group()
+            continue
         outcome = _outcome(message)
+        if outcome.error is not None:
+            _leave_group()  # at once: the others may be waiting for this rank in a collective
         try:
             answer = pickle.dumps(outcome)
         except Exception as error:
@@ -197,38 +225,48 @@ def _work(pipe: Connection) -> None:
 
 
 def _outcome(message: bytes) -> Outcome:
-    rank = -1
+    global _current
+    rank, broken = -1, True
     try:
-        task: _Task = pickle.loads(message)
+        _current = task = pickle.loads(message)
         rank = task.rank
         with _environment({}), _fresh_state(), open(task.stacks, "w") as stacks:
             faulthandler.dump_traceback_later(task.timeout, file=stacks)
             try:
-                with _process_group(task):
-                    return Outcome(rank, task.function(task.rank, task.world_size, *task.args))
+                if task.rendezvous is not None and not task.later:
+                    join_group()
+                broken = False
+                return Outcome(rank, task.function(task.rank, task.world_size, *task.args))
             finally:
                 faulthandler.cancel_dump_traceback_later()
     except (Exception, SystemExit, KeyboardInterrupt) as error:
-        return Outcome(rank, error=f"{type(error).__name__}: {error}", traceback=traceback.format_exc())
+        return Outcome(rank, None, f"{type(error).__name__}: {error}", traceback.format_exc(), broken)
 
 
-@contextmanager
-def _process_group(task: _Task) -> Iterator[None]:
+_current: _Task | None = None
+
+
+def join_group() -> None:
+    """Meet the other ranks of a call with ``group="later"``; for what must be built before the group exists."""
     import torch.distributed as dist
 
-    if task.rendezvous is not None:
-        dist.init_process_group(
-            "gloo",
-            init_method=task.rendezvous,
-            rank=task.rank,
-            world_size=task.world_size,
-            timeout=timedelta(seconds=task.timeout),
-        )
-    try:
-        yield
-    finally:
-        if dist.is_initialized():
-            dist.destroy_process_group()
+    if _current is None or _current.rendezvous is None:
+        raise RuntimeError('join_group() is for a function that RankPool.run(..., group="later") calls.')
+    dist.init_process_group(
+        "gloo",
+        init_method=_current.rendezvous,
+        rank=_current.rank,
+        world_size=_current.world_size,
+        timeout=timedelta(seconds=_current.timeout),
+    )
+    dist.barrier()  # a rank that leaves at once must not close connections that are still being made
+
+
+def _leave_group() -> None:
+    import torch.distributed as dist
+
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 @contextmanager

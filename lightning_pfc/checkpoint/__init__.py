@@ -1,0 +1,1 @@
+"""Checkpoints in global class coordinates: written by any number of ranks, read by any other."""
