@@ -97,7 +97,8 @@ def no_leaked_processes(request: pytest.FixtureRequest) -> Iterator[None]:
     before = _children()
     yield
     pool = request.getfixturevalue("ranks") if "ranks" in request.fixturenames else None
-    gc.collect()  # data loaders end their workers when they are collected
+    if _children() - before - set(pool.pids if pool else ()):
+        gc.collect()  # data loaders end their workers when they are collected; half a second, so only if needed
     deadline = time.monotonic() + 5.0
     while (left := _children() - before - set(pool.pids if pool else ())) and time.monotonic() < deadline:
         time.sleep(0.05)
