@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any, Literal
 
@@ -11,7 +10,7 @@ import torch.distributed as dist
 from lightning.fabric.strategies.registry import _StrategyRegistry
 from lightning.pytorch import Trainer
 from lightning.pytorch.plugins.precision import Precision
-from lightning.pytorch.strategies import DDPStrategy, StrategyRegistry
+from lightning.pytorch.strategies import StrategyRegistry
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import STEP_OUTPUT
 from torch import nn
@@ -21,13 +20,14 @@ from torch.nn.parallel import DistributedDataParallel
 from lightning_pfc.checkpoint.gather import gather_rows
 from lightning_pfc.distributed import Comm
 from lightning_pfc.distributed.owner import set_owner
-from lightning_pfc.heads.partial_fc import PartialFC, iter_heads
+from lightning_pfc.heads.partial_fc import iter_heads
+from lightning_pfc.strategies.checkpoints import CheckpointFolders
 from lightning_pfc.strategies.precision import ShardAware, ShardedPrecision, shard_aware
 
 Clip = Literal["global", "backbone"]
 
 
-class PartialFCStrategy(DDPStrategy):
+class PartialFCStrategy(CheckpointFolders):
     """Distributed data parallel training in which each rank keeps its own classes of every :class:`PartialFC` head.
 
     It owns the process group: it hands it to the heads, shards those that were built before it existed, keeps their
@@ -39,6 +39,9 @@ class PartialFCStrategy(DDPStrategy):
             parameters, shards summed over the ranks; or ``"backbone"``, the replicated parameters only, as published
             recipes of Partial FC do.
         head_group_size: how many ranks share one set of classes, a divisor of the world size; None is all of them.
+        async_save: whether training goes on while checkpoints are written, at the price of a copy of the weights and
+            optimizer state in CPU memory for as long.
+        fall_back: whether a damaged checkpoint is passed over, with a warning, for the newest other one beside it.
         timeout: how long a rank waits for the others in any collective.
         start_method: ``"popen"`` (the script is run again for each process) or ``"spawn"``.
         kwargs: everything else that ``DDPStrategy`` and ``DistributedDataParallel`` take.
@@ -52,6 +55,8 @@ class PartialFCStrategy(DDPStrategy):
         *,
         clip: Clip = "global",
         head_group_size: int | None = None,
+        async_save: bool = False,
+        fall_back: bool = False,
         timeout: timedelta = default_pg_timeout,
         start_method: Literal["popen", "spawn", "fork", "forkserver"] = "popen",
         **kwargs: Any,
@@ -63,6 +68,8 @@ class PartialFCStrategy(DDPStrategy):
         self._head_group_size = head_group_size
         self._comm: Comm | None = None
         self._told: BaseException | None = None
+        self._async_save = async_save
+        self._fall_back = fall_back
 
     # -- the process group and the heads
 
@@ -89,20 +96,21 @@ class PartialFCStrategy(DDPStrategy):
             self._comm = Comm.single()
         self._told = None
         set_owner("pfc", self._comm)
+        self._start_saver()
         self._attach_heads()
 
     def setup(self, trainer: Trainer) -> None:
         """Shard what ``configure_model`` built, and mark every shard, before anything is wrapped or broadcast."""
         self._attach_heads()
         module = self._module
-        names = [f"{name}.{tensor}" for name, head in self._heads() for tensor in head.sharded_tensors()]
+        names = [f"{name}.{tensor}" for name, head in self._iter_heads() for tensor in head.sharded_tensors()]
         # The one place that torch has for this, documented as a workaround; it serves fit (DDP) and validate alike.
         mark = DistributedDataParallel._set_params_and_buffers_to_ignore_for_model
         mark(module, names)  # type: ignore[no-untyped-call]
         plugin = self._shard_aware_plugin
         plugin.connect_shards(self._sharded_parameters(), self.comm, self._clip)
         scaler = getattr(plugin, "scaler", None)
-        for _, head in self._heads():
+        for _, head in self._iter_heads():
             # An overflow is the scaler's business: it skips the step. Without one it is an error.
             head.check_finite = scaler is None
         super().setup(trainer)
@@ -129,6 +137,7 @@ class PartialFCStrategy(DDPStrategy):
             # The launcher sends rank 0's state dict to the parent process, where the model is whole.
             self._module.register_state_dict_post_hook(self._whole_heads)
         plugin = self._shard_aware_plugin
+        self._stop_saver()
         super().teardown()
         plugin.disconnect_shards()
         set_owner(None)
@@ -140,15 +149,12 @@ class PartialFCStrategy(DDPStrategy):
             raise RuntimeError("PartialFCStrategy is set up by a Trainer, which connects a LightningModule first.")
         return module
 
-    def _heads(self) -> Iterator[tuple[str, PartialFC]]:
-        return iter_heads(self._module)
-
     def _attach_heads(self) -> None:
-        for _, head in self._heads():
+        for _, head in self._iter_heads():
             head.attach(self.comm)
 
     def _sharded_parameters(self) -> list[nn.Parameter]:
-        tensors = [tensor for _, head in self._heads() for tensor in head.sharded_tensors().values()]
+        tensors = [tensor for _, head in self._iter_heads() for tensor in head.sharded_tensors().values()]
         return [tensor for tensor in tensors if isinstance(tensor, nn.Parameter)]
 
     def _whole_heads(self, module: nn.Module, state: dict[str, Any], prefix: str, metadata: dict[str, Any]) -> None:
@@ -187,8 +193,16 @@ class PartialFCStrategy(DDPStrategy):
 
     # -- errors: no rank is left waiting because another one failed
 
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """All ranks have a batch, and may go on to DDP's broadcast of buffers, which cannot be told of an error."""
+        super().on_train_batch_start(batch, batch_idx)
+        if self.world_size > 1 and self._has_heads():
+            self.comm.agreement.exchange("on_train_batch_start")
+
     def training_step(self, *args: Any, **kwargs: Any) -> STEP_OUTPUT:
         """Lightning's training step; with a sharded head, followed by one message of every rank to every rank (1 KiB).
+
+        Another such message goes before it, in :meth:`on_train_batch_start`.
 
         Raises:
             Exception: of whatever a rank raised in its step, on every rank.
@@ -199,7 +213,7 @@ class PartialFCStrategy(DDPStrategy):
         except BaseException as error:
             self._tell(error)
             raise
-        if self.world_size > 1 and next(self._heads(), None) is not None:
+        if self.world_size > 1 and self._has_heads():
             self._agree_on_output(output)
         return output
 
@@ -210,8 +224,8 @@ class PartialFCStrategy(DDPStrategy):
             if self._module.automatic_optimization and 0 < len(skipped) < self.world_size:
                 raise RuntimeError(
                     f"training_step returned None on rank {', '.join(map(str, skipped))} only: the others "
-                    "would wait for its gradients for ever. Return None on every rank or on none; to skip a batch on "
-                    "one rank, return the loss times zero."
+                    "would wait for its gradients for ever. Return a loss on every rank; to skip a batch on one, "
+                    "return the loss times zero."
                 )
         except BaseException as error:
             self._told = error  # it was raised on every rank

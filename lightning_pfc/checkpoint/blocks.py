@@ -1,0 +1,200 @@
+"""Files written and read in blocks, each with a checksum: nothing is held in memory but one block."""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+import zlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_pfc.checkpoint.manifest import BLOCK, FileEntry, check_block, check_size, dtype_name
+
+# What torch's own HuggingFaceStorageReader looks for, so that it can read the data files too.
+_SHARDING_KEY = "DCP_SHARDING_INFO"
+
+
+class BlockWriter:
+    """A file that is written from front to back; sums it up block by block, and forces it to the disk at the end."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = open(path, "wb", buffering=0)  # noqa: SIM115 - closed by __exit__
+        self._sums: list[int] = []
+        self._sum = 0
+        self._filled = 0
+        self.size = 0
+
+    def __enter__(self) -> BlockWriter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            if error is None:
+                os.fsync(self._file.fileno())
+        finally:
+            self._file.close()
+
+    def write(self, data: Any) -> None:
+        """Append bytes, or anything that shows itself as a flat buffer of bytes."""
+        view = memoryview(data)
+        while len(view):
+            part = view[: min(BLOCK - self._filled, len(view))]
+            rest = part
+            while len(rest):
+                rest = rest[self._file.write(rest) :]
+            self._sum = zlib.crc32(part, self._sum)
+            self._filled += len(part)
+            self.size += len(part)
+            if self._filled == BLOCK:
+                self._sums.append(self._sum)
+                self._sum = self._filled = 0
+            view = view[len(part) :]
+
+    def entry(self) -> FileEntry:
+        """What the manifest keeps of this file."""
+        return FileEntry(self.size, [*self._sums, self._sum] if self._filled else list(self._sums))
+
+
+def write_safetensors(path: Path, items: Sequence[tuple[str, Sequence[int], Tensor]]) -> tuple[FileEntry, list[int]]:
+    """Write tensors in the safetensors format without holding a second copy of them.
+
+    Args:
+        path: the file.
+        items: key, offset of the tensor within the whole, tensor on any device.
+
+    Returns:
+        The file's entry for the manifest, and the byte at which each tensor starts.
+    """
+    header: dict[str, Any] = {}
+    offsets = {key: {"saved_offsets": list(offset)} for key, offset, _ in items}
+    header["__metadata__"] = {"format": "pt", "DCP_VERSION": "1.0", _SHARDING_KEY: json.dumps(offsets)}
+    end = 0
+    begins = []
+    for key, _, tensor in items:
+        begins.append(end)
+        end += tensor.numel() * tensor.element_size()
+        place = [begins[-1], end]
+        header[key] = {"dtype": dtype_name(tensor.dtype), "shape": list(tensor.shape), "data_offsets": place}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    with BlockWriter(path) as file:
+        file.write(struct.pack("<Q", len(text)) + text)
+        start = file.size
+        for _, _, tensor in items:
+            for part in tensor_bytes(tensor):
+                file.write(part)
+    return file.entry(), [start + begin for begin in begins]
+
+
+def tensor_bytes(tensor: Tensor) -> Iterator[memoryview]:
+    """The bytes of a tensor, row-major, in parts of about a block; no copy for a contiguous one in CPU memory."""
+    if tensor.numel() == 0:
+        return
+    if tensor.dim() == 0 or (tensor.is_contiguous() and tensor.device.type == "cpu"):
+        yield _flat(tensor)
+        return
+    row = max(1, tensor[0].numel() * tensor.element_size())
+    step = max(1, BLOCK // row)
+    for first in range(0, tensor.shape[0], step):
+        yield _flat(tensor[first : first + step])
+
+
+def _flat(tensor: Tensor) -> memoryview:
+    array: Any = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+    return memoryview(array)
+
+
+class BlockReader:
+    """Reads byte ranges of one file of a checkpoint; every byte handed out was checked.
+
+    Args:
+        folder, name, entry: the file, as the manifest has it.
+
+    Raises:
+        CheckpointError: if the file is missing, of another size, or a block does not match its checksum.
+    """
+
+    def __init__(self, folder: Path, name: str, entry: FileEntry) -> None:
+        check_size(folder, name, entry)
+        self._folder, self._name, self._entry = folder, name, entry
+        self._file = open(folder / name, "rb", buffering=0)  # noqa: SIM115 - closed by __exit__
+        self._buffer = bytearray(min(BLOCK, max(entry.size, 1)))
+        self._block = -1
+
+    def __enter__(self) -> BlockReader:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._file.close()
+
+    def read_into(self, start: int, target: memoryview) -> None:
+        """Fill ``target`` with the bytes from ``start`` on."""
+        done = 0
+        while done < len(target):
+            index, inside = divmod(start + done, BLOCK)
+            length = min(BLOCK, self._entry.size - index * BLOCK)
+            want = min(length - inside, len(target) - done)
+            if want == length:  # a whole block needs no detour
+                part = target[done : done + want]
+                self._read(index, part)
+                check_block(self._folder, self._name, self._entry, index, part)
+            else:
+                if index != self._block:
+                    part = memoryview(self._buffer)[:length]
+                    self._read(index, part)
+                    check_block(self._folder, self._name, self._entry, index, part)
+                    self._block = index
+                target[done : done + want] = memoryview(self._buffer)[inside : inside + want]
+            done += want
+
+    def read_rows(self, start: int, target: Tensor) -> None:
+        """Fill a tensor whose bytes lie row-major from byte ``start`` on; any device, contiguous or not."""
+        if target.numel() == 0:
+            return
+        if target.device.type == "cpu" and target.is_contiguous():
+            self.read_into(start, _writable(target))
+            return
+        if target.dim() == 0:
+            part = torch.empty((), dtype=target.dtype)
+            self.read_into(start, _writable(part))
+            target.copy_(part)
+            return
+        row = target[0].numel() * target.element_size()
+        step = max(1, BLOCK // max(1, row))
+        for first in range(0, target.shape[0], step):
+            rows = target[first : first + step]
+            part = torch.empty(rows.shape, dtype=target.dtype)
+            self.read_into(start + first * row, _writable(part))
+            rows.copy_(part)
+
+    def check_all(self) -> None:
+        """Read the whole file and compare every checksum."""
+        for index in range(len(self._entry.crc32)):
+            length = min(BLOCK, self._entry.size - index * BLOCK)
+            part = memoryview(self._buffer)[:length]
+            self._read(index, part)
+            check_block(self._folder, self._name, self._entry, index, part)
+
+    def _read(self, index: int, part: memoryview) -> None:
+        self._file.seek(index * BLOCK)
+        done = 0
+        while done < len(part):
+            count = self._file.readinto(part[done:])
+            if not count:
+                check_size(self._folder, self._name, FileEntry(-1, []))  # it was cut short while being read
+            done += count or 0
+
+
+def _writable(tensor: Tensor) -> memoryview:
+    array: Any = tensor.detach().reshape(-1).view(torch.uint8).numpy()
+    return memoryview(array)

@@ -1,0 +1,287 @@
+"""The steps of ``torch.distributed.checkpoint`` for folders of this package: who writes and who reads which rows."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner, DefaultSavePlanner
+from torch.distributed.checkpoint.metadata import (
+    ChunkStorageMetadata,
+    Metadata,
+    MetadataIndex,
+    StorageMeta,
+    TensorProperties,
+    TensorStorageMetadata,
+)
+from torch.distributed.checkpoint.planner import (
+    LoadPlan,
+    LoadPlanner,
+    SavePlan,
+    SavePlanner,
+    TensorWriteData,
+    WriteItem,
+    WriteItemType,
+)
+from torch.distributed.checkpoint.planner_helpers import create_read_items_for_chunk_list
+from torch.distributed.checkpoint.storage import StorageReader, StorageWriter, WriteResult
+from torch.futures import Future
+
+from lightning_pfc.checkpoint.blocks import BlockReader, BlockWriter, write_safetensors
+from lightning_pfc.checkpoint.manifest import ChunkEntry, FileEntry, Manifest, TensorEntry, dtype_name, dtype_of
+from lightning_pfc.checkpoint.tree import Rows
+
+_FILE = "file:"  # a write result with this prefix stands for a file, not for a tensor
+
+
+class RowsSavePlanner(DefaultSavePlanner):
+    """Plans by class: rows that only one rank has are written by it, what all have is shared out among them.
+
+    Args:
+        writes_rows: whether this rank writes its rows; of several copies of a head only one does.
+    """
+
+    def __init__(self, writes_rows: bool = True) -> None:
+        super().__init__(flatten_state_dict=False)
+        self.writes_rows = writes_rows
+        self._items: Mapping[str, Tensor | Rows] = {}
+
+    def set_up_planner(
+        self, state_dict: Any, storage_meta: StorageMeta | None = None, is_coordinator: bool = False
+    ) -> None:
+        """Take the tensors to be saved."""
+        self._items = state_dict
+        self.is_coordinator = is_coordinator
+
+    def create_local_plan(self) -> SavePlan:
+        """What this rank could write."""
+        items = []
+        for key, item in self._items.items():
+            if isinstance(item, Rows):
+                if self.writes_rows:
+                    offset = (item.shard.start, *(0 for _ in item.shape[1:]))
+                    items.append(_write_item(key, item.tensor, offset, item.shape, WriteItemType.SHARD))
+            else:
+                zeros = (0,) * item.dim()
+                items.append(_write_item(key, item, zeros, item.shape, WriteItemType.TENSOR))
+        self.plan = SavePlan(items)
+        return self.plan
+
+    def resolve_data(self, write_item: WriteItem) -> Tensor:
+        """The tensor behind a planned write."""
+        item = self._items[write_item.index.fqn]
+        return item.tensor if isinstance(item, Rows) else item
+
+
+def _write_item(key: str, tensor: Tensor, offset: Any, shape: Any, kind: WriteItemType) -> WriteItem:
+    data = TensorWriteData(
+        chunk=ChunkStorageMetadata(torch.Size(offset), tensor.shape),
+        properties=TensorProperties(dtype=tensor.dtype),
+        size=torch.Size(shape),
+    )
+    return WriteItem(index=MetadataIndex(key, torch.Size(offset)), type=kind, tensor_data=data)
+
+
+class RowsLoadPlanner(DefaultLoadPlanner):
+    """Plans which part of which file fills this rank's tensors."""
+
+    def __init__(self) -> None:
+        super().__init__(flatten_state_dict=False)
+        self._targets: Mapping[str, Tensor | Rows] = {}
+
+    def set_up_planner(self, state_dict: Any, metadata: Metadata | None = None, is_coordinator: bool = False) -> None:
+        """Take the tensors to be filled."""
+        self._targets = state_dict
+        self._metadata = metadata
+
+    def create_local_plan(self) -> LoadPlan:
+        """What this rank reads."""
+        items = []
+        for key, target in self._targets.items():
+            stored = self._metadata.state_dict_metadata[key] if self._metadata is not None else None
+            if not isinstance(stored, TensorStorageMetadata):
+                raise TypeError(f"the checkpoint has no tensor {key!r}.")
+            if isinstance(target, Rows):
+                offset = torch.Size((target.shard.start, *(0 for _ in target.shape[1:])))
+                chunk = ChunkStorageMetadata(offset, target.tensor.shape)
+            else:
+                chunk = ChunkStorageMetadata(torch.Size((0,) * target.dim()), target.shape)
+            items += create_read_items_for_chunk_list(key, stored, [chunk])
+        return LoadPlan(items)
+
+    def resolve_tensor(self, read_item: Any) -> Tensor:
+        """The part of this rank's tensor that a read fills."""
+        target = self._targets[read_item.dest_index.fqn]
+        tensor = target.tensor if isinstance(target, Rows) else target
+        place = tuple(slice(o, o + n) for o, n in zip(read_item.dest_offsets, read_item.lengths, strict=True))
+        return tensor.detach()[place]
+
+    def commit_tensor(self, read_item: Any, tensor: Tensor) -> None:
+        """Reads go straight into place."""
+
+    def load_bytes(self, read_item: Any, value: Any) -> None:
+        """Refuse: nothing but tensors is ever read this way.
+
+        Raises:
+            TypeError: always.
+        """
+        raise TypeError("a checkpoint of this package holds tensors only.")
+
+
+class FolderWriter(StorageWriter):
+    """Writes one safetensors file and one small file per rank, and the manifest when all ranks are done.
+
+    Args:
+        folder: exists, is empty, and is seen by no one until ``publish`` is called.
+        small: this rank's rest of the checkpoint, serialised.
+        info: for the manifest.
+        publish: called on rank 0 once everything is on the disk.
+    """
+
+    def __init__(self, folder: Path, small: bytes, info: dict[str, Any], publish: Callable[[], None]) -> None:
+        self.folder, self.small, self.info, self.publish = folder, small, info, publish
+        self.rank = 0
+
+    def reset(self, checkpoint_id: str | os.PathLike[str] | None = None) -> None:
+        """Nothing is kept from one checkpoint to the next."""
+
+    def set_up_storage_writer(self, is_coordinator: bool, *args: Any, **kwargs: Any) -> None:
+        """Learn the rank; planned below."""
+
+    def prepare_local_plan(self, plan: SavePlan) -> SavePlan:
+        """Keep the plan."""
+        return plan
+
+    def prepare_global_plan(self, plans: list[SavePlan]) -> list[SavePlan]:
+        """Number the plans, so that each rank knows the names of its files."""
+        return [dataclasses.replace(plan, storage_data=rank) for rank, plan in enumerate(plans)]
+
+    def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
+        """Write this rank's files and force them to the disk."""
+        rank = plan.storage_data
+        results = []
+        if plan.items:
+            name = f"rank-{rank:05d}.safetensors"
+            items = []
+            for item in plan.items:
+                tensor = planner.resolve_data(item)
+                if not isinstance(tensor, Tensor) or item.index.offset is None:
+                    raise TypeError(f"{item.index.fqn} is not a tensor.")
+                items.append((item.index.fqn, list(item.index.offset), tensor))
+            entry, starts = write_safetensors(self.folder / name, items)
+            results.append(_file_result(name, entry))
+            for item, (_, offset, tensor), start in zip(plan.items, items, starts, strict=True):
+                stored = ChunkEntry(name, start, offset, list(tensor.shape))
+                results.append(WriteResult(item.index, tensor.numel() * tensor.element_size(), stored))
+        name = small_name(rank)
+        with BlockWriter(self.folder / name) as file:
+            file.write(self.small)
+        results.append(_file_result(name, file.entry()))
+        done: Future[list[WriteResult]] = Future()
+        done.set_result(results)
+        return done
+
+    def finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:
+        """On rank 0, when all ranks have written: write the manifest, then let the world see the checkpoint."""
+        files: dict[str, FileEntry] = {}
+        chunks: dict[str, list[ChunkEntry]] = {}
+        for result in (result for of_rank in results for result in of_rank):
+            if result.index.fqn.startswith(_FILE):
+                files[result.index.fqn.removeprefix(_FILE)] = result.storage_data
+            else:
+                chunks.setdefault(result.index.fqn, []).append(result.storage_data)
+        tensors = {}
+        for key, found in chunks.items():
+            stored = metadata.state_dict_metadata[key]
+            if not isinstance(stored, TensorStorageMetadata):
+                raise TypeError(f"{key} is not a tensor.")
+            found.sort(key=lambda chunk: chunk.offset)
+            by_class = key in self.info.get("by_class", ())
+            tensors[key] = TensorEntry(dtype_name(stored.properties.dtype), list(stored.size), by_class, found)
+        info = {name: value for name, value in self.info.items() if name != "by_class"}
+        Manifest(tensors, files, len(results), info).write(self.folder)
+        self.publish()
+
+    @classmethod
+    def validate_checkpoint_id(cls, checkpoint_id: str | os.PathLike[str]) -> bool:
+        """Folders of a file system."""
+        return True
+
+
+def small_name(rank: int) -> str:
+    """The file with everything of a rank that is not in the data files."""
+    return f"rank-{rank:05d}.pt"
+
+
+def _file_result(name: str, entry: FileEntry) -> WriteResult:
+    return WriteResult(MetadataIndex(_FILE + name), entry.size, entry)
+
+
+class FolderReader(StorageReader):
+    """Reads parts of tensors straight into place; checks every block that it touches."""
+
+    def __init__(self, folder: Path, manifest: Manifest) -> None:
+        self.folder, self.manifest = folder, manifest
+
+    def reset(self, checkpoint_id: str | os.PathLike[str] | None = None) -> None:
+        """Nothing is kept from one checkpoint to the next."""
+
+    def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
+        """The manifest in the words of ``torch.distributed.checkpoint``."""
+        stored: dict[str, Any] = {}
+        places: dict[MetadataIndex, ChunkEntry] = {}
+        for key, entry in self.manifest.tensors.items():
+            chunks = [ChunkStorageMetadata(torch.Size(c.offset), torch.Size(c.shape)) for c in entry.chunks]
+            properties = TensorProperties(dtype=dtype_of(entry.dtype))
+            stored[key] = TensorStorageMetadata(properties, torch.Size(entry.shape), chunks)
+            for chunk in entry.chunks:
+                places[MetadataIndex(key, torch.Size(chunk.offset))] = chunk
+        return Metadata(state_dict_metadata=stored, storage_data=places)
+
+    def set_up_storage_reader(self, metadata: Metadata, is_coordinator: bool, *args: Any, **kwargs: Any) -> None:
+        """Learn where the chunks lie."""
+        self._places: dict[MetadataIndex, ChunkEntry] = metadata.storage_data
+
+    def prepare_local_plan(self, plan: LoadPlan) -> LoadPlan:
+        """Keep the plan."""
+        return plan
+
+    def prepare_global_plan(self, plans: list[LoadPlan]) -> list[LoadPlan]:
+        """Keep the plans."""
+        return plans
+
+    def read_data(self, plan: LoadPlan, planner: LoadPlanner) -> Future[None]:
+        """Fill this rank's tensors, file by file and from front to back."""
+        by_file: dict[str, list[tuple[int, Any]]] = {}
+        for item in plan.items:
+            chunk = self._places[item.storage_index]
+            whole_rows = all(n == m for n, m in zip(item.lengths[1:], chunk.shape[1:], strict=True))
+            if not whole_rows:
+                raise ValueError(f"{item.storage_index.fqn} is split across columns, which no head does.")
+            row = _row_bytes(chunk, self.manifest.tensors[item.storage_index.fqn].dtype)
+            skipped = item.storage_offsets[0] * row if chunk.shape else 0
+            by_file.setdefault(chunk.file, []).append((chunk.start + skipped, item))
+        for name, reads in by_file.items():
+            with BlockReader(self.folder, name, self.manifest.files[name]) as file:
+                for start, item in sorted(reads, key=lambda read: read[0]):
+                    file.read_rows(start, planner.resolve_tensor(item))
+        done: Future[None] = Future()
+        done.set_result(None)
+        return done
+
+    @classmethod
+    def validate_checkpoint_id(cls, checkpoint_id: str | os.PathLike[str]) -> bool:
+        """Folders of a file system."""
+        return True
+
+
+def _row_bytes(chunk: ChunkEntry, dtype: str) -> int:
+    width = torch.empty((), dtype=dtype_of(dtype)).element_size()
+    for size in chunk.shape[1:]:
+        width *= size
+    return width

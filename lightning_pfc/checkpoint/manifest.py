@@ -1,0 +1,195 @@
+"""The table of contents of a checkpoint folder: JSON, written last, with a checksum of every block of every file."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import zlib
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+MANIFEST = "manifest.json"
+FORMAT = "lightning-pfc checkpoint"
+VERSION = 1
+BLOCK = 8 << 20  # bytes under one checksum
+
+_DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+    "C64": torch.complex64,
+}
+_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint that cannot be used, or could not be written; the message names the file and the way out."""
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """The name that safetensors has for a dtype.
+
+    Raises:
+        CheckpointError: for a dtype that a checkpoint cannot hold.
+    """
+    if dtype not in _NAMES:
+        raise CheckpointError(f"tensors of {dtype} cannot be saved in a checkpoint folder; convert them before saving.")
+    return _NAMES[dtype]
+
+
+def dtype_of(name: str) -> torch.dtype:
+    """The dtype that safetensors calls ``name``.
+
+    Raises:
+        CheckpointError: for a name that is not known.
+    """
+    if name not in _DTYPES:
+        raise CheckpointError(f"the checkpoint holds a tensor of dtype {name!r}, which this version does not know.")
+    return _DTYPES[name]
+
+
+@dataclass(frozen=True)
+class FileEntry:
+    """One file: its size in bytes and the CRC-32 of each block of :data:`BLOCK` bytes."""
+
+    size: int
+    crc32: list[int]
+
+
+@dataclass(frozen=True)
+class ChunkEntry:
+    """Where some rows of a tensor lie: ``shape`` from ``offset`` on, at byte ``start`` of ``file``, row-major."""
+
+    file: str
+    start: int
+    offset: list[int]
+    shape: list[int]
+
+
+@dataclass(frozen=True)
+class TensorEntry:
+    """A tensor: its shape over all ranks, and the chunks that make it up."""
+
+    dtype: str
+    shape: list[int]
+    by_class: bool
+    chunks: list[ChunkEntry]
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a checkpoint folder holds.
+
+    Attributes:
+        tensors: by path within the checkpoint, such as ``state_dict/head.weight``.
+        files: by name within the folder.
+        world_size: how many ranks wrote it.
+        info: what is nice to know without opening a file: epoch, step, versions.
+    """
+
+    tensors: dict[str, TensorEntry]
+    files: dict[str, FileEntry]
+    world_size: int
+    info: dict[str, Any] = field(default_factory=dict)
+
+    def write(self, folder: Path) -> None:
+        """Write it into a folder and force it to the disk."""
+        body = {"format": FORMAT, "version": VERSION, **asdict(self)}
+        text = json.dumps({"sha256": _digest(body), **body}, indent=1)
+        with open(folder / MANIFEST, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+
+    @staticmethod
+    def read(folder: Path) -> Manifest:
+        """Read and check it; the other files are not opened.
+
+        Raises:
+            CheckpointError: if it is missing, damaged, or of another format.
+        """
+        path = folder / MANIFEST
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            if content.get("format") != FORMAT:
+                raise ValueError("it is not the manifest of a lightning-pfc checkpoint")
+            if content.get("version") != VERSION:
+                raise ValueError(f"it has version {content.get('version')}; this release reads version {VERSION}")
+            if content.pop("sha256", None) != _digest(content):
+                raise ValueError("its checksum does not match: it was altered or cut short")
+            manifest = Manifest(
+                tensors={
+                    key: TensorEntry(**{**entry, "chunks": [ChunkEntry(**chunk) for chunk in entry["chunks"]]})
+                    for key, entry in content["tensors"].items()
+                },
+                files={name: FileEntry(**entry) for name, entry in content["files"].items()},
+                world_size=content["world_size"],
+                info=content["info"],
+            )
+        except FileNotFoundError:
+            raise CheckpointError(
+                f"{path} does not exist: {folder} is not a complete checkpoint of this package."
+            ) from None
+        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+            raise CheckpointError(f"{path} cannot be used: {error}. Resume from another checkpoint.") from error
+        manifest._check_names(path)
+        return manifest
+
+    def _check_names(self, path: Path) -> None:
+        used = set(self.files) | {chunk.file for entry in self.tensors.values() for chunk in entry.chunks}
+        for name in used:
+            if name not in self.files or os.path.basename(name) != name or name in ("", ".", "..", MANIFEST):
+                raise CheckpointError(f"{path} names the file {name!r}, which is not a file of this checkpoint.")
+
+
+def is_checkpoint_folder(path: str | os.PathLike[str]) -> bool:
+    """Whether a path is a folder that says it is a complete checkpoint of this package."""
+    return os.path.isfile(os.path.join(path, MANIFEST))
+
+
+def check_block(folder: Path, name: str, entry: FileEntry, index: int, data: Any) -> None:
+    """Compare a block with its checksum.
+
+    Raises:
+        CheckpointError: naming the file, if they differ.
+    """
+    if index >= len(entry.crc32) or zlib.crc32(data) != entry.crc32[index]:
+        raise CheckpointError(
+            f"{folder / name} is damaged: bytes from {index * BLOCK} on do not match their checksum. Resume from "
+            "another checkpoint, or copy this one again."
+        )
+
+
+def check_size(folder: Path, name: str, entry: FileEntry) -> None:
+    """Compare a file's size with what was written.
+
+    Raises:
+        CheckpointError: naming the file, if it is missing or of another size.
+    """
+    path = folder / name
+    try:
+        size = path.stat().st_size
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror}. Resume from another checkpoint.") from error
+    if size != entry.size:
+        raise CheckpointError(
+            f"{path} is damaged: it has {size} bytes, {entry.size} were written. Resume from another checkpoint, or "
+            "copy this one again."
+        )
+
+
+def _digest(body: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(body, sort_keys=True, separators=(",", ":")).encode()).hexdigest()

@@ -1,0 +1,178 @@
+"""A checkpoint appears and disappears whole: it is prepared and taken apart under a name that nobody looks for."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import secrets
+import shutil
+import socket
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from lightning_pfc.checkpoint.manifest import CheckpointError, Manifest, is_checkpoint_folder
+
+_SAVING, _REMOVING = "saving", "removing"
+_EXCHANGE = 2  # RENAME_EXCHANGE of Linux
+_HERE = -100  # AT_FDCWD
+
+
+def prepare_folder(target: Path) -> Path:
+    """Make the hidden folder in which ``target`` is going to be written, beside it; sweep up what died runs left.
+
+    Raises:
+        CheckpointError: if it cannot be made.
+    """
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        _sweep(target.parent)
+        folder = _hidden(target, _SAVING)
+        folder.mkdir()
+    except OSError as error:
+        raise CheckpointError(f"{target} cannot be written: {error}.") from error
+    return folder
+
+
+def publish_folder(folder: Path, target: Path) -> None:
+    """Give a finished folder its name, in one step, in place of whatever had it; safe against a loss of power."""
+    sync_folder(folder)
+    if os.path.lexists(target):
+        if _exchange(folder, target):
+            remove(folder, target.name)
+        else:  # no such call here: for an instant the name stands for nothing
+            old = _hidden(target, _REMOVING)
+            os.rename(target, old)
+            os.rename(folder, target)
+            _delete(old)
+    else:
+        os.rename(folder, target)
+    sync_folder(target.parent)
+
+
+def remove(path: Path, name: str | None = None) -> None:
+    """Remove a checkpoint; it vanishes at once, its files a little later. Links lead to the newest one left then."""
+    if not os.path.lexists(path):
+        return
+    if name is None:
+        _lead_links_away(path)
+    hidden = _hidden(path if name is None else path.with_name(name), _REMOVING)
+    os.rename(path, hidden)
+    _delete(hidden)
+
+
+def replace_link(link: Path, target: Path) -> None:
+    """Make or change a symbolic link in one step."""
+    made = _hidden(link, _SAVING)
+    os.symlink(os.path.relpath(target, link.parent), made)
+    os.replace(made, link)
+
+
+def newest(folder: Path, other_than: Sequence[Path] = ()) -> Path | None:
+    """The complete checkpoint folder that was taken last, by global step and then by time."""
+    found: list[tuple[int, float, Path]] = []
+    for path in folder.iterdir():
+        if path.is_symlink() or path.name.startswith(".") or path in other_than or not is_checkpoint_folder(path):
+            continue
+        with contextlib.suppress(CheckpointError, OSError):
+            found.append((int(Manifest.read(path).info.get("global_step", -1)), path.stat().st_mtime, path))
+    return max(found)[2] if found else None
+
+
+def sync_folder(folder: Path) -> None:
+    """Force the names in a folder to the disk, where the system can."""
+    with contextlib.suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def _lead_links_away(path: Path) -> None:
+    """Before a checkpoint goes: a run that ends in the next instant must still find one behind ``last.ckpt``."""
+    links = [p for p in path.parent.iterdir() if p.is_symlink() and _points_to(p, path)]
+    if not links:
+        return
+    other = newest(path.parent, other_than=[path])
+    for link in links:
+        if other is not None:
+            replace_link(link, other)
+
+
+def _points_to(link: Path, path: Path) -> bool:
+    return os.path.normpath(link.parent / os.readlink(link)) == os.path.normpath(path)
+
+
+def _hidden(target: Path, purpose: str) -> Path:
+    owner = f"{socket.gethostname()}-{os.getpid()}"
+    return target.with_name(f".{target.name}.{purpose}-{owner}-{secrets.token_hex(4)}")
+
+
+def _sweep(folder: Path) -> None:
+    """Delete what processes of this machine that no longer run have left half-done."""
+    prefix = f"-{socket.gethostname()}-"
+    for path in folder.glob(".*"):
+        _, found, rest = path.name.partition(prefix)
+        purpose = path.name[: path.name.find(prefix)].rpartition(".")[2]
+        if not found or purpose not in (_SAVING, _REMOVING):
+            continue
+        pid = rest.split("-")[0]
+        if pid.isdigit() and int(pid) != os.getpid() and not _runs(int(pid)):
+            _delete(path)
+
+
+def _runs(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True
+
+
+def _delete(path: Path) -> None:
+    if path.is_symlink() or path.is_file():
+        path.unlink(missing_ok=True)
+    else:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _exchange(a: Path, b: Path) -> bool:
+    """Swap two names in one step; False where the system or the file system cannot."""
+    if not sys.platform.startswith("linux"):
+        return False
+    try:
+        call = ctypes.CDLL(None, use_errno=True).renameat2
+    except (OSError, AttributeError):
+        return False
+    return bool(call(_HERE, os.fsencode(a), _HERE, os.fsencode(b), _EXCHANGE) == 0)
+
+
+def settle_last(guard: Path, last_name: str) -> bool:
+    """Drop the guard link beside ``last.ckpt`` once that leads to a checkpoint at least as new.
+
+    Args:
+        guard: a link such as ``last-saving.ckpt``, which ``ckpt_path="last"`` finds as well.
+        last_name: how the names of last checkpoints begin.
+
+    Returns:
+        Whether the guard is gone.
+    """
+    if not guard.is_symlink():
+        return True
+    try:
+        guarded = guard.stat().st_mtime_ns
+    except OSError:
+        guard.unlink(missing_ok=True)  # it leads nowhere: nothing is lost
+        return True
+    for path in guard.parent.glob(f"{last_name}*{guard.suffix}"):
+        if path == guard or path.name.startswith("."):
+            continue
+        with contextlib.suppress(OSError):
+            if path.stat().st_mtime_ns >= guarded:
+                guard.unlink(missing_ok=True)
+                return True
+    return False

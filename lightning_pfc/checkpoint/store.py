@@ -1,0 +1,199 @@
+"""Saving and loading a checkpoint folder, on any number of ranks."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import pickle
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
+
+from lightning_pfc.checkpoint.blocks import BlockReader
+from lightning_pfc.checkpoint.folder import FolderReader, FolderWriter, RowsLoadPlanner, RowsSavePlanner, small_name
+from lightning_pfc.checkpoint.manifest import CheckpointError, Manifest, TensorEntry, check_size, dtype_of
+from lightning_pfc.checkpoint.publish import prepare_folder, publish_folder, remove
+from lightning_pfc.checkpoint.tree import Rows, join_tree
+from lightning_pfc.distributed import ClassShard, Comm
+
+
+class Targets(Protocol):
+    """Where the tensors of a checkpoint go."""
+
+    def __call__(self, key: str, stored: TensorEntry) -> Tensor | Rows | None:
+        """The tensor to fill, or None to have one made."""
+
+    def wants(self, key: str) -> bool:
+        """Whether a tensor is read at all; in place of one that is not, the checkpoint has None."""
+
+
+def save_folder(
+    target: Path,
+    rest: Any,
+    tensors: Mapping[str, Tensor | Rows],
+    comm: Comm,
+    info: Mapping[str, Any],
+    group: dist.ProcessGroup | None = None,
+) -> None:
+    """Write a checkpoint folder. Collective, over CPU messages only; extra memory is one block of a few MiB a rank.
+
+    Args:
+        target: the folder's path; it appears, or is replaced, in one step at the very end.
+        rest: of this rank, as :func:`~lightning_pfc.checkpoint.tree.split_tree` gives it.
+        tensors: likewise. A tensor is taken for the same on every rank, :class:`Rows` for this rank's part.
+        comm: the ranks.
+        info: small facts for the manifest.
+        group: the CPU group to talk through; None is that of ``comm.agreement``.
+
+    Raises:
+        CheckpointError: on every rank, if any rank could not write; whatever had the name before is still there.
+    """
+    group = group if group is not None else comm.agreement.group
+    buffer = io.BytesIO()
+    torch.save(rest, buffer)
+    folder = _agreed_folder(target, comm, group)
+    by_class = sorted(key for key, item in tensors.items() if isinstance(item, Rows))
+    facts = {**info, "torch": torch.__version__, "saved_at": time.time(), "by_class": by_class}
+    writer = FolderWriter(folder, buffer.getvalue(), facts, lambda: publish_folder(folder, target))
+    planner = RowsSavePlanner(writes_rows=comm.rank < comm.shard_size)
+    try:
+        save(dict(tensors), storage_writer=writer, planner=planner, process_group=group, no_dist=comm.world_size == 1)
+    except CheckpointException as failure:
+        if comm.rank == 0:
+            remove(folder)
+        reasons = "; ".join(f"rank {rank}: {error}" for rank, (error, _) in sorted(failure.failures.items()))
+        raise CheckpointError(
+            f"the checkpoint {target} could not be written ({reasons}). What was there before is untouched; see that "
+            "the disk has room and may be written, then resume."
+        ) from failure
+    except BaseException:
+        if comm.rank == 0:
+            remove(folder)
+        raise
+
+
+def _agreed_folder(target: Path, comm: Comm, group: dist.ProcessGroup | None) -> Path:
+    made: list[Any] = [None]
+    if comm.rank == 0:
+        try:
+            made = [str(prepare_folder(target))]
+        except CheckpointError as error:
+            made = [error]
+    if comm.world_size > 1:
+        dist.broadcast_object_list(made, group_src=0, group=group)
+    if isinstance(made[0], CheckpointError):
+        raise made[0]
+    return Path(made[0])
+
+
+def load_folder(
+    path: Path, comm: Comm, target: Targets, group: dist.ProcessGroup | None = None
+) -> tuple[Any, Manifest, bool]:
+    """Read a checkpoint folder that any number of ranks has written. Collective; never runs code from a file.
+
+    Args:
+        path: the folder.
+        comm: the ranks that read; each gets its own rows.
+        target: where the tensors go; rows by class are cut for ``comm``.
+        group: the CPU group to talk through; None is that of ``comm.agreement``.
+
+    Returns:
+        The checkpoint as Lightning made it, with this rank's rows; its manifest; and whether the small parts are this
+        rank's own, which they are if as many ranks read as wrote. Otherwise they are those of rank 0.
+
+    Raises:
+        CheckpointError: on every rank, if any file that any rank needs is missing or damaged; the message names it.
+    """
+    group = group if group is not None else comm.agreement.group
+    with _shared_errors(comm, path):
+        manifest = Manifest.read(path)
+        for name, entry in manifest.files.items():
+            check_size(path, name, entry)
+        own = manifest.world_size == comm.world_size
+        rest = read_small(path, manifest, comm.rank if own else 0)
+        targets: dict[str, Tensor | Rows] = {}
+        for key, stored in manifest.tensors.items():
+            if target.wants(key):
+                found = target(key, stored)
+                targets[key] = found if found is not None else _make(stored, comm)
+    reader = FolderReader(path, manifest)
+    try:
+        load(
+            dict(targets),
+            storage_reader=reader,
+            planner=RowsLoadPlanner(),
+            process_group=group,
+            no_dist=comm.world_size == 1,
+        )
+    except CheckpointException as failure:
+        rank, (error, _) = min(failure.failures.items(), key=lambda found: found[0])
+        raise CheckpointError(f"rank {rank}: {error}") from failure
+    local: dict[str, Any] = dict.fromkeys(manifest.tensors)
+    local |= {key: item.tensor if isinstance(item, Rows) else item for key, item in targets.items()}
+    return join_tree(rest, local), manifest, own
+
+
+def _make(stored: TensorEntry, comm: Comm) -> Tensor | Rows:
+    dtype = dtype_of(stored.dtype)
+    if not stored.by_class:
+        return torch.empty(stored.shape, dtype=dtype)
+    shard = ClassShard(stored.shape[0], comm.shard_rank, comm.shard_size)
+    return Rows(torch.empty((shard.num_local, *stored.shape[1:]), dtype=dtype), shard)
+
+
+@contextlib.contextmanager
+def _shared_errors(comm: Comm, path: Path) -> Any:
+    """What goes wrong on one rank is raised on all, before anything collective begins."""
+    error: Exception | None = None
+    try:
+        yield
+    except Exception as found:
+        error = found if isinstance(found, CheckpointError) else CheckpointError(f"{path} cannot be read: {found}")
+    try:
+        comm.agreement.exchange("load_checkpoint", error=error)
+    except RuntimeError as agreed:
+        if isinstance(agreed, CheckpointError):
+            raise
+        raise CheckpointError(str(agreed)) from agreed
+
+
+def read_small(path: Path, manifest: Manifest, rank: int) -> Any:
+    """Everything of one rank that is not in the data files, checked and read without running anything from the file.
+
+    Raises:
+        CheckpointError: if it is damaged, or holds anything but plain values and tensors.
+    """
+    name = small_name(rank)
+    if name not in manifest.files:
+        raise CheckpointError(f"{path} has no file {name}.")
+    entry = manifest.files[name]
+    data = bytearray(entry.size)
+    with BlockReader(path, name, entry) as file:
+        file.read_into(0, memoryview(data))
+    try:
+        return torch.load(io.BytesIO(data), weights_only=True, map_location="cpu")
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(
+            f"{path / name} holds something other than tensors and plain values, and loading it could run code: {error}"
+        ) from error
+
+
+def verify_folder(path: Path) -> Manifest:
+    """Read every byte of a checkpoint folder and compare all checksums.
+
+    Raises:
+        CheckpointError: naming the first file that is missing or damaged.
+    """
+    manifest = Manifest.read(path)
+    for name, entry in manifest.files.items():
+        with BlockReader(path, name, entry) as file:
+            file.check_all()
+    return manifest

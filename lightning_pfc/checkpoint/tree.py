@@ -1,0 +1,95 @@
+"""A checkpoint as Lightning makes it, taken apart into large tensors and a small rest, and put together again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_pfc.distributed import ClassShard
+
+INLINE_BYTES = 4096  # replicated tensors below this stay in the rest
+_MARK = "__pfc_tensor__"
+
+
+@dataclass(frozen=True)
+class Rows:
+    """This rank's rows of something that has one row per class.
+
+    Attributes:
+        tensor: (c, ...) the rows of the classes in ``shard.range``.
+        shard: which classes these are.
+    """
+
+    tensor: Tensor
+    shard: ClassShard
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the whole: (C, ...)."""
+        return (self.shard.num_classes, *self.tensor.shape[1:])
+
+
+def mark_rows(tensor: Tensor, shard: ClassShard) -> Tensor:
+    """Say of a tensor that its first dimension is this rank's classes.
+
+    It is an attribute of this very object, which would be pickled with it: mark a ``detach()``, not what others hold.
+    """
+    tensor.class_shard = shard  # type: ignore[attr-defined]
+    return tensor
+
+
+def rows_of(tensor: Tensor) -> ClassShard | None:
+    """Which classes the rows of a tensor are, if somebody said so."""
+    return getattr(tensor, "class_shard", None)
+
+
+def split_tree(tree: Any, shard_of: Callable[[str, Tensor], ClassShard | None]) -> tuple[Any, dict[str, Tensor | Rows]]:
+    """Take the tensors that belong into data files out of a tree of dicts, lists and tuples.
+
+    Args:
+        tree: what Lightning would hand to ``torch.save``.
+        shard_of: tells of a tensor, by its key in the innermost dict, which classes its rows are; None: it is
+            replicated.
+
+    Returns:
+        The tree with a mark in place of each tensor taken out, and the tensors by their path, such as
+        ``state_dict/head.weight``.
+    """
+    tensors: dict[str, Tensor | Rows] = {}
+
+    def visit(value: Any, path: tuple[str, ...]) -> Any:
+        if isinstance(value, Tensor):
+            return take(value, path)
+        if isinstance(value, Mapping):
+            return {key: visit(item, (*path, str(key))) for key, item in value.items()}
+        if type(value) in (list, tuple):
+            return type(value)(visit(item, (*path, str(i))) for i, item in enumerate(value))
+        return value
+
+    def take(tensor: Tensor, path: tuple[str, ...]) -> Any:
+        shard = shard_of(path[-1] if path else "", tensor)
+        plain = tensor.layout == torch.strided and not tensor.is_quantized and not tensor.is_meta
+        if shard is None and (not plain or tensor.numel() * tensor.element_size() < INLINE_BYTES):
+            return tensor.detach().cpu()
+        key = "/".join(path)
+        while key in tensors:  # such as the keys 1 and "1" of one dict
+            key += "'"
+        tensors[key] = tensor.detach() if shard is None else Rows(tensor.detach(), shard)
+        return {_MARK: key}
+
+    return visit(tree, ()), tensors
+
+
+def join_tree(rest: Any, tensors: Mapping[str, Any]) -> Any:
+    """Undo :func:`split_tree`."""
+    if isinstance(rest, dict):
+        if set(rest) == {_MARK}:
+            return tensors[rest[_MARK]]
+        return {key: join_tree(item, tensors) for key, item in rest.items()}
+    if type(rest) in (list, tuple):
+        return type(rest)(join_tree(item, tensors) for item in rest)
+    return rest

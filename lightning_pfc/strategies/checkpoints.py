@@ -1,0 +1,379 @@
+"""How the strategy saves and loads: through Lightning's own doors, in folders that any number of ranks can read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+from lightning.fabric.utilities import rank_zero_warn
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.core.optimizer import LightningOptimizer
+from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.trainer.states import TrainerFn
+from torch import Tensor
+from torch.optim import Optimizer
+
+from lightning_pfc.checkpoint import CheckpointError, is_checkpoint_folder, load_folder, save_folder
+from lightning_pfc.checkpoint.manifest import TensorEntry, dtype_of
+from lightning_pfc.checkpoint.publish import newest, remove, replace_link, settle_last
+from lightning_pfc.checkpoint.rng import random_state, restore_random_state
+from lightning_pfc.checkpoint.tree import Rows, mark_rows, rows_of, split_tree
+from lightning_pfc.distributed import ClassShard, Comm
+from lightning_pfc.heads.partial_fc import PartialFC, iter_heads
+
+_OWN = "lightning_pfc"  # the key of what this strategy adds to a checkpoint
+_MODEL, _OPTIMIZERS = "state_dict/", "optimizer_states/"
+
+
+class CheckpointFolders(DDPStrategy):
+    """The part of :class:`PartialFCStrategy` that saves and loads.
+
+    Several ranks write a folder, each its own rows; one process writes Lightning's ordinary file. Either is read by any
+    number of ranks. A model without a head has Lightning's ordinary checkpoints.
+    """
+
+    _async_save = False
+    _fall_back = False
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._random_state: dict[str, Any] | None = None
+        self._random_state_after_start = False
+        self._guards: dict[Path, str] = {}
+        self._saver: _Saver | None = None
+
+    @property
+    def comm(self) -> Comm:
+        """Who the heads talk to."""
+        raise NotImplementedError
+
+    def _iter_heads(self) -> Iterator[tuple[str, PartialFC]]:
+        return iter_heads(self.lightning_module) if self.lightning_module is not None else iter(())
+
+    def _has_heads(self) -> bool:
+        return next(self._iter_heads(), None) is not None
+
+    # -- saving
+
+    def lightning_module_state_dict(self) -> dict[str, Any]:
+        """The module's state, this rank's rows marked as such.
+
+        Raises:
+            ValueError, FloatingPointError: on every rank, if the last batch had a bad value: it must not be saved.
+        """
+        for _, head in self._iter_heads():
+            head.check()
+        state: dict[str, Any] = super().lightning_module_state_dict()
+        for name, head in self._iter_heads():
+            for tensor in head.sharded_tensors():
+                if head.shard.world_size > 1:
+                    mark_rows(state[f"{name}.{tensor}"], head.shard)
+        return state
+
+    def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
+        """The optimizer's state, this rank's rows marked as such."""
+        state: dict[str, Any] = super().optimizer_state(optimizer)
+        for index, shard in self._sharded_indices(optimizer):
+            if index in state["state"]:
+                state["state"][index] = {
+                    key: mark_rows(value.detach(), shard) if _has_rows(value, shard.num_local) else value
+                    for key, value in state["state"][index].items()
+                }
+        return state
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], filepath: str | Path, storage_options: Any = None) -> None:
+        """Write a checkpoint; collective. It appears under its name when it is complete, or not at all.
+
+        Raises:
+            CheckpointError: on every rank, if any rank could not write its part.
+        """
+        if not self._has_heads():
+            super().save_checkpoint(checkpoint, filepath, storage_options=storage_options)
+            return
+        checkpoint = {**checkpoint, _OWN: {"random_state": random_state()}}
+        if self.world_size == 1:
+            super().save_checkpoint(checkpoint, filepath, storage_options=storage_options)
+            return
+        if storage_options is not None or "://" in str(filepath):
+            raise CheckpointError(
+                f"{filepath} cannot be saved: ranks write folders on a file system that all of them see. Use a local "
+                "or shared path, without storage_options."
+            )
+        path = Path(filepath).absolute()
+        rest, tensors = split_tree(checkpoint, self._shard_of)
+        info = {name: checkpoint[name] for name in ("epoch", "global_step", "pytorch-lightning_version")}
+        if self._saver is not None:
+            self._saver.save(path, rest, tensors, info)
+        else:
+            self._keep_last(path, newest(path.parent) if path.parent.is_dir() else None)
+            save_folder(path, rest, tensors, self.comm, info)
+            self._keep_last(path, path)
+
+    def remove_checkpoint(self, filepath: str | Path) -> None:
+        """Remove a checkpoint, after those that are still being written."""
+        path = Path(filepath).absolute()
+        if self._saver is not None and self._saver.remove_later(path):
+            return
+        if path.is_dir() and not path.is_symlink():
+            if self.is_global_zero:
+                remove(path)
+        else:
+            super().remove_checkpoint(filepath)
+
+    def _shard_of(self, key: str, tensor: Tensor) -> ClassShard | None:
+        shard = rows_of(tensor)
+        if shard is not None:
+            return shard
+        # Copies of the weights that callbacks keep (averages), which may have lost the mark.
+        for name, head in self._iter_heads():
+            for own in head.sharded_tensors():
+                place = f"{name}.{own}"
+                if (key == place or key.endswith(f".{place}")) and tensor.shape[:1] == (head.shard.num_local,):
+                    return head.shard
+        return None
+
+    def _keep_last(self, path: Path, target: Path | None) -> None:
+        """Have a second link to the newest checkpoint for as long as ``last.ckpt`` may be missing or lead nowhere."""
+        trainer = getattr(self.lightning_module, "_trainer", None)
+        if not self.is_global_zero or trainer is None or target is None:
+            return
+        for callback in trainer.checkpoint_callbacks:
+            if not isinstance(callback, ModelCheckpoint) or not callback.save_last or callback.dirpath is None:
+                continue
+            name = callback.CHECKPOINT_NAME_LAST
+            if "{" in name or Path(callback.dirpath).absolute() != path.parent:
+                continue
+            guard = path.parent / f"{name}-saving{callback.FILE_EXTENSION}"
+            replace_link(guard, target)
+            self._guards[guard] = name
+
+    def _settle_last(self) -> None:
+        self._guards = {guard: name for guard, name in self._guards.items() if not settle_last(guard, name)}
+
+    # -- loading
+
+    @property
+    def restore_checkpoint_after_setup(self) -> bool:
+        """Rows can be read once the heads know theirs, and straight into place."""
+        return self._has_heads()
+
+    def load_checkpoint(self, checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
+        """Read a folder or a file, written by any number of ranks. Collective; never runs code from it by default.
+
+        Raises:
+            CheckpointError: on every rank, naming the damaged file; with ``fall_back`` only if no other one is left.
+        """
+        self.wait_for_checkpoints()
+        path = Path(checkpoint_path).absolute()
+        tried: list[Path] = []
+        found: dict[str, Any] | None = None
+        while found is None:
+            found, error = self._try_load(path, weights_only)
+            if error is None:
+                continue
+            tried += [path, path.resolve()]
+            other = self._one_before(path, tried) if self._fall_back else None
+            if other is None:
+                raise error
+            rank_zero_warn(f"{error} Falling back to {other}.")
+            path = other
+        return found
+
+    def _try_load(self, path: Path, weights_only: bool | None) -> tuple[dict[str, Any] | None, CheckpointError | None]:
+        try:
+            return self._load(path, weights_only), None
+        except CheckpointError as error:
+            return None, error
+
+    def _load(self, path: Path, weights_only: bool | None) -> dict[str, Any]:
+        if not path.is_dir():
+            checkpoint = super().load_checkpoint(path, weights_only=True if weights_only is None else weights_only)
+            own = self.world_size == 1
+        else:
+            if not is_checkpoint_folder(path):
+                raise CheckpointError(
+                    f"{path} is a folder without manifest.json: it is not a checkpoint of this package, or not a "
+                    "complete one. Resume from another checkpoint."
+                )
+            loaded, _, own = load_folder(path, self.comm, _Targets(self, self._fitting()))
+            checkpoint = loaded
+        added = checkpoint.pop(_OWN, None)
+        if added is not None and own and self._fitting():
+            self._random_state = added["random_state"]
+            progress = checkpoint.get("loops", {}).get("fit_loop", {}).get("epoch_loop.batch_progress", {})
+            self._random_state_after_start = not progress.get("is_last_batch", True)
+        return dict(checkpoint)
+
+    def _one_before(self, path: Path, tried: list[Path]) -> Path | None:
+        found: list[Any] = [None]
+        if self.is_global_zero:
+            other = newest(path.parent, other_than=tried)
+            found = [str(other) if other is not None else None]
+        if self.world_size > 1:
+            dist.broadcast_object_list(found, group_src=0, group=self.comm.agreement.group)
+        return Path(found[0]) if found[0] is not None else None
+
+    def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
+        """Restore the optimizers; of the rows of an ordinary file, which holds all, each rank takes its own."""
+        states = checkpoint["optimizer_states"]
+        for optimizer, state in zip(self.optimizers, states, strict=False):
+            for index, shard in self._sharded_indices(optimizer):
+                values = state["state"].get(index, {})
+                for key, value in values.items():
+                    if _has_rows(value, shard.num_classes):
+                        values[key] = value[shard.start : shard.stop].clone()
+        super().load_optimizer_state_dict(checkpoint)
+
+    def _fitting(self) -> bool:
+        trainer = getattr(self.lightning_module, "_trainer", None)
+        return trainer is not None and trainer.state.fn == TrainerFn.FITTING
+
+    def _sharded_indices(self, optimizer: Optimizer) -> Iterator[tuple[int, ClassShard]]:
+        """Of the parameters of an optimizer that are sharded: the number in its state dict, and the shard."""
+        if isinstance(optimizer, LightningOptimizer):
+            optimizer = optimizer.optimizer
+        shards = {id(t): head.shard for _, head in self._iter_heads() for t in head.sharded_tensors().values()}
+        index = 0
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                if id(parameter) in shards and shards[id(parameter)].world_size > 1:
+                    yield index, shards[id(parameter)]
+                index += 1
+
+    # -- what happens between
+
+    def on_train_start(self) -> None:
+        """Random state of a checkpoint that was taken between two epochs."""
+        super().on_train_start()
+        if self._random_state is not None and not self._random_state_after_start:
+            self._restore_random_state()
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Random state of a checkpoint that was taken within an epoch: the data loader has drawn its own by now."""
+        super().on_train_batch_start(batch, batch_idx)
+        if self._random_state is not None:
+            self._restore_random_state()
+        if self._guards:
+            self._settle_last()
+        if self._saver is not None:
+            self._saver.raise_error()
+
+    def _restore_random_state(self) -> None:
+        if self._random_state is not None:
+            restore_random_state(self._random_state)
+        self._random_state = None
+
+    def on_train_end(self) -> None:
+        """Nothing is left half-written when ``fit`` returns."""
+        super().on_train_end()
+        self.wait_for_checkpoints()
+        self._settle_last()
+
+    def wait_for_checkpoints(self) -> None:
+        """Return when all checkpoints are written; at once unless they are saved asynchronously.
+
+        Raises:
+            CheckpointError: if one of them could not be written.
+        """
+        if self._saver is not None:
+            self._saver.wait()
+
+    def _start_saver(self) -> None:
+        """Called once the process group is up; collective."""
+        if self._async_save and self.world_size > 1 and self._saver is None:
+            timeout = self.comm.agreement.timeout
+            group = dist.new_group(backend="gloo", timeout=timeout)
+            if not isinstance(group, int):  # what torch gives to those outside of a group
+                self._saver = _Saver(self, group)
+
+    def _stop_saver(self) -> None:
+        if self._saver is not None:
+            self._saver.close()
+            self._saver = None
+
+
+class _Targets:
+    """Tells the loader which tensors of the live module to fill, so that no second copy of them is made."""
+
+    def __init__(self, strategy: CheckpointFolders, fitting: bool) -> None:
+        module = strategy.lightning_module
+        self._live = dict(module.state_dict()) if module is not None else {}
+        self._shards = {
+            f"{name}.{tensor}": head.shard for name, head in strategy._iter_heads() for tensor in head.sharded_tensors()
+        }
+        self.fitting = fitting
+
+    def __call__(self, key: str, stored: TensorEntry) -> Tensor | Rows | None:
+        if not key.startswith(_MODEL):
+            return None
+        name = key.removeprefix(_MODEL)
+        live, shard = self._live.get(name), self._shards.get(name)
+        if shard is not None and stored.shape[0] != shard.num_classes:
+            raise CheckpointError(
+                f"the checkpoint has {stored.shape[0]} classes in {name}, the model has {shard.num_classes}. Give the "
+                f"model num_classes={stored.shape[0]}, or change the checkpoint with pfc-ckpt append, drop or merge."
+            )
+        shape = tuple(stored.shape if shard is None else (shard.num_local, *stored.shape[1:]))
+        if live is None or tuple(live.shape) != shape or live.dtype != dtype_of(stored.dtype):
+            return None
+        return live if shard is None else Rows(live, shard)
+
+    def wants(self, key: str) -> bool:
+        """Whether a tensor is needed at all: nothing but ``fit`` restores optimizers."""
+        return self.fitting or not key.startswith(_OPTIMIZERS)
+
+
+class _Saver:
+    """Writes checkpoints in a thread, one after the other, through a group that nobody else uses."""
+
+    def __init__(self, strategy: CheckpointFolders, group: dist.ProcessGroup) -> None:
+        self._strategy, self._group = strategy, group
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._pending: list[Future[None]] = []
+
+    def save(self, path: Path, rest: Any, tensors: Mapping[str, Tensor | Rows], info: Mapping[str, Any]) -> None:
+        self.wait()  # one copy of the weights waits at a time
+        copies: dict[str, Tensor | Rows] = {
+            key: Rows(_copy(item.tensor), item.shard) if isinstance(item, Rows) else _copy(item)
+            for key, item in tensors.items()
+        }
+        self._strategy._keep_last(path, newest(path.parent) if path.parent.is_dir() else None)
+        self._pending.append(self._thread.submit(self._write, path, rest, copies, info))
+
+    def _write(self, path: Path, rest: Any, tensors: Mapping[str, Tensor | Rows], info: Mapping[str, Any]) -> None:
+        save_folder(path, rest, tensors, self._strategy.comm, info, self._group)
+        self._strategy._keep_last(path, path)
+
+    def remove_later(self, path: Path) -> bool:
+        """Have the thread remove a checkpoint once those before it are there; False if nothing is pending."""
+        if all(future.done() for future in self._pending):
+            return False
+        if self._strategy.is_global_zero:
+            self._pending.append(self._thread.submit(remove, path))
+        return True
+
+    def raise_error(self) -> None:
+        """Raise what went wrong in the thread, if it is known by now."""
+        done = [future for future in self._pending if future.done()]
+        self._pending = [future for future in self._pending if not future.done()]
+        for future in done:
+            future.result()
+
+    def wait(self) -> None:
+        pending, self._pending = self._pending, []
+        for future in pending:
+            future.result()
+
+    def close(self) -> None:
+        self._thread.shutdown(wait=True)
+
+
+def _has_rows(value: Any, count: int) -> bool:
+    return isinstance(value, Tensor) and value.dim() > 0 and value.shape[0] == count
+
+
+def _copy(tensor: Tensor) -> Tensor:
+    return tensor.detach().to("cpu", copy=True) if tensor.device.type != "cpu" else tensor.detach().clone()
