@@ -12,7 +12,8 @@ The other files need webdataset, pyarrow and datasets and can come from the proj
 The pictures are drawn here. `images.npz` holds what every file must give back: the bytes and the labels.
 """
 
-# ruff: noqa: ANN, B905, UP031 (this file also runs on Python 3.8, for mxnet)
+# This file also runs on Python 3.8, for mxnet.
+# ruff: noqa: ANN001, ANN201, ANN202, B905, UP031
 
 import io
 import os

@@ -164,8 +164,8 @@ def _read_all(data: RecordIOImages) -> list[bytes]:
 def test_reads_in_other_processes(method: str) -> None:
     data = RecordIOImages(GOLDEN / "mxnet_flat.rec")
     images = _read_all(data)  # the map is open when the processes start
-    with mp.get_context(method).Pool(2) as pool:
-        assert pool.map(_read_all, [data, data]) == [images, images]
+    with mp.get_context(method).Pool(1) as pool:
+        assert pool.map(_read_all, [data]) == [images]
         pool.close()
         pool.join()
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from lightning_pfc.data.formats.base import EncodedImages
-from lightning_pfc.data.formats.decode import decode
 from lightning_pfc.data.formats.decoded import DecodedImages
+from lightning_pfc.data.formats.decoding import decode
 from lightning_pfc.data.formats.errors import (
     BrokenImageError,
     FormatError,

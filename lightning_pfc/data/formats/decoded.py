@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from lightning_pfc.data.formats.base import EncodedImages
-from lightning_pfc.data.formats.decode import MAX_PIXELS, decode
+from lightning_pfc.data.formats.decoding import MAX_PIXELS, decode
 from lightning_pfc.data.formats.errors import BrokenImageError, FormatError, TooManyBrokenImagesError
 
 _log = logging.getLogger(__name__)

@@ -11,7 +11,9 @@ from typing_extensions import override
 from lightning_pfc.data.formats.base import EncodedImages, contiguous_labels
 from lightning_pfc.data.formats.errors import FormatError
 
-IMAGE_SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff", ".gif", ".jfif"))
+IMAGE_SUFFIXES = frozenset(
+    (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff", ".gif", ".jfif", ".img")
+)
 MAX_FILE = 64 << 20  # bytes
 
 

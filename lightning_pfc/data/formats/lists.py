@@ -115,8 +115,12 @@ def _is_number(text: str) -> bool:
     return head == "0" or head[0] != "0"
 
 
-def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    """``(byte offset, text)`` of each line, without its end."""
+def text_lines(path: Path) -> Iterator[tuple[int, str]]:
+    """``(byte offset, text)`` of each line, without its end.
+
+    Raises:
+        FormatError: a line is too long, is not UTF-8, or holds a zero byte.
+    """
     offset = 0
     with path.open("rb") as file:
         while line := file.readline(MAX_LINE + 1):
@@ -138,7 +142,7 @@ def _entries(path: Path, columns: tuple[str, str] | None) -> Iterator[tuple[int,
     suffix = path.suffix.lower()
     places: tuple[int, int] | None = None
     first = True
-    for offset, line in _lines(path):
+    for offset, line in text_lines(path):
         if not line.strip() or (suffix != ".csv" and line.startswith("#")):
             continue
         fields = _split(line, suffix, path, offset)

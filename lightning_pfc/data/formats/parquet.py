@@ -149,14 +149,16 @@ class ParquetImages(EncodedImages):
 
     def _images_of(self, number: int, group: int) -> Any:
         here = (os.getpid(), number, group)
-        if self._group[:3] != here:
-            reader = self._reader(number)
-            if _is_parquet(self._files[number]):
-                column = reader.read_row_group(group, columns=[self.image_column]).column(0)
-            else:
-                column = reader.get_batch(group).column(self.image_column)
-            self._group = (*here, column)
-        return self._group[3]
+        held = self._group  # one look: another thread may put its own there
+        if held[:3] == here:
+            return held[3]
+        reader = self._reader(number)
+        if _is_parquet(self._files[number]):
+            column = reader.read_row_group(group, columns=[self.image_column]).column(0)
+        else:
+            column = reader.get_batch(group).column(self.image_column)
+        self._group = (*here, column)
+        return column
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_open": {}, "_group": (-1, -1, -1, None)}

@@ -36,6 +36,9 @@ class RecordIOImages(EncodedImages):
     not used: the image records themselves are read. A class number that large counts only if ``id2`` holds the exact
     one.
 
+    A file ``NAME.names.txt`` beside ``NAME.rec`` (``pfc-data convert`` writes it where identities are text) holds the
+    name of identity k in line k.
+
     Args:
         path: the ``.rec`` file, or a folder that holds ``train.rec``.
         index: the ``.idx`` file; by default the one beside it. If there is none, the records are found by walking over
@@ -73,6 +76,9 @@ class RecordIOImages(EncodedImages):
             self.keys, self.offsets = keys, offsets
             labels = self._exact_labels(read_headers(self.records, offsets), offsets)
         self.labels, self.identities = contiguous_labels(labels)
+        names = path.with_suffix(".names.txt")
+        if names.is_file():
+            self.identities = _names_of(self.identities, names)
 
     @override
     def read(self, index: int) -> bytes:
@@ -207,3 +213,13 @@ class RecordIOImages(EncodedImages):
             row = int(np.flatnonzero(table.length <= 0)[0])
             raise FormatError("the record holds a label, but no image", path=self.source, offset=int(offsets[row]))
         return exact
+
+
+def _names_of(numbers: npt.NDArray[np.int64], path: Path) -> npt.NDArray[np.str_]:
+    try:
+        names = path.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise FormatError(f"not UTF-8: {error.reason}", path=path, offset=error.start) from error
+    if len(names) <= int(numbers[-1]):
+        raise FormatError(f"it has {len(names)} lines, but the largest class number is {int(numbers[-1])}", path=path)
+    return np.array([names[number] for number in numbers.tolist()], dtype=np.str_)

@@ -25,7 +25,9 @@ MAX_TEXT = 1 << 20  # bytes
 
 
 class WebDatasetImages(EncodedImages):
-    """Local shards with an image (``.jpg``, ``.png``, ...) and a label (``.cls``, or a field of ``.json``) per sample.
+    """Local shards with an image (``.jpg``, ``.png``, ...) and a label per sample.
+
+    The label is the field ``identity`` of ``.json``, otherwise ``.cls``, otherwise the field ``label`` of ``.json``.
 
     The shards are indexed when they are opened and then read by position through a memory map, so every sampler works
     and epochs are whole. Shards must be plain ``.tar``: a compressed one has no positions.
@@ -33,7 +35,7 @@ class WebDatasetImages(EncodedImages):
     Args:
         shards: a path, a pattern (``train-{000000..000123}.tar``, ``train-*.tar``), a folder of ``.tar`` files, or a
             list of these.
-        label_field: for labels in ``.json``, the field; ``"label"`` by default.
+        label_field: the field of ``.json`` that is the label, in place of all these.
 
     Raises:
         MissingLibraryError: braces are used and webdataset is not installed.
@@ -42,7 +44,7 @@ class WebDatasetImages(EncodedImages):
     """
 
     def __init__(
-        self, shards: str | os.PathLike[str] | Sequence[str | os.PathLike[str]], *, label_field: str = "label"
+        self, shards: str | os.PathLike[str] | Sequence[str | os.PathLike[str]], *, label_field: str | None = None
     ) -> None:
         listed = [shards] if isinstance(shards, (str, os.PathLike)) else list(shards)
         self.source = ", ".join(str(item) for item in listed)
@@ -94,11 +96,12 @@ def _expand(pattern: str) -> list[str]:
     return [pattern]
 
 
-def _samples(shard: MappedFile, label_field: str) -> Iterator[tuple[str, int, int, str]]:
+def _samples(shard: MappedFile, label_field: str | None) -> Iterator[tuple[str, int, int, str]]:
     """``(name, offset of the image, its size, label)`` of each sample."""
     current: str | None = None
     image: tuple[int, int] | None = None
     label: str | None = None
+    named = False  # the label is a name, which wins over a number
     begin = 0
     for name, offset, size in _members(shard):
         folder, _, base = name.rpartition("/")
@@ -110,15 +113,19 @@ def _samples(shard: MappedFile, label_field: str) -> Iterator[tuple[str, int, in
         if key != current:
             if current is not None:
                 yield from _sample(shard, begin, current, image, label)
-            current, image, label, begin = key, None, None, offset
+            current, image, label, named, begin = key, None, None, False, offset
         if ending.rpartition(".")[2] in IMAGE_ENDINGS:
             if image is not None:
                 raise FormatError(f"sample {key!r} has two images", path=shard.path, offset=offset)
             if size > MAX_IMAGE:
                 raise FormatError(f"sample {key!r} has an image of {size} bytes", path=shard.path, offset=offset)
             image = (offset, size)
-        elif ending in LABEL_ENDINGS or (ending == "json" and label is None):
-            label = _label(shard, offset, size, ending, label_field)
+        elif ending == "json":
+            known, counts = _json_label(shard, offset, size, label_field)
+            label = known if counts or label is None else label
+            named = named or counts
+        elif ending in LABEL_ENDINGS and label_field is None and not named:
+            label = _label(shard, offset, size)
     if current is not None:
         yield from _sample(shard, begin, current, image, label)
 
@@ -157,15 +164,33 @@ def _members(shard: MappedFile) -> Iterator[tuple[str, int, int]]:
         raise FormatError("the tar ends in the middle: this is no header", path=shard.path, offset=end)
 
 
-def _label(shard: MappedFile, offset: int, size: int, ending: str, field: str) -> str:
+def _text(shard: MappedFile, offset: int, size: int) -> str:
     if size > MAX_TEXT:
         raise FormatError(f"a label of {size} bytes", path=shard.path, offset=offset)
-    raw = shard.view()[offset : offset + size]
     try:
-        text = raw.decode("utf-8")
-        value: Any = json.loads(text).get(field) if ending == "json" else text.strip()
-    except (ValueError, AttributeError, RecursionError) as error:
+        return bytes(shard.view()[offset : offset + size]).decode("utf-8")
+    except UnicodeDecodeError as error:
         raise FormatError(f"the label cannot be read: {error}", path=shard.path, offset=offset) from error
+
+
+def _label(shard: MappedFile, offset: int, size: int) -> str:
+    text = _text(shard, offset, size).strip()
+    if not text:
+        raise FormatError("the label is empty", path=shard.path, offset=offset)
+    return text
+
+
+def _json_label(shard: MappedFile, offset: int, size: int, field: str | None) -> tuple[str | None, bool]:
+    """The label in a ``.json``, if any, and whether it wins over a ``.cls``."""
+    try:
+        record: Any = json.loads(_text(shard, offset, size))
+    except (ValueError, RecursionError) as error:
+        raise FormatError(f"the label cannot be read: {error}", path=shard.path, offset=offset) from error
+    fields = ("identity", "label") if field is None else (field,)
+    name = next((name for name in fields if isinstance(record, dict) and name in record), None)
+    if name is None:
+        return None, False
+    value = record[name]
     if isinstance(value, bool) or not isinstance(value, (int, str)) or value == "":
-        raise FormatError(f"the label (field {field!r} of .json, or .cls) is {value!r}", path=shard.path, offset=offset)
-    return str(value)
+        raise FormatError(f"the field {name!r} is {value!r}, not a name or number", path=shard.path, offset=offset)
+    return str(value), name != "label" or field is not None
