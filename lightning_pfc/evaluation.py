@@ -13,14 +13,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torchmetrics import MeanMetric, Metric, MetricCollection
+from torchmetrics import MeanMetric, Metric
 
-from lightning_pfc.metrics import MeanTargetCosine, ShardedTopK, VerificationAccuracy, VerificationMetric
+from lightning_pfc.metrics import MeanTargetCosine, ShardedTopK, VerificationMetric
 from lightning_pfc.metrics.verification import PairsLike, verification_metrics
 
 if TYPE_CHECKING:
@@ -68,11 +67,6 @@ class VerificationEvaluation(Evaluation):
     def __init__(self, name: str, pairs: PairsLike, device: torch.device | str = "cpu") -> None:
         self.name = name
         self.metrics = verification_metrics(pairs, prefix=f"{name}/").to(device)
-        fold = getattr(pairs, "fold", None)
-        if fold is not None:
-            members = {key.removeprefix(f"{name}/"): m for key, m in self.metrics.items(copy_state=False)}
-            members["accuracy"] = VerificationAccuracy(_folded(pairs, fold))
-            self.metrics = MetricCollection(dict(members), prefix=f"{name}/", compute_groups=[list(members)]).to(device)
         self.scores: PairScores | None = None
 
     def update(self, module: PartialFCModule, batch: Sequence[Any]) -> None:
@@ -118,20 +112,6 @@ class ClosedSetEvaluation(Evaluation):
         for metric in self.metrics.values():
             metric.reset()
         return values
-
-
-@dataclass(frozen=True)
-class _Chosen:
-    first: Tensor
-    second: Tensor
-    same: Tensor
-
-
-def _folded(pairs: PairsLike, fold: Tensor) -> _Chosen:
-    """The pairs that belong to folds, fold after fold."""
-    order = torch.argsort(fold, stable=True)
-    order = order[fold[order] >= 0]
-    return _Chosen(*(torch.as_tensor(values)[order] for values in (pairs.first, pairs.second, pairs.same)))
 
 
 def make_evaluations(module: PartialFCModule, stage: str) -> list[Evaluation]:

@@ -1,0 +1,106 @@
+"""metrics.csv, which a resumed run continues."""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.loggers.logger import Logger
+from lightning_utilities.core.rank_zero import rank_zero_only
+from typing_extensions import override
+
+
+class CSVLogger(Logger):
+    """Writes ``SAVE_DIR/metrics.csv``: one row per logged step, one column per name, empty where nothing was logged.
+
+    A file that is there already is continued: rows before the first step that is logged now stay, later ones are those
+    of an interrupted run and are written anew. Only rank 0 writes.
+
+    Args:
+        save_dir: the folder.
+        flush_every: rows between writes.
+    """
+
+    def __init__(self, save_dir: str | os.PathLike[str], flush_every: int = 50) -> None:
+        super().__init__()
+        self.path = Path(save_dir) / "metrics.csv"
+        self.flush_every = flush_every
+        self._columns: list[str] = []
+        self._pending: list[dict[str, Any]] = []
+        self._started = False
+
+    @property
+    @override
+    def name(self) -> str:
+        return ""
+
+    @property
+    @override
+    def version(self) -> str:
+        return ""
+
+    @property
+    @override
+    def save_dir(self) -> str:
+        return str(self.path.parent)
+
+    @override
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        row = {name: float(value) for name, value in metrics.items()}
+        number = step if step is not None else 0
+        if not self._started:
+            self._started = True
+            kept = [old for old in read_metrics(self.path) if old["step"] < number] if self.path.exists() else []
+            self._write([*kept, row | {"step": number}])
+            return
+        self._pending.append(row | {"step": number})
+        if len(self._pending) >= self.flush_every:
+            self.save()
+
+    @override
+    @rank_zero_only
+    def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
+        """Nothing: the run folder holds the whole config."""
+
+    @override
+    @rank_zero_only
+    def save(self) -> None:
+        if not self._pending:
+            return
+        if any(name not in self._columns for row in self._pending for name in row):
+            self._write([*read_metrics(self.path), *self._pending])
+        else:
+            with self.path.open("a", newline="") as file:
+                csv.DictWriter(file, self._columns, restval="").writerows(self._pending)
+        self._pending = []
+
+    @override
+    @rank_zero_only
+    def finalize(self, status: str) -> None:
+        self.save()
+
+    def _write(self, rows: list[dict[str, Any]]) -> None:
+        """The whole file anew, at once: a reader never sees half of it."""
+        names = {name for row in rows for name in row}
+        self._columns = ["step", *sorted(names - {"step"})]
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        partial = self.path.with_name(f".{self.path.name}.part")
+        with partial.open("w", newline="") as file:
+            writer = csv.DictWriter(file, self._columns, restval="")
+            writer.writeheader()
+            writer.writerows(rows)
+        partial.replace(self.path)
+
+
+def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
+    """Rows of a ``metrics.csv``, each with what was logged at its ``step``."""
+    with Path(path).open(newline="") as file:
+        rows: list[dict[str, Any]] = []
+        for line in csv.DictReader(file):
+            numbers: dict[str, Any] = {name: float(value) for name, value in line.items() if value and name != "step"}
+            rows.append(numbers | {"step": int(line["step"])})
+        return rows

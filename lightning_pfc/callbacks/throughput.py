@@ -1,0 +1,58 @@
+"""Samples per second."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.callbacks import Callback
+
+
+class Throughput(Callback):
+    """Logs ``train/samples_per_second`` over all ranks, since the last time it was logged, without validation.
+
+    Ranks are taken to have batches of the same size; no collective is run.
+
+    Attributes:
+        samples: seen in training since the start of ``fit``, over all ranks.
+        seconds: spent in training, without validation and without the first step.
+    """
+
+    def __init__(self) -> None:
+        self.samples = 0
+        self.seconds = 0.0
+        self._timed_samples = 0  # the first step compiles kernels and touches memory for the first time
+        self._mark: float | None = None
+        self._window = (0, 0.0)
+
+    @property
+    def samples_per_second(self) -> float | None:
+        """Over the whole run; None before the second step."""
+        return self._timed_samples / self.seconds if self.seconds > 0 else None
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Start to count."""
+        self.samples, self._timed_samples, self.seconds, self._mark, self._window = 0, 0, 0.0, None, (0, 0.0)
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Count a batch: from the end of the batch before to the end of this one, so that loading counts."""
+        now = time.perf_counter()
+        size = len(batch[0]) * trainer.world_size
+        self.samples += size
+        if self._mark is not None:
+            self.seconds += now - self._mark
+            self._timed_samples += size
+            samples, seconds = self._window
+            self._window = (samples + size, seconds + now - self._mark)
+        self._mark = now
+        if (trainer.global_step % trainer.log_every_n_steps == 0) and self._window[1] > 0:  # type: ignore[attr-defined]
+            rate = self._window[0] / self._window[1]
+            pl_module.log("train/samples_per_second", rate, prog_bar=True, on_step=True, on_epoch=False)
+            self._window = (0, 0.0)
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Stop the clock."""
+        self._mark = None

@@ -1,0 +1,113 @@
+"""What a run leaves for people: results.json, a table, and pictures."""
+
+from __future__ import annotations
+
+import functools
+import importlib.metadata
+import json
+import os
+import platform
+import resource
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from lightning_pfc.callbacks.csv_log import read_metrics
+from lightning_pfc.metrics.functional import roc_curve
+from lightning_pfc.plots import plot_hardest_pairs, plot_loss, plot_roc, plot_score_histogram
+
+if TYPE_CHECKING:
+    from lightning_pfc.evaluation import PairScores
+
+_PACKAGES = ("lightning-pfc", "torch", "lightning", "timm", "torchmetrics", "hydra-core", "numpy")
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that decide a result."""
+    return {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in _PACKAGES}
+
+
+def peak_memory() -> dict[str, int]:
+    """Highest memory use so far in bytes: ``host`` of this process, ``device`` of the current CUDA device, if any."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    found = {"host": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit}
+    if torch.cuda.is_available():
+        found["device"] = torch.cuda.max_memory_allocated()
+    return found
+
+
+def write_json(path: str | os.PathLike[str], content: Mapping[str, Any]) -> None:
+    """Write a file as a whole or not at all."""
+    path = Path(path)
+    partial = path.with_name(f".{path.name}.part")
+    partial.write_text(json.dumps(content, indent=2, allow_nan=True) + "\n")
+    partial.replace(path)
+
+
+def print_results(results: Mapping[str, Any], console: Console | None = None) -> None:
+    """The summary of a run as a table."""
+    console = console or Console()
+    table = Table(title=f"Run folder: {results['run_dir']}", title_justify="left", show_header=False)
+    table.add_column()
+    table.add_column(justify="right")
+    for name, value in results["metrics"].items():
+        if name.startswith(("lr-", "train/samples")):
+            continue
+        is_share = any(part in name for part in ("/accuracy", "/tar@", "/auc", "/top1", "/top5"))
+        table.add_row(name, f"{value:.2%}" if is_share else f"{value:.4g}")
+    table.add_section()
+    table.add_row("seconds", f"{results['seconds']:.1f}")
+    if results.get("samples_per_second"):
+        table.add_row("training samples/s", f"{results['samples_per_second']:,.0f}")
+    for where, size in results["peak_memory_bytes"].items():
+        table.add_row(f"peak memory, {where}", f"{size / 2**20:,.0f} MiB")
+    table.add_row("seed", str(results["seed"]))
+    console.print(table)
+
+
+def draw(folder: Path, metrics_csv: Path, scores: Mapping[str, PairScores], sets: Mapping[str, Any]) -> list[Path]:
+    """Loss, ROC, score histogram and hardest pairs, as far as there are numbers for them.
+
+    Args:
+        folder: where the PNG files go.
+        metrics_csv: of the run; may be missing.
+        scores: of each verification set.
+        sets: the verification sets, with ``images`` and ``pairs``.
+
+    Returns:
+        The files written.
+    """
+    written: list[Path] = []
+    rows = [row for row in read_metrics(metrics_csv) if "train/loss" in row] if metrics_csv.exists() else []
+    if rows:
+        steps, losses = [row["step"] for row in rows], [row["train/loss"] for row in rows]
+        written.append(plot_loss(steps, losses, folder / "loss.png"))
+    usable = {name: s for name, s in scores.items() if bool(s.same.any()) and not bool(s.same.all())}
+    if usable:
+        curves = {name: roc_curve(s.score, s.same) for name, s in usable.items()}
+        written.append(plot_roc(curves, folder / "roc.png"))
+    for name, s in usable.items():
+        written.append(plot_score_histogram(s.score, s.same, folder / f"scores_{name}.png"))
+        pairs, images = sets[name].pairs, sets[name].images
+        written.append(
+            plot_hardest_pairs(
+                functools.partial(_image, images),
+                torch.as_tensor(pairs.first)[s.pair],
+                torch.as_tensor(pairs.second)[s.pair],
+                s.score,
+                s.same,
+                folder / f"hardest_pairs_{name}.png",
+            )
+        )
+    return written
+
+
+def _image(images: Any, position: int) -> torch.Tensor:
+    picture: torch.Tensor = images.fetch(np.asarray([position], dtype=np.int64))[0]
+    return picture
