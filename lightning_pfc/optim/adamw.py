@@ -10,6 +10,7 @@ from torch.optim.adamw import adamw
 from torch.optim.optimizer import ParamsT
 
 from lightning_pfc.optim.base import RowSparseOptimizer, check_options
+from lightning_pfc.optim.storage import SCALE_SUFFIX, RowStorage, state_storage
 
 MEAN, SQUARE = "exp_avg", "exp_avg_sq"
 
@@ -29,12 +30,18 @@ class SparseAdamW(RowSparseOptimizer):
         betas: Decay of the mean of the gradient and of the mean of its square.
         eps: Added to the denominator.
         weight_decay: Factor of ``lr * w`` that is taken from the weights.
+        state_dtype: How the moments of centers are kept: ``"float32"``, ``"bfloat16"`` or ``"int8"`` with a scale per
+            row, both with stochastic rounding; of the squares, the 8 bits hold the root. None keeps float32 (float64
+            beside float64 centers).
+        rounding_seed: Of the stochastic rounding, which also depends on the step and the class, and on nothing else.
+        update_in_backward: Update centers inside the backward pass, so that their gradient is never held. Not together
+            with clipping by norm, accumulated gradients or a loss scaler.
 
     Raises:
         ValueError: If an option is negative, or a beta is not below 1.
     """
 
-    row_state_keys = frozenset({MEAN, SQUARE})
+    row_state_keys = frozenset({MEAN, MEAN + SCALE_SUFFIX, SQUARE, SQUARE + SCALE_SUFFIX})
 
     def __init__(
         self,
@@ -43,8 +50,14 @@ class SparseAdamW(RowSparseOptimizer):
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
         weight_decay: float = 1e-2,
+        *,
+        state_dtype: str | None = None,
+        rounding_seed: int = 0,
+        update_in_backward: bool = False,
     ) -> None:
-        super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
+        defaults: dict[str, Any] = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
+        defaults |= {"state_dtype": state_dtype, "rounding_seed": rounding_seed}
+        super().__init__(params, {**defaults, "update_in_backward": update_in_backward})
 
     def _check_group(self, group: dict[str, Any]) -> None:
         check_options(group, lr=0.0, eps=0.0, weight_decay=0.0)
@@ -79,8 +92,11 @@ class SparseAdamW(RowSparseOptimizer):
             maximize=False,
         )
 
-    def _row_state_shapes(self, param: Tensor, group: dict[str, Any]) -> dict[str, torch.Size]:
-        return {MEAN: param.shape, SQUARE: param.shape}
+    def _row_state(self, param: Tensor, group: dict[str, Any]) -> dict[str, tuple[torch.Size, RowStorage]]:
+        return {
+            MEAN: (param.shape, state_storage(group["state_dtype"], param.dtype)),
+            SQUARE: (param.shape, state_storage(group["state_dtype"], param.dtype, squares=True)),
+        }
 
     def _update_rows(
         self, weight: Tensor, state: dict[str, Tensor], grad: Tensor, group: dict[str, Any], step: int

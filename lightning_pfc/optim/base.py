@@ -12,7 +12,11 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from lightning_pfc.optim.memory import zero_pages
-from lightning_pfc.optim.rows import RowChunk, is_row_sharded, mark_row_sparse, read_rows, row_chunks, write_rows
+from lightning_pfc.optim.noise import RowNoise
+from lightning_pfc.optim.row_files import row_files
+from lightning_pfc.optim.row_step import RowStep, RowUpdate, row_update
+from lightning_pfc.optim.rows import is_row_sharded, mark_row_sparse, row_chunks, rows_per_chunk
+from lightning_pfc.optim.storage import STATE_DTYPES, RowStorage, convert_rows, row_width, storage_of
 
 
 class RowSparseOptimizer(torch.optim.Optimizer, ABC):
@@ -36,7 +40,10 @@ class RowSparseOptimizer(torch.optim.Optimizer, ABC):
     """
 
     row_state_keys: ClassVar[frozenset[str]]
-    """Names of the state tensors of a head's parameter that have one entry per row."""
+    """Names of the state tensors of a head's parameter that have one entry per row, in any ``state_dtype``."""
+
+    _noise: tuple[tuple[Any, ...], RowNoise] | None = None
+    _steps_in_backward = False
 
     def __init__(self, params: ParamsT, defaults: dict[str, Any]) -> None:
         super().__init__(params, defaults)
@@ -50,6 +57,11 @@ class RowSparseOptimizer(torch.optim.Optimizer, ABC):
         self._check_group({**self.defaults, **param_group})
         super().add_param_group(param_group)
         self._mark_heads()
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Drops the gradients, as in ``torch.optim.Optimizer``; a backward pass may then update the centers again."""
+        super().zero_grad(set_to_none)
+        self._allow_next_backward()
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
@@ -78,6 +90,11 @@ class RowSparseOptimizer(torch.optim.Optimizer, ABC):
         Raises:
             ValueError: If a gradient is neither dense nor row-sparse, or restored state does not fit a parameter.
         """
+        if self._steps_in_backward and getattr(self, "found_inf", None) is not None:
+            raise RuntimeError(
+                f"{type(self).__name__}(update_in_backward=True) cannot be combined with a loss scaler: the gradients "
+                "in the backward pass are scaled. Train with bfloat16 or float32, or with update_in_backward=False."
+            )
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -93,6 +110,7 @@ class RowSparseOptimizer(torch.optim.Optimizer, ABC):
                     dense.append(param)
             if dense:
                 self._step_dense(dense, group)
+        self._allow_next_backward()
         return loss
 
     def allocate_state(self) -> None:
@@ -138,6 +156,8 @@ class RowSparseOptimizer(torch.optim.Optimizer, ABC):
                 if not param.is_meta:
                     _check_rows(name, value, param)
                     value = value.to(param.device)
+                    if row_files(param) is not None:  # state that is kept in a file stays there
+                        value = self._new_state(param, name, value.shape, value.dtype).copy_(value)
                 self.state[param][name] = value
 
     @abstractmethod
@@ -153,8 +173,8 @@ class RowSparseOptimizer(torch.optim.Optimizer, ABC):
         """Makes the state of a parameter with dense gradients, under the keys and in the shapes of PyTorch's twin."""
 
     @abstractmethod
-    def _row_state_shapes(self, param: Tensor, group: dict[str, Any]) -> dict[str, torch.Size]:
-        """Shapes of the state of a parameter that is stepped by rows; the first dimension is the number of rows."""
+    def _row_state(self, param: Tensor, group: dict[str, Any]) -> dict[str, tuple[torch.Size, RowStorage]]:
+        """Shapes of the state of a parameter that is stepped by rows, first the number of rows, and how it is kept."""
 
     @abstractmethod
     def _update_rows(
@@ -174,40 +194,75 @@ class RowSparseOptimizer(torch.optim.Optimizer, ABC):
         return is_row_sharded(param) or (param.grad is not None and param.grad.layout != torch.strided)
 
     def _mark_heads(self) -> None:
+        self._steps_in_backward = False
         for group in self.param_groups:
             for param in group["params"]:
-                if is_row_sharded(param):
-                    mark_row_sparse(param)
+                if not is_row_sharded(param):
+                    continue
+                mark_row_sparse(param)
+                in_backward = group["update_in_backward"]
+                param.row_update = RowUpdate(self) if in_backward else None
+                self._steps_in_backward = self._steps_in_backward or in_backward
+        # A loss scaler then leaves its verdict in ``found_inf``, by which step() sees that there is one.
+        self._step_supports_amp_scaling = self._steps_in_backward
+
+    def _allow_next_backward(self) -> None:
+        if self._steps_in_backward:
+            for group in self.param_groups:
+                for param in group["params"]:
+                    if (update := row_update(param)) is not None:
+                        update.done = False
+
+    def _group_of(self, param: Tensor) -> dict[str, Any]:
+        return next(group for group in self.param_groups if any(own is param for own in group["params"]))
 
     def _ensure_row_state(self, param: Tensor, group: dict[str, Any]) -> dict[str, Tensor]:
         state: dict[str, Tensor] = self.state[param]
         if "step" not in state:
             state["step"] = torch.tensor(0.0)
-        for name, shape in self._row_state_shapes(param, group).items():
-            if name not in state:
-                state[name] = zero_pages(shape, dtype=param.dtype, device=param.device)
+        for name, (shape, storage) in self._row_state(param, group).items():
+            layout = storage.layout(name, shape)
+            found = {key: value for key, value in state.items() if key == name or key in layout}
+            for key, value in found.items():
+                _check_rows(key, value, param)
+                state[key] = found[key] = value.to(param.device)
+            if {key: value.dtype for key, value in found.items()} == {key: dtype for key, (_, dtype) in layout.items()}:
                 continue
-            _check_rows(name, state[name], param)
-            state[name] = state[name].to(param.device)
+            made = {key: self._new_state(param, key, size, dtype) for key, (size, dtype) in layout.items()}
+            if name in found:  # state of another type: of a torch optimizer, or of a run with another state_dtype
+                convert_rows(name, storage_of(found[name].dtype), state, storage, made, rows_per_chunk(param))
+                for key in storage_of(found[name].dtype).layout(name, shape):
+                    del state[key]
+            state.update(made)
         return state
 
-    def _step_rows(self, param: Tensor, grad: Tensor, group: dict[str, Any]) -> None:
+    def _new_state(self, param: Tensor, name: str, shape: torch.Size, dtype: torch.dtype) -> Tensor:
+        """Zeros, or what is on disk for a head that keeps its rows in files."""
+        files = row_files(param)
+        if files is not None:
+            return files.tensor(name, shape, dtype)
+        return zero_pages(shape, dtype=dtype, device=param.device)
+
+    def _begin_rows(self, param: Tensor, group: dict[str, Any]) -> RowStep:
+        """Counts a step of a parameter that is stepped by rows."""
         state = self._ensure_row_state(param, group)
         state["step"] += 1
         step = int(state["step"])
-        names = list(self._row_state_shapes(param, group))
-        for chunk in row_chunks(grad):
-            self._step_chunk(param, {name: state[name] for name in names}, chunk, group, step)
+        key = (group["rounding_seed"], step, row_width(param.shape), param.device)
+        if self._noise is None or self._noise[0] != key:  # heads of one width share the table of a step
+            self._noise = (key, RowNoise(*key))
+        storages = {name: storage for name, (_, storage) in self._row_state(param, group).items()}
+        return RowStep(self, param, state, storages, group, step, self._noise[1])
 
-    def _step_chunk(
-        self, param: Tensor, state: dict[str, Tensor], chunk: RowChunk, group: dict[str, Any], step: int
-    ) -> None:
-        weight = read_rows(param, chunk.rows)
-        rows = {name: read_rows(value, chunk.rows) for name, value in state.items()}
-        self._update_rows(weight, rows, chunk.grad, group, step)
-        write_rows(param, chunk, weight)
-        for name, value in state.items():
-            write_rows(value, chunk, rows[name])
+    def _step_rows(self, param: Tensor, grad: Tensor, group: dict[str, Any]) -> None:
+        step = self._begin_rows(param, group)
+        for chunk in row_chunks(grad):
+            step.apply(chunk)
+
+
+def updates_in_backward(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether ``optimizer`` updates centers inside the backward pass, where clipping cannot reach."""
+    return isinstance(optimizer, RowSparseOptimizer) and optimizer._steps_in_backward
 
 
 def check_options(group: dict[str, Any], **lowest: float) -> None:
@@ -220,6 +275,8 @@ def check_options(group: dict[str, Any], **lowest: float) -> None:
     for name, bound in lowest.items():
         if not float(group[name]) >= bound:
             raise ValueError(f"{name}={group[name]} is not allowed; give {name} >= {bound:g}.")
+    if group.get("state_dtype") not in (None, *STATE_DTYPES):
+        raise ValueError(f"state_dtype={group['state_dtype']!r} is unknown; give one of {', '.join(STATE_DTYPES)}.")
     for name in ("dampening", "maximize", "amsgrad", "lr_decay"):
         if group.get(name):
             raise ValueError(

@@ -35,6 +35,11 @@ def is_row_sharded(param: Tensor) -> bool:
     return bool(getattr(param, "row_sharded", False))
 
 
+def first_row(param: Tensor) -> int:
+    """Global number of the first row of ``param``: what its head sets as ``param.first_row``, or 0."""
+    return int(getattr(param, "first_row", 0))
+
+
 class RowGradient(NamedTuple):
     """A gradient by rows in which every row appears once.
 
@@ -126,10 +131,26 @@ def row_chunks(grad: Tensor, max_rows: int | None = None) -> Iterator[RowChunk]:
         if count is None:
             yield RowChunk(index[start:stop], values[start:stop])
             continue
-        # The padding of the chunk in which the real rows end does what the last of them does, and writes the same
-        # values; chunks after that would do it again, so they do nothing.
-        position = torch.arange(start, stop, device=index.device).minimum(count - 1).clamp_min_(0)
-        yield RowChunk(index.index_select(0, position), values.index_select(0, position), count > start)
+        position, live = clamp_padding(start, stop, count)
+        yield RowChunk(index.index_select(0, position), values.index_select(0, position), live)
+
+
+def clamp_padding(start: int, stop: int, num_real: Tensor) -> tuple[Tensor, Tensor]:
+    """Places of a chunk's entries, padding moved to the last real one, and whether the chunk holds a real one at all.
+
+    The padding of the chunk in which the real entries end then does what the last of them does, and writes the same
+    values; chunks after that would do it again, so they are to do nothing.
+
+    Args:
+        start: Place of the first entry.
+        stop: Place after the last.
+        num_real: 0-d int64 tensor, how many leading entries of all are real.
+
+    Returns:
+        Places ``(stop - start,)`` int64, and a 0-d bool tensor.
+    """
+    position = torch.arange(start, stop, device=num_real.device).minimum(num_real - 1).clamp_min_(0)
+    return position, num_real > start
 
 
 def rows_per_chunk(rows: Tensor) -> int:
@@ -183,17 +204,3 @@ def _summed_chunks(grad: Tensor, size: int) -> Iterator[tuple[Tensor, Tensor]]:
         total = torch.zeros((stop - start, *values.shape[1:]), dtype=values.dtype)
         total.index_add_(0, place[begin:end] - start, values.index_select(0, order[begin:end]))
         yield rows[start:stop], total
-
-
-def read_rows(tensor: Tensor, index: Tensor | slice) -> Tensor:
-    """Rows of ``tensor``: a view for a slice, a copy for row numbers."""
-    return tensor[index] if isinstance(index, slice) else tensor.index_select(0, index)
-
-
-def write_rows(tensor: Tensor, chunk: RowChunk, rows: Tensor) -> None:
-    """Puts back what :func:`read_rows` gave and the caller changed in place; dead chunks leave ``tensor`` as it is."""
-    if isinstance(chunk.rows, slice):
-        return
-    if chunk.live is not None:
-        rows = torch.where(chunk.live, rows, tensor.index_select(0, chunk.rows))
-    tensor.index_copy_(0, chunk.rows, rows)

@@ -10,6 +10,7 @@ from torch.optim.adagrad import adagrad
 from torch.optim.optimizer import ParamsT
 
 from lightning_pfc.optim.base import RowSparseOptimizer, check_options
+from lightning_pfc.optim.storage import RowStorage, state_storage
 
 ROW_SUM, SUM = "row_sum", "sum"
 
@@ -31,6 +32,9 @@ class RowWiseAdagrad(RowSparseOptimizer):
             gradient.
         eps: Added to the denominator.
         weight_decay: Factor of the weights that is added to the gradient.
+        rounding_seed: Of the stochastic rounding of centers in bfloat16, which also depends on the step and the class.
+        update_in_backward: Update centers inside the backward pass, so that their gradient is never held. Not together
+            with clipping by norm, accumulated gradients or a loss scaler.
 
     Raises:
         ValueError: If an option is negative.
@@ -38,8 +42,18 @@ class RowWiseAdagrad(RowSparseOptimizer):
 
     row_state_keys = frozenset({ROW_SUM})
 
-    def __init__(self, params: ParamsT, lr: float = 1e-2, eps: float = 1e-10, weight_decay: float = 0.0) -> None:
-        super().__init__(params, {"lr": lr, "eps": eps, "weight_decay": weight_decay})
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float = 1e-2,
+        eps: float = 1e-10,
+        weight_decay: float = 0.0,
+        *,
+        rounding_seed: int = 0,
+        update_in_backward: bool = False,
+    ) -> None:
+        defaults: dict[str, Any] = {"lr": lr, "eps": eps, "weight_decay": weight_decay, "rounding_seed": rounding_seed}
+        super().__init__(params, {**defaults, "update_in_backward": update_in_backward})
 
     def _check_group(self, group: dict[str, Any]) -> None:
         check_options(group, lr=0.0, eps=0.0, weight_decay=0.0)
@@ -69,8 +83,8 @@ class RowWiseAdagrad(RowSparseOptimizer):
         # The two kinds of state differ in shape: a parameter that began by rows goes on by rows.
         return ROW_SUM in self.state.get(param, ()) or super()._is_stepped_by_rows(param)
 
-    def _row_state_shapes(self, param: Tensor, group: dict[str, Any]) -> dict[str, torch.Size]:
-        return {ROW_SUM: param.shape[:1]}
+    def _row_state(self, param: Tensor, group: dict[str, Any]) -> dict[str, tuple[torch.Size, RowStorage]]:
+        return {ROW_SUM: (param.shape[:1], state_storage(None, param.dtype))}
 
     def _update_rows(
         self, weight: Tensor, state: dict[str, Tensor], grad: Tensor, group: dict[str, Any], step: int

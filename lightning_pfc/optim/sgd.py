@@ -10,6 +10,7 @@ from torch.optim.optimizer import ParamsT
 from torch.optim.sgd import sgd
 
 from lightning_pfc.optim.base import RowSparseOptimizer, check_options
+from lightning_pfc.optim.storage import SCALE_SUFFIX, RowStorage, state_storage
 
 MOMENTUM = "momentum_buffer"
 
@@ -31,12 +32,17 @@ class SparseSGD(RowSparseOptimizer):
         momentum: Decay of the velocity; 0 keeps no state.
         weight_decay: Factor of the weights that is added to the gradient.
         nesterov: Look ahead along the velocity.
+        state_dtype: How the velocity of centers is kept: ``"float32"``, ``"bfloat16"`` or ``"int8"`` with a scale per
+            row, both with stochastic rounding. None keeps float32 (float64 beside float64 centers).
+        rounding_seed: Of the stochastic rounding, which also depends on the step and the class, and on nothing else.
+        update_in_backward: Update centers inside the backward pass, so that their gradient is never held. Not together
+            with clipping by norm, accumulated gradients or a loss scaler.
 
     Raises:
         ValueError: If an option is negative, or ``nesterov`` is set without momentum.
     """
 
-    row_state_keys = frozenset({MOMENTUM})
+    row_state_keys = frozenset({MOMENTUM, MOMENTUM + SCALE_SUFFIX})
 
     def __init__(
         self,
@@ -45,8 +51,14 @@ class SparseSGD(RowSparseOptimizer):
         momentum: float = 0.0,
         weight_decay: float = 0.0,
         nesterov: bool = False,
+        *,
+        state_dtype: str | None = None,
+        rounding_seed: int = 0,
+        update_in_backward: bool = False,
     ) -> None:
-        super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "nesterov": nesterov})
+        defaults: dict[str, Any] = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "nesterov": nesterov}
+        defaults |= {"state_dtype": state_dtype, "rounding_seed": rounding_seed}
+        super().__init__(params, {**defaults, "update_in_backward": update_in_backward})
 
     def _check_group(self, group: dict[str, Any]) -> None:
         check_options(group, lr=0.0, momentum=0.0, weight_decay=0.0)
@@ -75,8 +87,10 @@ class SparseSGD(RowSparseOptimizer):
             for param, buffer in zip(params, buffers, strict=True):
                 self.state[param][MOMENTUM] = buffer
 
-    def _row_state_shapes(self, param: Tensor, group: dict[str, Any]) -> dict[str, torch.Size]:
-        return {MOMENTUM: param.shape} if group["momentum"] != 0 else {}
+    def _row_state(self, param: Tensor, group: dict[str, Any]) -> dict[str, tuple[torch.Size, RowStorage]]:
+        if group["momentum"] == 0:
+            return {}
+        return {MOMENTUM: (param.shape, state_storage(group["state_dtype"], param.dtype))}
 
     def _update_rows(
         self, weight: Tensor, state: dict[str, Tensor], grad: Tensor, group: dict[str, Any], step: int

@@ -1,0 +1,235 @@
+"""Rows in files: centers and their state beyond memory, and what is on disk is where a run goes on."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import mmap
+import os
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from math import prod
+from pathlib import Path
+from queue import Queue
+
+import torch
+from torch import Tensor
+
+_MAGIC = b"PFCROWS1"
+_HEADER_BYTES = 4096  # one page, so that the rows begin on one
+_DTYPES = {
+    "float32": torch.float32,
+    "float64": torch.float64,
+    "bfloat16": torch.bfloat16,
+    "int8": torch.int8,
+    "uint8": torch.uint8,
+}
+_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
+
+
+class RowFiles:
+    """Tensors of rows in a folder, one memory-mapped file each.
+
+    A file has a header of one page (its name, shape and element type) and then the rows as they are in memory. It is
+    made under another name, at its full size, and gets its own name when it is whole: an interrupted run leaves no half
+    file, and a full disk is an error before anything is written, not a crash in the middle of a step. Pages come
+    into memory when they are touched, and the system takes them back when it needs the room.
+
+    Computation on such a tensor is that on any other: the same numbers, bit for bit.
+
+    Args:
+        folder: Made if it is not there. Every rank needs its own.
+
+    Raises:
+        OSError: If the folder cannot be made.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str]) -> None:
+        self.folder = Path(folder)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._open: dict[str, _RowFile] = {}
+        self._prefetcher: _Prefetcher | None = None
+
+    def __contains__(self, name: str) -> bool:
+        """Whether there is a file for ``name``."""
+        return self._path(name).exists()
+
+    def tensor(
+        self, name: str, shape: Sequence[int], dtype: torch.dtype, fill: Callable[[Tensor], object] | None = None
+    ) -> Tensor:
+        """The rows called ``name``: those on disk, or a new file.
+
+        Args:
+            name: A word.
+            shape: First the number of rows.
+            dtype: Element type.
+            fill: Writes the rows of a new file, before it gets its name; None leaves zeros.
+
+        Returns:
+            A CPU tensor; what is written to it is written to the file.
+
+        Raises:
+            ValueError: If there is a file of another shape or type, a truncated one, or one that is no file of rows. It
+                is left as it is.
+            OSError: If the disk has no room for a new file; nothing is left of it.
+        """
+        shape = torch.Size(shape)
+        if dtype not in _NAMES:
+            raise ValueError(f"rows of {dtype} cannot be kept in a file; there are {', '.join(_DTYPES)}.")
+        opened = self._open.get(name)
+        if opened is None:
+            path = self._path(name)
+            if not path.exists():
+                _create(path, name, shape, dtype, fill)
+            opened = self._open[name] = _RowFile(path)
+        if (opened.shape, opened.dtype) != (shape, dtype):
+            raise ValueError(
+                f"{opened.path} holds {opened.dtype} of shape {tuple(opened.shape)}, and {dtype} of shape "
+                f"{tuple(shape)} was asked for; give another folder, or the options with which the file was made."
+            )
+        return opened.tensor
+
+    def prefetch(self, rows: Tensor) -> None:
+        """Has the pages of some rows read in all files, by a thread, while the caller goes on.
+
+        Args:
+            rows: Row numbers ``(n,)`` int64, ascending.
+        """
+        if self._prefetcher is None:
+            self._prefetcher = _Prefetcher()
+        for opened in list(self._open.values()):
+            self._prefetcher.submit(opened, rows)
+
+    def flush(self) -> None:
+        """Returns when everything that was written to the tensors is on disk."""
+        for opened in self._open.values():
+            opened.pages.flush()
+
+    def close(self) -> None:
+        """Ends the thread of :meth:`prefetch`. The tensors stay valid; their files close when nobody holds them."""
+        if self._prefetcher is not None:
+            self._prefetcher.close()
+            self._prefetcher = None
+        self._open.clear()
+
+    def _path(self, name: str) -> Path:
+        if not name.isidentifier():
+            raise ValueError(f"name={name!r} is not a word.")
+        return self.folder / f"{name}.rows"
+
+
+def row_files(param: Tensor) -> RowFiles | None:
+    """The files in which a head keeps the rows of ``param`` (it sets ``param.row_files``), or None."""
+    files: RowFiles | None = getattr(param, "row_files", None)
+    return files
+
+
+class _RowFile:
+    """A file of rows that exists, mapped into memory."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        with path.open("r+b") as file:
+            self.shape, self.dtype = _read_header(path, file.read(_HEADER_BYTES))
+            expected, found = _HEADER_BYTES + _num_bytes(self.shape, self.dtype), os.fstat(file.fileno()).st_size
+            if found != expected:
+                raise ValueError(
+                    f"{path} has {found} bytes, and {tuple(self.shape)} of {self.dtype} needs {expected}: it is "
+                    "truncated or was changed by something else; restore it, or remove it and load a checkpoint."
+                )
+            self.pages = mmap.mmap(file.fileno(), expected)
+        if hasattr(mmap, "MADV_RANDOM"):
+            self.pages.madvise(mmap.MADV_RANDOM)  # rows are far apart: reading ahead of them would be for nothing
+        count = prod(self.shape)
+        flat = torch.frombuffer(self.pages, dtype=self.dtype, offset=_HEADER_BYTES, count=count) if count else None
+        self.tensor = torch.empty(self.shape, dtype=self.dtype) if flat is None else flat.view(self.shape)
+
+    def page_runs(self, rows: Tensor) -> Iterator[tuple[int, int]]:
+        """Offset and length of the pages that hold ascending rows, neighbours together."""
+        width = _num_bytes(self.shape[1:], self.dtype)
+        first = (_HEADER_BYTES + rows * width) // mmap.PAGESIZE
+        last = (_HEADER_BYTES + (rows + 1) * width - 1) // mmap.PAGESIZE
+        if rows.numel() == 0:
+            return
+        new_run = torch.ones_like(first, dtype=torch.bool)
+        new_run[1:] = first[1:] > last[:-1] + 1
+        starts = first[new_run]
+        ends = last[torch.cat([new_run[1:], new_run.new_ones(1)])]
+        for start, end in zip(starts.tolist(), ends.tolist(), strict=True):
+            yield start * mmap.PAGESIZE, (end + 1 - start) * mmap.PAGESIZE
+
+
+class _Prefetcher:
+    """A thread that advises the kernel to read pages; the reading itself is the kernel's."""
+
+    def __init__(self) -> None:
+        self._queue: Queue[tuple[_RowFile, Tensor] | None] = Queue()
+        self._thread = threading.Thread(target=self._run, name="row prefetch", daemon=True)
+        self._thread.start()
+
+    def submit(self, opened: _RowFile, rows: Tensor) -> None:
+        self._queue.put((opened, rows))
+
+    def close(self) -> None:
+        self._queue.put(None)
+        self._thread.join()
+
+    def _run(self) -> None:
+        while (job := self._queue.get()) is not None:
+            opened, rows = job
+            if not hasattr(mmap, "MADV_WILLNEED"):
+                continue
+            size = len(opened.pages)
+            for offset, length in opened.page_runs(rows):
+                opened.pages.madvise(mmap.MADV_WILLNEED, offset, min(length, size - offset))
+
+
+def _create(
+    path: Path, name: str, shape: torch.Size, dtype: torch.dtype, fill: Callable[[Tensor], object] | None
+) -> None:
+    """Makes a file of its full size under a name of its own, has it filled, then gives it its name."""
+    header = _MAGIC + json.dumps({"name": name, "shape": list(shape), "dtype": _NAMES[dtype]}).encode()
+    size = _HEADER_BYTES + _num_bytes(shape, dtype)
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with part.open("xb") as file:
+            file.write(header.ljust(_HEADER_BYTES, b"\n"))
+            file.flush()
+            # Room for everything now: a page of a sparse file that finds no room later ends the process with a signal.
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(file.fileno(), 0, size)
+            else:
+                file.truncate(size)
+            os.fsync(file.fileno())
+        if fill is not None:
+            made = _RowFile(part)
+            fill(made.tensor)
+            made.pages.flush()
+        part.rename(path)
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            part.unlink()
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT):
+            raise OSError(
+                error.errno,
+                f"no room for {size} bytes of rows ({error.strerror}); give a folder on a larger disk",
+                str(path),
+            ) from error
+        raise
+
+
+def _read_header(path: Path, header: bytes) -> tuple[torch.Size, torch.dtype]:
+    try:
+        if not header.startswith(_MAGIC) or len(header) < _HEADER_BYTES:
+            raise ValueError("no header")
+        fields = json.loads(header[len(_MAGIC) :])
+        return torch.Size(fields["shape"]), _DTYPES[fields["dtype"]]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{path} is not a file of rows, or its header is damaged ({error}); give another folder, or remove it."
+        ) from error
+
+
+def _num_bytes(shape: Sequence[int], dtype: torch.dtype) -> int:
+    return prod(shape) * dtype.itemsize

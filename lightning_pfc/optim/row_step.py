@@ -1,0 +1,145 @@
+"""One step of a parameter that is stepped by rows, in chunks: in ``optimizer.step()`` or inside the backward pass."""
+
+from __future__ import annotations
+
+import weakref
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from lightning_pfc.optim.noise import RowNoise
+from lightning_pfc.optim.rows import RowChunk, clamp_padding, first_row
+from lightning_pfc.optim.storage import FullRows, RowStorage, noise_of, weight_storage
+
+if TYPE_CHECKING:
+    from lightning_pfc.optim.base import RowSparseOptimizer
+
+
+@dataclass(frozen=True, eq=False)
+class RowStep:
+    """One step of one parameter, to be applied to its rows in chunks.
+
+    Attributes:
+        optimizer: Knows the rule.
+        param: Parameter ``(R, *rest)``.
+        state: Its state.
+        storages: How each state of the rule is kept.
+        group: Options.
+        step: Number of the step, from 1.
+        noise: Bits for rounding.
+    """
+
+    optimizer: RowSparseOptimizer
+    param: Tensor
+    state: dict[str, Tensor]
+    storages: dict[str, RowStorage]
+    group: dict[str, Any]
+    step: int
+    noise: RowNoise
+
+    def apply(self, chunk: RowChunk, weight: Tensor | None = None) -> None:
+        """Applies the rule to the rows of a chunk; no row may come twice in one step.
+
+        Args:
+            chunk: Row numbers and gradients.
+            weight: The rows of the parameter, if the caller has read them; overwritten.
+        """
+        kept_weight, tensors = weight_storage(self.param.dtype), {"": self.param}
+        in_place = isinstance(chunk.rows, slice) and isinstance(kept_weight, FullRows)  # reading is a view then
+        if weight is None or in_place or weight.dtype != kept_weight.compute_dtype:
+            weight = kept_weight.read("", tensors, chunk.rows)
+        rows = {name: storage.read(name, self.state, chunk.rows) for name, storage in self.storages.items()}
+        grad = chunk.grad.to(weight.dtype)
+        self.optimizer._update_rows(weight, rows, grad, self.group, self.step)
+        start = first_row(self.param)
+        kept_weight.write("", tensors, chunk, weight, noise_of(self.noise, chunk, start, 0))
+        for stream, (name, storage) in enumerate(self.storages.items(), 1):
+            storage.write(name, self.state, chunk, rows[name], noise_of(self.noise, chunk, start, stream))
+
+
+class RowUpdate:
+    """Lets a head's backward pass apply the optimizer to the rows of a chunk as soon as their gradients are known.
+
+    So no gradient of the sampled rows is ever held whole. It is what ``param.row_update`` holds while an optimizer with
+    ``update_in_backward=True`` does. The head calls :meth:`begin`, :meth:`apply` for every chunk, and gives autograd no
+    gradient for the parameter; ``optimizer.step()`` then finds nothing left to do for it.
+
+    Since a row is changed before the whole gradient is known, this cannot be combined with clipping by norm (the caller
+    of the clipping has to refuse, see :func:`updates_in_backward`), with several backward passes per step, or with a
+    loss scaler.
+
+    Args:
+        optimizer: The one that holds the parameter; kept weakly. None makes one that is not alive.
+    """
+
+    def __init__(self, optimizer: RowSparseOptimizer | None) -> None:
+        # No reference to the parameter: a weak one would forbid torch.utils.swap_tensors to give it storage.
+        self._optimizer = (lambda: None) if optimizer is None else weakref.ref(optimizer)
+        self._step: RowStep | None = None
+        self.done = False
+
+    def __reduce__(self) -> tuple[type[RowUpdate], tuple[None]]:
+        return RowUpdate, (None,)  # a pickled parameter leaves its optimizer behind
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether the optimizer still exists."""
+        return self._optimizer() is not None
+
+    @torch.no_grad()
+    def begin(self, param: Tensor) -> None:
+        """Counts a step.
+
+        Args:
+            param: The parameter to which this object belongs.
+
+        Raises:
+            RuntimeError: If the rows were updated since the last ``step()`` or ``zero_grad()`` of the optimizer.
+        """
+        optimizer = self._optimizer()
+        if optimizer is None:
+            raise RuntimeError("the optimizer of this RowUpdate does not exist any more.")
+        if self.done:
+            raise RuntimeError(
+                f"{type(optimizer).__name__}(update_in_backward=True) allows one backward pass per optimizer step, and "
+                "this is another: gradients cannot be accumulated when they are never held. Use "
+                "accumulate_grad_batches=1, or update_in_backward=False."
+            )
+        self.done = True
+        self._step = optimizer._begin_rows(param, optimizer._group_of(param))
+
+    @torch.no_grad()
+    def apply(
+        self, rows: Tensor | slice, grad: Tensor, *, weight: Tensor | None = None, num_real: Tensor | None = None
+    ) -> None:
+        """Updates rows, which must come in no other chunk.
+
+        Args:
+            rows: Row numbers ``(n,)`` int64, or a slice.
+            grad: ``(n, *rest)`` floating.
+            weight: What these rows of the parameter are in float32, if the caller has read them; it is overwritten.
+            num_real: 0-d int64 tensor: how many leading entries are real, if the others are padding (which may repeat a
+                row of this or another chunk, and is left alone). None if all are.
+        """
+        if self._step is None:
+            raise RuntimeError("RowUpdate.apply was called before RowUpdate.begin.")
+        chunk = RowChunk(rows, grad)
+        if num_real is not None:
+            if isinstance(rows, slice):
+                raise TypeError("num_real is for row numbers; a slice has no padding.")
+            position, live = clamp_padding(0, grad.shape[0], num_real)
+            chunk = RowChunk(rows.index_select(0, position), grad.index_select(0, position), live)
+            weight = None if weight is None else weight.index_select(0, position)
+        self._step.apply(chunk, weight)
+
+    def end(self) -> None:
+        """Says that all rows were updated."""
+        self._step = None
+
+
+def row_update(param: Tensor) -> RowUpdate | None:
+    """What updates the rows of ``param`` inside the backward pass, or None if ``optimizer.step()`` does."""
+    update: RowUpdate | None = getattr(param, "row_update", None)
+    return update if update is not None and update.is_alive else None
