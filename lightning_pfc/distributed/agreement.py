@@ -1,4 +1,4 @@
-"""The control channel: a small message of every rank to every rank, on the CPU, before a step commits to large collectives.
+"""The control channel: a small message of every rank to every rank, on the CPU, before any large collective.
 
 Sizes travel here, and so do errors. A rank that found bad input says so instead of silently leaving the others in a
 collective that can never end; a rank that is somewhere else in the program is noticed by its tag, or by its absence.
@@ -40,7 +40,7 @@ class Agreement:
         rank: int = 0,
         world_size: int = 1,
         timeout: timedelta = timedelta(minutes=10),
-        store: dist.Store | None = None,
+        store: Any = None,
     ) -> None:
         self.group = group
         self.rank = rank
@@ -50,10 +50,8 @@ class Agreement:
         self._calls = 0
         self._raised: BaseException | None = None
 
-    def exchange(
-        self, tag: str, values: Sequence[int] = (), error: BaseException | None = None
-    ) -> list[list[int]]:
-        """Tell every rank where this one is, and learn the same of all others. One all-gather of 1 KiB a rank, on the CPU.
+    def exchange(self, tag: str, values: Sequence[int] = (), error: BaseException | None = None) -> list[list[int]]:
+        """Tell every rank where this one is, and learn the same of all others: one all-gather of 1 KiB on the CPU.
 
         Args:
             tag: the place in the program; all ranks must be at the same one.
@@ -65,8 +63,8 @@ class Agreement:
 
         Raises:
             ValueError, TypeError, FloatingPointError, OSError, RuntimeError: on *every* rank, when any rank passed an
-                error (of the same type, the message naming the rank), when the tags differ, or when a rank did not arrive
-                within the time-out.
+                error (of the same type, the message naming the rank), when the tags differ, or when a rank did not
+                arrive within the time-out.
         """
         try:
             return self._exchange(tag, values, error)
@@ -130,9 +128,9 @@ class Agreement:
                 if missing:
                     absent = "rank " + ", ".join(map(str, missing))
         return (
-            f"rank {self.rank} waited {self.timeout.total_seconds():.0f} s at '{tag}' for {absent}, which never came: it "
-            "has died, is stuck, or does not call what the others call. Look at its output; if it is only slow, give a "
-            "longer timeout, PartialFCStrategy(timeout=...)."
+            f"rank {self.rank} waited {self.timeout.total_seconds():.0f} s at '{tag}' for {absent}, which never came: "
+            "it has died, is stuck, or does not call what the others call. Look at its output; if it is only slow, "
+            "give a longer timeout, PartialFCStrategy(timeout=...)."
         )
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Agreement:

@@ -128,6 +128,6 @@ def _pad(rows: Tensor, sizes: Sequence[int]) -> Tensor:
     if all(size == longest for size in sizes):
         return rows
     out = rows.new_zeros((len(sizes) * longest, *rows.shape[1:]))
-    for r, part in enumerate(rows.split(list(sizes))):
+    for r, part in enumerate(torch.split(rows, list(sizes))):
         out[r * longest : r * longest + part.shape[0]] = part
     return out

@@ -5,13 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch.distributed as dist
 
 from lightning_pfc.distributed.agreement import Agreement
 
-_CACHE: WeakKeyDictionary[Any, dict[int, Comm]] = WeakKeyDictionary()
+# Of the present default group only: cleared, on every rank alike, when that group is another one than before. Never by
+# garbage collection, which could clear it on one rank and leave the others alone in the collectives of a new build.
+_CACHE: dict[tuple[dist.ProcessGroup, int], Comm] = {}
+_cached_for: list[Any] = [None]
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,10 +74,12 @@ class Comm:
         if size < 1 or world_size % size:
             divisors = [d for d in range(1, world_size + 1) if world_size % d == 0]
             raise ValueError(f"head_group_size={size} does not divide the {world_size} ranks; use one of {divisors}.")
-        known = _CACHE.setdefault(world, {})
-        if size not in known:
-            known[size] = _build(world, rank, world_size, size, timeout)
-        return known[size]
+        if _cached_for[0] is not dist.group.WORLD:
+            _CACHE.clear()
+            _cached_for[0] = dist.group.WORLD
+        if (world, size) not in _CACHE:
+            _CACHE[world, size] = _build(world, rank, world_size, size, timeout)
+        return _CACHE[world, size]
 
     @property
     def num_replicas(self) -> int:
@@ -96,11 +100,12 @@ def _no_comm() -> None:
 
 def _build(world: dist.ProcessGroup, rank: int, world_size: int, size: int, timeout: timedelta) -> Comm:
     ranks = dist.get_process_group_ranks(world)
-    control = dist.new_group(ranks, backend="gloo", timeout=timeout)
+    control: Any = dist.new_group(ranks, backend="gloo", timeout=timeout)
     agreement = Agreement(control, rank, world_size, timeout, _default_store())
     if size == world_size:
         return Comm(rank, world_size, world, rank, world_size, world, None, agreement)
-    shard_group = replica_group = None
+    shard_group: Any = None
+    replica_group: Any = None
     for first in range(0, world_size, size):
         made = dist.new_group(ranks[first : first + size])
         if first <= rank < first + size:
@@ -112,10 +117,9 @@ def _build(world: dist.ProcessGroup, rank: int, world_size: int, size: int, time
     return Comm(rank, world_size, world, rank % size, size, shard_group, replica_group, agreement)
 
 
-def _default_store() -> dist.Store | None:
+def _default_store() -> Any:
     """The store behind the default group, only to name absent ranks in an error; torch has no public door to it."""
     try:
-        store: dist.Store = dist.distributed_c10d._get_default_store()
+        return dist.distributed_c10d._get_default_store()
     except (AttributeError, ValueError, RuntimeError):
         return None
-    return store

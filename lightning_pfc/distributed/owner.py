@@ -29,7 +29,7 @@ _owner: Owner | None = None
 
 def set_owner(name: str | None, comm: Comm | None = None) -> None:
     """Note who owns the process group from now on; ``None`` says nobody does."""
-    global _owner  # noqa: PLW0603 - one process group per process, hence one owner
+    global _owner  # one process group per process, hence one owner
     _owner = None if name is None else Owner(name, comm)
 
 
@@ -41,6 +41,6 @@ def get_owner() -> Owner | None:
 def foreign_strategy_message(name: str) -> str:
     """The one text for a sharded head under a strategy that cannot hold it."""
     return (
-        f'A PartialFC head cannot train under {name}: it would broadcast rank 0\'s classes over every other rank\'s. Use '
+        f"A PartialFC head cannot train under {name}: it would broadcast rank 0's classes over every other rank's. Use "
         'Trainer(strategy="pfc") (after `import lightning_pfc`), or strategy=lightning_pfc.PartialFCStrategy(...).'
     )

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 class ClassShard:
     """The contiguous range of global class ids that one rank owns.
 
-    With ``s = ceil(C / W)``, rank ``r`` owns ``range(min(r*s, C), min((r+1)*s, C))``: the split of ``torch.chunk`` and of
-    ``DTensor``, so that a checkpoint in global coordinates needs no translation.
+    With ``s = ceil(C / W)``, rank ``r`` owns ``range(min(r*s, C), min((r+1)*s, C))``: the split of ``torch.chunk`` and
+    of ``DTensor``, so that a checkpoint in global coordinates needs no translation.
 
     Args:
         num_classes: C, the number of classes over all ranks.
@@ -18,8 +18,8 @@ class ClassShard:
         world_size: W, how many ranks share the classes.
 
     Raises:
-        ValueError: if a number is out of range, or if *any* rank would own nothing (every rank raises alike, so that none
-            is left waiting in a collective).
+        ValueError: if a number is out of range, or if *any* rank would own nothing (every rank raises alike, so that
+            none is left waiting in a collective).
 
     Example:
         >>> [ClassShard(7, rank, 3).range for rank in range(3)]

@@ -13,8 +13,8 @@ _BLOCK = 1024  # classes per random stream; a part of the definition of the init
 def init_centers_(out: Tensor, start: int, seed: int, std: float) -> Tensor:
     """Fill ``out`` with N(0, std^2), row i being the center of global class ``start + i``.
 
-    Every block of 1024 classes has its own CPU stream, keyed by (seed, block), so a shard is drawn without the others and a
-    GPU gets the numbers of a CPU. Drawn in threads; at most a few blocks are held beside ``out``.
+    Every block of 1024 classes has its own CPU stream, keyed by (seed, block), so a shard is drawn without the others
+    and a GPU gets the numbers of a CPU. Drawn in threads; at most a few blocks are held beside ``out``.
 
     Args:
         out: (c, D), any floating dtype and device; overwritten.

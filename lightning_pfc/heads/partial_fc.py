@@ -1,4 +1,4 @@
-"""PartialFC: rank-sharded class centers, negative sampling and a margin softmax, as one module that returns the loss."""
+"""PartialFC: rank-sharded class centers, negative sampling and a margin softmax, as one module with a loss."""
 
 from __future__ import annotations
 
@@ -20,8 +20,10 @@ from lightning_pfc.distributed.collectives import (
 from lightning_pfc.distributed.comm import Comm
 from lightning_pfc.distributed.owner import foreign_strategy_message, get_owner
 from lightning_pfc.distributed.shard import ClassShard
-from lightning_pfc.heads.cross_entropy import Plan, sharded_softmax_sums, target_cosines
+from lightning_pfc.heads.chunks import target_cosines
+from lightning_pfc.heads.cross_entropy import sharded_softmax_sums
 from lightning_pfc.heads.init import init_centers_
+from lightning_pfc.heads.plan import Plan
 from lightning_pfc.heads.ranking import count_above
 from lightning_pfc.heads.sampling import Sample, all_classes, class_budget, sample_uniform
 from lightning_pfc.heads.validation import DeferredCheck, batch_error
@@ -52,28 +54,35 @@ class _Gathered(NamedTuple):
 
 
 class PartialFC(nn.Module):
-    """A margin-softmax head whose class centers are sharded over ranks (Partial FC, arXiv:2010.05222, arXiv:2203.15565).
+    """A margin-softmax head whose class centers are sharded over ranks (arXiv:2010.05222, arXiv:2203.15565).
 
-    Call it as ``loss = head(embeddings, labels)`` with this rank's part of the batch; the loss is the mean over the global
-    batch and the same on every rank. It works with no process group at all.
+    Call it as ``loss = head(embeddings, labels)`` with this rank's part of the batch; the loss is the mean over the
+    global batch and the same on every rank. It works with no process group at all.
 
-    A head that is built before the process group has a ``weight`` of shape (C, D) without storage. ``strategy="pfc"`` gives it
-    this rank's rows before optimizers are made; without any group, the first forward or ``.to(device)`` gives it all rows.
-    Built after ``init_process_group`` it is sharded at birth. The Parameter object never changes.
+    A head that is built before the process group has a ``weight`` of shape (C, D) without storage. ``strategy="pfc"``
+    gives it this rank's rows before optimizers are made; without any group, the first forward or ``.to(device)`` gives
+    it all rows. Built after ``init_process_group`` it is sharded at birth. The Parameter object never changes.
 
     Args:
         embedding_dim: D, width of the embeddings.
         num_classes: C, over all ranks.
         loss: a :class:`~lightning_pfc.losses.Loss`, its name, or a mapping with ``name`` and arguments.
-        sample_rate: share of the classes that takes part in a training step, in [0, 1]: 1 is the exact softmax, 0 keeps the
-            batch's own classes only. Sampled softmax has fewer terms: losses of different rates do not compare
+        sample_rate: share of the classes that takes part in a training step, in [0, 1]: 1 is the exact softmax, 0 keeps
+            the batch's own classes only. Sampled softmax has fewer terms: losses of different rates do not compare
             (they differ by about ``ln`` of the rates' ratio).
         seed: of the initial centers and of the negatives.
         comm: whom to talk to; None finds out (the strategy's ranks, the default process group, or nobody).
-        device, dtype: of the centers. bfloat16 halves their memory; computation is in float32 (float64 for float64 embeddings).
+        device, dtype: of the centers. bfloat16 halves their memory; computation is in float32 (float64 for float64
+            embeddings).
         init_std: standard deviation of the initial centers.
-        memory_budget: bytes of logits kept from forward to backward; what exceeds it is computed again in the backward pass.
+        memory_budget: bytes of logits kept from forward to backward; what exceeds it is computed again in the backward
+            pass.
         chunk_size: classes in one pass of the inner loop; None chooses.
+        gradient_filter: relative error allowed in the backward products, 0 for none: late in training almost all
+            probabilities are negligible, and classes whose part in the step's gradient is below their share of it are
+            left out of both products (cf. gradient filtering in Cut Cross-Entropy, arXiv:2411.09009, section 4.3). The
+            energy left out of d loss / d cosine is at most its square. On a CPU only: it needs sizes that depend on
+            values.
         check_finite: whether a NaN or an infinity in the embeddings raises, on every rank. The strategy switches it off
             under a loss scaler, whose business they are.
 
@@ -82,7 +91,7 @@ class PartialFC(nn.Module):
         RuntimeError: when built under another strategy than ours, which would overwrite the shards.
 
     Attributes:
-        weight: Parameter (c, D), this rank's centers.
+        weight: Parameter (c, D), this rank's centers; (c, K D) for a loss with K centers per class, side by side.
         bias: Parameter (c,), or None.
         step: () int64 buffer, training forwards so far; part of the checkpoint.
     """
@@ -106,6 +115,7 @@ class PartialFC(nn.Module):
         memory_budget: int = 512 << 20,
         chunk_size: int | None = None,
         check_finite: bool = True,
+        gradient_filter: float = 0.0,
     ) -> None:
         super().__init__()
         if embedding_dim < 1:
@@ -116,6 +126,10 @@ class PartialFC(nn.Module):
             raise ValueError(f"sample_rate={sample_rate} must lie in [0, 1]; 1 is the exact softmax.")
         if chunk_size is not None and chunk_size < 1:
             raise ValueError(f"chunk_size={chunk_size} must be at least 1, or None to choose.")
+        if not 0.0 <= gradient_filter < 1.0:
+            raise ValueError(
+                f"gradient_filter={gradient_filter} must lie in [0, 1); 0 is exact, 1e-3 a usual tolerance."
+            )
         if memory_budget < 0:
             raise ValueError(f"memory_budget={memory_budget} must be a number of bytes, 0 keeps nothing.")
         if not dtype.is_floating_point:
@@ -129,11 +143,13 @@ class PartialFC(nn.Module):
         self.memory_budget = memory_budget
         self.chunk_size = chunk_size
         self.check_finite = check_finite
+        self.gradient_filter = gradient_filter
         self.last_target_cosine: Tensor | None = None
         self._comm: Comm | None = None
         self._deferred = DeferredCheck()
 
-        self.weight = nn.Parameter(torch.empty((num_classes, embedding_dim), dtype=dtype, device="meta"))
+        width = embedding_dim * self.loss.num_centers
+        self.weight = nn.Parameter(torch.empty((num_classes, width), dtype=dtype, device="meta"))
         has_bias = self.loss.has_bias
         self.bias = nn.Parameter(torch.empty(num_classes, dtype=dtype, device="meta")) if has_bias else None
         self._mark_parameters()
@@ -177,7 +193,8 @@ class PartialFC(nn.Module):
     def attach(self, comm: Comm, device: torch.device | str | None = None) -> None:
         """Take this rank's shard: draw its centers, or keep its rows of a head that already holds all of them.
 
-        Called by the strategy, on every rank, before optimizers are made; doing it again changes nothing. No collective.
+        Called by the strategy, on every rank, before optimizers are made; doing it again changes nothing. No
+        collective.
 
         Args:
             comm: the ranks.
@@ -192,8 +209,9 @@ class PartialFC(nn.Module):
             old = self.shard
             if old != shard:
                 raise RuntimeError(
-                    f"This head already holds classes [{old.start}, {old.stop}) of rank {old.rank} of {old.world_size} and "
-                    f"cannot become rank {shard.rank} of {shard.world_size} in place; load it from a checkpoint instead."
+                    f"This head already holds classes [{old.start}, {old.stop}) of rank {old.rank} of "
+                    f"{old.world_size} and cannot become rank {shard.rank} of {shard.world_size} in place; load it "
+                    "from a checkpoint instead."
                 )
             self._comm = comm
             return
@@ -206,7 +224,7 @@ class PartialFC(nn.Module):
         self._comm = comm
 
     def sharded_tensors(self) -> dict[str, Tensor]:
-        """Parameters that differ from rank to rank, by their name within the head; row i is class ``class_range[i]``."""
+        """Parameters that differ by rank, by their name within the head; row i is class ``class_range[i]``."""
         found: dict[str, Tensor] = {"weight": self.weight}
         if self.bias is not None:
             found["bias"] = self.bias
@@ -215,7 +233,7 @@ class PartialFC(nn.Module):
     def _allocate(self, shard: ClassShard, device: torch.device) -> None:
         if device.type == "meta":
             device = torch.device("cpu")
-        weight = torch.empty((shard.num_local, self.embedding_dim), dtype=self.weight.dtype, device=device)
+        weight = torch.empty((shard.num_local, self.weight.shape[1]), dtype=self.weight.dtype, device=device)
         init_centers_(weight, shard.start, self.seed, self.init_std)
         self._swap("weight", nn.Parameter(weight, requires_grad=self.weight.requires_grad))
         if self.bias is not None:
@@ -226,7 +244,7 @@ class PartialFC(nn.Module):
         """Give the Parameter ``name`` the contents of ``new``: optimizers that hold the object go on with it."""
         old = getattr(self, name)
         attributes = dict(vars(old))  # such as marks of an optimizer, which swap_tensors would carry away
-        torch.utils.swap_tensors(old, new)
+        torch.utils.swap_tensors(old, new)  # type: ignore[no-untyped-call]
         vars(old).update(attributes)
 
     def _mark_parameters(self) -> None:
@@ -250,11 +268,11 @@ class PartialFC(nn.Module):
             self._allocate(self.shard, self._build_device)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> PartialFC:
-        # `.to(device)` and friends: a tensor without storage cannot move, so it gets its storage first. Under a group it
-        # must have been given its shard by then: the stock strategies would go on to overwrite it.
+        # `.to(device)` and friends: a tensor without storage cannot move, so it gets its storage first. Under a group
+        # it must have been given its shard by then: the stock strategies would go on to overwrite it.
         if self._comm is None:
             self._ensure_storage()
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         self._mark_parameters()
         return self
 
@@ -295,11 +313,15 @@ class PartialFC(nn.Module):
             embeddings' gradient is multiplied by the number of ranks, since DDP divides by it.
 
         Raises:
-            ValueError, TypeError, FloatingPointError: on every rank, if any rank's input is bad. On an accelerator a bad
-                value (label out of range, NaN) may surface one step later.
+            ValueError, TypeError, FloatingPointError: on every rank, if any rank's input is bad. On an accelerator a
+                bad value (label out of range, NaN) may surface one step later.
             RuntimeError: on every rank that called, if some rank did not.
         """
         self._ensure_storage()
+        if self.gradient_filter > 0 and embeddings.device.type != "cpu":
+            raise ValueError(
+                f"gradient_filter={self.gradient_filter} works on a CPU only; on {embeddings.device} use 0."
+            )
         with torch.autocast(embeddings.device.type, enabled=False):
             batch = self._gather(embeddings, labels, "PartialFC.forward")
             if self.training and self.sample_rate < 1.0:
@@ -329,16 +351,18 @@ class PartialFC(nn.Module):
             step=self.step.clone(),
             index=torch.arange(x.shape[0], device=x.device) + batch.offset,
         )
-        plan = self._plan(rows, state | learned, sample)
         if loss.needs_target_cosine:
+            plan = self._plan(rows, {}, sample)
             rows = replace(rows, target_cosine=target_cosines(x, self.weight, self.bias, plan))
-            plan = self._plan(rows, state | learned, sample)
         if self.training and state:
             with torch.no_grad():
                 loss.update_state(state, self._global_rows(rows, batch)[0])
+        # The buffers move on, perhaps before this step's backward; its graph keeps the values of now.
+        now = {name: value.clone() for name, value in state.items()}
+        plan = self._plan(rows, now | learned, sample)
         sums = sharded_softmax_sums(x, self.weight, self.bias, plan, tuple(learned))
         self.last_target_cosine = sums.target_cosine.detach()[batch.own]
-        values = state | {name: shared_gradient(value, comm.shard_size) for name, value in learned.items()}
+        values = now | {name: shared_gradient(value, comm.shard_size) for name, value in learned.items()}
         row_losses = loss.row_losses(
             loss.target_logits(sums.target_cosine, rows, values),
             sums.negative_logsumexp,
@@ -368,6 +392,7 @@ class PartialFC(nn.Module):
             replica_group=self.comm.replica_group,
             memory_budget=self.memory_budget,
             chunk_size=self.chunk_size,
+            gradient_filter=self.gradient_filter,
         )
 
     def _loss_state(self) -> dict[str, Tensor]:
@@ -424,7 +449,8 @@ class PartialFC(nn.Module):
         for place, what in ((1, "head.training"), (2, "the embeddings' element size in bytes")):
             if len({numbers[place] for numbers in answers}) > 1:
                 raise ValueError(
-                    f"{what} differs between ranks: {[numbers[place] for numbers in answers]} by rank; it must be the same."
+                    f"{what} differs between ranks: {[numbers[place] for numbers in answers]} by rank; it must "
+                    "be the same."
                 )
         if sum(sizes) == 0:
             raise ValueError("The global batch is empty: embeddings has shape (0, D) on every rank.")

@@ -1,7 +1,7 @@
-"""A keyed pseudo-random permutation, evaluated point by point: sampling without replacement at the cost of what is drawn.
+"""A keyed pseudo-random permutation, evaluated point by point: drawing without replacement costs what is drawn.
 
-A generalised Feistel network over Z_a x Z_b (Black and Rogaway, "Ciphers with arbitrary finite domains", CT-RSA 2002), all
-in vectorised integer arithmetic on any device, with no data-dependent shape.
+A generalised Feistel network over Z_a x Z_b (Black and Rogaway, "Ciphers with arbitrary finite domains", CT-RSA 2002),
+all in vectorised integer arithmetic on any device, with no data-dependent shape.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Permutation:
 
     @property
     def domain(self) -> int:
-        """a * b >= n."""
+        """The size ``a * b >= n`` of the domain."""
         a, b = self.sides
         return a * b
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from lightning_pfc.heads.cross_entropy import Plan, chunk_cosines
+from lightning_pfc.heads.chunks import chunk_cosines
+from lightning_pfc.heads.plan import Plan
 
 
 def count_above(x: Tensor, weight: Tensor, bias: Tensor | None, threshold: Tensor, plan: Plan) -> Tensor:

@@ -35,7 +35,7 @@ def all_classes(labels: Tensor, shard: ClassShard) -> Sample:
     """The sample that leaves nothing out: rate 1, and evaluation."""
     local = labels - shard.start
     owned = (labels >= shard.start) & (labels < shard.stop)
-    return Sample(None, torch.where(owned, local, -1), labels.new_tensor(shard.num_classes))
+    return Sample(None, torch.where(owned, local, -1), labels.new_full((), shard.num_classes))
 
 
 def class_budget(sample_rate: float, num_classes: int) -> int:
@@ -54,15 +54,16 @@ def sample_uniform(
 ) -> Sample:
     """Partial FC's sample (arXiv:2203.15565, section 3.2), a function of (seed, step, targets) and of nothing else.
 
-    ``K = max(budget, number of distinct targets)``. All targets are kept; the rest is drawn without replacement from the
-    other classes. The drawn set does not depend on how the classes are sharded: walk the classes in the order of a keyed
-    permutation, skip the targets, stop when the budget is full. Costs O(K + B log B) on every rank, whatever C is, and no
-    collective. On a CPU the sizes are exact; elsewhere they are padded to :func:`capacity`, so nothing waits for the device.
+    ``K = max(budget, number of distinct targets)``. All targets are kept; the rest is drawn without replacement from
+    the other classes. The drawn set does not depend on how the classes are sharded: walk the classes in the order of a
+    keyed permutation, skip the targets, stop when the budget is full. Costs O(K + B log B) on every rank, whatever C
+    is, and no collective. On a CPU the sizes are exact; elsewhere they are padded to :func:`capacity`, so nothing waits
+    for the device.
 
     Args:
         all_labels: (B,) int64, the targets of the global batch, the same on every rank.
-        labels: (B',) int64, the targets of the rows that this rank's group of ranks works on: all of them, unless the head
-            is replicated over several groups.
+        labels: (B',) int64, the targets of the rows that this rank's group of ranks works on: all of them, unless the
+            head is replicated over several groups.
         shard: the classes of this rank.
         budget: see :func:`class_budget`; 0 keeps positives only.
         seed: of the head.
@@ -99,7 +100,7 @@ def sample_uniform(
 
 
 def capacity(batch: int, shard: ClassShard, budget: int) -> int:
-    """Rows that always hold a rank's part of a sample: its negatives with eight standard deviations, and every target."""
+    """Rows that hold a rank's part of any sample: its negatives with eight standard deviations, and all targets."""
     mean = budget * shard.num_local / shard.num_classes
     return min(shard.num_local, batch + budget, batch + int(mean + 8 * mean**0.5) + 1)
 
@@ -122,7 +123,7 @@ def _negatives(
 
 
 def _compact(values: Tensor, keep: Tensor, size: int, filler: int) -> tuple[Tensor, Tensor]:
-    """The kept values, ascending, padded with ``filler`` to a fixed size: boolean indexing without its synchronisation."""
+    """The kept values, ascending, padded with ``filler`` to a fixed size: boolean indexing that never waits."""
     place = torch.where(keep, keep.cumsum(0) - 1, size).clamp(max=size)
     out = values.new_full((size + 1,), filler)
     out = out.scatter(0, place, torch.where(keep, values, filler))[:size].sort().values

@@ -11,24 +11,32 @@ def batch_error(
 ) -> Exception | None:
     """The error that this rank's batch deserves, or None; the caller shares it with all ranks.
 
-    Shapes and dtypes are always checked here; values only on the CPU, since reading them elsewhere would wait for the device.
+    Shapes and dtypes are always checked here; values only on the CPU, since reading them elsewhere would wait for the
+    device.
     """
     if not isinstance(embeddings, Tensor) or not embeddings.is_floating_point():
         return TypeError(f"embeddings has dtype {getattr(embeddings, 'dtype', type(embeddings))}; it must be floating.")
     if not isinstance(labels, Tensor) or labels.dtype != torch.int64:
         return TypeError(
-            f"labels has dtype {getattr(labels, 'dtype', type(labels))}; it must be torch.int64 class ids: use labels.long()."
+            f"labels has dtype {getattr(labels, 'dtype', type(labels))}; it must be torch.int64 class "
+            "ids: use labels.long()."
         )
     if embeddings.ndim != 2 or embeddings.shape[1] != embedding_dim:
-        return ValueError(f"embeddings has shape {tuple(embeddings.shape)}; it must be (batch, embedding_dim={embedding_dim}).")
+        return ValueError(
+            f"embeddings has shape {tuple(embeddings.shape)}; it must be (batch, embedding_dim={embedding_dim})."
+        )
     if labels.shape != embeddings.shape[:1]:
         return ValueError(
-            f"labels has shape {tuple(labels.shape)}; it must be ({embeddings.shape[0]},), one class id a row of embeddings."
+            f"labels has shape {tuple(labels.shape)}; it must be ({embeddings.shape[0]},), one class id a row of "
+            "embeddings."
         )
     if labels.device != embeddings.device:
-        return ValueError(f"labels is on {labels.device} and embeddings on {embeddings.device}; move both to one device.")
+        return ValueError(
+            f"labels is on {labels.device} and embeddings on {embeddings.device}; move both to one device."
+        )
     if embeddings.device.type == "cpu" and labels.shape[0]:
-        return value_error(*(bool(flag) for flag in _flags(embeddings, labels, num_classes)), labels, num_classes, check_finite)
+        bad_label, not_finite = _flags(embeddings, labels, num_classes).tolist()
+        return value_error(bad_label, not_finite, labels, num_classes, check_finite)
     return None
 
 
@@ -39,8 +47,8 @@ def value_error(
     if out_of_range:
         wrong = labels[(labels < 0) | (labels >= num_classes)]
         return ValueError(
-            f"labels holds {wrong.numel()} class id(s) outside [0, num_classes={num_classes}), such as {int(wrong[0])}; "
-            "num_classes must be larger than every label: take it from the data set."
+            f"labels holds {wrong.numel()} class id(s) outside [0, num_classes={num_classes}), such as "
+            f"{int(wrong[0])}; num_classes must be larger than every label: take it from the data set."
         )
     if not_finite and check_finite:
         return FloatingPointError(

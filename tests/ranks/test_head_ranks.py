@@ -74,7 +74,13 @@ def twin() -> list[dict[str, list[Tensor]]]:
     results = []
     for case, (classes, _, loss, rate) in enumerate(CASES):
         head = PartialFC(
-            embedding_dim=DIM, num_classes=classes, loss=loss, sample_rate=rate, seed=case, dtype=torch.float64, init_std=1.0
+            embedding_dim=DIM,
+            num_classes=classes,
+            loss=loss,
+            sample_rate=rate,
+            seed=case,
+            dtype=torch.float64,
+            init_std=1.0,
         ).to("cpu")
         weight = head.weight.detach().clone().requires_grad_()
         bias = None if head.bias is None else head.bias.detach().clone().requires_grad_()

@@ -71,7 +71,13 @@ def test_equals_the_dense_twin(loss, budget):
 )
 def test_any_shape_rate_and_chunk(batch, classes, dim, chunk, rate, loss, seed):
     head = PartialFC(
-        embedding_dim=dim, num_classes=classes, loss=loss, chunk_size=chunk, sample_rate=rate, seed=seed, memory_budget=2000
+        embedding_dim=dim,
+        num_classes=classes,
+        loss=loss,
+        chunk_size=chunk,
+        sample_rate=rate,
+        seed=seed,
+        memory_budget=2000,
     ).double()
     generator = torch.Generator().manual_seed(seed % 1000)
     x = torch.randn(batch, dim, dtype=torch.float64, generator=generator)
@@ -272,7 +278,9 @@ def test_bad_losses_say_what_is_wrong(make, words):
         make()
 
 
-@pytest.mark.parametrize("loss", [ArcFace(scale=32.0), NormFace(label_smoothing=0.1), Softmax(bias=True), ArcFace(scale=99.0)])
+@pytest.mark.parametrize(
+    "loss", [ArcFace(scale=32.0), NormFace(label_smoothing=0.1), Softmax(bias=True), ArcFace(scale=99.0)]
+)
 @pytest.mark.parametrize("rate", [0.0, 0.1, 0.6])
 def test_the_padded_path_of_accelerators_gives_the_same_numbers(loss, rate, monkeypatch):
     import functools
@@ -292,3 +300,27 @@ def test_the_padded_path_of_accelerators_gives_the_same_numbers(loss, rate, monk
         value.backward()
         results.append((value, leaf.grad, head.weight.grad))
     torch.testing.assert_close(results[1], results[0])
+
+
+@pytest.mark.parametrize("rate", [0.3, 1.0])
+@pytest.mark.parametrize("loss", [ArcFace(), Softmax(bias=True), ArcFace(interclass_filter=0.6)], ids=str)
+def test_gradient_filter_keeps_its_tolerance(loss, rate):
+    """On a head that fits its batch well, most classes are left out, and the gradients stay within the tolerance."""
+    torch.manual_seed(0)
+    results = []
+    for tolerance in (0.0, 1e-3):
+        head = PartialFC(embedding_dim=32, num_classes=600, loss=loss, sample_rate=rate, gradient_filter=tolerance)
+        head.to("cpu")
+        torch.manual_seed(1)
+        head.weight.data.normal_()
+        labels = torch.randint(0, 600, (16,))
+        x = (head.weight.detach()[labels] + 0.2 * torch.randn(16, 32)).requires_grad_()
+        value = head(x, labels)
+        value.backward()
+        results.append((value.detach(), x.grad, head.weight.grad, head.weight.grad.eq(0).all(1).sum()))
+    exact, filtered = results
+    assert torch.equal(exact[0], filtered[0])
+    for want, got in zip(exact[1:3], filtered[1:3], strict=True):
+        assert (want - got).norm() <= 5e-3 * want.norm()
+    assert filtered[3] > exact[3]
+    assert filtered[3] < 600

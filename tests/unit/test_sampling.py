@@ -63,7 +63,9 @@ def test_negatives_are_even_over_the_classes():
     classes, budget, draws = 60, 12, 4000
     hits = torch.zeros(draws, classes)
     for i in range(draws):
-        hits[i, sample_uniform(torch.tensor([7]), torch.tensor([7]), ClassShard(classes), budget, 11, step(i)).index] = 1
+        hits[
+            i, sample_uniform(torch.tensor([7]), torch.tensor([7]), ClassShard(classes), budget, 11, step(i)).index
+        ] = 1
     others = [c for c in range(classes) if c != 7]
     p = (budget - 1) / (classes - 1)
     counts = hits[:, others].sum(0)
