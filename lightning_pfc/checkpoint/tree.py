@@ -11,7 +11,9 @@ from torch import Tensor
 
 from lightning_pfc.distributed import ClassShard
 
-INLINE_BYTES = 4096  # replicated tensors below this stay in the rest
+INLINE_BYTES = 16384  # tensors below this stay in the rest, of which every rank keeps its own
+# What differs from rank to rank whatever its size: random state, and where data loaders are.
+_OF_THE_RANK = ("lightning_pfc", "loops")
 _MARK = "__pfc_tensor__"
 
 
@@ -72,8 +74,9 @@ def split_tree(tree: Any, shard_of: Callable[[str, Tensor], ClassShard | None]) 
 
     def take(tensor: Tensor, path: tuple[str, ...]) -> Any:
         shard = shard_of(path[-1] if path else "", tensor)
+        small = tensor.numel() * tensor.element_size() < INLINE_BYTES or path[:1] in [(key,) for key in _OF_THE_RANK]
         plain = tensor.layout == torch.strided and not tensor.is_quantized and not tensor.is_meta
-        if shard is None and (not plain or tensor.numel() * tensor.element_size() < INLINE_BYTES):
+        if shard is None and (small or not plain):
             return tensor.detach().cpu()
         key = "/".join(path)
         while key in tensors:  # such as the keys 1 and "1" of one dict

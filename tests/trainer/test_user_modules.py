@@ -177,7 +177,7 @@ import lightning_pfc
 
 if __name__ == "__main__":
     states = []
-    for devices, strategy in ((1, "pfc"), (2, "pfc_spawn")):
+    for devices, strategy in ((1, "auto"), (2, "pfc_spawn")):
         model = TheirModule()
         trainer = L.Trainer(accelerator="cpu", devices=devices, strategy=strategy, max_epochs=1, logger=False,
                             enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False)
