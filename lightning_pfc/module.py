@@ -11,6 +11,7 @@ import torch
 from lightning_utilities.core.rank_zero import rank_zero_info
 from torch import Tensor, nn
 
+from lightning_pfc.data.mixing import MixedBatch
 from lightning_pfc.evaluation import ClosedSetEvaluation, Evaluation, make_evaluations
 from lightning_pfc.heads.partial_fc import PartialFC, iter_heads
 from lightning_pfc.losses import Loss
@@ -133,9 +134,12 @@ class PartialFCModule(L.LightningModule):
     def training_loss(self, embeddings: Tensor, batch: Sequence[Any]) -> Tensor:
         """The loss of the global batch from this rank's embeddings (b, D) and batch; the default is the head's.
 
-        A batch is (images, labels, ...): a second head takes its labels from further entries.
+        A batch is (images, labels, ...): a second head takes its labels from further entries. A batch of mixed
+        images has two labels for each, and the head is called once for either.
         """
         loss: Tensor = self.head(embeddings, batch[1])
+        if isinstance(batch, MixedBatch):
+            loss = batch.share * loss + (1.0 - batch.share) * self.head(embeddings, batch.other)
         return loss
 
     # --- steps --------------------------------------------------------------------------------------------------------

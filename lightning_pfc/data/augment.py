@@ -2,13 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from lightning_pfc.data.camera import to_float
-from lightning_pfc.data.counter import UInts, uniform
+from lightning_pfc.data.camera import CameraAugmentation, to_float
+from lightning_pfc.data.counter import UInts, stream, uniform
+from lightning_pfc.data.effects import (
+    Blur,
+    Effect,
+    Erase,
+    Flip,
+    Grey,
+    HueSaturation,
+    KeepCrop,
+    LowResolution,
+    Photometric,
+    Place,
+    RandAugment,
+)
+
+Augment = Callable[[Tensor, UInts], Tensor]
+"""(b, C, H, W) uint8 images and (b,) uint64 keys to (b, C, H, W) float32 in [-1, 1]."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,3 +49,93 @@ class RandomFlip:
             return x
         mirrored = torch.from_numpy(uniform(keys, 1)[:, 0]) < self.probability
         return torch.where(mirrored.view(-1, 1, 1, 1), x.flip(3), x)
+
+
+class Pipeline:
+    """Effects one after the other.
+
+    Args:
+        steps: the effects; each gets keys of its own, so taking one out leaves the others as they were.
+    """
+
+    def __init__(self, steps: Sequence[Effect]) -> None:
+        self.steps = tuple(steps)
+        names = [type(step).__name__ for step in self.steps]
+        self._salts = [(_name_number(name), names[:i].count(name)) for i, name in enumerate(names)]
+
+    def __call__(self, images: Tensor, keys: UInts) -> Tensor:
+        """(b, C, H, W) uint8 and (b,) keys to (b, C, H, W) float32 in [-1, 1]."""
+        x = images.to(torch.float32).mul_(1.0 / 255.0)
+        for step, salt in zip(self.steps, self._salts, strict=True):
+            x = step(x, stream(keys, *salt))
+        return x.mul(2.0).sub_(1.0)
+
+    def __repr__(self) -> str:
+        return f"Pipeline({list(self.steps)})"
+
+
+def _name_number(name: str) -> int:
+    """A number that stays the same from process to process, as ``hash`` does not."""
+    return int.from_bytes(name.encode()[:8], "big")
+
+
+def _dali() -> Augment:
+    return Pipeline(
+        [
+            LowResolution(probability=0.1, side=(0.5, 0.8)),
+            Blur(probability=0.2, windows=(3, 5)),
+            HueSaturation(probability=0.2, hue=(0.0, 20.0), saturation=(1.0, 1.2)),
+            Grey(probability=0.1),
+            Flip(),
+        ]
+    )
+
+
+def _crop_low_resolution_photometric() -> Augment:
+    return Pipeline([KeepCrop(probability=0.2), LowResolution(probability=0.2), Photometric(probability=0.2), Flip()])
+
+
+def _grid_sample() -> Augment:
+    return Pipeline(
+        [
+            Place(probability=0.2, scale=(0.8, 1.2), rotation=20.0),
+            RandAugment(operations=2, magnitude=14.0),
+            Blur(probability=0.2),
+            Erase(probability=0.2, area=(0.02, 0.25), ratio=(0.5, 2.0), fill="black"),
+            Flip(),
+        ]
+    )
+
+
+PRESETS: dict[str, Callable[[], Augment]] = {
+    "none": lambda: RandomFlip(probability=0.0),
+    "flip": RandomFlip,
+    "camera": CameraAugmentation,
+    "insightface_dali": _dali,
+    "adaface": _crop_low_resolution_photometric,
+    "randaugment": lambda: Pipeline([RandAugment(), Flip()]),
+    "erasing": lambda: Pipeline([Flip(), Erase()]),
+    "cvlface_grid_sample": _grid_sample,
+}
+"""What the peers' recipes do to faces, by name; see :func:`augmentation`."""
+
+
+def augmentation(name: str) -> Augment:
+    """An augmentation by name.
+
+    * ``none``; ``flip``: mirroring, the published Partial FC recipes;
+    * ``camera``: what a camera does to small bright characters, the default of glyphs;
+    * ``insightface_dali``: low resolution, blur, hue and saturation, grey, flip, with the figures of InsightFace's
+      ``dali_aug``;
+    * ``adaface``: crop, low resolution, photometric changes with 20 % each, and flip (AdaFace, arXiv:2204.00964;
+      CVLface's ``basic_v1``);
+    * ``randaugment``: two operations of strength 9 of 30, and flip; ``erasing``: flip and random erasing;
+    * ``cvlface_grid_sample``: scale, rotation, RandAugment 2 x 14, blur, cut-out and flip, after CVLface's
+      ``gridsample_v1``.
+
+    Raises:
+        ValueError: for another name; the message lists them.
+    """
+    if name not in PRESETS:
+        raise ValueError(f"augment={name!r} is not one of {', '.join(sorted(PRESETS))}.")
+    return PRESETS[name]()

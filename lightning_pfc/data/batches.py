@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -11,12 +11,13 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
+from lightning_pfc.data.augment import Augment
 from lightning_pfc.data.camera import to_float
-from lightning_pfc.data.counter import UInts, stream
+from lightning_pfc.data.counter import stream
 from lightning_pfc.data.images import ImageTable, Labels
+from lightning_pfc.data.mixing import Mix
 from lightning_pfc.data.orders import Draws, Order
-
-Augment = Callable[[Tensor, UInts], Tensor]
+from lightning_pfc.data.source import Part
 
 
 class BatchNumber(NamedTuple):
@@ -79,7 +80,7 @@ class BatchPlan:
         return self.order.draws(number.epoch, *mine)
 
 
-class TrainingBatches(Dataset[tuple[Tensor, Tensor]]):
+class TrainingBatches(Dataset[tuple[Tensor, ...]]):
     """A data set whose items are whole batches: pictures fetched, augmented and labelled together, wherever it runs.
 
     Item ``BatchNumber(epoch, k)`` is this rank's part of batch k. A plain number k is batch k of epoch 0, which is what
@@ -91,25 +92,52 @@ class TrainingBatches(Dataset[tuple[Tensor, Tensor]]):
         plan: which pictures make a batch.
         augment: ``(b, C, H, W) uint8, (b,) uint64 keys -> (b, C, H, W) float32 in [-1, 1]``.
         seed: of the augmentation; an image's key is ``stream(seed, epoch, index, repeat)``.
+        mix: mixes pictures of two classes; items are then :class:`~lightning_pfc.data.mixing.MixedBatch`.
+        parts: if given, items carry the number of each image's part, and labels are those within the part.
+
+    Raises:
+        ValueError: for ``mix`` with an odd batch size, or with parts.
     """
 
-    def __init__(self, images: ImageTable, labels: Labels, plan: BatchPlan, augment: Augment, seed: int = 0) -> None:
+    def __init__(
+        self,
+        images: ImageTable,
+        labels: Labels,
+        plan: BatchPlan,
+        augment: Augment,
+        seed: int = 0,
+        mix: Mix | None = None,
+        parts: Sequence[Part] = (),
+    ) -> None:
+        if mix is not None and plan.batch_size % 2:
+            raise ValueError(f"batch_size={plan.batch_size} must be even to mix neighbours.")
+        if mix is not None and parts:
+            raise ValueError("mix cannot be used with one head per data set: a picture would belong to two heads.")
         self.images = images
         self.labels = labels
         self.plan = plan
         self.augment = augment
         self.seed = seed
+        self.mix = mix
+        self._first_image = np.asarray([part.first_image for part in parts], dtype=np.int64)
+        self._first_class = np.asarray([part.first_class for part in parts], dtype=np.int64)
 
     def __len__(self) -> int:
         return len(self.plan)
 
-    def __getitem__(self, number: BatchNumber | int) -> tuple[Tensor, Tensor]:
+    def __getitem__(self, number: BatchNumber | int) -> tuple[Tensor, ...]:
         if not isinstance(number, BatchNumber):
             number = BatchNumber(0, int(number))
         draws = self.plan.draws(number)
         keys = stream(self.seed, number.epoch, draws.position, draws.repeat)
         images = self.augment(self.images.fetch(draws.position), keys)
-        return images, torch.from_numpy(np.asarray(self.labels[draws.position], dtype=np.int64))
+        labels = np.asarray(self.labels[draws.position], dtype=np.int64)
+        if len(self._first_image):
+            part = np.searchsorted(self._first_image, draws.position, side="right") - 1
+            return images, torch.from_numpy(labels - self._first_class[part]), torch.from_numpy(part)
+        if self.mix is not None:
+            return self.mix(images, torch.from_numpy(labels), stream(self.seed, 31, number.epoch, number.batch))
+        return images, torch.from_numpy(labels)
 
 
 class EpochSampler(DistributedSampler[BatchNumber]):
@@ -122,7 +150,9 @@ class EpochSampler(DistributedSampler[BatchNumber]):
         self.start = 0
 
     def set_epoch(self, epoch: int) -> None:
-        """The epoch of the next iteration."""
+        """The epoch of the next iteration; another one than was left in the middle begins at its beginning."""
+        if epoch != self.epoch:
+            self.start = 0
         self.epoch = epoch
 
     def __len__(self) -> int:
@@ -134,7 +164,7 @@ class EpochSampler(DistributedSampler[BatchNumber]):
             yield BatchNumber(self.epoch, batch)
 
 
-class TrainingLoader(DataLoader[tuple[Tensor, Tensor]]):
+class TrainingLoader(DataLoader[tuple[Tensor, ...]]):
     """A loader that can be stopped after any batch and taken up there: Lightning stores its state in every checkpoint.
 
     Args:

@@ -11,15 +11,17 @@ import torch
 import torch.distributed as dist
 from torch.utils.data import DataLoader
 
+from lightning_pfc.data.augment import Augment, augmentation
 from lightning_pfc.data.batches import (
-    Augment,
     BatchPlan,
     EvaluationBatches,
     TrainingBatches,
     TrainingLoader,
     evaluation_loader,
 )
-from lightning_pfc.data.orders import Order, ShuffledOrder
+from lightning_pfc.data.mixing import Mix
+from lightning_pfc.data.orders import Order
+from lightning_pfc.data.samplers import SAMPLERS, Mixed, Sampler, Shuffled
 from lightning_pfc.data.source import EvaluationSet, IdentityData, LabelledSet, Source, Task
 from lightning_pfc.data.verification import VerificationSet
 from lightning_pfc.distributed.comm import Comm
@@ -41,7 +43,12 @@ class IdentityDataModule(L.LightningDataModule):
         batch_size: training images per rank and step.
         eval_batch_size: images per rank and evaluation step; four times ``batch_size`` by default.
         num_workers: processes per rank that prepare batches; 0 prepares them in the training process.
-        augment: replaces the augmentation that comes with the source; see :class:`~lightning_pfc.data.batches.Augment`.
+        augment: replaces the augmentation that comes with the source: a name of
+            :func:`~lightning_pfc.data.augment.augmentation`, or anything that maps (b, C, H, W) uint8 images and
+            (b,) keys to float32 images in [-1, 1].
+        sampler: what an epoch draws: "shuffled", "class_balanced", "identity_groups", "mixed", or an object of
+            :mod:`lightning_pfc.data.samplers`. By default every image once, the parts of a joint source in proportion.
+        mix: mixup or CutMix, see :class:`~lightning_pfc.data.mixing.Mix`.
         seed: of the shuffling and the augmentation.
         drop_last: leave out the images of an epoch that do not fill a global batch.
         repeats: augmented copies of an image in its batch (repeated augmentation).
@@ -57,7 +64,9 @@ class IdentityDataModule(L.LightningDataModule):
         batch_size: int = 128,
         eval_batch_size: int | None = None,
         num_workers: int = 0,
-        augment: Augment | None = None,
+        augment: Augment | str | None = None,
+        sampler: Sampler | str | None = None,
+        mix: Mix | None = None,
         seed: int = 0,
         drop_last: bool = True,
         repeats: int = 1,
@@ -77,7 +86,15 @@ class IdentityDataModule(L.LightningDataModule):
         self.batch_size = batch_size
         self.eval_batch_size = 4 * batch_size if eval_batch_size is None else eval_batch_size
         self.num_workers = num_workers
-        self.augment = augment
+        self.augment = augmentation(augment) if isinstance(augment, str) else augment
+        if isinstance(sampler, str) and sampler not in SAMPLERS:
+            raise ValueError(f"sampler={sampler!r} is not one of {', '.join(sorted(SAMPLERS))}.")
+        if sampler is not None and repeats > 1:
+            raise ValueError(
+                f"repeats={repeats} belongs to the default sampler; use sampler=Shuffled(repeats={repeats})."
+            )
+        self.sampler = SAMPLERS[sampler]() if isinstance(sampler, str) else sampler
+        self.mix = mix
         self.seed = seed
         self.drop_last = drop_last
         self.repeats = repeats
@@ -152,6 +169,11 @@ class IdentityDataModule(L.LightningDataModule):
         return self.data.num_classes
 
     @property
+    def class_counts(self) -> tuple[int, ...]:
+        """Number of training classes of each data set: one number, unless the source joins several."""
+        return tuple(part.num_classes for part in self.data.parts) or (self.num_classes,)
+
+    @property
     def num_images(self) -> int:
         """Number of training images."""
         return self.data.num_images
@@ -182,8 +204,12 @@ class IdentityDataModule(L.LightningDataModule):
     # --- loaders ----------------------------------------------------------------------------------------------------
 
     def order(self) -> Order:
-        """Which images an epoch draws; override for another sampler."""
-        return ShuffledOrder(self.num_images, self.seed, self.repeats)
+        """Which images an epoch draws."""
+        _, world_size = self._rank()
+        sampler = self.sampler
+        if sampler is None:
+            sampler = Mixed() if self.data.parts and self.repeats == 1 else Shuffled(repeats=self.repeats)
+        return sampler.order(self.data, seed=self.seed, batch_size=self.batch_size, world_size=world_size)
 
     def train_dataloader(self) -> TrainingLoader:
         """This rank's part of the global batches."""
@@ -192,7 +218,8 @@ class IdentityDataModule(L.LightningDataModule):
             order=self.order(), batch_size=self.batch_size, rank=rank, world_size=world_size, drop_last=self.drop_last
         )
         augment = self.data.augment if self.augment is None else self.augment
-        batches = TrainingBatches(self.data.train, self.data.labels, plan, augment, self.seed)
+        parts = self.data.parts if self.data.separate else ()
+        batches = TrainingBatches(self.data.train, self.data.labels, plan, augment, self.seed, self.mix, parts)
         return TrainingLoader(batches, **self._worker_options())
 
     def val_dataloader(self) -> list[DataLoader[Any]]:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
-from lightning_pfc.data.batches import Augment
+from lightning_pfc.data.augment import Augment
 from lightning_pfc.data.images import ImageTable, Labels
 from lightning_pfc.data.verification import VerificationSet
 
@@ -41,6 +41,23 @@ class Names(Protocol):
         """The name of a class."""
 
 
+@dataclass(frozen=True)
+class Part:
+    """One of several data sets that are trained on at once.
+
+    Attributes:
+        name: of the data set.
+        first_image, num_images: its images within the training set.
+        first_class, num_classes: its classes within the joint label space.
+    """
+
+    name: str
+    first_image: int
+    num_images: int
+    first_class: int
+    num_classes: int
+
+
 @dataclass(frozen=True, kw_only=True)
 class IdentityData:
     """An opened source. The numbers of classes and images are those of the data.
@@ -54,6 +71,8 @@ class IdentityData:
         fingerprint: changes when the data do; ranks compare it, and two runs may.
         augment: what suits these pictures in training, unless the user says otherwise.
         class_names: a name per class, where there are names.
+        parts: the data sets that these are made of, where they are several.
+        separate: whether batches carry each data set's own labels, for one head each, and the number of its part.
         description: one line for tables and logs.
     """
 
@@ -66,6 +85,8 @@ class IdentityData:
     validation: Mapping[str, EvaluationSet] = field(default_factory=dict)
     test: Mapping[str, EvaluationSet] = field(default_factory=dict)
     class_names: Names | None = None
+    parts: tuple[Part, ...] = ()
+    separate: bool = False
     description: str = ""
 
     @property
