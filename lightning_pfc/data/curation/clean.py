@@ -100,7 +100,8 @@ def find(
 def _unit(rows: npt.NDArray[np.floating]) -> npt.NDArray[np.float32]:
     rows = np.asarray(rows, dtype=np.float32)
     length = np.linalg.norm(rows, axis=1, keepdims=True)
-    return np.divide(rows, length, out=np.zeros_like(rows), where=length != 0)
+    unit: npt.NDArray[np.float32] = np.divide(rows, length, out=np.zeros_like(rows), where=length != 0)
+    return unit
 
 
 def _own_cosine(

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 IMAGE_COLUMNS = ("image", "jpg", "jpeg", "png", "img", "bytes", "image_bytes")
 LABEL_COLUMNS = ("label", "identity", "id", "cls", "class", "person", "target")
+# What pyarrow raises when a file is damaged.
+_ARROW_ERRORS = (OSError, ValueError, LookupError, NotImplementedError, MemoryError, OverflowError, RuntimeError)
 _SUFFIXES = {".parquet": "parquet", ".arrow": "arrow", ".feather": "arrow", ".ipc": "arrow"}
 
 
@@ -79,7 +81,7 @@ class ParquetImages(EncodedImages):
         number, inside = (int(value) for value in self._groups[group])
         try:
             value = self._images_of(number, inside)[row].as_py()
-        except (OSError, ValueError, MemoryError) as error:  # pyarrow's errors are of these kinds
+        except _ARROW_ERRORS as error:
             raise FormatError(
                 f"row {row} of group {inside} cannot be read: {error}", path=self._files[number]
             ) from error
@@ -133,7 +135,7 @@ class ParquetImages(EncodedImages):
                     for group in range(reader.num_row_groups)
                 ]
             return [reader.get_batch(group).column(self.label_column) for group in range(reader.num_record_batches)]
-        except (OSError, ValueError, MemoryError) as error:
+        except _ARROW_ERRORS as error:
             raise FormatError(f"column {self.label_column!r} cannot be read: {error}", path=path) from error
 
     def _label_values(self, number: int, column: Any) -> np.ndarray[Any, Any]:
@@ -200,7 +202,7 @@ def _open_file(path: Path) -> Any:
         except pa.ArrowInvalid:
             source.seek(0)
             return _StreamBatches(pa.ipc.open_stream(source))
-    except (OSError, ValueError, MemoryError) as error:
+    except _ARROW_ERRORS as error:
         raise FormatError(
             f"not a whole {'parquet' if _is_parquet(path) else 'Arrow'} file: {error}", path=path
         ) from error
