@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -28,6 +28,7 @@ from lightning_pfc.heads.ranking import count_above
 from lightning_pfc.heads.sampling import Sample, all_classes, class_budget, sample_uniform
 from lightning_pfc.heads.validation import DeferredCheck, batch_error
 from lightning_pfc.losses import Loss, Rows, loss_from_config
+from lightning_pfc.losses.additions import Addition, addition_from_config
 
 _STATE_PREFIX = "loss_"
 
@@ -83,6 +84,8 @@ class PartialFC(nn.Module):
             left out of both products (cf. gradient filtering in Cut Cross-Entropy, arXiv:2411.09009, section 4.3). The
             energy left out of d loss / d cosine is at most its square. On a CPU only: it needs sizes that depend on
             values.
+        additions: losses on the gathered embeddings alone, added to the value; see
+            :mod:`lightning_pfc.losses.additions`.
         check_finite: whether a NaN or an infinity in the embeddings raises, on every rank. The strategy switches it off
             under a loss scaler, whose business they are.
 
@@ -115,6 +118,7 @@ class PartialFC(nn.Module):
         memory_budget: int = 512 << 20,
         chunk_size: int | None = None,
         check_finite: bool = True,
+        additions: Sequence[Addition | str | Mapping[str, Any]] = (),
         gradient_filter: float = 0.0,
     ) -> None:
         super().__init__()
@@ -137,6 +141,7 @@ class PartialFC(nn.Module):
         self.embedding_dim = embedding_dim
         self.num_classes = num_classes
         self.loss = loss_from_config(loss)
+        self.additions = tuple(addition_from_config(addition) for addition in additions)
         self.sample_rate = sample_rate
         self.seed = seed
         self.init_std = init_std
@@ -376,6 +381,10 @@ class PartialFC(nn.Module):
                 known = replace(rows, target_cosine=sums.target_cosine.detach())
                 loss.finish_state(state, *self._global_rows(known, batch, sums.negative_logsumexp.detach()))
         total = row_losses.sum() / sum(batch.sizes)
+        for addition in self.additions:
+            value = addition(batch.x, batch.labels)
+            share = batch.x.shape[0] / sum(batch.sizes)
+            total = total + shared_gradient(value, comm.shard_size) * (addition.weight * share)
         if comm.num_replicas > 1:
             # every copy of the head saw its own rows: add the others' share of the value, not of the gradient
             others = all_reduce(total.detach().clone(), comm.group) / comm.shard_size - total.detach()

@@ -21,6 +21,7 @@ from lightning_pfc.losses.normface import NormFace
 from lightning_pfc.losses.softmax import Softmax
 from lightning_pfc.losses.sphereface import SphereFace
 from lightning_pfc.losses.sphereface2 import SphereFace2
+from lightning_pfc.losses.subcenter import SubCenterArcFace
 from lightning_pfc.losses.uniface import UniFace
 from lightning_pfc.losses.warmup import MarginWarmup
 
@@ -43,6 +44,7 @@ __all__ = [
     "SphereFace",
     "SphereFace2",
     "State",
+    "SubCenterArcFace",
     "UniFace",
     "loss_from_config",
     "loss_names",

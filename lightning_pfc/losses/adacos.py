@@ -39,7 +39,7 @@ class AdaCos(Loss):
 
     def initial_state(self, num_classes: int) -> State:
         """``scale``: sqrt(2) log(C - 1), for at least three classes."""
-        return {"scale": torch.tensor(math.sqrt(2.0) * math.log(max(num_classes - 1, 2)))}
+        return {"scale": torch.tensor(math.sqrt(2.0) * math.log(max(num_classes - 1, 2)), device="cpu")}
 
     def finish_state(self, state: State, rows: Rows, negative_logsumexp: Tensor) -> None:
         """The next step's scale, from this one's sums; a batch without any negative changes nothing."""

@@ -46,7 +46,7 @@ class AdaFace(Loss):
 
     def initial_state(self, num_classes: int) -> State:
         """``mean`` 20 and ``std`` 100, as the paper's code begins."""
-        return {"mean": torch.tensor(20.0), "std": torch.tensor(100.0)}
+        return {"mean": torch.tensor(20.0, device="cpu"), "std": torch.tensor(100.0, device="cpu")}
 
     def update_state(self, state: State, rows: Rows) -> None:
         """Move the averages towards this batch's; one row alone has no spread and leaves ``std`` as it is."""

@@ -43,7 +43,7 @@ class CurricularFace(Loss):
 
     def initial_state(self, num_classes: int) -> State:
         """``t`` = 0: hard negatives start out damped."""
-        return {"t": torch.tensor(0.0)}
+        return {"t": torch.tensor(0.0, device="cpu")}
 
     def update_state(self, state: State, rows: Rows) -> None:
         """Move ``t`` towards the mean target cosine of the global batch."""

@@ -66,7 +66,7 @@ class SphereFace2(Loss):
         top = share - 1.0 + root
         if share < 1.0:  # the same, without the difference of near numbers
             top = 4.0 * share * math.exp(positive - negative) / (1.0 - share + root)
-        return {"bias": torch.tensor(math.log(top / 2.0) - positive)}
+        return {"bias": torch.tensor(math.log(top / 2.0) - positive, device="cpu")}
 
     def negative_logits(self, cosine: Tensor, rows: Rows, state: State) -> Tensor:
         """``s (g(cos_j) + m) + b``, (B, n) -> (B, n)."""

@@ -47,7 +47,7 @@ class UniFace(Loss):
 
     def initial_parameters(self, num_classes: int) -> State:
         """``threshold``: log(10 C), so that C random negatives together cost 0.1 a row."""
-        return {"threshold": torch.tensor(math.log(10.0 * num_classes))}
+        return {"threshold": torch.tensor(math.log(10.0 * num_classes), device="cpu")}
 
     def negative_logits(self, cosine: Tensor, rows: Rows, state: State) -> Tensor:
         """``s cos_j - b``, (B, n) -> (B, n)."""

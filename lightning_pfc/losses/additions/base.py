@@ -1,0 +1,62 @@
+"""Losses on the embeddings alone, added to a head's own loss over the batch that the head has gathered anyway."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Addition:
+    """Base of all additions: a function of the embeddings and labels of all ranks, without a collective of its own.
+
+    Every rank computes the same value; the head sees to it that the gradient counts once. Where a head is replicated
+    over groups of ranks, each group compares the embeddings of its own ranks.
+
+    Args:
+        weight: factor on the value, >= 0.
+    """
+
+    weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        self._check_number("weight", 0.0)
+
+    def __call__(self, embeddings: Tensor, labels: Tensor) -> Tensor:
+        """Embeddings (B, D), not normalised, and labels (B,) int64 -> () mean over the rows that count."""
+        raise NotImplementedError(f"{type(self).__name__} must define __call__(embeddings, labels).")
+
+    def _check_number(self, name: str, low: float, *, open_low: bool = False) -> None:
+        value = getattr(self, name)
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise TypeError(f"{type(self).__name__}({name}={value!r}): {name} must be a number.")
+        if not math.isfinite(value) or value < low or (open_low and value == low):
+            span = f"{'above' if open_low else 'at least'} {low:g}"
+            raise ValueError(f"{type(self).__name__}({name}={value!r}): {name} must be {span}.")
+
+    def to_config(self) -> dict[str, Any]:
+        """``name`` and the arguments that differ from the defaults, as plain values."""
+        changed = {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) != f.default}
+        return {"name": type(self).__name__} | changed
+
+
+def same_identity(labels: Tensor) -> tuple[Tensor, Tensor]:
+    """(B, B) bool: pairs of two different rows of one identity, and pairs of two identities."""
+    same = labels[:, None] == labels[None, :]
+    itself = torch.eye(len(labels), dtype=torch.bool, device=labels.device)
+    return same & ~itself, ~same
+
+
+def masked_mean(values: Tensor, valid: Tensor) -> Tensor:
+    """Mean of ``values`` (B,) over the ``valid`` rows; 0, with gradient 0, if there are none."""
+    return torch.where(valid, values, 0.0).sum() / valid.sum().clamp(min=1)
+
+
+def unit(embeddings: Tensor) -> Tensor:
+    """Rows of length 1."""
+    return F.normalize(embeddings, dim=1)
