@@ -64,7 +64,7 @@ def roc_curve(scores: Tensor, same: Tensor) -> RocCurve:
         ValueError: On wrong shapes, NaN, or when one kind of pairs is missing.
     """
     scores, same = check_scored_pairs(scores, same, "scores")
-    threshold, genuine, impostor = _cumulative_counts(scores, same)
+    threshold, genuine, impostor = cumulative_counts(scores, same)
     num_genuine, num_impostor = int(genuine[-1]), int(impostor[-1])
     infinite = threshold.new_full((1,), torch.inf)
     return RocCurve(
@@ -134,7 +134,7 @@ def area_under_roc(scores: Tensor, same: Tensor) -> float:
         ValueError: On wrong shapes, NaN, or when one kind of pairs is missing.
     """
     scores, same = check_scored_pairs(scores, same, "scores")
-    _, genuine, impostor = _cumulative_counts(scores, same)
+    _, genuine, impostor = cumulative_counts(scores, same)
     genuine_before = _with_zero(genuine)[:-1]
     twice = (impostor.diff(prepend=impostor.new_zeros(1)) * (genuine_before + genuine)).sum()
     return int(twice) / (2 * int(genuine[-1]) * int(impostor[-1]))
@@ -163,7 +163,7 @@ def equal_error_rate(scores: Tensor, same: Tensor) -> float:
     return float(curve.far[before] + share * (curve.far[after] - curve.far[before]))
 
 
-def _cumulative_counts(scores: Tensor, same: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def cumulative_counts(scores: Tensor, same: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Distinct scores from high to low and, for each, genuine and impostor pairs at or above it (int64)."""
     scores, order = scores.sort(descending=True)
     genuine = same[order].long().cumsum(0)

@@ -1,0 +1,149 @@
+"""``pfc-eval``, and the same from Python: :func:`evaluate`."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import hydra
+import torch
+import torch.distributed as dist
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf.errors import OmegaConfBaseException
+
+from lightning_pfc.config import compose, config_dir, explain, register_resolvers
+from lightning_pfc.protocols.peers import Peers
+from lightning_pfc.protocols.report import ProtocolResult, as_json, draw, print_table, write_results
+from lightning_pfc.protocols.suite import PROTOCOLS, Suite
+from lightning_pfc.report import versions
+
+_log = logging.getLogger(__name__)
+_FULL_ERROR = "HYDRA_FULL_ERROR"
+
+
+def evaluate(*overrides: str, config_dirs: Sequence[str | os.PathLike[str]] = ()) -> dict[str, Any]:
+    """Do what ``pfc-eval OVERRIDES`` does, and return what it writes to results.json.
+
+    Args:
+        overrides: As on the command line: ``evaluate("ckpt_path=last.ckpt", "+protocols.lfw=lfw.bin")``.
+        config_dirs: Folders of your own configs, searched before those of the package.
+
+    Returns:
+        ``metrics`` and ``intervals`` by name, and more; the same on every rank.
+
+    Raises:
+        ValueError: For a key that does not exist, or bad values.
+        FileNotFoundError: For a file that is not there.
+    """
+    config = compose(overrides, config_name="eval", config_dirs=config_dirs)
+    return run(config, Path(str(config.output_dir)).absolute(), overrides)
+
+
+def run(config: DictConfig, folder: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """Evaluate as a composed config says, leaving everything in ``folder``. Runs on every rank.
+
+    Returns:
+        What rank 0 writes to ``folder/results.json``.
+    """
+    started = time.perf_counter()
+    with open_dict(config):
+        config.output_dir = str(folder)
+    protocols: dict[str, Any] = OmegaConf.to_container(config.protocols, resolve=True)  # type: ignore[assignment]
+    if not protocols:
+        raise ValueError(
+            f"protocols is empty; name at least one set, as in +protocols.lfw=lfw.bin (types: {', '.join(PROTOCOLS)})"
+        )
+    if str(config.embedder.get("_target_", "")).endswith("checkpoint_embedder") and not config.ckpt_path:
+        raise ValueError(
+            "ckpt_path is missing; give a checkpoint, or choose embedder=onnx, embedder=timm, or embedder=none for "
+            "embeddings made elsewhere"
+        )
+    with _ranks() as peers:
+        embedder = instantiate(config.embedder, _convert_="all") if "_target_" in config.embedder else None
+        suite = Suite(embedder, instantiate(config.settings, _convert_="all"), peers)
+        found: list[ProtocolResult] = []
+        for name, protocol in protocols.items():
+            _log.info("%s ...", name)
+            found.append(suite.run(name, protocol))
+        results = {
+            **as_json(found),
+            "seconds": time.perf_counter() - started,
+            "ranks": peers.world_size,
+            "overrides": list(overrides),
+            "versions": versions(),
+            "run_dir": str(folder),
+        }
+        if peers.rank == 0:
+            folder.mkdir(parents=True, exist_ok=True)
+            OmegaConf.save(config, folder / "config.yaml", resolve=True)
+            pictures = draw(found, folder / "plots") if config.plots else []
+            write_results(folder / "results.json", results)
+            print_table(found, float(config.settings.level))
+            for path in [folder / "results.json", *pictures]:
+                _log.info("%s", path)
+    return results
+
+
+def main() -> None:
+    """The console script."""
+    register_resolvers()
+    before = os.environ.get(_FULL_ERROR)
+    os.environ[_FULL_ERROR] = "1"  # Hydra then raises what it would print, so that it can be said better
+    try:
+        hydra.main(config_path=str(config_dir()), config_name="eval", version_base="1.3")(_task(before))()
+    except (HydraException, OmegaConfBaseException) as error:
+        if before == "1":
+            raise
+        sys.exit(f"pfc-eval: {explain(error, 'eval')}")
+    finally:
+        _restore(before)
+
+
+def _task(full_error: str | None) -> Any:
+    def task(config: DictConfig) -> dict[str, Any]:
+        _restore(full_error)
+        settings = HydraConfig.get()
+        try:
+            return run(config, Path(settings.runtime.output_dir), settings.overrides.task)
+        except Exception as error:
+            cause: BaseException = error
+            while isinstance(cause, HydraException) and cause.__cause__ is not None:
+                cause = cause.__cause__
+            mine = isinstance(cause, ValueError | TypeError | FileNotFoundError | ImportError | OmegaConfBaseException)
+            if full_error == "1" or not mine:
+                raise
+            _log.debug("The run stopped.", exc_info=True)
+            sys.exit(f"pfc-eval: {explain(cause, 'eval')}\n(HYDRA_FULL_ERROR=1 shows where this was found.)")
+
+    return task
+
+
+@contextmanager
+def _ranks() -> Iterator[Peers]:
+    """The ranks of torchrun, if it started this process; each takes its own CUDA device if there are any."""
+    if dist.is_initialized() or int(os.environ.get("WORLD_SIZE", "1")) == 1 or "RANK" not in os.environ:
+        yield Peers.current()
+        return
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
+    dist.init_process_group("gloo")  # embeddings travel once, on the CPU
+    try:
+        yield Peers.current()
+    finally:
+        dist.destroy_process_group()
+
+
+def _restore(value: str | None) -> None:
+    if value is None:
+        os.environ.pop(_FULL_ERROR, None)
+    else:
+        os.environ[_FULL_ERROR] = value

@@ -1,0 +1,144 @@
+"""Sets of images, or of embeddings made elsewhere, that a protocol works on."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lightning_pfc.data.formats import DecodedImages, open_images
+from lightning_pfc.data.formats.errors import FormatError
+from lightning_pfc.data.images import ImageTable
+
+_EMBEDDING_KEYS = ("emb", "embeddings", "features")
+_LABEL_KEYS = ("label", "labels", "identity")
+_NAME_KEYS = ("names", "name", "paths")
+
+
+@dataclass(frozen=True)
+class FaceSet:
+    """Images or embeddings, with what is known about them.
+
+    Attributes:
+        source: Where they come from, for messages.
+        images: Pictures by position; None for embeddings made elsewhere.
+        embeddings: Embeddings made elsewhere, (N, D).
+        labels: Identity of each, (N,) int64; None if unknown.
+        names: Name of each; None if unknown.
+    """
+
+    source: str
+    images: ImageTable | None = None
+    embeddings: Tensor | None = None
+    labels: Tensor | None = None
+    names: list[str] | None = None
+
+    def __len__(self) -> int:
+        found = self.images if self.embeddings is None else self.embeddings
+        return 0 if found is None else len(found)
+
+
+class EncodedFaces:
+    """Encoded images as pictures of the size that a model wants; the middle is cut out of what has another shape.
+
+    InsightFace resizes the shorter side in the same way, and aligned images have the right size to begin with.
+
+    Args:
+        encoded: With ``read(index)``, ``locate(index)`` and ``len``.
+        input_size: (C, H, W).
+    """
+
+    def __init__(self, encoded: Any, input_size: tuple[int, int, int]) -> None:
+        channels, height, width = input_size
+        self.encoded = encoded
+        self.table = DecodedImages(encoded, size=(height, width), channels=channels, fit="crop")
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of every picture."""
+        return self.table.image_shape
+
+    def __len__(self) -> int:
+        return len(self.encoded)
+
+    def fetch(self, index: np.ndarray[tuple[int], np.dtype[np.int64]]) -> Tensor:
+        """(b,) positions to (b, C, H, W) uint8 pictures."""
+        return self.table.fetch(index)
+
+
+def open_faces(path: str | os.PathLike[str], input_size: tuple[int, int, int] | None) -> FaceSet:
+    """Open images with identities (any format of the data module) or a file or folder of embeddings.
+
+    Embeddings are an ``.npz`` with ``emb`` (N, D) and ``label`` or ``names`` (N,), or a folder ``IDENTITY/NAME.npy``.
+
+    Args:
+        path: File or folder.
+        input_size: (C, H, W) that the model wants; None if there is no model.
+
+    Returns:
+        The set.
+
+    Raises:
+        FileNotFoundError: When nothing lies there.
+        FormatError: When it does not hold what it should.
+        ValueError: When it holds images but there is no model.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise FileNotFoundError(f"no such file or folder: {path}")
+    if path.suffix.lower() == ".npz":
+        return _npz(path)
+    if path.is_dir() and (files := sorted(path.glob("*/*.npy"))):
+        return _npy_folder(path, files)
+    if input_size is None:
+        raise ValueError(
+            f"{path} holds images, but there is no model to embed them; choose embedder=checkpoint or onnx"
+        )
+    encoded = open_images(path)
+    names = [encoded.name(i) for i in range(len(encoded))]
+    return FaceSet(str(path), EncodedFaces(encoded, input_size), None, torch.from_numpy(encoded.labels), names)
+
+
+def _npz(path: Path) -> FaceSet:
+    try:
+        with np.load(path, allow_pickle=False) as content:
+            found = {key: content[key] for key in content.files}
+    except (ValueError, OSError, EOFError) as error:
+        raise FormatError(f"not an npz file of plain arrays: {error}", path=path) from error
+    rows = next((found[key] for key in _EMBEDDING_KEYS if key in found), None)
+    if rows is None or rows.ndim != 2 or rows.dtype.kind != "f":
+        raise FormatError(
+            f"no array {' or '.join(_EMBEDDING_KEYS)} of floats (N, D); there are {sorted(found)}", path=path
+        )
+    labels = next((found[key] for key in _LABEL_KEYS if key in found), None)
+    names = next((found[key] for key in _NAME_KEYS if key in found and len(found[key]) == len(rows)), None)
+    if labels is not None and (labels.shape != rows.shape[:1] or labels.dtype.kind not in "iu"):
+        raise FormatError(f"labels must be {len(rows)} integers, found {labels.dtype} {labels.shape}", path=path)
+    return FaceSet(
+        str(path),
+        embeddings=torch.from_numpy(rows.astype(np.float32)),
+        labels=None if labels is None else torch.from_numpy(labels.astype(np.int64)),
+        names=None if names is None else [str(name) for name in names],
+    )
+
+
+def _npy_folder(path: Path, files: list[Path]) -> FaceSet:
+    identities = sorted({file.parent.name for file in files})
+    number = {name: i for i, name in enumerate(identities)}
+    rows: list[np.ndarray[tuple[int], np.dtype[np.float32]]] = []
+    for file in files:
+        try:
+            row = np.load(file, allow_pickle=False)
+        except (ValueError, OSError, EOFError) as error:
+            raise FormatError(f"not an array: {error}", path=file) from error
+        if row.dtype.kind != "f" or row.size == 0 or (rows and row.size != rows[0].size):
+            raise FormatError(f"not an embedding like the others: {row.dtype} {row.shape}", path=file)
+        rows.append(row.reshape(-1).astype(np.float32))
+    labels = torch.tensor([number[file.parent.name] for file in files])
+    names = [f"{file.parent.name}/{file.stem}" for file in files]
+    return FaceSet(str(path), embeddings=torch.from_numpy(np.stack(rows)), labels=labels, names=names)

@@ -1,0 +1,170 @@
+"""What protocols find: numbers with intervals, and curves to draw."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from lightning_pfc.data.images import ImageTable
+from lightning_pfc.metrics.functional import roc_curve
+from lightning_pfc.plots import plot_det, plot_hardest_pairs, plot_roc, plot_score_histogram
+from lightning_pfc.protocols.bootstrap import Interval
+from lightning_pfc.protocols.pairs import IndexedPairs
+
+
+class Measurement(NamedTuple):
+    """One number.
+
+    Attributes:
+        name: Without the name of the set, for example ``accuracy``.
+        value: The number.
+        interval: Where it would lie with other people or pairs, see ``protocols.bootstrap``; None where there is none.
+        note: What a reader must know beside it.
+    """
+
+    name: str
+    value: float
+    interval: Interval | None = None
+    note: str = ""
+
+
+@dataclass
+class ScoredPairs:
+    """Pairs with their scores, for pictures.
+
+    Attributes:
+        scores: Cosines, (P,) float64.
+        pairs: The pairs.
+        images: The pictures, if there are any.
+        threshold: Of the pictures' marks.
+    """
+
+    scores: Tensor
+    pairs: IndexedPairs
+    images: ImageTable | None = None
+    threshold: float | None = None
+
+
+@dataclass
+class ProtocolResult:
+    """What one protocol found on one set.
+
+    Attributes:
+        name: Of the set, as the user calls it.
+        description: One line: protocol, counts, unit of the intervals.
+        measurements: The numbers.
+        scored: Pairs for pictures, if the protocol keeps them.
+    """
+
+    name: str
+    description: str
+    measurements: list[Measurement]
+    scored: ScoredPairs | None = field(default=None, repr=False)
+
+
+def metrics_of(results: Iterable[ProtocolResult]) -> dict[str, float]:
+    """All numbers under their full names, ``SET/NAME``."""
+    return {f"{result.name}/{m.name}": m.value for result in results for m in result.measurements}
+
+
+def as_json(results: Iterable[ProtocolResult]) -> dict[str, Any]:
+    """Everything but the pictures, as plain data: ``metrics``, ``intervals``, ``sets``."""
+    results = list(results)
+    return {
+        "metrics": metrics_of(results),
+        "intervals": {
+            f"{r.name}/{m.name}": list(m.interval) for r in results for m in r.measurements if m.interval is not None
+        },
+        "sets": {
+            r.name: {"description": r.description, "notes": {m.name: m.note for m in r.measurements if m.note}}
+            for r in results
+        },
+    }
+
+
+def write_results(path: str | os.PathLike[str], content: Mapping[str, Any]) -> Path:
+    """Write JSON whole or not at all; numbers that do not exist become null."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
+    partial.write_text(json.dumps(_finite(content), indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    partial.replace(path)
+    return path
+
+
+def print_table(results: Iterable[ProtocolResult], level: float, console: Console | None = None) -> None:
+    """One table of all sets."""
+    table = Table(title_justify="left", show_edge=False, pad_edge=False)
+    table.add_column("set")
+    table.add_column("metric")
+    table.add_column("value", justify="right")
+    table.add_column(f"{level:.0%} interval", justify="right")
+    table.add_column("note", style="dim")
+    console = console or Console()
+    for result in results:
+        for row, m in enumerate(result.measurements):
+            interval = f"{m.interval.low:.4f} .. {m.interval.high:.4f}" if m.interval is not None else ""
+            table.add_row(result.name if row == 0 else "", m.name, f"{m.value:.4f}", interval, m.note)
+        table.add_section()
+    console.print(table)
+    for result in results:
+        console.print(f"{result.name}: {result.description}", style="dim", highlight=False)
+
+
+def draw(results: Iterable[ProtocolResult], folder: str | os.PathLike[str]) -> list[Path]:
+    """ROC and DET of all sets together, score histogram and hardest pairs of each; the files written."""
+    folder = Path(folder)
+    scored = {r.name: r.scored for r in results if r.scored is not None}
+    if not scored:
+        return []
+    curves = {name: roc_curve(s.scores, s.pairs.same) for name, s in scored.items()}
+    written = [plot_roc(curves, folder / "roc.png"), plot_det(curves, folder / "det.png")]
+    for name, s in scored.items():
+        file = name.replace("/", "_")
+        lines = {} if s.threshold is None else {"threshold": s.threshold}
+        title = f"Scores of pairs: {name}"
+        path = folder / f"scores_{file}.png"
+        written.append(plot_score_histogram(s.scores, s.pairs.same, path, thresholds=lines, title=title))
+        if s.images is not None:
+            written.append(
+                plot_hardest_pairs(
+                    _Pictures(s.images),
+                    s.pairs.first,
+                    s.pairs.second,
+                    s.scores,
+                    s.pairs.same,
+                    folder / f"hardest_pairs_{file}.png",
+                    threshold=s.threshold,
+                    title=f"Hardest pairs: {name}",
+                )
+            )
+    return written
+
+
+class _Pictures:
+    def __init__(self, images: ImageTable) -> None:
+        self.images = images
+
+    def __call__(self, row: int) -> Tensor:
+        import numpy as np
+
+        return self.images.fetch(np.asarray([row], dtype=np.int64))[0]
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return value

@@ -1,0 +1,141 @@
+"""Templates against the definition as loops; intervals against distributions that are known."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import binom
+from sklearn.metrics import roc_curve
+
+from lightning_pfc.protocols.bootstrap import auc_interval, proportion_interval, ratio_interval, tar_interval
+from lightning_pfc.protocols.templates import TemplateMode, template_features, template_scores, tpr_at_nearest_fpr
+
+
+@pytest.mark.parametrize("norm", ["keep", "unit"])
+@pytest.mark.parametrize("detector", [True, False])
+def test_templates_are_sums_over_media_of_means(norm: str, detector: bool) -> None:
+    rng = np.random.default_rng(0)
+    features, weights = rng.normal(size=(200, 8)), rng.random(200)
+    templates, media = rng.integers(10, 30, 200), rng.integers(0, 6, 200)
+    mode = TemplateMode(feature_norm=norm, detector=detector)  # type: ignore[arg-type]
+    pooled, numbers = template_features(
+        torch.from_numpy(features),
+        torch.from_numpy(templates),
+        torch.from_numpy(media),
+        detector_scores=torch.from_numpy(weights),
+        mode=mode,
+    )
+    images = features / np.linalg.norm(features, axis=1, keepdims=True) if norm == "unit" else features
+    images = images * weights[:, None] if detector else images
+    assert numbers.tolist() == sorted(set(templates.tolist()))
+    for row, number in enumerate(numbers.tolist()):
+        total = np.zeros(8)
+        for medium in np.unique(media[templates == number]):
+            total += images[(templates == number) & (media == medium)].mean(0)
+        np.testing.assert_allclose(pooled[row].numpy(), total / np.linalg.norm(total), atol=1e-14)
+    first, second = numbers[torch.tensor([0, 3, 5])], numbers[torch.tensor([1, 3, 2])]
+    expected = [float(pooled[a] @ pooled[b]) for a, b in ((0, 1), (3, 3), (5, 2))]
+    assert template_scores(pooled, numbers, first, second, chunk=2).tolist() == pytest.approx(expected)
+    with pytest.raises(ValueError, match="second names template 99"):
+        template_scores(pooled, numbers, first, torch.tensor([10, 99, 11]))
+
+
+def test_the_mode_is_part_of_the_name_and_checked() -> None:
+    assert TemplateMode().name == "F1-Nkeep-D1"
+    assert TemplateMode(flip=False, feature_norm="unit", detector=False).name == "F0-Nunit-D0"
+    with pytest.raises(ValueError, match="feature_norm='no'"):
+        TemplateMode(feature_norm="no")  # type: ignore[arg-type]
+    ones = torch.ones(3)
+    with pytest.raises(ValueError, match="detector_scores is missing"):
+        template_features(torch.ones(3, 2), ones, ones)
+    with pytest.raises(ValueError, match="media must have one entry"):
+        template_features(torch.ones(3, 2), ones, ones[1:], detector_scores=ones)
+
+
+@pytest.mark.parametrize("digits", [None, 1])
+def test_nearest_point_is_the_published_one(digits: int | None) -> None:
+    rng = np.random.default_rng(1)
+    same = rng.random(5000) < 0.1
+    scores = rng.normal(size=5000) + 2 * same
+    scores = scores if digits is None else scores.round(digits)
+    fpr, tpr, _ = roc_curve(same, scores)
+    fpr, tpr = np.flipud(fpr), np.flipud(tpr)
+    for rate in (1e-6, 1e-4, 1e-3, 1e-2, 1e-1):
+        expected = tpr[min(zip(abs(fpr - rate), range(len(fpr)), strict=True))[1]]
+        assert tpr_at_nearest_fpr(torch.from_numpy(scores), torch.from_numpy(same), rate) == pytest.approx(expected)
+
+
+def test_proportion_interval_is_binomial_and_wider_for_clusters() -> None:
+    hits = torch.arange(1000) < 900
+    low, high = proportion_interval(hits, replicates=4000)
+    half = 1.96 * np.sqrt(0.9 * 0.1 / 1000)
+    assert (low, high) == (pytest.approx(0.9 - half, abs=2e-3), pytest.approx(0.9 + half, abs=2e-3))
+    # All errors sit with 10 of 100 people.
+    wide = proportion_interval(hits, torch.arange(1000) // 10, replicates=2000)
+    assert wide == pytest.approx(binom.ppf([0.025, 0.975], 100, 0.9) / 100, abs=0.011)
+    assert ratio_interval(torch.tensor([9.0] * 50), torch.tensor([10] * 50)) == (0.9, 0.9)
+
+
+def slow_tar(scores: np.ndarray, same: np.ndarray, far: float) -> float:
+    impostor = np.sort(scores[~same])[::-1]
+    return float((scores[same] > impostor[int(far * len(impostor))]).mean())
+
+
+def test_tar_interval_is_the_one_of_real_resampling() -> None:
+    rng = np.random.default_rng(2)
+    same = np.arange(3000) < 1000
+    scores = rng.normal(size=3000) + 2.5 * same
+    values = []
+    for _ in range(1500):
+        genuine, impostor = rng.choice(scores[same], 1000), rng.choice(scores[~same], 2000)
+        values.append(slow_tar(np.concatenate([genuine, impostor]), same, 0.01))
+    expected = np.quantile(values, [0.025, 0.975])
+    got = tar_interval(torch.from_numpy(scores), torch.from_numpy(same), 0.01, replicates=4000)
+    assert got == pytest.approx(expected, abs=0.012)
+    assert got.low < slow_tar(scores, same, 0.01) < got.high
+
+
+def test_intervals_by_identity_hold_what_they_promise() -> None:
+    """Of 95 % intervals by identity from 60 draws of people, most hold the number of all people; by pair, fewer."""
+    rng = np.random.default_rng(3)
+    quality = rng.normal(size=4000) * 1.2
+    truth, inside, inside_pairs = None, 0, 0
+    for trial in range(61):
+        people = np.arange(4000) if trial == 0 else rng.integers(0, 4000, 100)
+        a = np.repeat(np.arange(len(people)), 8)
+        genuine = 2.0 + quality[people][a] + rng.normal(size=len(a)) * 0.3
+        b = (a + rng.integers(1, len(people), len(a))) % len(people)
+        scores = np.concatenate([genuine, rng.normal(size=len(a))])
+        same = np.arange(2 * len(a)) < len(a)
+        if trial == 0:
+            truth = slow_tar(scores, same, 0.1)
+            continue
+        first, second = torch.from_numpy(np.tile(a, 2)), torch.from_numpy(np.concatenate([a, b]))
+        tensors = torch.from_numpy(scores), torch.from_numpy(same)
+        low, high = tar_interval(*tensors, 0.1, (first, second), replicates=100)
+        inside += low <= truth <= high
+        low, high = tar_interval(*tensors, 0.1, replicates=100)
+        inside_pairs += low <= truth <= high
+    assert inside >= 50
+    assert inside_pairs < 45
+
+
+@pytest.mark.parametrize("by_identity", [False, True])
+def test_auc_interval_holds_the_area(by_identity: bool) -> None:
+    rng = np.random.default_rng(4)
+    same = np.arange(800) < 400
+    scores = torch.from_numpy((rng.normal(size=800) + 1.0 * same).round(1))
+    owner = torch.from_numpy(np.arange(800) % 400)
+    identities = (owner, torch.from_numpy(np.where(same, owner, (owner + 1) % 400))) if by_identity else None
+    low, high = auc_interval(scores, torch.from_numpy(same), identities, replicates=300)
+    assert 0.70 < low < 0.745 < 0.765 < high < 0.82
+
+
+def test_bad_levels_are_named() -> None:
+    with pytest.raises(ValueError, match="level=95"):
+        proportion_interval(torch.ones(3, dtype=torch.bool), level=95)
+    with pytest.raises(ValueError, match="replicates=1"):
+        proportion_interval(torch.ones(3, dtype=torch.bool), replicates=1)
+    with pytest.raises(ValueError, match="at least one is needed"):
+        proportion_interval(torch.ones(0, dtype=torch.bool))
