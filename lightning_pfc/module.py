@@ -11,6 +11,8 @@ import torch
 from lightning_utilities.core.rank_zero import rank_zero_info
 from torch import Tensor, nn
 
+from lightning_pfc.checkpoint.manifest import is_checkpoint_folder
+from lightning_pfc.checkpoint.opening import load_module
 from lightning_pfc.data.mixing import MixedBatch
 from lightning_pfc.evaluation import ClosedSetEvaluation, Evaluation, make_evaluations
 from lightning_pfc.heads.partial_fc import PartialFC, iter_heads
@@ -234,6 +236,17 @@ class PartialFCModule(L.LightningModule):
 
     def _samples(self) -> bool:
         return any(head.sample_rate < 1.0 for _, head in iter_heads(self))
+
+    @classmethod
+    def load_from_checkpoint(cls, checkpoint_path: Any, *args: Any, **kwargs: Any) -> Any:
+        """As in Lightning; it also opens the folder that several ranks have written, on one process.
+
+        Raises:
+            CheckpointError: naming the damaged file of a folder.
+        """
+        if isinstance(checkpoint_path, str | Path) and is_checkpoint_folder(checkpoint_path):
+            return load_module(cls, checkpoint_path, *args, **kwargs)
+        return super().load_from_checkpoint(checkpoint_path, *args, **kwargs)
 
     # --- hyper-parameters ---------------------------------------------------------------------------------------------
 

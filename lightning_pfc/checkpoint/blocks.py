@@ -6,7 +6,7 @@ import json
 import os
 import struct
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -73,25 +73,42 @@ def write_safetensors(path: Path, items: Sequence[tuple[str, Sequence[int], Tens
     Returns:
         The file's entry for the manifest, and the byte at which each tensor starts.
     """
-    header: dict[str, Any] = {}
-    offsets = {key: {"saved_offsets": list(offset)} for key, offset, _ in items}
-    header["__metadata__"] = {"format": "pt", "DCP_VERSION": "1.0", _SHARDING_KEY: json.dumps(offsets)}
-    end = 0
-    begins = []
-    for key, _, tensor in items:
-        begins.append(end)
-        end += tensor.numel() * tensor.element_size()
-        place = [begins[-1], end]
-        header[key] = {"dtype": dtype_name(tensor.dtype), "shape": list(tensor.shape), "data_offsets": place}
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
+    offsets = {key: list(offset) for key, offset, _ in items}
+    entries = [(k, dtype_name(t.dtype), list(t.shape), t.numel() * t.element_size()) for k, _, t in items]
+    header, starts = safetensors_header(entries, offsets)
     with BlockWriter(path) as file:
-        file.write(struct.pack("<Q", len(text)) + text)
-        start = file.size
+        file.write(header)
         for _, _, tensor in items:
             for part in tensor_bytes(tensor):
                 file.write(part)
-    return file.entry(), [start + begin for begin in begins]
+    return file.entry(), starts
+
+
+def safetensors_header(
+    entries: Sequence[tuple[str, str, Sequence[int], int]], offsets: Mapping[str, Sequence[int]]
+) -> tuple[bytes, list[int]]:
+    """The beginning of a safetensors file.
+
+    Args:
+        entries: key, dtype, shape and bytes of each tensor, in the order in which they follow.
+        offsets: where each lies in the whole that it is a part of; empty if they are whole.
+
+    Returns:
+        The header, and the byte of the file at which each tensor starts.
+    """
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    if offsets:
+        sharding = {key: {"saved_offsets": list(offset)} for key, offset in offsets.items()}
+        header["__metadata__"] |= {"DCP_VERSION": "1.0", _SHARDING_KEY: json.dumps(sharding)}
+    begins = []
+    end = 0
+    for key, dtype, shape, size in entries:
+        begins.append(end)
+        end += size
+        header[key] = {"dtype": dtype, "shape": list(shape), "data_offsets": [begins[-1], end]}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return struct.pack("<Q", len(text)) + text, [8 + len(text) + begin for begin in begins]
 
 
 def tensor_bytes(tensor: Tensor) -> Iterator[memoryview]:

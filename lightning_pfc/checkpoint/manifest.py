@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import zlib
 from dataclasses import asdict, dataclass, field
@@ -87,6 +88,25 @@ class TensorEntry:
     shape: list[int]
     by_class: bool
     chunks: list[ChunkEntry]
+
+    @staticmethod
+    def of(tensor: torch.Tensor, by_class: bool) -> TensorEntry:
+        """Of a tensor that is not in any file yet."""
+        return TensorEntry(dtype_name(tensor.dtype), list(tensor.shape), by_class, [])
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of one row; of the whole for a tensor without dimensions."""
+        return math.prod(self.shape[1:]) * dtype_of(self.dtype).itemsize
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all rows."""
+        return math.prod(self.shape) * dtype_of(self.dtype).itemsize
+
+    def with_rows(self, count: int) -> TensorEntry:
+        """The same with another number of rows, not in any file yet."""
+        return TensorEntry(self.dtype, [count, *self.shape[1:]], self.by_class, [])
 
 
 @dataclass(frozen=True)

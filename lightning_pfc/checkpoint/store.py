@@ -17,9 +17,9 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 
-from lightning_pfc.checkpoint.blocks import BlockReader
+from lightning_pfc.checkpoint.blocks import BlockReader, BlockWriter
 from lightning_pfc.checkpoint.folder import FolderReader, FolderWriter, RowsLoadPlanner, RowsSavePlanner, small_name
-from lightning_pfc.checkpoint.manifest import CheckpointError, Manifest, TensorEntry, check_size, dtype_of
+from lightning_pfc.checkpoint.manifest import CheckpointError, FileEntry, Manifest, TensorEntry, check_size, dtype_of
 from lightning_pfc.checkpoint.publish import prepare_folder, publish_folder, remove
 from lightning_pfc.checkpoint.tree import Rows, join_tree
 from lightning_pfc.distributed import ClassShard, Comm
@@ -163,6 +163,15 @@ def _shared_errors(comm: Comm, path: Path) -> Any:
         if isinstance(agreed, CheckpointError):
             raise
         raise CheckpointError(str(agreed)) from agreed
+
+
+def save_small(path: Path, rest: Any) -> FileEntry:
+    """Write what :func:`read_small` reads."""
+    buffer = io.BytesIO()
+    torch.save(rest, buffer)
+    with BlockWriter(path) as file:
+        file.write(buffer.getbuffer())
+    return file.entry()
 
 
 def read_small(path: Path, manifest: Manifest, rank: int) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,11 +49,14 @@ def rows_of(tensor: Tensor) -> ClassShard | None:
     return getattr(tensor, "class_shard", None)
 
 
-def split_tree(tree: Any, shard_of: Callable[[str, Tensor], ClassShard | None]) -> tuple[Any, dict[str, Tensor | Rows]]:
+def split_tree(
+    tree: Any, shard_of: Callable[[str, Tensor], ClassShard | None], keep: Collection[str] = ()
+) -> tuple[Any, dict[str, Tensor | Rows]]:
     """Take the tensors that belong into data files out of a tree of dicts, lists and tuples.
 
     Args:
         tree: what Lightning would hand to ``torch.save``.
+        keep: paths of tensors that are taken out whatever their size.
         shard_of: tells of a tensor, by its key in the innermost dict, which classes its rows are; None: it is
             replicated.
 
@@ -76,9 +79,9 @@ def split_tree(tree: Any, shard_of: Callable[[str, Tensor], ClassShard | None]) 
         shard = shard_of(path[-1] if path else "", tensor)
         small = tensor.numel() * tensor.element_size() < INLINE_BYTES or path[:1] in [(key,) for key in _OF_THE_RANK]
         plain = tensor.layout == torch.strided and not tensor.is_quantized and not tensor.is_meta
-        if shard is None and (small or not plain):
-            return tensor.detach().cpu()
         key = "/".join(path)
+        if shard is None and (small or not plain) and key not in keep:
+            return tensor.detach().cpu()
         while key in tensors:  # such as the keys 1 and "1" of one dict
             key += "'"
         tensors[key] = tensor.detach() if shard is None else Rows(tensor.detach(), shard)

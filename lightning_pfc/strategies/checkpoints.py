@@ -77,7 +77,7 @@ class CheckpointFolders(DDPStrategy):
         """The optimizer's state, this rank's rows marked as such."""
         state: dict[str, Any] = super().optimizer_state(optimizer)
         for index, shard in self._sharded_indices(optimizer):
-            if index in state["state"]:
+            if index in state["state"] and shard.world_size > 1:
                 state["state"][index] = {
                     key: mark_rows(value.detach(), shard) if _has_rows(value, shard.num_local) else value
                     for key, value in state["state"][index].items()
@@ -95,6 +95,7 @@ class CheckpointFolders(DDPStrategy):
             return
         checkpoint = {**checkpoint, _OWN: {"random_state": random_state()}}
         if self.world_size == 1:
+            checkpoint[_OWN]["by_class"] = self._paths_by_class(checkpoint)  # for pfc-ckpt
             super().save_checkpoint(checkpoint, filepath, storage_options=storage_options)
             return
         if storage_options is not None or "://" in str(filepath):
@@ -134,6 +135,18 @@ class CheckpointFolders(DDPStrategy):
                 if (key == place or key.endswith(f".{place}")) and tensor.shape[:1] == (head.shard.num_local,):
                     return head.shard
         return None
+
+    def _paths_by_class(self, checkpoint: Mapping[str, Any]) -> list[str]:
+        """Where in a checkpoint of one process the tensors with a row per class are."""
+        heads = list(self._iter_heads())
+        found = [f"{_MODEL}{name}.{tensor}" for name, head in heads for tensor in head.sharded_tensors()]
+        states = checkpoint.get("optimizer_states", ())
+        for number, (optimizer, state) in enumerate(zip(self.optimizers, states, strict=False)):
+            for index, shard in self._sharded_indices(optimizer):
+                for key, value in state["state"].get(index, {}).items():
+                    if _has_rows(value, shard.num_local):
+                        found.append(f"{_OPTIMIZERS}{number}/state/{index}/{key}")
+        return found
 
     def _keep_last(self, path: Path, target: Path | None) -> None:
         """Have a second link to the newest checkpoint for as long as ``last.ckpt`` may be missing or lead nowhere."""
@@ -201,7 +214,7 @@ class CheckpointFolders(DDPStrategy):
             loaded, _, own = load_folder(path, self.comm, _Targets(self, self._fitting()))
             checkpoint = loaded
         added = checkpoint.pop(_OWN, None)
-        if added is not None and own and self._fitting():
+        if added is not None and "random_state" in added and own and self._fitting():
             self._random_state = added["random_state"]
             progress = checkpoint.get("loops", {}).get("fit_loop", {}).get("epoch_loop.batch_progress", {})
             self._random_state_after_start = not progress.get("is_last_batch", True)
@@ -223,7 +236,7 @@ class CheckpointFolders(DDPStrategy):
             for index, shard in self._sharded_indices(optimizer):
                 values = state["state"].get(index, {})
                 for key, value in values.items():
-                    if _has_rows(value, shard.num_classes):
+                    if _has_rows(value, shard.num_classes) and shard.world_size > 1:
                         values[key] = value[shard.start : shard.stop].clone()
         super().load_optimizer_state_dict(checkpoint)
 
@@ -232,14 +245,14 @@ class CheckpointFolders(DDPStrategy):
         return trainer is not None and trainer.state.fn == TrainerFn.FITTING
 
     def _sharded_indices(self, optimizer: Optimizer) -> Iterator[tuple[int, ClassShard]]:
-        """Of the parameters of an optimizer that are sharded: the number in its state dict, and the shard."""
+        """Of the heads' parameters in an optimizer: the number in its state dict, and the shard."""
         if isinstance(optimizer, LightningOptimizer):
             optimizer = optimizer.optimizer
         shards = {id(t): head.shard for _, head in self._iter_heads() for t in head.sharded_tensors().values()}
         index = 0
         for group in optimizer.param_groups:
             for parameter in group["params"]:
-                if id(parameter) in shards and shards[id(parameter)].world_size > 1:
+                if id(parameter) in shards:
                     yield index, shards[id(parameter)]
                 index += 1
 

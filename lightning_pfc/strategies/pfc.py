@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import timedelta
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -18,6 +19,7 @@ from torch.distributed.constants import default_pg_timeout
 from torch.nn.parallel import DistributedDataParallel
 
 from lightning_pfc.checkpoint.gather import gather_rows
+from lightning_pfc.checkpoint.opening import explain_folders
 from lightning_pfc.distributed import Comm
 from lightning_pfc.distributed.owner import set_owner
 from lightning_pfc.heads.partial_fc import iter_heads
@@ -135,7 +137,7 @@ class PartialFCStrategy(CheckpointFolders):
         """Give the model back as Lightning does, and let go of the process group."""
         if self._start_method != "popen" and self._comm is not None and self._comm.world_size > 1:
             # The launcher sends rank 0's state dict to the parent process, where the model is whole.
-            self._module.register_state_dict_post_hook(self._whole_heads)
+            self._module.register_state_dict_post_hook(partial(_make_heads_whole, self._comm))
         plugin = self._shard_aware_plugin
         self._stop_saver()
         super().teardown()
@@ -156,14 +158,6 @@ class PartialFCStrategy(CheckpointFolders):
     def _sharded_parameters(self) -> list[nn.Parameter]:
         tensors = [tensor for _, head in self._iter_heads() for tensor in head.sharded_tensors().values()]
         return [tensor for tensor in tensors if isinstance(tensor, nn.Parameter)]
-
-    def _whole_heads(self, module: nn.Module, state: dict[str, Any], prefix: str, metadata: dict[str, Any]) -> None:
-        for name, head in iter_heads(module):
-            for tensor in head.sharded_tensors():
-                key = f"{prefix}{name}.{tensor}"
-                whole = gather_rows(state[key], head.num_classes, self.comm)
-                if whole is not None:
-                    state[key] = whole
 
     # -- precision
 
@@ -258,3 +252,15 @@ class PartialFCStrategy(CheckpointFolders):
 def register() -> None:
     """Make ``Trainer(strategy="pfc")`` and ``"pfc_spawn"`` known; done when the package is imported, harmless twice."""
     PartialFCStrategy.register_strategies(StrategyRegistry)
+    explain_folders()
+
+
+def _make_heads_whole(
+    comm: Comm, module: nn.Module, state: dict[str, Any], prefix: str, metadata: dict[str, Any]
+) -> None:
+    for name, head in iter_heads(module):
+        for tensor in head.sharded_tensors():
+            key = f"{prefix}{name}.{tensor}"
+            whole = gather_rows(state[key], head.num_classes, comm)
+            if whole is not None:
+                state[key] = whole

@@ -1,0 +1,281 @@
+"""``pfc-ckpt``: look into checkpoints, check them, turn them into one file, change their classes."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_pfc.checkpoint import CheckpointError, verify_folder
+from lightning_pfc.checkpoint.manifest import is_checkpoint_folder
+from lightning_pfc.checkpoint.surgery import (
+    MODEL,
+    Added,
+    Kept,
+    Piece,
+    Source,
+    joining,
+    merge_to_file,
+    merge_to_safetensors,
+    rewrite_classes,
+    without,
+)
+from lightning_pfc.heads.init import init_centers_
+
+_EPILOG = """examples
+  pfc-ckpt inspect checkpoints/last.ckpt
+      what is inside: step, ranks, shapes, sizes
+  pfc-ckpt verify checkpoints/last.ckpt
+      reads every byte and compares the checksums
+  pfc-ckpt merge checkpoints/last.ckpt whole.ckpt
+      one ordinary Lightning file, which load_from_checkpoint of any module opens
+  pfc-ckpt merge checkpoints/last.ckpt weights.safetensors
+      the weights alone
+  pfc-ckpt drop last.ckpt smaller.ckpt --classes 7,100-199
+  pfc-ckpt drop last.ckpt smaller.ckpt --classes anna,bert --identities names.txt
+      without some classes; names.txt has the name of class i in line i, and the new one is written beside the output
+  pfc-ckpt fuse last.ckpt smaller.ckpt --classes 3,17 --classes 5,8,9
+      one class where there were several that turned out to be the same
+  pfc-ckpt append last.ckpt larger.ckpt --count 500
+  pfc-ckpt append last.ckpt larger.ckpt --centers means.safetensors
+      new classes at the end: from random centers, or from the mean embedding of each new class's images
+
+Weights and the rows of optimizers change together; everything streams, so that a head may be larger than
+memory. Nothing here changes or deletes its input. A checkpoint is a folder that several ranks have written, or
+the file of one process."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command; returns its exit status: 0 fine, 1 a damaged checkpoint, 2 wrong input."""
+    options = _parser().parse_args(arguments)
+    handler: Callable[[argparse.Namespace], None] = options.handler
+    try:
+        handler(options)
+    except CheckpointError as error:
+        print(f"pfc-ckpt {options.command}: {error}", file=sys.stderr)
+        return 1
+    except (OSError, ValueError) as error:
+        print(f"pfc-ckpt {options.command}: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="pfc-ckpt",
+        description="Looks into checkpoints, checks them, merges them into one file, and changes their classes.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+
+    def add(
+        name: str, handler: Callable[[argparse.Namespace], None], text: str, output: bool
+    ) -> argparse.ArgumentParser:
+        command = commands.add_parser(name, help=text, description=text)
+        command.add_argument("checkpoint", type=Path, help="the checkpoint: a folder, or a file of one process")
+        if output:
+            command.add_argument("output", type=Path, help="what to write")
+        command.set_defaults(handler=handler)
+        return command
+
+    inspect = add("inspect", _inspect, "Shows what is inside, without reading the data.", output=False)
+    inspect.add_argument("--json", action="store_true", help="print it for programs")
+    add("verify", _verify, "Reads every byte and compares all checksums.", output=False)
+    merge = add("merge", _merge, "Writes one file: Lightning's own, or the weights as safetensors.", output=True)
+    merge.add_argument("--format", choices=["lightning", "safetensors"], help="default: by the name of the output")
+    drop = add("drop", _drop, "Writes a checkpoint without some classes.", output=True)
+    _add_classes(drop, "the classes to leave out: numbers, ranges, or names: 7,100-199")
+    fuse = add(
+        "fuse", _fuse, "Writes a checkpoint in which several classes are one, with the mean center.", output=True
+    )
+    _add_classes(fuse, "classes that become one, in the place of the first; may be given several times")
+    append = add("append", _append, "Writes a checkpoint with more classes at the end.", output=True)
+    append.add_argument("--count", type=int, help="how many, with random centers")
+    append.add_argument("--seed", type=int, default=0, help="of the random centers: that of the head (default 0)")
+    append.add_argument(
+        "--std", type=float, default=0.01, help="standard deviation of the random centers (default 0.01)"
+    )
+    append.add_argument("--centers", type=Path, help="(N, D) mean embeddings: .safetensors or .npy with one array")
+    append.add_argument("--identities", type=Path, help="a text file with the name of class i in line i")
+    append.add_argument("--names", help="names of the new classes, separated by commas; needed with --identities")
+    return parser
+
+
+def _add_classes(command: argparse.ArgumentParser, text: str) -> None:
+    command.add_argument("--classes", action="append", required=True, help=text)
+    command.add_argument("--identities", type=Path, help="a text file with the name of class i in line i")
+
+
+def _inspect(options: argparse.Namespace) -> None:
+    source = Source(options.checkpoint)
+    ranks = source.manifest.world_size if source.manifest is not None else 1
+    tensors = {
+        key: {"shape": entry.shape, "dtype": entry.dtype, "bytes": entry.nbytes, "by_class": entry.by_class}
+        for key, entry in source.tensors.items()
+    }
+    if options.json:
+        print(json.dumps({"ranks": ranks, "info": source.info, "tensors": tensors}, indent=1))
+        return
+    print(f"{options.checkpoint}: written by {ranks or 'pfc-ckpt, no'} rank{'s' if ranks != 1 else ''}")
+    for name, value in source.info.items():
+        print(f"  {name}: {value}")
+    total = sum(entry.nbytes for entry in source.tensors.values())
+    print(f"  {len(tensors)} large tensors, {_size(total)}; those marked * have one row per class")
+    for key, entry in source.tensors.items():
+        mark = "*" if entry.by_class else " "
+        print(f"  {mark} {key}  {'x'.join(map(str, entry.shape))}  {entry.dtype}  {_size(entry.nbytes)}")
+    print(f"  small parts: {', '.join(sorted(map(str, source.rest)))}")
+
+
+def _verify(options: argparse.Namespace) -> None:
+    if not is_checkpoint_folder(options.checkpoint):
+        Source(options.checkpoint)
+        print(f"{options.checkpoint}: an ordinary file; it has no checksums, but it can be read.")
+        return
+    manifest = verify_folder(options.checkpoint)
+    size = sum(entry.size for entry in manifest.files.values())
+    print(f"{options.checkpoint}: complete, {len(manifest.files)} files, {_size(size)}, all checksums match.")
+
+
+def _merge(options: argparse.Namespace) -> None:
+    kind = options.format or ("safetensors" if options.output.suffix == ".safetensors" else "lightning")
+    if options.output.exists():
+        raise ValueError(f"{options.output} exists; name a new file, so that nothing is lost.")
+    (merge_to_safetensors if kind == "safetensors" else merge_to_file)(options.checkpoint, options.output)
+    print(f"{options.output}: {_size(options.output.stat().st_size)}")
+
+
+def _drop(options: argparse.Namespace) -> None:
+    total = Source(options.checkpoint).num_classes
+    names = _read_names(options.identities, total)
+    classes = [row for text in options.classes for row in _classes(text, total, names)]
+    _rewrite(options, without(classes, total), names)
+
+
+def _fuse(options: argparse.Namespace) -> None:
+    total = Source(options.checkpoint).num_classes
+    names = _read_names(options.identities, total)
+    groups = [_classes(text, total, names) for text in options.classes]
+    flat = [row for group in groups for row in group]
+    if len(flat) != len(set(flat)):
+        raise ValueError("--classes names a class twice; a class can only go into one other.")
+    if any(len(group) < 2 for group in groups):
+        raise ValueError("--classes needs two classes or more to make one of them.")
+    _rewrite(options, joining(groups, total), names)
+
+
+def _append(options: argparse.Namespace) -> None:
+    source = Source(options.checkpoint)
+    total = source.num_classes
+    names = _read_names(options.identities, total)
+    if (options.count is None) == (options.centers is None):
+        raise ValueError("give either --count (random centers) or --centers (mean embeddings).")
+    if options.centers is not None:
+        centers = _read_centers(options.centers)
+    else:
+        if options.count < 1:
+            raise ValueError(f"--count={options.count} must be at least 1.")
+        widths = {
+            e.shape[1] for k, e in source.tensors.items() if e.by_class and k.startswith(MODEL) and len(e.shape) > 1
+        }
+        if len(widths) != 1:
+            raise ValueError(f"the heads have widths {sorted(widths)}; give --centers for one of them at a time.")
+        centers = init_centers_(torch.empty(options.count, widths.pop()), total, options.seed, options.std)
+    count = centers.shape[0]
+    added = options.names.split(",") if options.names else []
+    if names is not None and len(added) != count:
+        raise ValueError(f"--names has {len(added)} names for {count} new classes.")
+    if names is None and added:
+        raise ValueError("--names needs --identities, the names of the classes that are there.")
+    _rewrite(options, [Kept(0, total), Added(count, centers)], names, added)
+
+
+def _rewrite(
+    options: argparse.Namespace, pieces: Sequence[Piece], names: list[str] | None, added: Sequence[str] = ()
+) -> None:
+    count = rewrite_classes(options.checkpoint, options.output, pieces)
+    if names is not None:
+        kept: list[str] = []
+        for piece in pieces:
+            if isinstance(piece, Kept):
+                kept += names[piece.start : piece.stop]
+            elif isinstance(piece, Added):
+                kept += added
+            else:
+                kept.append(names[piece.classes[0]])
+        path = options.output.with_name(options.output.name + ".identities.txt")
+        path.write_text("".join(f"{name}\n" for name in kept), encoding="utf-8")
+        print(f"{path}: the names of the classes, in their new order")
+    print(f"{options.output}: {count} classes")
+
+
+def _classes(text: str, total: int, names: list[str] | None) -> list[int]:
+    """Class ids out of ``7,100-199`` or names.
+
+    Raises:
+        ValueError: for a class that does not exist.
+    """
+    found: list[int] = []
+    for part in text.split(","):
+        if names is not None and part in names:
+            found.append(names.index(part))
+            continue
+        first, dash, last = part.partition("-")
+        if not first.isdigit() or (dash and not last.isdigit()):
+            known = " and no such name in --identities" if names is not None else "; for names give --identities"
+            raise ValueError(f"--classes: {part!r} is neither a class number nor a range{known}.")
+        rows = range(int(first), int(last or first) + 1)
+        if not rows or rows[-1] >= total:
+            raise ValueError(f"--classes: {part!r} is not within the {total} classes, 0 to {total - 1}.")
+        found += rows
+    return found
+
+
+def _read_names(path: Path | None, total: int) -> list[str] | None:
+    if path is None:
+        return None
+    names = path.read_text(encoding="utf-8").splitlines()
+    if len(names) != total:
+        raise ValueError(f"{path} has {len(names)} lines for {total} classes.")
+    return names
+
+
+def _read_centers(path: Path) -> Tensor:
+    if path.suffix == ".npy":
+        import numpy as np
+
+        centers: Any = torch.from_numpy(np.load(path, allow_pickle=False))
+    elif path.suffix == ".safetensors":
+        from safetensors.torch import load_file
+
+        tensors = list(load_file(path).values())
+        if len(tensors) != 1:
+            raise ValueError(f"{path} has {len(tensors)} tensors; one of shape (N, D) is needed.")
+        [centers] = tensors
+    else:
+        raise ValueError(f"--centers={path} must be a .safetensors or .npy file.")
+    if centers.dim() != 2 or not centers.is_floating_point():
+        raise ValueError(
+            f"{path} holds {centers.dtype} of shape {tuple(centers.shape)}; floats of shape (N, D) are needed."
+        )
+    found: Tensor = centers
+    return found
+
+
+def _size(count: float) -> str:
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if count < 1024:
+            return f"{count:.4g} {unit}"
+        count /= 1024
+    return f"{count:.4g} TiB"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
