@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -29,6 +31,7 @@ from lightning_pfc.heads.sampling import Sample, all_classes, class_budget, samp
 from lightning_pfc.heads.validation import DeferredCheck, batch_error
 from lightning_pfc.losses import Loss, Rows, loss_from_config
 from lightning_pfc.losses.additions import Addition, addition_from_config
+from lightning_pfc.optim.row_files import RowFiles, row_files
 
 _STATE_PREFIX = "loss_"
 
@@ -76,6 +79,9 @@ class PartialFC(nn.Module):
         device, dtype: of the centers. bfloat16 halves their memory; computation is in float32 (float64 for float64
             embeddings).
         init_std: standard deviation of the initial centers.
+        row_folder: where the centers, and their state in an optimizer of ``lightning_pfc.optim``, are kept in
+            memory-mapped files instead of memory, every rank's in a folder of its own; on a CPU only. Rows of the next
+            step's negatives are read ahead. Files that are there already are gone on with, and decide over ``seed``.
         memory_budget: bytes of logits kept from forward to backward; what exceeds it is computed again in the backward
             pass.
         chunk_size: classes in one pass of the inner loop; None chooses.
@@ -115,6 +121,7 @@ class PartialFC(nn.Module):
         device: torch.device | str | None = None,
         dtype: torch.dtype = torch.float32,
         init_std: float = 0.01,
+        row_folder: str | os.PathLike[str] | None = None,
         memory_budget: int = 512 << 20,
         chunk_size: int | None = None,
         check_finite: bool = True,
@@ -145,6 +152,7 @@ class PartialFC(nn.Module):
         self.sample_rate = sample_rate
         self.seed = seed
         self.init_std = init_std
+        self.row_folder = None if row_folder is None else Path(row_folder)
         self.memory_budget = memory_budget
         self.chunk_size = chunk_size
         self.check_finite = check_finite
@@ -223,10 +231,13 @@ class PartialFC(nn.Module):
         if not self.is_materialized:
             self._allocate(shard, torch.device(device) if device is not None else self._build_device)
         elif shard.num_local < self.num_classes:
+            if self.row_folder is not None:
+                raise RuntimeError("A head whose centers are in files was used by one process and cannot be split now.")
             for name, tensor in self.sharded_tensors().items():
                 part = tensor.detach()[shard.start : shard.stop].clone()
                 self._swap(name, nn.Parameter(part, requires_grad=tensor.requires_grad))
         self._comm = comm
+        self._mark_parameters()
 
     def sharded_tensors(self) -> dict[str, Tensor]:
         """Parameters that differ by rank, by their name within the head; row i is class ``class_range[i]``."""
@@ -238,12 +249,29 @@ class PartialFC(nn.Module):
     def _allocate(self, shard: ClassShard, device: torch.device) -> None:
         if device.type == "meta":
             device = torch.device("cpu")
-        weight = torch.empty((shard.num_local, self.weight.shape[1]), dtype=self.weight.dtype, device=device)
-        init_centers_(weight, shard.start, self.seed, self.init_std)
+
+        def fill(out: Tensor) -> Tensor:
+            return init_centers_(out, shard.start, self.seed, self.init_std)
+
+        shape, dtype = (shard.num_local, self.weight.shape[1]), self.weight.dtype
+        files = self._files(shard, device)
+        if files is None:
+            weight = fill(torch.empty(shape, dtype=dtype, device=device))
+        else:
+            weight = files.tensor("weight", shape, dtype, fill)
         self._swap("weight", nn.Parameter(weight, requires_grad=self.weight.requires_grad))
+        if files is not None:
+            self.weight.row_files = files  # type: ignore[attr-defined]  # read by lightning_pfc.optim
         if self.bias is not None:
             bias = torch.zeros(shard.num_local, dtype=self.bias.dtype, device=device)
             self._swap("bias", nn.Parameter(bias, requires_grad=self.bias.requires_grad))
+
+    def _files(self, shard: ClassShard, device: torch.device) -> RowFiles | None:
+        if self.row_folder is None:
+            return None
+        if device.type != "cpu":
+            raise ValueError(f"row_folder={str(self.row_folder)!r} keeps centers on a CPU; this head is on {device}.")
+        return RowFiles(self.row_folder / f"classes-{shard.start}-{shard.stop}")
 
     def _swap(self, name: str, new: nn.Parameter) -> None:
         """Give the Parameter ``name`` the contents of ``new``: optimizers that hold the object go on with it."""
@@ -255,6 +283,7 @@ class PartialFC(nn.Module):
     def _mark_parameters(self) -> None:
         for tensor in self.sharded_tensors().values():
             tensor.row_sharded = True  # type: ignore[attr-defined]  # read by lightning_pfc.optim
+            tensor.first_row = self.shard.start  # type: ignore[attr-defined]  # likewise: rounding goes by class
 
     def _ensure_storage(self) -> None:
         if self._comm is not None:
@@ -285,6 +314,10 @@ class PartialFC(nn.Module):
         state = self.__dict__.copy()
         state["_deferred"] = DeferredCheck()
         return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        self._mark_parameters()  # copies of parameters do not keep their attributes
 
     # --- checkpoints in one piece -------------------------------------------------------------------------------------
 
@@ -336,7 +369,22 @@ class PartialFC(nn.Module):
             loss = self._loss(batch, sample)
         if self.training:
             self.step += 1
+            self._read_ahead()
         return loss
+
+    def _read_ahead(self) -> None:
+        """Let a thread have the rows of the next step's negatives read, where the centers are in files."""
+        files = row_files(self.weight)
+        if files is None or self.sample_rate == 1.0:
+            return
+        shard, step, nobody = self.shard, self.step.clone(), self.step.new_empty(0)
+        budget = class_budget(self.sample_rate, self.num_classes)
+
+        def rows() -> Tensor:
+            index = sample_uniform(nobody, nobody, shard, budget, self.seed, step).index
+            return nobody if index is None else index
+
+        files.prefetch(rows)
 
     def _sample(self, all_labels: Tensor, labels: Tensor) -> Sample:
         budget = class_budget(self.sample_rate, self.num_classes)

@@ -199,7 +199,7 @@ class RowSparseOptimizer(torch.optim.Optimizer, ABC):
             for param in group["params"]:
                 if not is_row_sharded(param):
                     continue
-                mark_row_sparse(param)
+                mark_row_sparse(param, self)
                 in_backward = group["update_in_backward"]
                 param.row_update = RowUpdate(self) if in_backward else None
                 self._steps_in_backward = self._steps_in_backward or in_backward

@@ -8,6 +8,7 @@ import json
 import mmap
 import os
 import threading
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from math import prod
 from pathlib import Path
@@ -90,16 +91,19 @@ class RowFiles:
             )
         return opened.tensor
 
-    def prefetch(self, rows: Tensor) -> None:
+    def prefetch(self, rows: Tensor | Callable[[], Tensor]) -> None:
         """Has the pages of some rows read in all files, by a thread, while the caller goes on.
 
+        Only a hint: where the system takes none, or rows are asked for faster than a disk reads, nothing happens.
+
         Args:
-            rows: Row numbers ``(n,)`` int64, ascending.
+            rows: Row numbers ``(n,)`` int64, ascending; or what finds them, to be called by the thread.
         """
+        if not hasattr(os, "posix_fadvise"):
+            return
         if self._prefetcher is None:
             self._prefetcher = _Prefetcher()
-        for opened in list(self._open.values()):
-            self._prefetcher.submit(opened, rows)
+        self._prefetcher.submit(list(self._open.values()), rows)
 
     def flush(self) -> None:
         """Returns when everything that was written to the tensors is on disk."""
@@ -130,15 +134,16 @@ class _RowFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        with path.open("r+b") as file:
-            self.shape, self.dtype = _read_header(path, file.read(_HEADER_BYTES))
-            expected, found = _HEADER_BYTES + _num_bytes(self.shape, self.dtype), os.fstat(file.fileno()).st_size
-            if found != expected:
-                raise ValueError(
-                    f"{path} has {found} bytes, and {tuple(self.shape)} of {self.dtype} needs {expected}: it is "
-                    "truncated or was changed by something else; restore it, or remove it and load a checkpoint."
-                )
-            self.pages = mmap.mmap(file.fileno(), expected)
+        self.file = os.open(path, os.O_RDWR)
+        weakref.finalize(self, os.close, self.file)
+        self.shape, self.dtype = _read_header(path, os.pread(self.file, _HEADER_BYTES, 0))
+        expected, found = _HEADER_BYTES + _num_bytes(self.shape, self.dtype), os.fstat(self.file).st_size
+        if found != expected:
+            raise ValueError(
+                f"{path} has {found} bytes, and {tuple(self.shape)} of {self.dtype} needs {expected}: it is "
+                "truncated or was changed by something else; restore it, or remove it and load a checkpoint."
+            )
+        self.pages = mmap.mmap(self.file, expected)
         if hasattr(mmap, "MADV_RANDOM"):
             self.pages.madvise(mmap.MADV_RANDOM)  # rows are far apart: reading ahead of them would be for nothing
         count = prod(self.shape)
@@ -161,15 +166,19 @@ class _RowFile:
 
 
 class _Prefetcher:
-    """A thread that advises the kernel to read pages; the reading itself is the kernel's."""
+    """A thread that advises the kernel to read pages; the reading itself is the kernel's.
+
+    ``posix_fadvise`` and not ``mmap.madvise``, which would hold up every other thread of Python while it asks.
+    """
 
     def __init__(self) -> None:
-        self._queue: Queue[tuple[_RowFile, Tensor] | None] = Queue()
+        self._queue: Queue[tuple[list[_RowFile], Tensor | Callable[[], Tensor]] | None] = Queue()
         self._thread = threading.Thread(target=self._run, name="row prefetch", daemon=True)
         self._thread.start()
 
-    def submit(self, opened: _RowFile, rows: Tensor) -> None:
-        self._queue.put((opened, rows))
+    def submit(self, files: list[_RowFile], rows: Tensor | Callable[[], Tensor]) -> None:
+        if self._queue.empty():  # else the thread is behind already
+            self._queue.put((files, rows))
 
     def close(self) -> None:
         self._queue.put(None)
@@ -177,12 +186,11 @@ class _Prefetcher:
 
     def _run(self) -> None:
         while (job := self._queue.get()) is not None:
-            opened, rows = job
-            if not hasattr(mmap, "MADV_WILLNEED"):
-                continue
-            size = len(opened.pages)
-            for offset, length in opened.page_runs(rows):
-                opened.pages.madvise(mmap.MADV_WILLNEED, offset, min(length, size - offset))
+            files, rows = job
+            rows = rows if isinstance(rows, Tensor) else rows()
+            for opened in files:
+                for offset, length in opened.page_runs(rows):
+                    os.posix_fadvise(opened.file, offset, length, os.POSIX_FADV_WILLNEED)
 
 
 def _create(

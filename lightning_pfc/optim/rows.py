@@ -6,6 +6,7 @@ chunk; ``*rest`` the shape of one row (``(D,)`` for centers, ``()`` for biases).
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterator
 from math import prod
 from typing import NamedTuple
@@ -20,9 +21,25 @@ DEFAULT_CHUNK_BYTES = 64 << 20
 """The same for every other type of device, where few large kernels are best."""
 
 
-def mark_row_sparse(param: Tensor) -> None:
-    """Tells the head that owns ``param`` to give it row-sparse gradients (sets ``param.row_sparse = True``)."""
+def mark_row_sparse(param: Tensor, holder: object) -> None:
+    """Tells the head that owns ``param`` to give it row-sparse gradients (sets ``param.row_sparse = True``).
+
+    Args:
+        param: Parameter of a head.
+        holder: The optimizer on whose behalf. When it is gone, and no other has marked ``param`` since, the gradients
+            are dense again.
+    """
     param.row_sparse = True  # type: ignore[attr-defined]
+    if getattr(param, "row_sparse_for", None) != id(holder):
+        param.row_sparse_for = id(holder)  # type: ignore[attr-defined]
+        # The finalizer holds the parameter as long as its holder does; a weak reference would forbid swap_tensors.
+        weakref.finalize(holder, _unmark, param, id(holder)).atexit = False
+
+
+def _unmark(param: Tensor, holder: int) -> None:
+    if getattr(param, "row_sparse_for", None) == holder:
+        param.row_sparse = False  # type: ignore[attr-defined]
+        param.row_sparse_for = None  # type: ignore[attr-defined]
 
 
 def is_row_sparse(param: Tensor) -> bool:

@@ -11,6 +11,7 @@ from torch.nn import Parameter
 from torch.optim import Optimizer
 
 from lightning_pfc.distributed import Comm
+from lightning_pfc.optim.base import updates_in_backward
 from lightning_pfc.strategies.clip import clip_grad_norm_, clip_grad_value_
 
 
@@ -33,6 +34,8 @@ class ShardAware(Precision):
 
     def clip_grad_by_norm(self, optimizer: Optimizer, clip_val: int | float) -> None:
         """Clip by the norm over all parameters of the optimizer, on all ranks. At most one all-reduce of one number."""
+        if self._clip == "global":
+            _refuse_updates_in_backward(optimizer)
         replicated: list[Parameter] = []
         sharded: list[Parameter] = []
         for parameter in self.main_params(optimizer):
@@ -41,7 +44,16 @@ class ShardAware(Precision):
 
     def clip_grad_by_value(self, optimizer: Optimizer, clip_val: int | float) -> None:
         """Clamp each value, as Lightning does, also of row-sparse gradients."""
+        _refuse_updates_in_backward(optimizer)
         clip_grad_value_(self.main_params(optimizer), clip_val)
+
+
+def _refuse_updates_in_backward(optimizer: Optimizer) -> None:
+    if updates_in_backward(getattr(optimizer, "optimizer", optimizer)):
+        raise ValueError(
+            "gradient clipping comes too late for centers that were updated inside the backward pass; use "
+            'update_in_backward=False, no clipping, or clipping by norm with PartialFCStrategy(clip="backbone").'
+        )
 
 
 class ShardedPrecision(ShardAware, Precision):

@@ -9,9 +9,11 @@ import pytest
 import torch
 from torch import nn
 
+from lightning_pfc.distributed import Comm
 from lightning_pfc.optim import RowWiseAdagrad, SparseAdamW, SparseSGD
 from lightning_pfc.optim.base import updates_in_backward
 from lightning_pfc.optim.row_step import row_update
+from lightning_pfc.strategies.precision import ShardedPrecision
 
 NUM_ROWS, WIDTH = 12, 5
 OPTIMIZERS = [
@@ -152,3 +154,13 @@ def test_parameter_may_get_its_storage_later():
     backward(weight, torch.tensor([3]), torch.ones(1, WIDTH))
     optimizer.step()
     assert weight.detach().sum() == pytest.approx(-0.1 * WIDTH)
+
+
+def test_clipping_is_refused_where_it_would_come_too_late():
+    optimizer = SparseSGD([centers()], lr=0.1, update_in_backward=True)
+    plugin = ShardedPrecision()
+    for clip in (plugin.clip_grad_by_norm, plugin.clip_grad_by_value):
+        with pytest.raises(ValueError, match="update_in_backward=False"):
+            clip(optimizer, 1.0)
+    plugin.connect_shards((), Comm.single(), "backbone")
+    plugin.clip_grad_by_norm(optimizer, 1.0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import io
 
 import pytest
@@ -196,6 +197,18 @@ def test_only_parameters_of_heads_are_marked():
     optimizer.add_param_group({"params": [weight], "name": "head"})
     assert rows.is_row_sparse(weight)
     assert not rows.is_row_sparse(other)
+
+
+def test_a_parameter_is_marked_as_long_as_an_optimizer_holds_it():
+    weight = centers(4, 2)
+    first, second = SparseSGD([weight], lr=0.1), SparseSGD([weight], lr=0.1)
+    second.load_state_dict(first.state_dict())  # marks again
+    del first
+    gc.collect()
+    assert rows.is_row_sparse(weight)
+    del second
+    gc.collect()
+    assert not rows.is_row_sparse(weight)
 
 
 def test_storage_may_come_after_the_optimizer():

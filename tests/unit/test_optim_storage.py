@@ -7,9 +7,11 @@ import copy
 import pytest
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from lightning_pfc.optim import RowWiseAdagrad, SparseAdamW, SparseSGD, rows
 from lightning_pfc.optim.noise import RowNoise
+from lightning_pfc.optim.row_step import RowStep, RowUpdate
 from lightning_pfc.optim.rows import RowChunk
 from lightning_pfc.optim.storage import HalfRows, SignedByteRows, SquareByteRows, stochastic_round_
 
@@ -232,3 +234,36 @@ def test_half_rows_leave_others_alone():
         "x", {"x": kept}, chunk._replace(live=torch.tensor(True)), torch.zeros(2, 2), lambda: noise_for(2, 2)
     )
     assert kept[:, 0].tolist() == [3, 0, 3, 0]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("state_dtype", ["float32", "bfloat16", "int8"])
+def test_on_cuda_rows_are_updated_without_a_wait(dtype, state_dtype):
+    # Fake tensors raise where a device is mixed with another, or a value would have to come to the host.
+    with FakeTensorMode():
+        weight = nn.Parameter(torch.empty(40, 6, dtype=dtype, device="cuda"))
+        weight.row_sharded = True
+        optimizers = [
+            SparseSGD([weight], momentum=0.9, weight_decay=0.1, nesterov=True, state_dtype=state_dtype),
+            SparseAdamW([weight], state_dtype=state_dtype),
+            RowWiseAdagrad([weight], weight_decay=0.1),
+        ]
+        for optimizer in optimizers:
+            (group,) = optimizer.param_groups
+            state = optimizer._ensure_row_state(weight, group)
+            storages = {name: storage for name, (_, storage) in optimizer._row_state(weight, group).items()}
+            noise = RowNoise(0, 3, 6, torch.device("cuda"))
+            step = RowStep(optimizer, weight, state, storages, group, 3, noise)
+            index = torch.empty(10, dtype=torch.int64, device="cuda")
+            live = torch.empty((), dtype=torch.bool, device="cuda")
+            with torch.no_grad():
+                step.apply(RowChunk(index, torch.empty(10, 6, device="cuda"), live))
+                step.apply(RowChunk(slice(3, 9), torch.empty(6, 6, device="cuda")))
+                update = RowUpdate(optimizer)
+                update._step = step
+                update.apply(
+                    index,
+                    torch.empty(10, 6, device="cuda"),
+                    weight=torch.empty(10, 6, device="cuda"),
+                    num_real=torch.empty((), dtype=torch.int64, device="cuda"),
+                )
