@@ -41,6 +41,7 @@ class FaceViT(Embedder):
         drop_path_rate: stochastic depth of the last block; the others grow up to it linearly.
         drop_rate: dropout behind the position embedding and in the blocks.
         attn_drop_rate: dropout on the attention weights.
+        grad_checkpointing: recompute the blocks' activations in the backward pass, as the recipes of the larger ones do.
 
     Raises:
         ValueError: for an argument out of range, and in ``forward`` for images of another size than ``img_size``.
@@ -62,6 +63,7 @@ class FaceViT(Embedder):
         drop_path_rate: float = 0.0,
         drop_rate: float = 0.0,
         attn_drop_rate: float = 0.0,
+        grad_checkpointing: bool = False,
     ) -> None:
         super().__init__(embedding_dim=embedding_dim, img_size=img_size, in_chans=in_chans, num_classes=num_classes)
         if min(self.img_size) < patch_size:
@@ -69,6 +71,7 @@ class FaceViT(Embedder):
         if not 0.0 <= mask_ratio < 1.0:
             raise ValueError(f"FaceViT(mask_ratio={mask_ratio!r}): mask_ratio must lie in [0, 1).")
         self.mask_ratio = mask_ratio
+        self.grad_checkpointing = grad_checkpointing
         self.patch_embed = PatchEmbed(self.img_size, patch_size, in_chans, embed_dim)
         tokens = self.patch_embed.num_patches
         self.pos_embed = nn.Parameter(torch.zeros(1, tokens, embed_dim))

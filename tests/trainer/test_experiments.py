@@ -10,11 +10,13 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from lightning_pfc import PartialFC, train
 from lightning_pfc.config import compose, config_dir
+from lightning_pfc.distributed.owner import set_owner
 from lightning_pfc.losses import loss_from_config
 from lightning_pfc.optim import SparseSGD
 
@@ -53,7 +55,7 @@ def test_recipe_is_consistent(recipe: str) -> None:
         assert config.scheduler.milestones[-1] < epochs
 
 
-@pytest.mark.parametrize("row", csv.DictReader(GOLDEN.open()), ids=lambda row: row["name"])
+@pytest.mark.parametrize("row", list(csv.DictReader(GOLDEN.open())), ids=lambda row: row["name"])
 def test_insightface_recipe_says_what_its_source_says(row: dict[str, str]) -> None:
     config = composed(f"insightface/{row['name']}")
     trainer = config.trainer
@@ -74,27 +76,41 @@ def test_insightface_recipe_says_what_its_source_says(row: dict[str, str]) -> No
 
 
 def test_recipes_build_without_storage() -> None:
-    """The whole module of every recipe, at its class count; what differs in nothing that is built is built once."""
-    seen: set[str] = set()
+    """The module of every recipe at its class count; networks that are alike are built once, then only the head."""
+    networks: set[str] = set()
     for recipe in RECIPES:
         config = composed(recipe)
-        model = OmegaConf.to_container(config.model, resolve=True)
-        del model["optimizer"], model["scheduler"], model["seed"]
+        model: Any = OmegaConf.to_container(config.model, resolve=True)
         classes = config.recipe.num_classes
-        if str((model, classes)) in seen:
-            continue
-        seen.add(str((model, classes)))
+        network = str(
+            [model[key] for key in ("backbone", "backbone_options", "neck", "embedding_dim", "channels_last")]
+        )
         with torch.device("meta"):
-            module = instantiate(model, num_classes=classes, input_size=[3, 112, 112], _convert_="all")
-        assert module.head.weight.shape == (classes, 512), recipe
-        assert module.head.weight.is_meta, recipe
-        assert all(p.is_meta for p in module.backbone.parameters()), recipe
-    assert len(seen) > 20
+            if network in networks:
+                head = PartialFC(embedding_dim=512, num_classes=classes, loss=model["loss"], **model["head_options"])
+            else:
+                networks.add(network)
+                module = instantiate(model, num_classes=classes, input_size=[3, 112, 112], _convert_="all")
+                assert all(p.is_meta for p in module.backbone.parameters()), recipe
+                head = module.head
+        assert head.weight.shape == (classes, 512), recipe
+        assert head.weight.is_meta, recipe
+    assert len(networks) >= 10
+
+
+def smoke(*overrides: str) -> dict[str, Any]:
+    """A run under the smoke profile, which leaves no process group behind for the tests after it."""
+    try:
+        return train(*overrides, "profile=cpu_smoke")
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()
+        set_owner(None, None)
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_recipe_trains_one_step_on_a_cpu(recipe: str, tmp_path: Path) -> None:
-    results = train(f"experiment={recipe}", "profile=cpu_smoke", f"output_dir={tmp_path}")
+    results = smoke(f"experiment={recipe}", f"output_dir={tmp_path}")
     assert results["steps"] == 1
     assert math.isfinite(results["train/loss"])
 
@@ -138,3 +154,11 @@ def test_profiles_leave_the_recipe_alone() -> None:
         assert (config.trainer.devices, config.trainer.num_nodes) == (devices, nodes)
         for part in ("optimizer", "scheduler", "loss", "head", "backbone"):
             assert config[part] == composed(recipe)[part]
+
+
+def test_additions_are_words_on_the_command_line(tmp_path: Path) -> None:
+    results = smoke(
+        "experiment=insightface/ms1mv3_mbf", "head.additions=[triplet,{name: supcon, weight: 0.1}]",
+        f"output_dir={tmp_path}",
+    )  # fmt: skip
+    assert math.isfinite(results["train/loss"])
