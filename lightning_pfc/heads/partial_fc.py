@@ -27,6 +27,7 @@ from lightning_pfc.heads.cross_entropy import sharded_softmax_sums
 from lightning_pfc.heads.init import init_centers_
 from lightning_pfc.heads.plan import Plan
 from lightning_pfc.heads.ranking import count_above
+from lightning_pfc.heads.row_memory import recall, remember_
 from lightning_pfc.heads.sampling import Sample, all_classes, class_budget, sample_uniform
 from lightning_pfc.heads.validation import DeferredCheck, batch_error
 from lightning_pfc.losses import Loss, Rows, loss_from_config
@@ -34,6 +35,7 @@ from lightning_pfc.losses.additions import Addition, addition_from_config
 from lightning_pfc.optim.row_files import RowFiles, row_files
 
 _STATE_PREFIX = "loss_"
+_MEMORY_PREFIX = "memory_"
 
 
 class TargetRanks(NamedTuple):
@@ -171,6 +173,14 @@ class PartialFC(nn.Module):
             self.register_buffer(_STATE_PREFIX + name, value.cpu())
         for name, value in self.loss.initial_parameters(num_classes).items():
             self.register_parameter(_STATE_PREFIX + name, nn.Parameter(value.cpu()))
+        for addition in self.additions:
+            for name, shape in addition.row_memory(embedding_dim).items():
+                if hasattr(self, _MEMORY_PREFIX + name):
+                    raise ValueError(
+                        f"additions={list(self.additions)} hold two that remember {name!r}; leave one out."
+                    )
+                rows = torch.zeros((num_classes, *shape), dtype=dtype, device="meta")
+                self.register_buffer(_MEMORY_PREFIX + name, rows)
         self._build_device = torch.device(device) if device is not None else torch.get_default_device()
         comm = comm or _comm_at_birth()
         if comm is not None:
@@ -214,10 +224,15 @@ class PartialFC(nn.Module):
             device: where new storage goes; None keeps the device asked for at construction.
 
         Raises:
-            ValueError: if there are more ranks than classes.
+            ValueError: if there are more ranks than classes, or copies of a head that remembers.
             RuntimeError: if the head is already sharded over other ranks.
         """
         shard = ClassShard(self.num_classes, comm.shard_rank, comm.shard_size)
+        if comm.num_replicas > 1 and any(name.startswith(_MEMORY_PREFIX) for name in self._buffers):
+            raise ValueError(
+                f"The head is held in {comm.num_replicas} copies (head_group_size={comm.shard_size}), but an addition "
+                "remembers something of every class, and the copies would drift apart; leave head_group_size out."
+            )
         if self.is_materialized and self.weight.shape[0] != self.num_classes:
             old = self.shard
             if old != shard:
@@ -235,6 +250,9 @@ class PartialFC(nn.Module):
                 raise RuntimeError("A head whose centers are in files was used by one process and cannot be split now.")
             for name, tensor in self.sharded_tensors().items():
                 part = tensor.detach()[shard.start : shard.stop].clone()
+                if name in self._buffers:
+                    self._buffers[name] = part
+                    continue
                 self._swap(name, nn.Parameter(part, requires_grad=tensor.requires_grad))
         self._comm = comm
         self._mark_parameters()
@@ -244,7 +262,9 @@ class PartialFC(nn.Module):
         found: dict[str, Tensor] = {"weight": self.weight}
         if self.bias is not None:
             found["bias"] = self.bias
-        return found
+        return found | {
+            name: rows for name, rows in self._buffers.items() if name.startswith(_MEMORY_PREFIX) and rows is not None
+        }
 
     def _allocate(self, shard: ClassShard, device: torch.device) -> None:
         if device.type == "meta":
@@ -265,6 +285,10 @@ class PartialFC(nn.Module):
         if self.bias is not None:
             bias = torch.zeros(shard.num_local, dtype=self.bias.dtype, device=device)
             self._swap("bias", nn.Parameter(bias, requires_grad=self.bias.requires_grad))
+        for name in [name for name in self._buffers if name.startswith(_MEMORY_PREFIX)]:
+            rows = self._buffers[name]
+            assert rows is not None
+            self._buffers[name] = torch.zeros((shard.num_local, *rows.shape[1:]), dtype=rows.dtype, device=device)
 
     def _files(self, shard: ClassShard, device: torch.device) -> RowFiles | None:
         if self.row_folder is None:
@@ -430,9 +454,15 @@ class PartialFC(nn.Module):
                 loss.finish_state(state, *self._global_rows(known, batch, sums.negative_logsumexp.detach()))
         total = row_losses.sum() / sum(batch.sizes)
         for addition in self.additions:
-            value = addition(batch.x, batch.labels)
+            known = {name: self._buffers[_MEMORY_PREFIX + name] for name in addition.row_memory(self.embedding_dim)}
+            memory = {name: rows for name, rows in known.items() if rows is not None}
+            recalled = recall(memory, batch.labels, self.shard, comm.shard_group)
+            value = addition(batch.x, batch.labels, recalled)
             share = batch.x.shape[0] / sum(batch.sizes)
             total = total + shared_gradient(value, comm.shard_size) * (addition.weight * share)
+            if self.training and memory:
+                with torch.no_grad():
+                    remember_(memory, addition.remembered(batch.x, batch.labels, recalled), batch.labels, self.shard)
         if comm.num_replicas > 1:
             # every copy of the head saw its own rows: add the others' share of the value, not of the gradient
             others = all_reduce(total.detach().clone(), comm.group) / comm.shard_size - total.detach()

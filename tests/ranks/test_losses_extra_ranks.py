@@ -12,7 +12,7 @@ from torch import Tensor
 from lightning_pfc import PartialFC
 from lightning_pfc import losses as L
 from lightning_pfc.distributed import Comm
-from lightning_pfc.losses.additions import Addition, SupCon, Triplet, addition_from_config
+from lightning_pfc.losses.additions import Addition, Center, SupCon, Triplet, addition_from_config
 from tests.loss_twins import twin_loss
 from tests.ranks import RankPool
 from tests.reference import uneven_split
@@ -264,6 +264,70 @@ def test_additions_equal_their_row_by_row_twins(ranks: RankPool, world_size: int
         torch.testing.assert_close(torch.cat([rank[place][1] for rank in outcomes]), x.grad, rtol=1e-6, atol=1e-9)
 
 
+def with_centers(rank: int, world_size: int, state: dict[str, Tensor] | None, steps: list[int]) -> list[Any]:
+    """Steps with a center loss, from a state or from the start: values, gradients and the state dict at the end."""
+    head = PartialFC(
+        embedding_dim=DIM, num_classes=CLASSES, loss="cosface", comm=Comm.from_group(), dtype=torch.float64,
+        sample_rate=0.5, additions=[Center(weight=0.7)],
+    )  # fmt: skip
+    if state is not None:
+        head.load_state_dict(state)
+    sizes = uneven_split(BATCH, world_size)
+    own = slice(sum(sizes[:rank]), sum(sizes[: rank + 1]))
+    values, grads = [], []
+    for step in steps:
+        x, labels = batch_of(2, step)
+        mine = x[own].clone().requires_grad_()
+        value = head(mine, (labels % 6 * 3)[own].clamp(max=CLASSES - 1))
+        value.backward()
+        values.append(value.detach())
+        grads.append(mine.grad / world_size)
+    return [values, grads, {name: tensor.clone() for name, tensor in head.state_dict().items()}]
+
+
+def joined_state(parts: list[list[Any]]) -> dict[str, Tensor]:
+    rows = {name: torch.cat([part[2][name] for part in parts]) for name in ("weight", "memory_center")}
+    return dict(parts[0][2]) | rows
+
+
+def test_center_loss_equals_its_dense_twin_and_goes_on_on_another_number_of_ranks(ranks: RankPool) -> None:
+    plain = PartialFC(embedding_dim=DIM, num_classes=CLASSES, loss="cosface", dtype=torch.float64, sample_rate=0.5)
+    centers = torch.zeros(CLASSES, DIM, dtype=torch.float64)
+    values, grads = [], []
+    for step in range(4):
+        x, labels = batch_of(2, step)
+        labels = (labels % 6 * 3).clamp(max=CLASSES - 1)
+        x.requires_grad_()
+        z = x / x.norm(dim=1, keepdim=True)
+        value = plain(x, labels) + 0.7 * 0.5 * (z - centers[labels]).square().sum(1).mean()
+        value.backward()
+        values.append(value.detach())
+        grads.append(x.grad)
+        for j in set(labels.tolist()):
+            of_class = z.detach()[labels == j]
+            centers[j] -= 0.5 * (centers[j] - of_class).sum(0) / (1 + len(of_class))
+    for world_size in (1, 2, 3):
+        parts = ranks.run(world_size, with_centers, None, [0, 1])
+        first = joined_state(parts)
+        more = ranks.run(4 - world_size, with_centers, first, [2, 3])
+        torch.testing.assert_close(parts[0][0] + more[0][0], values)
+        for place in range(2):
+            torch.testing.assert_close(torch.cat([part[1][place] for part in parts]), grads[place])
+            torch.testing.assert_close(torch.cat([part[1][place] for part in more]), grads[2 + place])
+        torch.testing.assert_close(joined_state(more)["memory_center"], centers)
+
+
+def copies_that_remember(rank: int, world_size: int) -> str:
+    comm = Comm.from_group(head_group_size=1)
+    with pytest.raises(ValueError, match="head_group_size=1") as error:
+        PartialFC(embedding_dim=DIM, num_classes=CLASSES, loss="cosface", comm=comm, additions=["center"])
+    return str(error.value)
+
+
+def test_copies_of_a_head_cannot_remember(ranks: RankPool) -> None:
+    assert all("2 copies" in message for message in ranks.run(2, copies_that_remember))
+
+
 def test_additions_by_name_and_when_nothing_can_be_said() -> None:
     head = PartialFC(
         embedding_dim=4, num_classes=9, loss="cosface", additions=["supcon", {"name": "triplet", "weight": 2}]
@@ -276,6 +340,6 @@ def test_additions_by_name_and_when_nothing_can_be_said() -> None:
         value.backward()
     assert not x.grad.any()
     assert addition_from_config(Triplet(weight=2).to_config()) == Triplet(weight=2)
-    for config, words in (("quadruplet", "SupCon, Triplet"), ({"name": "supcon", "temperature": 0}, "above 0")):
+    for config, words in (("quadruplet", "Center, SupCon, Triplet"), ({"name": "supcon", "temperature": 0}, "above 0")):
         with pytest.raises(ValueError, match=words):
             addition_from_config(config)

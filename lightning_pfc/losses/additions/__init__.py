@@ -6,10 +6,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from lightning_pfc.losses.additions.base import Addition
+from lightning_pfc.losses.additions.center import Center
 from lightning_pfc.losses.additions.supcon import SupCon
 from lightning_pfc.losses.additions.triplet import Triplet
 
-__all__ = ["Addition", "SupCon", "Triplet", "addition_from_config"]
+__all__ = ["Addition", "Center", "SupCon", "Triplet", "addition_from_config"]
 
 
 def addition_from_config(config: str | Mapping[str, Any] | Addition) -> Addition:

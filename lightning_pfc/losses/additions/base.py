@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -27,9 +28,26 @@ class Addition:
     def __post_init__(self) -> None:
         self._check_number("weight", 0.0)
 
-    def __call__(self, embeddings: Tensor, labels: Tensor) -> Tensor:
-        """Embeddings (B, D), not normalised, and labels (B,) int64 -> () mean over the rows that count."""
-        raise NotImplementedError(f"{type(self).__name__} must define __call__(embeddings, labels).")
+    def row_memory(self, embedding_dim: int) -> dict[str, tuple[int, ...]]:
+        """What is remembered of every class: names and shapes of a row, zero at first. Sharded as the centers are."""
+        return {}
+
+    def __call__(self, embeddings: Tensor, labels: Tensor, memory: Mapping[str, Tensor] | None = None) -> Tensor:
+        """The loss of a batch.
+
+        Args:
+            embeddings: (B, D), not normalised.
+            labels: (B,) int64.
+            memory: for each row what is remembered of its class, (B, ...) each.
+
+        Returns:
+            () mean over the rows that count.
+        """
+        raise NotImplementedError(f"{type(self).__name__} must define __call__(embeddings, labels, memory).")
+
+    def remembered(self, embeddings: Tensor, labels: Tensor, memory: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """What to remember of each row's class after a training step, (B, ...) each; rows of one class must agree."""
+        return {}
 
     def _check_number(self, name: str, low: float, *, open_low: bool = False) -> None:
         value = getattr(self, name)

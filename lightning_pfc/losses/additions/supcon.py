@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -28,7 +29,7 @@ class SupCon(Addition):
         super().__post_init__()
         self._check_number("temperature", 0.0, open_low=True)
 
-    def __call__(self, embeddings: Tensor, labels: Tensor) -> Tensor:
+    def __call__(self, embeddings: Tensor, labels: Tensor, memory: Mapping[str, Tensor] | None = None) -> Tensor:
         """As :class:`Addition`; 0 if no identity has two rows."""
         x = unit(embeddings)
         positive, negative = same_identity(labels)

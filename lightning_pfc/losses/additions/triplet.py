@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -35,7 +36,7 @@ class Triplet(Addition):
         if self.soft and self.margin != 0.3:
             raise ValueError(f"Triplet(soft=True, margin={self.margin!r}): the soft form has no margin; leave it out.")
 
-    def __call__(self, embeddings: Tensor, labels: Tensor) -> Tensor:
+    def __call__(self, embeddings: Tensor, labels: Tensor, memory: Mapping[str, Tensor] | None = None) -> Tensor:
         """As :class:`Addition`; 0 if no row has both a positive and a negative."""
         x = unit(embeddings) if self.normalize else embeddings
         squared = x.square().sum(1)
