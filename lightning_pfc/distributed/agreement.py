@@ -19,7 +19,7 @@ from lightning_pfc.distributed.collectives import all_gather_rows
 
 _NUMBERS = 8  # int64 numbers in a message
 _TEXT = 960  # bytes of text in a message: the tag, or an error
-_BYTES = 8 * _NUMBERS + 8 + _TEXT
+MESSAGE_BYTES = 8 * _NUMBERS + 8 + _TEXT
 _KINDS: tuple[type[Exception], ...] = (RuntimeError, ValueError, TypeError, FloatingPointError, OSError)
 
 

@@ -69,6 +69,11 @@ class Plan:
 
     def chunks(self, batch: int, num_rows: int) -> Iterator[tuple[int, int]]:
         """Ranges of sampled classes, in order."""
-        size = self.chunk_size or max(256, min(_LARGEST_CHUNK, _CHUNK_ELEMENTS // max(batch, 1)))
+        size = self.chunk_size or chunk_width(batch)
         for low in range(0, num_rows, size):
             yield low, min(low + size, num_rows)
+
+
+def chunk_width(batch: int) -> int:
+    """How many classes make a chunk for a batch of so many rows, where nobody chose."""
+    return max(256, min(_LARGEST_CHUNK, _CHUNK_ELEMENTS // max(batch, 1)))

@@ -1,9 +1,9 @@
 """The GPU path without a GPU: the head's functions on fake CUDA tensors.
 
-``FakeTensorMode`` without a ``ShapeEnv`` runs every operator on shapes, dtypes and devices alone. It raises where a shape
-depends on values (``nonzero``, ``unique``, a boolean index), where a value is read (``item``, ``if tensor``) and where
-devices are mixed. Copies between host and device it lets through, so ``NoWaiting`` looks for them. Autograd's engine wants
-a real device, so forward and backward functions are called directly.
+``FakeTensorMode`` without a ``ShapeEnv`` runs every operator on shapes, dtypes and devices alone. It raises where a
+shape depends on values (``nonzero``, ``unique``, a boolean index), where a value is read (``item``, ``if tensor``) and
+where devices are mixed. Copies between host and device it lets through, so ``NoWaiting`` looks for them. Autograd's
+engine wants a real device, so forward and backward functions are called directly.
 """
 
 from __future__ import annotations
@@ -213,7 +213,7 @@ def check_functions(head: PartialFC, sparse: bool, monkeypatch: pytest.MonkeyPat
 
 
 def call_forward(head: PartialFC, monkeypatch: pytest.MonkeyPatch) -> tuple[Any, Context, tuple[Tensor, ...]]:
-    """A whole forward; then, once more and by hand, that of the Function of the head's sums: it, its context, its results."""
+    """A whole forward; then that of the Function of the head's sums by hand: the Function, its context, its results."""
     seen: list[tuple[Any, ...]] = []
     function = cross_entropy._SoftmaxSums
     real = function.apply

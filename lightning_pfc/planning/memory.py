@@ -1,0 +1,123 @@
+"""How much memory a rank needs for its part of the head, term by term and phase by phase.
+
+A step has four phases: the classes are drawn, scores go forward, gradients come back, the optimizer steps. Not all
+terms are there in all of them, so the peak is the largest sum of a phase and not the sum of all terms.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+
+from lightning_pfc.heads.permutation import Permutation
+from lightning_pfc.heads.plan import chunk_width
+from lightning_pfc.optim.rows import CHUNK_BYTES, DEFAULT_CHUNK_BYTES
+from lightning_pfc.planning.setup import BYTES, Setup
+
+DRAW, FORWARD, BACKWARD, STEP = "draw", "forward", "backward", "step"
+ALWAYS = (DRAW, FORWARD, BACKWARD, STEP)
+
+
+class Term(NamedTuple):
+    """A part of the memory.
+
+    Attributes:
+        name: what it is.
+        bytes: how much.
+        phases: when it is there.
+        formula: how it comes about; c rows of the rank, k of them sampled, D wide, B rows of the group's batch.
+    """
+
+    name: str
+    bytes: int
+    phases: tuple[str, ...]
+    formula: str
+
+
+class Memory(NamedTuple):
+    """The memory of a rank for its part of the head, without backbone and process.
+
+    Attributes:
+        terms: all of them.
+        phase: the one in which most is there.
+        peak: bytes then.
+    """
+
+    terms: list[Term]
+    phase: str
+    peak: int
+
+    @property
+    def at_peak(self) -> list[Term]:
+        """The terms that make up the peak."""
+        return [term for term in self.terms if self.phase in term.phases]
+
+
+def head_memory(setup: Setup) -> Memory:
+    """What a rank needs for its part of a head."""
+    terms = [term for term in _terms(setup) if term.bytes > 0]
+    sums = {phase: sum(term.bytes for term in terms if phase in term.phases) for phase in ALWAYS}
+    phase = max(sums, key=lambda name: sums[name])
+    return Memory(terms, phase, sums[phase])
+
+
+def _terms(s: Setup) -> list[Term]:
+    c, k, width, batch = s.rows, s.sampled_rows, s.dim, s.group_batch
+    stored, gathers = BYTES[s.dtype], k < c or s.dtype != "float32"
+    chunk = min(chunk_width(batch), k)
+    scores = 4 * batch * chunk
+    kept = 4 * batch * min(k, s.memory_budget // max(1, scores) * chunk)
+    cast = k * width * stored if s.dtype != "float32" else 0  # the gradient in the type of the centers
+    gradient = 0 if s.update_in_backward else 4 * k * width + (0 if s.is_dense else cast)
+    terms = [
+        Term("centers", c * width * stored, ALWAYS, f"c x D x {stored}"),
+        *_state(s),
+        Term("drawing", _drawing(s), (DRAW,), "7 int64 a candidate"),
+        Term("sampled ids", 16 * k if k < c else 0, (FORWARD, BACKWARD, STEP), "2 int64 a sampled class"),
+        Term("kept scores", kept, (FORWARD, BACKWARD), "B x k x 4, up to the memory budget"),
+        Term("gradient of the centers", gradient, (BACKWARD, STEP), "k x D x 4" + (" and as stored" if cast else "")),
+    ]
+    if s.is_dense:
+        whole = c * width * stored
+        if k < c or cast:
+            terms.append(Term("dense gradient", whole, (BACKWARD, STEP), "c x D as stored: every center moves"))
+            terms[-2] = terms[-2]._replace(phases=(BACKWARD,))
+        terms.append(Term("temporaries of torch.optim", whole, (STEP,), "c x D as stored"))
+    else:
+        limit = CHUNK_BYTES.get(s.device, DEFAULT_CHUNK_BYTES)
+        phases = (BACKWARD,) if s.update_in_backward else (STEP,)
+        rooms = 3 + s.state_tensors
+        terms.append(Term("rows in the optimizer", rooms * min(limit, 4 * k * width), phases, "a few chunks of rows"))
+    rows = chunk * width * (4 * gathers + (stored if s.dtype != "float32" else 0) + 4 * s.update_in_backward)
+    return [
+        *terms,
+        Term("chunk of scores, forward", 2 * scores, (FORWARD,), "2 x B x chunk x 4"),
+        Term("chunk of scores, backward", 3 * scores, (BACKWARD,), "3 x B x chunk x 4"),
+        Term("chunk of centers", rows, (FORWARD, BACKWARD), "chunk x D"),
+        Term(
+            "embeddings", 6 * 4 * batch * width, (FORWARD, BACKWARD), "6 x B x D x 4: gathered, unit length, gradients"
+        ),
+    ]
+
+
+def _state(s: Setup) -> list[Term]:
+    if s.optimizer == "adagrad":
+        return [Term("optimizer state", 4 * s.rows, ALWAYS, "4 a class")]
+    size = BYTES[s.dtype if s.is_dense else s.state_dtype]
+    scale = 4 * s.rows * s.state_tensors if size == 1 else 0
+    return [
+        Term(
+            "optimizer state",
+            s.state_tensors * s.rows * s.dim * size + scale,
+            ALWAYS,
+            f"{s.state_tensors} x c x D x {size}" + (" and a scale a row" if scale else ""),
+        )
+    ]
+
+
+def _drawing(s: Setup) -> int:
+    if s.budget >= s.classes or not s.budget:
+        return 0
+    domain = Permutation(s.classes, torch.zeros(0, dtype=torch.int64)).domain
+    return 7 * 8 * min(domain, s.budget + domain - s.classes)

@@ -1,0 +1,38 @@
+"""How long a step of the head takes, term by term."""
+
+from __future__ import annotations
+
+from lightning_pfc.planning.machine import Machine
+from lightning_pfc.planning.setup import BYTES, Setup
+from lightning_pfc.planning.traffic import head_traffic
+
+_SCORE_PASSES = 12  # reads and writes of every score beside the products, forward and backward
+_TRAINING = 3  # a backward pass costs two forward passes
+
+
+def head_seconds(setup: Setup, machine: Machine) -> dict[str, float]:
+    """Seconds of a step, by what they are spent on. Nothing is taken to overlap."""
+    s, k = setup, setup.sampled_rows
+    products = 6 * s.group_batch * k * s.dim
+    kept = s.memory_budget // 4
+    products += 2 * s.dim * max(0, s.group_batch * k - kept)  # computed again in the backward pass
+    stored = BYTES[s.dtype]
+    gathered = k * s.dim * (2 * stored + 6 * 4)  # read twice, norms, gradient written and read
+    moved = s.rows if s.is_dense else k
+    state = BYTES["float32" if s.is_dense else s.state_dtype]
+    update = moved * s.dim * (2 * stored + 4 + 2 * state * s.state_tensors)
+    messages = head_traffic(s)
+    drawn = 0.0 if s.budget >= s.classes else 60 * 8 * s.budget / machine.bandwidth
+    return {
+        "matrix products": products / machine.flops,
+        "scores": _SCORE_PASSES * 4 * s.group_batch * k / machine.bandwidth,
+        "centers": gathered / machine.bandwidth,
+        "optimizer": update / machine.bandwidth,
+        "drawing": drawn,
+        "sending": sum(m.bytes / machine.sending_speed(m.spans) + machine.latency for m in messages),
+    }
+
+
+def backbone_seconds(setup: Setup, machine: Machine, gflops: float) -> float:
+    """Seconds of the backbone's forward and backward pass, with ``gflops`` multiply-adds an image forward."""
+    return _TRAINING * 2e9 * gflops * setup.batch / machine.backbone_flops
