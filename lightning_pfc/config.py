@@ -15,6 +15,7 @@ from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import MissingMandatoryValue
 
 from lightning_pfc.distributed.rendezvous import agree_on_text
 
@@ -100,7 +101,9 @@ def compose(
 def explain(error: BaseException, config_name: str = "train") -> str:
     """What Hydra complains of, with the names that exist and the one that was probably meant."""
     text = str(error).strip()
-    if error.__cause__ is not None and str(error.__cause__) not in text:
+    if isinstance(error, MissingMandatoryValue):
+        return f"{text}. Give it: {text.rsplit(' ', 1)[-1]}=VALUE"
+    if isinstance(error, HydraException) and error.__cause__ is not None and str(error.__cause__) not in text:
         text += f"\n{error.__cause__}".rstrip()
     text = "\n".join(line for line in text.splitlines() if not line.strip().startswith(("full_key:", "object_type=")))
     if match := re.search(r"Could not find '([\w@]+(?:/[\w@]+)*)/([\w.+-]+)'", text):
@@ -123,7 +126,8 @@ def _suggest(name: str, existing: Sequence[str]) -> str:
 
 def _options(group: str) -> list[str]:
     folder = config_dir() / group
-    return sorted(path.stem for path in folder.glob("*.yaml")) if folder.is_dir() else []
+    files = folder.rglob("*.yaml") if folder.is_dir() else ()
+    return sorted(path.relative_to(folder).with_suffix("").as_posix() for path in files if path.parent.name[:1] != "_")
 
 
 def _siblings(key: str, config_name: str) -> list[str]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from lightning_pfc.models.embedder import Embedder
 from lightning_pfc.models.face_vit import FaceViT
+from lightning_pfc.models.glyphnet import GlyphNet
 from lightning_pfc.models.iresnet import IResNet
 from lightning_pfc.models.mobilefacenet import MobileFaceNet
 
-__all__ = ["Embedder", "FaceViT", "IResNet", "MobileFaceNet"]
+__all__ = ["Embedder", "FaceViT", "GlyphNet", "IResNet", "MobileFaceNet"]

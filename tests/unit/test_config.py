@@ -1,0 +1,171 @@
+"""Every config composes and builds its part; wrong names are answered with those that exist."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+from torch import nn
+
+from lightning_pfc import PartialFC
+from lightning_pfc.config import RUN_DIR_VARIABLE, compose, config_dir, run_dir
+from lightning_pfc.losses import Loss, loss_from_config
+from lightning_pfc.models.backbone import create_backbone
+from lightning_pfc.optim.factory import create_optimizer, create_scheduler
+
+PARTS = {"base", "face"}  # what the others stand on
+
+
+def options(group: str) -> list[str]:
+    return sorted(path.stem for path in (config_dir() / group).glob("*.yaml") if path.stem not in PARTS)
+
+
+def plain(node: DictConfig) -> dict:
+    return OmegaConf.to_container(node, resolve=True)
+
+
+@pytest.fixture(autouse=True)
+def run_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv(RUN_DIR_VARIABLE, str(tmp_path))
+
+
+def test_the_stable_keys_exist() -> None:
+    config = compose()
+    for key in ("head.sample_rate", "head.seed", "data.batch_size", "backbone.name", "trainer.devices", "seed"):
+        assert OmegaConf.select(config, key) is not None, key
+    assert "ckpt_path" in config
+    assert config.head.seed == config.seed
+    assert compose(["seed=7"]).head.seed == 7
+
+
+@pytest.mark.parametrize("name", options("backbone"))
+def test_every_backbone_builds_without_storage(name: str) -> None:
+    config = plain(compose([f"backbone={name}"]).backbone)
+    size = (1, 32, 32) if name == "glyphnet" else None
+    with torch.device("meta"):
+        model = create_backbone(config["name"], input_size=size, options=config["options"])
+    assert sum(p.numel() for p in model.parameters()) > 1000
+
+
+@pytest.mark.parametrize("name", options("loss"))
+def test_every_loss_builds(name: str) -> None:
+    config = plain(compose([f"loss={name}"]).loss)
+    assert isinstance(loss_from_config(config), Loss)
+
+
+@pytest.mark.parametrize("rate", [1.0, 0.1])
+@pytest.mark.parametrize("name", options("optimizer"))
+def test_every_optimizer_takes_a_step(name: str, rate: float) -> None:
+    config = plain(compose([f"optimizer={name}"]).optimizer)
+    model = nn.ModuleDict({"backbone": nn.Linear(4, 8)})
+    model["head"] = PartialFC(embedding_dim=8, num_classes=20, loss="CosFace", sample_rate=rate)
+    optimizer = create_optimizer(model, config, row_sparse=rate < 1, global_batch=4)
+    assert {group["name"] for group in optimizer.param_groups} >= {"backbone", "head"}
+    before = model["backbone"].weight.detach().clone()
+    model["head"](model["backbone"](torch.randn(4, 4)), torch.arange(4)).backward()
+    optimizer.step()
+    assert not torch.equal(before, model["backbone"].weight)
+
+
+@pytest.mark.parametrize("name", options("scheduler"))
+def test_every_schedule_runs_to_its_end(name: str) -> None:
+    config = plain(compose([f"scheduler={name}", "scheduler.warmup_epochs=0.5"]).scheduler)
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
+    schedule = create_scheduler(optimizer, config, total_steps=200, steps_per_epoch=10)
+    rates = []
+    for _ in range(200):
+        rates.append(schedule.get_last_lr()[0])
+        optimizer.step()
+        schedule.step()
+    assert rates[0] < rates[4] == max(rates) == 1.0
+
+
+@pytest.mark.parametrize("group", ["callbacks", "logger"])
+def test_every_callback_and_logger_builds(group: str, tmp_path: Path) -> None:
+    for name in options(group):
+        config = compose([f"{group}={name}", f"output_dir={tmp_path}"])
+        built = [instantiate(node, _convert_="all") for node in config[group].values()]
+        assert bool(built) == (name != "none")
+
+
+@pytest.mark.parametrize("name", ["default"])
+def test_the_trainer_builds_with_the_strategy(name: str) -> None:
+    trainer = instantiate(compose([f"trainer={name}", "trainer.accelerator=cpu"]).trainer, logger=False)
+    assert type(trainer.strategy).__name__ == "PartialFCStrategy"
+
+
+@pytest.mark.parametrize("name", ["glyphs", "synthetic", "folder"])
+def test_data_build(name: str, tmp_path: Path) -> None:
+    extra = [f"data.source.path={tmp_path}"] if name == "folder" else []
+    data = instantiate(compose([f"data={name}", *extra]).data, _convert_="all")
+    assert data.batch_size > 0
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["loss=cosfac"], "Did you mean cosface"),
+        (["los=cosface"], "Did you mean loss"),
+        (["head.sampel_rate=0.1"], "Did you mean sample_rate"),
+        (["trainer.max_epoch=3"], "Did you mean max_epochs"),
+        (["head.sampel_rate=0.1"], "There are: "),
+    ],
+)
+def test_a_wrong_name_is_answered_with_those_that_exist(words: list[str], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        compose(words)
+
+
+def test_a_folder_of_ones_own_extends_the_groups(tmp_path: Path) -> None:
+    (tmp_path / "loss").mkdir()
+    (tmp_path / "loss" / "mine.yaml").write_text("name: CosFace\nmargin: 0.123\n")
+    assert compose(["loss=mine"], config_dirs=[tmp_path]).loss.margin == 0.123
+
+
+def test_optimizers_and_schedules_name_what_exists() -> None:
+    model = nn.Linear(2, 2)
+    with pytest.raises(ValueError, match="Did you mean adamw"):
+        create_optimizer(model, {"name": "adamww", "lr": 1.0}, row_sparse=False)
+    with pytest.raises(ValueError, match=r"Did you mean momentum\?"):
+        create_optimizer(model, {"name": "sgd", "lr": 1.0, "momemtum": 0.9}, row_sparse=False)
+    with pytest.raises(ValueError, match="needs lr"):
+        create_optimizer(model, {"name": "sgd"}, row_sparse=False)
+    with pytest.raises(ValueError, match="no row-sparse form"):
+        create_optimizer(model, {"name": "rmsprop", "lr": 1.0, "row_sparse": True}, row_sparse=False)
+    with pytest.raises(ValueError, match="Did you mean cosine"):
+        create_scheduler(torch.optim.SGD(model.parameters()), {"name": "cosin"}, total_steps=1, steps_per_epoch=1)
+
+
+@pytest.mark.parametrize(("batch", "expected"), [(256, 0.05), (1024, 0.2)])
+def test_the_learning_rate_follows_the_global_batch(batch: int, expected: float) -> None:
+    config = {"name": "sgd", "lr": 0.1, "reference_batch": 512}
+    optimizer = create_optimizer(nn.Linear(2, 2), config, row_sparse=False, global_batch=batch)
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(expected)
+    with pytest.raises(ValueError, match="reference_batch=512"):
+        create_optimizer(nn.Linear(2, 2), config, row_sparse=False, global_batch=None)
+
+
+class TestRunFolder:
+    def test_a_slurm_job_has_one(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.delenv(RUN_DIR_VARIABLE)
+        monkeypatch.setenv("SLURM_JOB_ID", "42")
+        monkeypatch.setenv("SLURM_PROCID", "3")
+        monkeypatch.setenv("SLURM_JOB_NAME", "train")
+        assert run_dir("runs") == "runs/slurm-42"
+
+    def test_two_runs_have_two(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+        monkeypatch.delenv(RUN_DIR_VARIABLE)
+        first = run_dir(str(tmp_path))
+        Path(first).mkdir()
+        assert run_dir(str(tmp_path)) != first
+
+    def test_processes_that_cannot_agree_are_told_what_to_give(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.delenv(RUN_DIR_VARIABLE)
+        monkeypatch.setenv("RANK", "1")
+        monkeypatch.setenv("WORLD_SIZE", "2")
+        monkeypatch.delenv("TORCHELASTIC_USE_AGENT_STORE", raising=False)
+        with pytest.raises(ValueError, match=r"hydra\.run\.dir="):
+            run_dir("runs")
