@@ -324,7 +324,7 @@ Nothing is changed or deleted: look at the list, then give it to `pfc-data conve
 out. The thresholds depend on the embedder; start with those of a model you trust and look at what comes.
 
 EMBEDDINGS is a .npz with arrays `embeddings` (or `emb`), shape (images, dimensions), and `labels` (or `label`), whole
-numbers; or a .npy with the embeddings, with --labels.""",
+numbers, and perhaps `names`, one per class; or a .npy with the embeddings, with --labels.""",
     )
     parser.add_argument("embeddings", help=".npz or .npy")
     parser.add_argument("target", help="the .tsv to write")
@@ -338,8 +338,14 @@ def _clean(options: argparse.Namespace) -> int:
     from lightning_pfc.data.curation.clean import find
     from lightning_pfc.data.formats.base import contiguous_labels
 
-    embeddings, keys = _load_embeddings(options.embeddings, options.labels)
+    embeddings, keys, names = _load_embeddings(options.embeddings, options.labels)
     labels, identities = contiguous_labels(keys)
+    if names is not None:
+        if names.ndim != 1 or identities.dtype.kind not in "iu" or not 0 <= identities[-1] < len(names):
+            raise ValueError(
+                f"{options.embeddings}: `names` has the shape {names.shape}; it must hold a name per class."
+            )
+        identities = names[identities]
     found = find(
         embeddings,
         labels,
@@ -365,22 +371,23 @@ def _clean(options: argparse.Namespace) -> int:
     return 0
 
 
-def _load_embeddings(path: str, labels: str | None) -> tuple[Any, Any]:
+def _load_embeddings(path: str, labels: str | None) -> tuple[Any, Any, Any]:
+    """Embeddings, labels, and names of the classes or ``None``."""
     if path.lower().endswith(".npy"):
         if labels is None:
             raise ValueError(f"{path} holds no labels; give them with --labels.")
-        return np.load(path, mmap_mode="r", allow_pickle=False), np.load(labels, allow_pickle=False)
+        return np.load(path, mmap_mode="r", allow_pickle=False), np.load(labels, allow_pickle=False), None
     with np.load(path, allow_pickle=False) as file:
         name = next((name for name in ("embeddings", "emb") if name in file), None)
         if name is None:
             raise ValueError(f"{path} holds {file.files}; an array `embeddings` or `emb` is needed.")
         embeddings = file[name]
         if labels is not None:
-            return embeddings, np.load(labels, allow_pickle=False)
+            return embeddings, np.load(labels, allow_pickle=False), None
         name = next((name for name in ("labels", "label") if name in file), None)
         if name is None:
             raise ValueError(f"{path} holds {file.files}; an array `labels` or `label` is needed, or --labels.")
-        return embeddings, file[name]
+        return embeddings, file[name], file.get("names")
 
 
 # index

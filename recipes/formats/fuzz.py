@@ -19,6 +19,7 @@ import struct
 import sys
 import tempfile
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -258,6 +259,7 @@ def main() -> int:
         parser.error(f"unknown targets {sorted(unknown)}; there are {', '.join(TARGETS)}")
     # A reader that fills the memory dies here and not with the machine.
     limit = 4 << 30
+    warnings.simplefilter("ignore")  # Pillow warns of large images before they are refused
     resource.setrlimit(resource.RLIMIT_AS, (limit, resource.getrlimit(resource.RLIMIT_AS)[1]))
     for target in options.targets or DEFAULT:
         start = time.perf_counter()

@@ -334,6 +334,10 @@ def test_clean_finds_outliers_and_classes_to_merge(tmp_path: Path) -> None:
     rows = [line.split("\t") for line in (tmp_path / "s.tsv").read_text().splitlines()]
     assert [row[:3] for row in rows[1:]] == [["outlier", "7", "0"], ["outlier", "45", "20"], ["merge", "", "20"]]
     assert [row[4] for row in rows[1:]] == ["30", "0", "50"]
+    np.savez(tmp_path / "n.npz", emb=embeddings, label=labels, names=np.array(list("abcdef")))
+    assert main(["clean", str(tmp_path / "n.npz"), str(tmp_path / "s.tsv"), "--quiet"]) == 0
+    rows = [line.split("\t") for line in (tmp_path / "s.tsv").read_text().splitlines()]
+    assert [(row[2], row[4]) for row in rows[1:]] == [("a", "d"), ("c", "a"), ("c", "f")]
 
 
 def test_clean_agrees_with_the_slow_way() -> None:
