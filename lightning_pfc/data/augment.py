@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from lightning_pfc.data.camera import CameraAugmentation, to_float
@@ -44,11 +46,23 @@ class RandomFlip:
 
     def __call__(self, images: Tensor, keys: UInts) -> Tensor:
         """(b, C, H, W) uint8 and (b,) keys to (b, C, H, W) float32 in [-1, 1]."""
-        x = to_float(images)
-        if self.probability == 0:
-            return x
-        mirrored = torch.from_numpy(uniform(keys, 1)[:, 0]) < self.probability
-        return torch.where(mirrored.view(-1, 1, 1, 1), x.flip(3), x)
+        # Mirrored as bytes, and only the chosen ones: the same result at a fraction of the cost of mirroring floats.
+        chosen = np.flatnonzero(uniform(keys, 1)[:, 0] < self.probability) if self.probability else ()
+        return to_float(_mirrored(images, np.asarray(chosen)) if len(chosen) else images)
+
+
+def _mirrored(images: Tensor, rows: NDArray[np.int64]) -> Tensor:
+    """A copy of (b, C, H, W) uint8 images in which those at ``rows`` are mirrored left and right."""
+    if not images.is_contiguous(memory_format=torch.channels_last):
+        out = images.clone()
+        out[torch.from_numpy(rows)] = images[torch.from_numpy(rows)].flip(3)
+        return out
+    # Decoded images lie pixel by pixel; a gather along each row beats torch's flip there.
+    b, c, h, w = images.shape
+    pixels = images.permute(0, 2, 3, 1).reshape(b, h, w * c).numpy().copy()
+    backwards = (np.arange(w)[::-1, None] * c + np.arange(c)).reshape(-1)
+    pixels[rows] = np.take(pixels[rows], backwards, axis=2)
+    return torch.from_numpy(pixels).view(b, h, w, c).permute(0, 3, 1, 2)
 
 
 class Pipeline:

@@ -117,13 +117,17 @@ def test_amounts_without_meaning_are_refused(name: str, value: Any) -> None:
         CameraAugmentation(**{name: value})
 
 
-def test_flip_mirrors_half() -> None:
-    images = torch.randint(0, 256, (500, 3, 4, 5), dtype=torch.uint8)
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_flip_mirrors_half(layout: torch.memory_format, channels: int) -> None:
+    images = torch.randint(0, 256, (500, channels, 4, 5), dtype=torch.uint8).contiguous(memory_format=layout)
+    before = images.clone()
     out, plain = RandomFlip()(images, keys(500)), to_float(images)
     same = (out == plain).flatten(1).all(1)
     mirrored = (out == plain.flip(3)).flatten(1).all(1)
     assert (same | mirrored).all()
     assert 200 < int(mirrored.sum()) < 300
+    assert torch.equal(images, before)
     assert torch.equal(RandomFlip(probability=0.0)(images, keys(500)), plain)
     with pytest.raises(ValueError, match="probability"):
         RandomFlip(probability=1.1)
