@@ -11,8 +11,6 @@ from torch import Tensor, nn
 
 from lightning_pfc.models.embedder import register
 
-from lightning_pfc.models.embedder import register
-
 
 def _conv(inside: int, outside: int, stride: int = 1) -> list[nn.Module]:
     return [nn.Conv2d(inside, outside, 3, stride, 1, bias=False), nn.BatchNorm2d(outside)]
