@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -121,7 +122,7 @@ def _grid_sample() -> Augment:
     )
 
 
-PRESETS: dict[str, Callable[[], Augment]] = {
+PRESETS: dict[str, Callable[..., Augment]] = {
     "none": lambda: RandomFlip(probability=0.0),
     "flip": RandomFlip,
     "camera": CameraAugmentation,
@@ -134,8 +135,8 @@ PRESETS: dict[str, Callable[[], Augment]] = {
 """What the peers' recipes do to faces, by name; see :func:`augmentation`."""
 
 
-def augmentation(name: str) -> Augment:
-    """An augmentation by name.
+def augmentation(choice: str | Mapping[str, Any]) -> Augment:
+    """An augmentation by name, or by a mapping of ``name`` and arguments, such as ``{name: camera, strength: 0.5}``.
 
     * ``none``; ``flip``: mirroring, the published Partial FC recipes;
     * ``camera``: what a camera does to small bright characters, the default of glyphs;
@@ -149,7 +150,13 @@ def augmentation(name: str) -> Augment:
 
     Raises:
         ValueError: for another name; the message lists them.
+        TypeError: for arguments that it does not take; only ``flip`` and ``camera`` take any.
     """
+    arguments = {} if isinstance(choice, str) else {key: value for key, value in choice.items() if key != "name"}
+    name = choice if isinstance(choice, str) else choice.get("name")
     if name not in PRESETS:
         raise ValueError(f"augment={name!r} is not one of {', '.join(sorted(PRESETS))}.")
-    return PRESETS[name]()
+    try:
+        return PRESETS[name](**arguments)
+    except TypeError as error:
+        raise TypeError(f"augment {name!r} does not take {', '.join(arguments)}: {error}") from error

@@ -21,7 +21,7 @@ from lightning_pfc.data.batches import (
 )
 from lightning_pfc.data.mixing import Mix
 from lightning_pfc.data.orders import Order
-from lightning_pfc.data.samplers import SAMPLERS, Mixed, Sampler, Shuffled
+from lightning_pfc.data.samplers import Mixed, Sampler, Shuffled, make_sampler
 from lightning_pfc.data.source import EvaluationSet, IdentityData, LabelledSet, Source, Task
 from lightning_pfc.data.verification import VerificationSet
 from lightning_pfc.distributed.comm import Comm
@@ -48,7 +48,8 @@ class IdentityDataModule(L.LightningDataModule):
             (b,) keys to float32 images in [-1, 1].
         sampler: what an epoch draws: "shuffled", "class_balanced", "identity_groups", "mixed", or an object of
             :mod:`lightning_pfc.data.samplers`. By default every image once, the parts of a joint source in proportion.
-        mix: mixup or CutMix, see :class:`~lightning_pfc.data.mixing.Mix`.
+            In a config also a mapping of ``name`` and the sampler's arguments.
+        mix: mixup or CutMix, a :class:`~lightning_pfc.data.mixing.Mix` or a mapping of its arguments.
         seed: of the shuffling and the augmentation.
         drop_last: leave out the images of an epoch that do not fill a global batch.
         repeats: augmented copies of an image in its batch (repeated augmentation).
@@ -64,9 +65,9 @@ class IdentityDataModule(L.LightningDataModule):
         batch_size: int = 128,
         eval_batch_size: int | None = None,
         num_workers: int = 0,
-        augment: Augment | str | None = None,
-        sampler: Sampler | str | None = None,
-        mix: Mix | None = None,
+        augment: Augment | str | Mapping[str, Any] | None = None,
+        sampler: Sampler | str | Mapping[str, Any] | None = None,
+        mix: Mix | Mapping[str, float] | None = None,
         seed: int = 0,
         drop_last: bool = True,
         repeats: int = 1,
@@ -86,15 +87,13 @@ class IdentityDataModule(L.LightningDataModule):
         self.batch_size = batch_size
         self.eval_batch_size = 4 * batch_size if eval_batch_size is None else eval_batch_size
         self.num_workers = num_workers
-        self.augment = augmentation(augment) if isinstance(augment, str) else augment
-        if isinstance(sampler, str) and sampler not in SAMPLERS:
-            raise ValueError(f"sampler={sampler!r} is not one of {', '.join(sorted(SAMPLERS))}.")
+        self.augment = augmentation(augment) if isinstance(augment, str | Mapping) else augment
         if sampler is not None and repeats > 1:
             raise ValueError(
                 f"repeats={repeats} belongs to the default sampler; use sampler=Shuffled(repeats={repeats})."
             )
-        self.sampler = SAMPLERS[sampler]() if isinstance(sampler, str) else sampler
-        self.mix = mix
+        self.sampler = None if sampler is None else make_sampler(sampler)
+        self.mix = Mix(**mix) if isinstance(mix, Mapping) else mix
         self.seed = seed
         self.drop_last = drop_last
         self.repeats = repeats

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Protocol
+from dataclasses import dataclass, field, fields
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -111,6 +111,26 @@ class Mixed:
             [self.shares[name] for name in names] if self.shares else None,
             self.length,
         )
+
+
+def make_sampler(choice: Sampler | str | Mapping[str, Any]) -> Sampler:
+    """A sampler by name, by a mapping of ``name`` and its arguments (as a config has them), or as it is.
+
+    Raises:
+        ValueError: for a name that does not exist; the message lists those that do.
+        TypeError: for arguments that the sampler does not take.
+    """
+    if not isinstance(choice, str | Mapping):
+        return choice
+    arguments = {} if isinstance(choice, str) else {key: value for key, value in choice.items() if key != "name"}
+    name = choice if isinstance(choice, str) else choice.get("name")
+    if name not in SAMPLERS:
+        raise ValueError(f"sampler={name!r} is not one of {', '.join(sorted(SAMPLERS))}.")
+    try:
+        return SAMPLERS[name](**arguments)
+    except TypeError as error:
+        known = ", ".join(field.name for field in fields(SAMPLERS[name]))
+        raise TypeError(f"sampler {name!r} takes {known}, not {', '.join(arguments)}.") from error
 
 
 SAMPLERS: dict[str, type[Shuffled] | type[ClassBalanced] | type[IdentityGroups] | type[Mixed]] = {

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lightning_pfc.data import Files, IdentityDataModule, Synthetic
+from lightning_pfc.data import Files, IdentityDataModule, Joint, Synthetic
 from lightning_pfc.data.batches import EpochSampler, TrainingLoader
 from tests.ranks import RankPool
 from tests.trainer.world import make_trainer
@@ -264,3 +264,77 @@ def test_lightning_puts_no_sampler_of_its_own_over_the_ranks(ranks: RankPool, st
         assert parts[1]["seen"][step][:2] == (epoch, batch)
     shown = [i for part in parts for i in part["shown"]]
     assert sorted(shown) == sorted(alone["shown"])
+
+
+# --- with sharded heads -----------------------------------------------------------------------------------------------
+
+
+class TwoHeads(L.LightningModule):
+    """One backbone, and one head for each of two data sets whose labels have nothing to do with each other."""
+
+    def __init__(self, classes: tuple[int, ...]) -> None:
+        super().__init__()
+        from lightning_pfc import PartialFC
+        from lightning_pfc.losses import CosFace
+
+        torch.manual_seed(0)
+        self.backbone = nn.Linear(64, 8)
+        self.heads = nn.ModuleList(
+            PartialFC(embedding_dim=8, num_classes=c, loss=CosFace(scale=8.0), seed=i) for i, c in enumerate(classes)
+        )
+        self.losses: list[float] = []
+
+    def training_step(self, batch: tuple[Tensor, Tensor, Tensor], batch_idx: int) -> Tensor:
+        images, labels, part = batch
+        embeddings = self.backbone(images.flatten(1))
+        losses = [head(embeddings[part == i], labels[part == i]) for i, head in enumerate(self.heads)]
+        loss: Tensor = torch.stack(losses).sum()
+        self.losses.append(loss.item())
+        return loss
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+def _two_heads(rank: int, world_size: int) -> list[float]:
+    sources = {
+        "faces": Synthetic(num_classes=9, images_per_class=12, image_size=8),
+        "birds": Synthetic(num_classes=5, images_per_class=10, image_size=8, seed=1),
+    }
+    module = IdentityDataModule(Joint(sources=sources, labels="separate"), batch_size=16 // world_size)
+    module.setup()
+    model = TwoHeads(module.class_counts)
+    make_trainer(rank, world_size, limit_val_batches=0).fit(model, module)
+    return model.losses
+
+
+def test_one_head_per_data_set_trains_alike_on_any_number_of_ranks(ranks: RankPool) -> None:
+    (alone,) = ranks.run(1, _two_heads)
+    assert len(alone) == 9
+    for losses in ranks.run(2, _two_heads):
+        assert losses == pytest.approx(alone, abs=1e-4)
+
+
+def _broken_in_training(rank: int, world_size: int, folder: str) -> None:
+    from lightning_pfc import PartialFCModule
+
+    module = IdentityDataModule(Files(path=folder, check=0), batch_size=4)
+    module.prepare_data()
+    module.setup()
+    backbone = nn.Sequential(nn.Flatten(), nn.Linear(192, 8))
+    model = PartialFCModule(backbone=backbone, num_classes=6, embedding_dim=8, input_size=(3, 8, 8), neck="linear")
+    make_trainer(rank, world_size, limit_val_batches=0, max_epochs=2).fit(model, module)
+
+
+def test_an_image_that_breaks_in_training_stops_every_rank(ranks: RankPool, tmp_path: Path) -> None:
+    """One broken image is loaded by one rank; the other must not wait for it for ever."""
+    from PIL import Image
+
+    for c in range(6):
+        (tmp_path / f"c{c}").mkdir()
+        for i in range(4):
+            Image.new("RGB", (8, 8), (40 * c, 10 * i, 0)).save(tmp_path / f"c{c}" / f"{i}.png")
+    (tmp_path / "c4" / "2.png").write_bytes(b"no image")
+    outcomes = ranks.outcomes(2, _broken_in_training, str(tmp_path), timeout=90)
+    assert all(outcome.error is not None for outcome in outcomes)
+    assert any("2.png" in str(outcome.error) and "cannot be decoded" in str(outcome.error) for outcome in outcomes)

@@ -8,7 +8,15 @@ import numpy as np
 import pytest
 import torch
 
-from lightning_pfc.data import IdentityDataModule, Mix, MixedBatch, Pipeline, Synthetic, augmentation
+from lightning_pfc.data import (
+    CameraAugmentation,
+    IdentityDataModule,
+    Mix,
+    MixedBatch,
+    Pipeline,
+    Synthetic,
+    augmentation,
+)
 from lightning_pfc.data.augment import PRESETS
 from lightning_pfc.data.counter import stream
 from lightning_pfc.data.effects import (
@@ -168,6 +176,9 @@ def test_presets_go_by_name() -> None:
     assert next(iter(module.train_dataloader()))[0].shape == (8, 3, 32, 32)
     with pytest.raises(ValueError, match="augment='strong' is not one of adaface, camera"):
         IdentityDataModule(Synthetic(), augment="strong")
+    assert augmentation({"name": "camera", "strength": 0.5}) == CameraAugmentation(strength=0.5)
+    with pytest.raises(TypeError, match="augment 'camera' does not take strenght"):
+        augmentation({"name": "camera", "strenght": 0.5})
 
 
 @pytest.mark.parametrize(
@@ -254,11 +265,12 @@ def test_mixing_needs_an_even_batch_and_one_label_space() -> None:
 
 
 def test_a_loader_with_workers_keeps_the_type_of_mixed_batches() -> None:
-    module = IdentityDataModule(Synthetic(num_classes=4, image_size=8), batch_size=8, mix=Mix(), num_workers=1)
+    module = IdentityDataModule(Synthetic(num_classes=4, image_size=8), batch_size=8, mix={"mixup": 0.3}, num_workers=1)
     module.setup()
     batch = next(iter(module.train_dataloader()))
     assert isinstance(batch, MixedBatch)
     assert batch.share.shape == ()
+    assert module.mix == Mix(mixup=0.3)
 
 
 def test_the_module_trains_on_both_labels() -> None:

@@ -246,6 +246,8 @@ def test_samplers_go_by_name_or_as_objects() -> None:
     for _, labels in groups.train_dataloader():
         assert (np.unique(labels.numpy(), return_counts=True)[1] == 3).all()
         assert (labels.reshape(4, 3) == labels.reshape(4, 3)[:, :1]).all()
+    from_config = opened(batch_size=12, sampler={"name": "identity_groups", "images": 3})
+    assert from_config.sampler == IdentityGroups(images=3)
     assert len(opened(batch_size=8, sampler=Shuffled(repeats=2)).train_dataloader()) == 27
     assert opened(sampler=ClassBalanced(length=48), batch_size=24).order().length == 48
 
@@ -260,5 +262,7 @@ def test_samplers_that_do_not_exist_or_contradict_are_refused() -> None:
         ValueError, match="sampler='random' is not one of class_balanced, identity_groups, mixed, shuffled"
     ):
         opened(sampler="random")
+    with pytest.raises(TypeError, match="sampler 'identity_groups' takes images, length, not pictures"):
+        opened(sampler={"name": "identity_groups", "pictures": 3})
     with pytest.raises(ValueError, match=r"repeats=2 belongs to the default sampler"):
         opened(sampler="class_balanced", repeats=2)
