@@ -141,6 +141,10 @@ def subcenter(loss: L.SubCenterArcFace, b: Batch) -> Tensor:
     return softmax_mean(b, loss.scale * torch.cos(acos(b.own) + loss.margin), loss.scale * b.cosine)
 
 
+def vpl(loss: L.VPL, b: Batch) -> Tensor:
+    return softmax_mean(b, loss.scale * torch.cos(acos(b.own) + loss.margin), loss.scale * b.cosine)
+
+
 FORMULAS: dict[str, Formula] = {
     "AdaFace": adaface,
     "MagFace": magface,
@@ -153,6 +157,7 @@ FORMULAS: dict[str, Formula] = {
     "AdaCos": adacos,
     "MarginWarmup": warmup,
     "SubCenterArcFace": subcenter,
+    "VPL": vpl,
 }
 
 
@@ -163,11 +168,27 @@ def cosines(x: Tensor, weight: Tensor, centers: int) -> Tensor:
     return every.reshape(len(x), -1, centers).amax(2)
 
 
+def mixed_with_memory(
+    loss: L.VPL, x: Tensor, weight: Tensor, labels: Tensor, step: int, memory: dict[int, tuple[int, Tensor]]
+) -> Tensor:
+    """The centers of a step, class by class; then the batch's embeddings are put in the memory."""
+    rows = []
+    for j, w in enumerate(F.normalize(weight)):
+        seen, feature = memory.get(j, (-1000, w.detach()))
+        fresh = step + 1 > loss.start and step - seen <= loss.lifetime
+        rows.append((1 - loss.share) * w + loss.share * feature if fresh else w)
+    for label, row in zip(labels.tolist(), F.normalize(x.detach()), strict=True):
+        memory[label] = (step, row)
+    return torch.stack(rows)
+
+
 def twin_loss(
     loss: L.Loss, x: Tensor, weight: Tensor, labels: Tensor, classes: Tensor | None,
-    step: int, seed: int, state: dict[str, Tensor], learned: dict[str, Tensor],
+    step: int, seed: int, state: dict[str, Tensor], learned: dict[str, Tensor], memory: dict[int, tuple[int, Tensor]],
 ) -> Tensor:  # fmt: skip
     """Mean loss of the batch over ``classes`` (all if None); moves ``state`` on."""
+    if isinstance(loss, L.VPL):
+        weight = mixed_with_memory(loss, x, weight, labels, step, memory)
     if classes is not None:
         weight, labels = weight[classes], torch.searchsorted(classes, labels)
     cosine = cosines(x, weight, loss.num_centers)

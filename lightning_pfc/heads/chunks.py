@@ -34,7 +34,20 @@ class Chunks:
         self._pad = None if padding is None else torch.where(padding, 0.0, -torch.inf).to(x.dtype)
 
     def rows(self, low: int, high: int) -> Tensor:
-        """Centers (n, D) of a chunk in the compute dtype, a view where possible; (n, K D) with K centers a class."""
+        """Centers (n, D) of a chunk in the compute dtype, or what takes their place; (n, K D) with K a class."""
+        rows, prototypes = self._centers(low, high), self.plan.prototypes
+        return rows if prototypes is None else prototypes.mix(rows, self.ids(low, high))
+
+    def ids(self, low: int, high: int) -> slice | Tensor:
+        """Local rows of a chunk's classes."""
+        return slice(low, high) if self.index is None else self.index[low:high]
+
+    def chain_(self, grad: Tensor, low: int, high: int) -> Tensor:
+        """The gradient (n, D) of what :meth:`rows` gave, turned into that of the centers, in place."""
+        prototypes = self.plan.prototypes
+        return grad if prototypes is None else prototypes.chain_(grad, self._centers(low, high), self.ids(low, high))
+
+    def _centers(self, low: int, high: int) -> Tensor:
         if self._rows is None:
             return self.weight[low:high]
         out = self._rows[: high - low]

@@ -26,6 +26,7 @@ from lightning_pfc.heads.chunks import target_cosines
 from lightning_pfc.heads.cross_entropy import sharded_softmax_sums
 from lightning_pfc.heads.init import init_centers_
 from lightning_pfc.heads.plan import Plan
+from lightning_pfc.heads.prototypes import Prototypes
 from lightning_pfc.heads.ranking import count_above
 from lightning_pfc.heads.row_memory import recall, remember_
 from lightning_pfc.heads.sampling import Sample, all_classes, class_budget, sample_uniform
@@ -173,13 +174,13 @@ class PartialFC(nn.Module):
             self.register_buffer(_STATE_PREFIX + name, value.cpu())
         for name, value in self.loss.initial_parameters(num_classes).items():
             self.register_parameter(_STATE_PREFIX + name, nn.Parameter(value.cpu()))
-        for addition in self.additions:
-            for name, shape in addition.row_memory(embedding_dim).items():
+        wide = torch.promote_types(dtype, torch.float32)
+        parts: list[Loss | Addition] = [self.loss, *self.additions]
+        for part in parts:
+            for name, shape in part.row_memory(embedding_dim).items():
                 if hasattr(self, _MEMORY_PREFIX + name):
-                    raise ValueError(
-                        f"additions={list(self.additions)} hold two that remember {name!r}; leave one out."
-                    )
-                rows = torch.zeros((num_classes, *shape), dtype=dtype, device="meta")
+                    raise ValueError(f"loss and additions hold two that remember {name!r}; leave one out: {part}.")
+                rows = torch.zeros((num_classes, *shape), dtype=wide, device="meta")
                 self.register_buffer(_MEMORY_PREFIX + name, rows)
         self._build_device = torch.device(device) if device is not None else torch.get_default_device()
         comm = comm or _comm_at_birth()
@@ -437,6 +438,9 @@ class PartialFC(nn.Module):
         # The buffers move on, perhaps before this step's backward; its graph keeps the values of now.
         now = {name: value.clone() for name, value in state.items()}
         plan = self._plan(rows, now | learned, sample)
+        memory = self._memory_of(loss)
+        if memory and self.training:
+            plan = replace(plan, prototypes=Prototypes(memory["feature"], loss.prototype_shares(memory, rows)))
         sums = sharded_softmax_sums(x, self.weight, self.bias, plan, tuple(learned))
         self.last_target_cosine = sums.target_cosine.detach()[batch.own]
         values = now | {name: shared_gradient(value, comm.shard_size) for name, value in learned.items()}
@@ -452,10 +456,12 @@ class PartialFC(nn.Module):
             with torch.no_grad():
                 known = replace(rows, target_cosine=sums.target_cosine.detach())
                 loss.finish_state(state, *self._global_rows(known, batch, sums.negative_logsumexp.detach()))
+        if plan.prototypes is not None:
+            with torch.no_grad():
+                self._remember(loss, memory, x, rows, plan.prototypes)
         total = row_losses.sum() / sum(batch.sizes)
         for addition in self.additions:
-            known = {name: self._buffers[_MEMORY_PREFIX + name] for name in addition.row_memory(self.embedding_dim)}
-            memory = {name: rows for name, rows in known.items() if rows is not None}
+            memory = self._memory_of(addition)
             recalled = recall(memory, batch.labels, self.shard, comm.shard_group)
             value = addition(batch.x, batch.labels, recalled)
             share = batch.x.shape[0] / sum(batch.sizes)
@@ -468,6 +474,18 @@ class PartialFC(nn.Module):
             others = all_reduce(total.detach().clone(), comm.group) / comm.shard_size - total.detach()
             total = total + others
         return total
+
+    def _memory_of(self, part: Loss | Addition) -> dict[str, Tensor]:
+        names = part.row_memory(self.embedding_dim)
+        return {name: rows for name in names if (rows := self._buffers[_MEMORY_PREFIX + name]) is not None}
+
+    def _remember(self, loss: Loss, memory: dict[str, Tensor], x: Tensor, rows: Rows, prototypes: Prototypes) -> None:
+        """Write what the loss remembers of this batch; the backward pass still to come keeps the memory as it was."""
+        shard = self.shard
+        owned = (rows.labels >= shard.start) & (rows.labels < shard.stop)
+        local = torch.where(owned, rows.labels - shard.start, shard.num_local)
+        prototypes.keep(local, memory["feature"][local.clamp(max=shard.num_local - 1)])
+        remember_(memory, loss.remembered(x, rows), rows.labels, shard)
 
     def _plan(self, rows: Rows, state: dict[str, Tensor], sample: Sample) -> Plan:
         return Plan(

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch.distributed as dist
 from torch import Tensor
 
+from lightning_pfc.heads.prototypes import Prototypes
 from lightning_pfc.heads.sampling import Sample
 from lightning_pfc.losses.base import Loss, Rows, State
 
@@ -39,6 +40,7 @@ class Plan:
         memory_budget: bytes of logits kept from forward to backward; chunks beyond it are computed again.
         chunk_size: classes per chunk; None chooses.
         gradient_filter: relative tolerance below which a class's part in the backward products is left out; 0 is exact.
+        prototypes: what takes the place of the centers; None for the centers themselves.
     """
 
     loss: Loss
@@ -50,6 +52,7 @@ class Plan:
     memory_budget: int = 512 << 20
     chunk_size: int | None = None
     gradient_filter: float = 0.0
+    prototypes: Prototypes | None = None
 
     @property
     def linear(self) -> bool:

@@ -56,7 +56,7 @@ class RowGradients:
             out.addmm_(slope.t(), self.chunks.x)
         if live is not None:
             whole.zero_().view(-1, self.chunks.x.shape[1]).index_copy_(0, live, out)
-        return whole
+        return self.chunks.chain_(whole, low, high)
 
     def weight_gradient(self, weight: Tensor, row_sparse: bool) -> Tensor:
         """The centers' gradient as autograd wants it: dense like ``weight``, or COO over the sampled rows."""

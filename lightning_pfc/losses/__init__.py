@@ -23,9 +23,11 @@ from lightning_pfc.losses.sphereface import SphereFace
 from lightning_pfc.losses.sphereface2 import SphereFace2
 from lightning_pfc.losses.subcenter import SubCenterArcFace
 from lightning_pfc.losses.uniface import UniFace
+from lightning_pfc.losses.vpl import VPL
 from lightning_pfc.losses.warmup import MarginWarmup
 
 __all__ = [
+    "VPL",
     "AdaCos",
     "AdaFace",
     "ArcFace",

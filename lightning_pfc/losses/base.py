@@ -20,6 +20,7 @@ gradients over the ranks, and the loss finds them in ``state``.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Literal
 
@@ -111,6 +112,18 @@ class Loss:
 
     def update_state(self, state: State, rows: Rows) -> None:
         """Update ``state`` in place from the global batch; called under ``no_grad`` once per training forward."""
+
+    def row_memory(self, embedding_dim: int) -> dict[str, tuple[int, ...]]:
+        """What is remembered of every class: names and shapes of a row, zero at first. Sharded as the centers are."""
+        return {}
+
+    def prototype_shares(self, memory: Mapping[str, Tensor], rows: Rows) -> Tensor:
+        """How much of ``memory["feature"]`` is mixed into each center of this rank in training, (c,)."""
+        raise NotImplementedError(f"{type(self).__name__} remembers something and must say what it is used for.")
+
+    def remembered(self, x: Tensor, rows: Rows) -> dict[str, Tensor]:
+        """What to remember of each row's class after a training step, (B, ...) each; rows of one class must agree."""
+        return {}
 
     def finish_state(self, state: State, rows: Rows, negative_logsumexp: Tensor) -> None:
         """Update ``state`` in place after a training forward, under ``no_grad``: it counts from the next one.

@@ -121,6 +121,18 @@ class MarginWarmup(Loss):
         """Of the inner loss."""
         return self.inner.initial_parameters(num_classes)
 
+    def row_memory(self, embedding_dim: int) -> dict[str, tuple[int, ...]]:
+        """Of the inner loss."""
+        return self.inner.row_memory(embedding_dim)
+
+    def prototype_shares(self, memory: Mapping[str, Tensor], rows: Rows) -> Tensor:
+        """Of the inner loss."""
+        return self.inner.prototype_shares(memory, rows)
+
+    def remembered(self, x: Tensor, rows: Rows) -> dict[str, Tensor]:
+        """Of the inner loss."""
+        return self.inner.remembered(x, rows)
+
     def update_state(self, state: State, rows: Rows) -> None:
         """Of the inner loss."""
         self._warmed(rows).update_state(state, rows)

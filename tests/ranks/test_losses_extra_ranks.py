@@ -43,6 +43,8 @@ CASES: list[tuple[L.Loss, float]] = [
     (L.MarginWarmup(loss={"name": "curricularface", "scale": 16.0}, start=1, steps=2), 0.5),
     (L.SubCenterArcFace(scale=16.0), 1.0),
     (L.SubCenterArcFace(scale=16.0, centers=2), 0.4),
+    (L.VPL(scale=16.0, share=0.3, start=0, lifetime=1), 1.0),
+    (L.VPL(scale=16.0, share=0.4, start=2), 0.5),
 ]
 
 
@@ -113,13 +115,14 @@ def twin(cases: list[int]) -> list[dict[str, Any]]:
         backbone = torch.eye(DIM, dtype=torch.float64).requires_grad_()
         optimizer = torch.optim.SGD([backbone, weight, *learned.values()], lr=0.02)
         record: dict[str, Any] = {"loss": [], "x": [], "learned": []}
+        memory: dict[int, tuple[int, Tensor]] = {}
         for step in range(STEPS):
             x, labels = batch_of(case, step)
             head.step.fill_(step)
             used = head._sample(labels, labels).index if rate < 1 else None
             embeddings = x @ backbone
             embeddings.retain_grad()
-            value = twin_loss(loss, embeddings, weight, labels, used, step, case, state, learned)
+            value = twin_loss(loss, embeddings, weight, labels, used, step, case, state, learned, memory)
             optimizer.zero_grad()
             value.backward()
             record["loss"].append(value.detach())
@@ -163,7 +166,8 @@ def test_every_loss_equals_its_dense_twin(ranks: RankPool, world_size: int) -> N
 
 def test_replicated_heads_equal_the_dense_twins(ranks: RankPool) -> None:
     # ElasticFace+ orders its margins within a group of ranks, so it is not the twin's there
-    cases = [i for i, (loss, _) in enumerate(CASES) if not getattr(loss, "plus", False)]
+    # and copies of a head cannot remember
+    cases = [i for i, (loss, _) in enumerate(CASES) if not (getattr(loss, "plus", False) or loss.row_memory(DIM))]
     check(ranks.run(4, train, 2, cases), 2, cases)
 
 

@@ -146,3 +146,16 @@ def test_keyed_numbers_are_uniform_normal_and_depend_on_every_key() -> None:
               keyed_uniform(3, torch.tensor(7), index, 1), keyed_uniform(3, torch.tensor(7), index + 1)]  # fmt: skip
     for other in others:
         assert abs(torch.corrcoef(torch.stack([u, other]))[0, 1]) < 0.03
+
+
+def test_vpl_mixes_in_what_was_seen_lately_and_only_in_training() -> None:
+    head = PartialFC(embedding_dim=4, num_classes=6, loss=L.VPL(start=1, lifetime=1, share=0.9), init_std=1.0)
+    plain = PartialFC(embedding_dim=4, num_classes=6, loss=L.ArcFace(), init_std=1.0)
+    x, labels = torch.randn(3, 4), torch.tensor([0, 3, 3])
+    first, second = head(x, labels), head(x, labels)  # nothing is mixed in before the second
+    torch.testing.assert_close(first, plain(x, labels))
+    assert second < first - 0.1, "the target's own embedding is most of its prototype"
+    head(x, labels)
+    torch.testing.assert_close(head.eval()(x, labels), plain.eval()(x, labels))
+    assert head.memory_seen.tolist() == [3.0, 0.0, 0.0, 3.0, 0.0, 0.0]
+    torch.testing.assert_close(head.memory_feature[3], torch.nn.functional.normalize(x[2], dim=0))

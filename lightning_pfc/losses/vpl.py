@@ -1,0 +1,59 @@
+"""VPL: each class is judged by its center mixed with an embedding that it gave lately."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lightning_pfc.losses.arcface import ArcFace
+from lightning_pfc.losses.base import Rows
+
+
+@dataclass(frozen=True, kw_only=True)
+class VPL(ArcFace):
+    """ArcFace on ``(1 - a) w_j/|w_j| + a f_j`` (Variational Prototype Learning, CVPR 2021, section 3.3).
+
+    ``f_j`` is the last embedding of class j, of length 1; it takes part while it is no older than ``lifetime`` steps,
+    and not before step ``start``. It carries no gradient. The memory, D + 1 numbers a class, is sharded as the
+    centers are and part of the checkpoint. Works with sampling too, where the published code asks for rate 1;
+    evaluation uses the centers alone. One all-reduce of (B, D) a step.
+
+    Args:
+        scale: s > 0.
+        share: a in [0, 1).
+        start: training forwards before the first mixing.
+        lifetime: age in training forwards, from which on an embedding is too old.
+        margin, margin_grad, label_smoothing, interclass_filter: see :class:`ArcFace`.
+    """
+
+    share: float = 0.15
+    start: int = 8000
+    lifetime: int = 200
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._check_number("share", low=0.0, high=1.0)
+        for name, least in (("start", 0), ("lifetime", 1)):
+            count = getattr(self, name)
+            if isinstance(count, bool) or not isinstance(count, int) or count < least:
+                raise ValueError(f"VPL({name}={count!r}): {name} must be an integer of at least {least}.")
+
+    def row_memory(self, embedding_dim: int) -> dict[str, tuple[int, ...]]:
+        """``feature`` (D,) and ``seen`` (), the step of it counted from 1; 0 is never."""
+        return {"feature": (embedding_dim,), "seen": ()}
+
+    def prototype_shares(self, memory: Mapping[str, Tensor], rows: Rows) -> Tensor:
+        """``a`` for each of this rank's classes, (c,): 0 where there is nothing fresh."""
+        now = rows.step.to(memory["seen"].device) + 1
+        fresh = (memory["seen"] > 0) & (now - memory["seen"] <= self.lifetime) & (now > self.start)
+        return fresh.to(memory["feature"].dtype) * self.share
+
+    def remembered(self, x: Tensor, rows: Rows) -> dict[str, Tensor]:
+        """The last row of each class in the batch, (B, ...) each, from the unit rows ``x`` (B, D)."""
+        same = rows.labels[:, None] == rows.labels[None, :]
+        place = torch.arange(len(x), device=x.device)
+        last = torch.where(same, place[None, :], -1).amax(1)
+        return {"feature": x[last], "seen": (rows.step.to(x.device) + 1).expand(len(x))}
