@@ -86,8 +86,10 @@ def checkpoint_embedder(path: str | os.PathLike[str], *, device: str = "cpu") ->
     """
     from lightning_pfc.module import PartialFCModule  # imports lightning
 
-    if not Path(path).exists():
-        raise FileNotFoundError(f"no such checkpoint: {path}")
+    if not Path(path).is_file():
+        raise FileNotFoundError(
+            f"no such checkpoint file: {path} (a checkpoint folder becomes one file by `pfc-ckpt merge {path} whole.ckpt`)"
+        )
     content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     if (
         not isinstance(content, dict)
@@ -212,9 +214,10 @@ def _mended(path: str | os.PathLike[str]) -> bytes | str:
     except ImportError:
         return os.fspath(path)
     model = onnx.load(os.fspath(path))
-    # Weights stand among the initializers, or come out of a node that unpacks quantised ones.
-    made = {tensor.name for tensor in model.graph.initializer} | {o for node in model.graph.node for o in node.output}
-    kept = [value for value in model.graph.input if value.name not in made]
+    weights = {tensor.name for tensor in model.graph.initializer}
+    # Quantised models list the unpacked weights' old names too, which no node reads any more.
+    read = {name for node in model.graph.node for name in node.input}
+    kept = [value for value in model.graph.input if value.name not in weights and value.name in read]
     if len(kept) == len(model.graph.input):
         return os.fspath(path)
     del model.graph.input[:]

@@ -145,8 +145,8 @@ def evaluate_ijb(
         more, words = _one_to_n(suite, meta, subset, mode, pooled, numbers)
         found += more
         text += words
-    first = torch.searchsorted(numbers, rows[:, 0])
-    second = torch.searchsorted(numbers, rows[:, 1])
+    first = torch.searchsorted(numbers, rows[:, 0].contiguous())
+    second = torch.searchsorted(numbers, rows[:, 1].contiguous())
     pairs = IndexedPairs(first, second, same, torch.full_like(first, -1))
     return ProtocolResult(name, f"{text}; intervals by pairs and probes", found, ScoredPairs(scores, pairs))
 

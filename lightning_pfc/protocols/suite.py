@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -108,13 +109,12 @@ class Suite:
         kind = arguments.pop("type", None)
         if kind not in PROTOCOLS:
             raise ValueError(f"protocols.{name} has type {kind!r}; there are: {', '.join(sorted(PROTOCOLS))}")
+        method = PROTOCOLS[str(kind)]
         try:
-            return PROTOCOLS[str(kind)](self, name, **arguments)
+            inspect.signature(method).bind(self, name, **arguments)
         except TypeError as error:
-            if "argument" in str(error) and f"{kind}()" in str(error):
-                text = str(error).split("()", 1)[1].strip()
-                raise ValueError(f"protocols.{name} of type {kind}: {text}") from error
-            raise
+            raise ValueError(f"protocols.{name} of type {kind}: {error}") from error
+        return method(self, name, **arguments)
 
     # --- verification ------------------------------------------------------------------------------------------------
 

@@ -100,7 +100,7 @@ def template_scores(pooled: Tensor, numbers: Tensor, first: Tensor, second: Tens
     """
     rows = []
     for name, side in (("first", first), ("second", second)):
-        row = torch.searchsorted(numbers, side).clamp(max=len(numbers) - 1)
+        row = torch.searchsorted(numbers, side.contiguous()).clamp(max=len(numbers) - 1)
         missing = numbers[row] != side
         if bool(missing.any()):
             raise ValueError(f"{name} names template {int(side[missing][0])}, which has no image")
