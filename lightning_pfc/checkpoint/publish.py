@@ -40,7 +40,7 @@ def publish_folder(folder: Path, target: Path) -> None:
     sync_folder(folder)
     if os.path.lexists(target):
         if _exchange(folder, target):
-            remove(folder, target.name)
+            _discard(folder)
         else:  # no such call here: for an instant the name stands for nothing
             old = _hidden(target, _REMOVING)
             os.rename(target, old)
@@ -51,13 +51,15 @@ def publish_folder(folder: Path, target: Path) -> None:
     sync_folder(target.parent)
 
 
-def remove(path: Path, name: str | None = None) -> None:
+def remove(path: Path) -> None:
     """Remove a checkpoint; it vanishes at once, its files a little later. Links lead to the newest one left then."""
-    if not os.path.lexists(path):
-        return
-    if name is None:
+    if os.path.lexists(path):
         _lead_links_away(path)
-    hidden = _hidden(path if name is None else path.with_name(name), _REMOVING)
+        _discard(path)
+
+
+def _discard(path: Path) -> None:
+    hidden = _hidden(path, _REMOVING)
     os.rename(path, hidden)
     _delete(hidden)
 
@@ -106,21 +108,18 @@ def _points_to(link: Path, path: Path) -> bool:
 
 
 def _hidden(target: Path, purpose: str) -> Path:
-    owner = f"{socket.gethostname()}-{os.getpid()}"
-    return target.with_name(f".{target.name}.{purpose}-{owner}-{secrets.token_hex(4)}")
+    """A name beside ``target`` that does not contain its name: nobody who looks for checkpoints may take it for one."""
+    return target.with_name(f".pfc-{purpose}-{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}")
 
 
 def _sweep(folder: Path) -> None:
     """Delete what processes of this machine that no longer run have left half-done."""
-    prefix = f"-{socket.gethostname()}-"
-    for path in folder.glob(".*"):
-        _, found, rest = path.name.partition(prefix)
-        purpose = path.name[: path.name.find(prefix)].rpartition(".")[2]
-        if not found or purpose not in (_SAVING, _REMOVING):
-            continue
-        pid = rest.split("-")[0]
-        if pid.isdigit() and int(pid) != os.getpid() and not _runs(int(pid)):
-            _delete(path)
+    for purpose in (_SAVING, _REMOVING):
+        prefix = f".pfc-{purpose}-{socket.gethostname()}-"
+        for path in folder.glob(f"{prefix}*"):
+            pid = path.name.removeprefix(prefix).split("-")[0]
+            if pid.isdigit() and int(pid) != os.getpid() and not _runs(int(pid)):
+                _delete(path)
 
 
 def _runs(pid: int) -> bool:

@@ -109,7 +109,7 @@ class CheckpointFolders(DDPStrategy):
         if self._saver is not None:
             self._saver.save(path, rest, tensors, info)
         else:
-            self._keep_last(path, newest(path.parent) if path.parent.is_dir() else None)
+            self._keep_last(path, None)
             save_folder(path, rest, tensors, self.comm, info)
             self._keep_last(path, path)
 
@@ -149,19 +149,26 @@ class CheckpointFolders(DDPStrategy):
         return found
 
     def _keep_last(self, path: Path, target: Path | None) -> None:
-        """Have a second link to the newest checkpoint for as long as ``last.ckpt`` may be missing or lead nowhere."""
+        """Have a second link to the newest checkpoint for as long as ``last.ckpt`` may be missing or lead nowhere.
+
+        Args:
+            path: what is being saved.
+            target: where the link leads; None: to the newest checkpoint that is there, if any.
+        """
         trainer = getattr(self.lightning_module, "_trainer", None)
-        if not self.is_global_zero or trainer is None or target is None:
+        if not self.is_global_zero or trainer is None:
             return
         for callback in trainer.checkpoint_callbacks:
             if not isinstance(callback, ModelCheckpoint) or not callback.save_last or callback.dirpath is None:
                 continue
             name = callback.CHECKPOINT_NAME_LAST
-            if "{" in name or Path(callback.dirpath).absolute() != path.parent:
+            if "{" in name or Path(callback.dirpath).absolute() != path.parent or not path.parent.is_dir():
                 continue
-            guard = path.parent / f"{name}-saving{callback.FILE_EXTENSION}"
-            replace_link(guard, target)
-            self._guards[guard] = name
+            leads_to = target or newest(path.parent)
+            if leads_to is not None:
+                guard = path.parent / f"{name}-saving{callback.FILE_EXTENSION}"
+                replace_link(guard, leads_to)
+                self._guards[guard] = name
 
     def _settle_last(self) -> None:
         self._guards = {guard: name for guard, name in self._guards.items() if not settle_last(guard, name)}
@@ -353,7 +360,7 @@ class _Saver:
             key: Rows(_copy(item.tensor), item.shard) if isinstance(item, Rows) else _copy(item)
             for key, item in tensors.items()
         }
-        self._strategy._keep_last(path, newest(path.parent) if path.parent.is_dir() else None)
+        self._strategy._keep_last(path, None)
         self._pending.append(self._thread.submit(self._write, path, rest, copies, info))
 
     def _write(self, path: Path, rest: Any, tensors: Mapping[str, Tensor | Rows], info: Mapping[str, Any]) -> None:

@@ -12,7 +12,6 @@ import sys
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.strategies import DDPStrategy, ParallelStrategy, Strategy
 
-from lightning_pfc.checkpoint import CheckpointError, is_checkpoint_folder
 from lightning_pfc.distributed.owner import foreign_strategy_message, get_owner, set_owner
 
 
@@ -34,7 +33,6 @@ class ForeignStrategyGuard(Callback):
         Raises:
             RuntimeError: if the module holds a head that this strategy would damage.
         """
-        _refuse_folder_without_us(trainer)
         if not overwrites_shards(trainer.strategy):
             return
         name = type(trainer.strategy).__name__
@@ -65,18 +63,6 @@ def overwrites_shards(strategy: Strategy) -> bool:
         return False
     # One process under DDP has nothing to overwrite; FSDP and its kin flatten or split parameters even then.
     return strategy.world_size > 1 or not isinstance(strategy, DDPStrategy)
-
-
-def _refuse_folder_without_us(trainer: Trainer) -> None:
-    """Stock strategies, also that of one process, open a checkpoint as a file."""
-    from lightning_pfc.strategies.pfc import PartialFCStrategy
-
-    path = trainer.ckpt_path
-    if path is not None and not isinstance(trainer.strategy, PartialFCStrategy) and is_checkpoint_folder(path):
-        raise CheckpointError(
-            f'{path} is a checkpoint folder of several ranks: read it with Trainer(strategy="pfc"), also on one '
-            "process, or turn it into one file with `pfc-ckpt merge`."
-        )
 
 
 def _has_head(module: LightningModule) -> bool:

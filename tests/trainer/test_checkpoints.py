@@ -17,9 +17,10 @@ from lightning.pytorch.callbacks import Callback, EMAWeightAveraging, ModelCheck
 from torch import Tensor, nn
 from torch.distributed.checkpoint import HuggingFaceStorageReader
 
-from lightning_pfc import PartialFC, PartialFCStrategy
+from lightning_pfc import PartialFC, PartialFCModule, PartialFCStrategy
 from lightning_pfc.checkpoint import CheckpointError, Manifest, verify_folder
 from lightning_pfc.checkpoint.manifest import MANIFEST, _digest
+from lightning_pfc.checkpoint.publish import prepare_folder
 from lightning_pfc.losses import CosFace
 from lightning_pfc.optim import RowWiseAdagrad, SparseAdamW, SparseSGD
 from tests.ranks import RankPool
@@ -387,6 +388,53 @@ def test_another_number_of_classes_says_what_to_do(ranks: RankPool, saved: Path)
     for outcome in ranks.outcomes(2, another_size, str(saved / "2.ckpt"), timeout=60):
         assert f"has {CLASSES} classes in head.weight" in (outcome.error or "")
         assert "pfc-ckpt" in (outcome.error or "")
+
+
+# -- what opens a folder
+
+
+def fit_package_module(rank: int, world_size: int, path: str) -> State:
+    torch.manual_seed(3)
+    model = PartialFCModule(
+        backbone="test_resnet.r160_in1k", num_classes=CLASSES, embedding_dim=DIM, input_size=(3, 32, 32)
+    )
+    images = torch.randn(8, 3, 32, 32)
+    data = torch.utils.data.TensorDataset(images, torch.arange(8))
+    trainer = make_trainer(rank, world_size)
+    trainer.fit(model, torch.utils.data.DataLoader(data, batch_size=4))
+    trainer.save_checkpoint(path)
+    return model.state_dict()
+
+
+def test_the_packages_module_opens_a_folder_by_itself(ranks: RankPool, tmp_path: Path) -> None:
+    path = tmp_path / "a.ckpt"
+    states = ranks.run(2, fit_package_module, str(path))
+    model = PartialFCModule.load_from_checkpoint(path, map_location="cpu")
+    for key, value in model.state_dict().items():
+        expected = states[0][key] if key != "head.weight" else torch.cat([state[key] for state in states])
+        assert torch.equal(value, expected), key
+    assert model.hparams["num_classes"] == CLASSES
+
+
+def stock_resume(rank: int, world_size: int, path: str) -> None:
+    trainer = make_trainer(rank, world_size, strategy="auto")
+    trainer.fit(TheirModule(momentum=0.9), make_loader(rank, world_size), ckpt_path=path)
+
+
+def test_a_stock_strategy_says_what_to_do_about_a_folder(ranks: RankPool, saved: Path) -> None:
+    [outcome] = ranks.outcomes(1, stock_resume, str(saved / "2.ckpt"), group=False)
+    assert 'strategy="pfc"' in (outcome.error or "")
+    assert "pfc-ckpt merge" in (outcome.error or "")
+
+
+def test_a_run_that_dies_while_saving_leaves_nothing_that_looks_like_a_checkpoint(tmp_path: Path) -> None:
+    folder = prepare_folder(tmp_path / "hpc_ckpt_1.ckpt")
+    assert "ckpt_" not in folder.name, "Lightning looks for the highest number after ckpt_ in any name"
+    assert folder.name.startswith(".")
+    dead = folder.with_name(folder.name.replace(f"-{os.getpid()}-", "-99999999-"))
+    folder.rename(dead)
+    prepare_folder(tmp_path / "b.ckpt").rmdir()
+    assert list(tmp_path.iterdir()) == [], "the next save sweeps up what dead processes left"
 
 
 # -- exact resume
