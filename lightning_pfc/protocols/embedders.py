@@ -88,7 +88,8 @@ def checkpoint_embedder(path: str | os.PathLike[str], *, device: str = "cpu") ->
 
     if not Path(path).is_file():
         raise FileNotFoundError(
-            f"no such checkpoint file: {path} (a checkpoint folder becomes one file by `pfc-ckpt merge {path} whole.ckpt`)"
+            f"no such checkpoint file: {path} (a checkpoint folder becomes one file by "
+            f"`pfc-ckpt merge {path} whole.ckpt`)"
         )
     content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     if (
