@@ -64,10 +64,10 @@ class Contestant:
             self.optimizer.step()
             self.optimizer.zero_grad()
 
-    def centers(self) -> Tensor:
-        """The initial centers of this rank, (c, D)."""
+    def centers(self, every: bool = False) -> Tensor:
+        """The initial centers of this rank, (c, D), or of every rank, (C, D)."""
         case = self.case
-        shard = ClassShard(case.classes, self.rank, case.ranks)
+        shard = ClassShard(case.classes) if every else ClassShard(case.classes, self.rank, case.ranks)
         return init_centers_(torch.empty(shard.num_local, case.dim), shard.start, case.seed, 0.01)
 
 
@@ -140,11 +140,21 @@ class LinearCrossEntropy(Contestant):
 
     def build(self) -> None:
         self.head = nn.Linear(self.case.dim, self.case.classes, bias=False, device="meta")
-        self.head.weight = nn.Parameter(self.centers())
+        self.head.weight = nn.Parameter(self.centers(every=True))
         self.optimizer = torch.optim.SGD(self.head.parameters(), **SGD)
 
     def forward(self, x: Tensor, labels: Tensor) -> Tensor:
         return nn.functional.cross_entropy(self.head(x), labels)
+
+
+class DataParallel(LinearCrossEntropy):
+    """nn.Linear and cross entropy under DistributedDataParallel: every rank holds all centers (for counting bytes)."""
+
+    shards = True
+
+    def build(self) -> None:
+        super().build()
+        self.head = nn.parallel.DistributedDataParallel(self.head)
 
 
 class MetricLearning(Contestant):
@@ -223,6 +233,7 @@ CONTESTANTS: dict[str, Callable[..., Contestant]] = {
     "ours-bf16": OursBfloat16,
     "ours-softmax": OursSoftmax,
     "linear": LinearCrossEntropy,
+    "data-parallel": DataParallel,
     "pml": MetricLearning,
     "dense": Dense,
     "peer": Peer,

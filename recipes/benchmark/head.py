@@ -41,6 +41,7 @@ import torch
 from cases import Case
 from compare import compare, runnable
 from contestants import CONTESTANTS
+from draw import draw
 from report import table
 from rich.console import Console
 
@@ -68,7 +69,8 @@ def main(argv: list[str] | None = None) -> int:
     """Measure, show, write."""
     args = parser().parse_args(argv)
     console = Console(width=None if sys.stdout.isatty() else 150)
-    names = args.only or [n for n in CONTESTANTS if n != "pml" or find_spec("pytorch_metric_learning")]
+    left_out = {"data-parallel"} | (set() if find_spec("pytorch_metric_learning") else {"pml"})
+    names = args.only or [name for name in CONTESTANTS if name not in left_out]
     measured = []
     for classes, rate, batch, ranks in itertools.product(args.classes, args.rate, args.batch, args.ranks):
         threads = args.threads or max(1, torch.get_num_threads() // ranks)
@@ -100,6 +102,7 @@ def write(folder: Path, result: dict[str, Any]) -> None:
     else:
         content["measured"].append(result)
     path.write_text(json.dumps(content, indent=1))
+    draw(content, folder / "curves.png")
 
 
 def machine() -> dict[str, Any]:

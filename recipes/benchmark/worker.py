@@ -91,7 +91,7 @@ def _serve(pipe: Connection, name: str, case: Case, rank: int, peer: str | None,
     while True:
         try:
             command, args = pipe.recv()
-        except EOFError:
+        except (EOFError, OSError):  # whoever asked has gone
             break
         try:
             if command == "build":
