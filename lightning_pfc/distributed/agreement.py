@@ -85,10 +85,11 @@ class Agreement:
             return [list(values) + [0] * (_NUMBERS - len(values))]
         self._calls += 1
         mine = _pack(tag, values, error)
+        start = time.monotonic()
         try:
             gathered = all_gather_rows(mine[None], self.world_size, self.group)
         except RuntimeError as failure:
-            raise RuntimeError(self._absence(tag)) from (error or failure)
+            raise RuntimeError(self._absence(tag, time.monotonic() - start)) from (error or failure)
         messages = [_unpack(row) for row in gathered]
         failed = [(r, kind, text) for r, (kind, text, _) in enumerate(messages) if kind >= 0]
         if failed:
@@ -116,8 +117,8 @@ class Agreement:
             if work is not None:
                 work.wait(timeout)
 
-    def _absence(self, tag: str) -> str:
-        """The message for a time-out, naming the absent ranks where a store can tell."""
+    def _absence(self, tag: str, waited: float) -> str:
+        """The message for a time-out or a lost connection, naming the absent ranks where a store can tell."""
         absent = "at least one rank"
         if self._store is not None:
             with contextlib.suppress(Exception):
@@ -128,7 +129,7 @@ class Agreement:
                 if missing:
                     absent = "rank " + ", ".join(map(str, missing))
         return (
-            f"rank {self.rank} waited {self.timeout.total_seconds():.0f} s at '{tag}' for {absent}, which never came: "
+            f"rank {self.rank} waited {waited:.1f} s at '{tag}' for {absent}, which never came: "
             "it has died, is stuck, or does not call what the others call. Look at its output; if it is only slow, "
             "give a longer timeout, PartialFCStrategy(timeout=...)."
         )

@@ -246,7 +246,7 @@ def test_initial_centers_and_ranks_do_not_depend_on_the_split(ranks: RankPool) -
     (one,) = ranks.run(1, shard_facts)
     for world_size in (2, 3):
         parts = ranks.run(world_size, shard_facts)
-        assert [part[0] for part in parts][0].start == 0
+        assert parts[0][0].start == 0
         assert sum(len(part[0]) for part in parts) == 3001
         assert torch.equal(torch.cat([part[1] for part in parts]), one[1])
         for rank, part in enumerate(parts):

@@ -71,7 +71,8 @@ def test_negatives_are_even_over_the_classes():
     counts = hits[:, others].sum(0)
     chi = ((counts - draws * p) ** 2 / (draws * p * (1 - p))).sum()
     assert abs(chi - 59) < 5 * (2 * 59) ** 0.5
-    pairs = (hits[:, others].t() @ hits[:, others])[*torch.triu_indices(59, 59, 1)]
+    row, column = torch.triu_indices(59, 59, 1)
+    pairs = (hits[:, others].t() @ hits[:, others])[row, column]
     q = (budget - 1) * (budget - 2) / ((classes - 1) * (classes - 2))
     chi = ((pairs - draws * q) ** 2 / (draws * q * (1 - q))).sum()
     assert abs(chi - pairs.numel()) < 5 * (2 * pairs.numel()) ** 0.5
