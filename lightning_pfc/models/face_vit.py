@@ -41,7 +41,7 @@ class FaceViT(Embedder):
         drop_path_rate: stochastic depth of the last block; the others grow up to it linearly.
         drop_rate: dropout behind the position embedding and in the blocks.
         attn_drop_rate: dropout on the attention weights.
-        grad_checkpointing: recompute the blocks' activations in the backward pass, as the recipes of the larger ones do.
+        grad_checkpointing: compute the blocks' activations again in the backward pass, as recipes of larger ones do.
 
     Raises:
         ValueError: for an argument out of range, and in ``forward`` for images of another size than ``img_size``.
