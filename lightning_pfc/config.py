@@ -105,16 +105,18 @@ def explain(error: BaseException, config_name: str = "train") -> str:
         return f"{text}. Give it: {text.rsplit(' ', 1)[-1]}=VALUE"
     if isinstance(error, HydraException) and error.__cause__ is not None and str(error.__cause__) not in text:
         text += f"\n{error.__cause__}".rstrip()
+    full_key = re.search(r"full_key: (\S+)", text)
     text = "\n".join(line for line in text.splitlines() if not line.strip().startswith(("full_key:", "object_type=")))
     if match := re.search(r"Could not find '([\w@]+(?:/[\w@]+)*)/([\w.+-]+)'", text):
         return f"There is no {match[1]}={match[2]}.{_suggest(match[2], _options(match[1]))}"
     if match := re.search(r"Could not (?:override|append|delete)[^']*'([^'=]+)'", text) or re.search(
         r"No match in the defaults list.*'([^']+)'", text
     ):
-        existing = _siblings(match[1], config_name)
-        *parents, name = match[1].lstrip("+~").split(".")
+        key = full_key[1] if full_key else match[1].lstrip("+~")
+        existing = _siblings(key, config_name)
+        *parents, name = key.split(".")
         where = f"{'.'.join(parents)} has no key {name}" if parents else f"There is no key or group {name}"
-        return f"{where}.{_suggest(name, existing)}\nTo add a new key, write +{match[1]}=VALUE."
+        return f"{where}.{_suggest(name, existing)}\nTo add a new key, write +{key}=VALUE."
     return text
 
 
@@ -135,7 +137,7 @@ def _siblings(key: str, config_name: str) -> list[str]:
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(config_dir()), version_base="1.3"):
         node: Any = hydra_compose(config_name)
-    for part in key.lstrip("+~").split(".")[:-1]:
+    for part in key.split(".")[:-1]:
         node = OmegaConf.select(node, part) if isinstance(node, DictConfig) else None
     groups = [p.name for p in config_dir().iterdir() if p.is_dir()] if "." not in key else []
     return sorted({*(str(k) for k in node), *groups}) if isinstance(node, DictConfig) else []

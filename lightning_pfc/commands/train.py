@@ -18,7 +18,8 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from hydra.types import RunMode
 from hydra.utils import instantiate
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.callbacks import Callback, LearningRateMonitor, ModelCheckpoint
+from lightning.pytorch.callbacks import ProgressBar as LightningProgressBar
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.strategies import DDPStrategy
 from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_only
@@ -81,6 +82,12 @@ def run(config: DictConfig, folder: Path, overrides: Sequence[str] = ()) -> dict
     )
     callbacks: list[Callback] = _instantiate_each(config.callbacks)
     loggers: list[Logger] = _instantiate_each(config.logger)
+    unwanted: list[type[Callback]] = []  # a Trainer refuses callbacks that have nothing to do
+    if not config.trainer.get("enable_progress_bar", True):
+        unwanted.append(LightningProgressBar)
+    if not loggers:
+        unwanted.append(LearningRateMonitor)
+    callbacks = [callback for callback in callbacks if not isinstance(callback, tuple(unwanted))]
     trainer: L.Trainer = instantiate(
         config.trainer,
         callbacks=callbacks,
@@ -238,3 +245,7 @@ def _cause(error: BaseException) -> BaseException:
 def _is_the_users(error: BaseException) -> bool:
     """Whether a message says enough: for bad values and missing files; anything else is shown with its traceback."""
     return isinstance(_cause(error), ValueError | TypeError | FileNotFoundError | MissingMandatoryValue | ImportError)
+
+
+if __name__ == "__main__":
+    main()
