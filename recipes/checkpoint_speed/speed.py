@@ -154,9 +154,7 @@ def main() -> None:
     )
 
     def line(name: str, seconds: float, extra: float) -> None:
-        print(
-            f"{name:28s} {seconds:7.1f} s  {total / seconds / 2**30:5.2f} GiB/s  extra {100 * extra / total:5.1f} %"
-        )
+        print(f"{name:28s} {seconds:7.1f} s  {total / seconds / 2**30:5.2f} GiB/s  extra {100 * extra / total:5.1f} %")
 
     line("save (checksums, fsync)", max(a[1][0] for a in ours), sum(a[1][1] for a in ours))
     line("load (checksums)", max(a[2][0] for a in ours), sum(a[2][1] for a in ours))
