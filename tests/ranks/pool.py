@@ -162,6 +162,7 @@ class RankPool:
         if any(not process.is_alive() for process in self._processes):
             self.close()
         context = mp.get_context("spawn")
+        before = len(self._processes)
         with _environment(WORKER_ENVIRONMENT):
             for _ in range(len(self._processes), count):
                 ours, theirs = context.Pipe()
@@ -171,6 +172,8 @@ class RankPool:
                 theirs.close()
                 self._processes.append(process)
                 self._pipes.append(ours)
+        for pipe in self._pipes[before:]:
+            pipe.recv_bytes()  # imports are done; they do not count as time of a test
 
     def close(self) -> None:
         """Kills the processes; the next call starts new ones."""
@@ -199,12 +202,15 @@ def _work(pipe: Connection) -> None:
     """The life of a worker: one task after the other, until the parent closes the pipe."""
     import torch
 
+    import lightning_pfc  # noqa: F401 - what all tests need
+
     torch.set_num_threads(1)
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.ERROR)
     mp.current_process()._config["daemon"] = False  # type: ignore[attr-defined]
     if "lo" in {name for _, name in socket.if_nameindex()}:
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # a host name that does not resolve must not matter
+    pipe.send_bytes(b"ready")
     while True:
         try:
             message = pipe.recv_bytes()
