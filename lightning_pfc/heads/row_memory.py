@@ -42,11 +42,11 @@ def remember_(memory: Mapping[str, Tensor], values: Mapping[str, Tensor], labels
     owned = (labels >= shard.start) & (labels < shard.stop)
     local = (labels - shard.start).clamp(0, shard.num_local - 1)
     # Sizes must not depend on values: what is not ours repeats the first row that is, or leaves a row as it is.
-    first = owned.long().argmax()
-    local = torch.where(owned, local, local[first])
+    first = owned.long().argmax().view(1)  # index_select, since indexing with a tensor of one number reads it
+    owned_first, local_first = owned.index_select(0, first), local.index_select(0, first)
+    local = torch.where(owned, local, local_first)
     for name, rows in memory.items():
         value = values[name].to(rows.dtype)
-        mine = owned.view(-1, *[1] * (value.dim() - 1))
-        rows.index_copy_(
-            0, local, torch.where(mine, value, torch.where(owned[first], value[first], rows[local[first]]))
-        )
+        shape = (-1, *[1] * (value.dim() - 1))
+        spare = torch.where(owned_first.view(shape), value.index_select(0, first), rows.index_select(0, local_first))
+        rows.index_copy_(0, local, torch.where(owned.view(shape), value, spare))

@@ -140,6 +140,8 @@ NO_STATISTICS = [
     "+backbone.options.embed_dim=24",
     "+backbone.options.num_heads=2",
     "backbone.neck=linear",
+    "optimizer=adamw",  # gentle: a run that diverges doubles its rounding at every step
+    "optimizer.lr=0.0005",
     "trainer.max_epochs=3",
     "trainer.limit_val_batches=0",
     "test=false",
@@ -157,8 +159,7 @@ def test_two_processes_train_as_one(tmp_path: Path, rate: str) -> None:
         assert answer.returncode == 0, answer.stderr
     (one,), (two,) = run_folders(tmp_path / "1"), run_folders(tmp_path / "2")
     assert len(losses(one)) == 60
-    # Adam makes full steps of gradients that are nothing but rounding: seen, 2e-5 of losses of about 50.
-    assert losses(two)[:50] == pytest.approx(losses(one)[:50], rel=1e-4)
+    assert losses(two)[:50] == pytest.approx(losses(one)[:50], abs=1e-4)
 
 
 def test_under_torchrun_all_ranks_share_one_run_folder(tmp_path: Path) -> None:
