@@ -3,64 +3,33 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
-from lightning_pfc.distributed.collectives import (
-    all_gather_rows,
-    all_reduce,
-    gather_batch,
-    shared_gradient,
-    summed_gradient,
-)
+from lightning_pfc.distributed.collectives import all_reduce, shared_gradient, summed_gradient
 from lightning_pfc.distributed.comm import Comm
-from lightning_pfc.distributed.owner import foreign_strategy_message, get_owner
-from lightning_pfc.distributed.shard import ClassShard
 from lightning_pfc.heads.chunks import target_cosines
 from lightning_pfc.heads.cross_entropy import sharded_softmax_sums
-from lightning_pfc.heads.init import init_centers_
+from lightning_pfc.heads.gathered import Gathered, Gatherer, rows_of_all
 from lightning_pfc.heads.plan import Plan
 from lightning_pfc.heads.prototypes import Prototypes
-from lightning_pfc.heads.ranking import count_above
+from lightning_pfc.heads.ranking import TargetRanks, rank_targets
 from lightning_pfc.heads.row_memory import recall, remember_
 from lightning_pfc.heads.sampling import Sample, all_classes, class_budget, sample_uniform
-from lightning_pfc.heads.validation import DeferredCheck, batch_error
+from lightning_pfc.heads.sharded_rows import MEMORY_PREFIX, ShardedRows
+from lightning_pfc.heads.validation import DeferredCheck
 from lightning_pfc.losses import Loss, Rows, loss_from_config
 from lightning_pfc.losses.additions import Addition, addition_from_config
-from lightning_pfc.optim.row_files import RowFiles, row_files
+from lightning_pfc.storage.row_files import row_files
 
 _STATE_PREFIX = "loss_"
-_MEMORY_PREFIX = "memory_"
 
 
-class TargetRanks(NamedTuple):
-    """What :meth:`PartialFC.target_ranks` returns, for this rank's b rows.
-
-    Attributes:
-        rank: (b,) int64, how many of all C classes score strictly higher than the target: 0 is a top-1 hit.
-        cosine: (b,) float, the target's cosine (its logit, for a loss without normalisation).
-    """
-
-    rank: Tensor
-    cosine: Tensor
-
-
-class _Gathered(NamedTuple):
-    x: Tensor  # (B, D) of the shard group
-    labels: Tensor  # (B,) of the shard group
-    all_labels: Tensor  # (B,) of all ranks
-    sizes: list[int]  # batch of every rank
-    own: slice  # this rank's rows among the shard group's
-    offset: int  # global place of the shard group's first row
-
-
-class PartialFC(nn.Module):
+class PartialFC(ShardedRows):
     """A margin-softmax head whose class centers are sharded over ranks (arXiv:2010.05222, arXiv:2203.15565).
 
     Call it as ``loss = head(embeddings, labels)`` with this rank's part of the batch; the loss is the mean over the
@@ -108,8 +77,6 @@ class PartialFC(nn.Module):
         step: () int64 buffer, training forwards so far; part of the checkpoint.
     """
 
-    weight: nn.Parameter
-    bias: nn.Parameter | None
     step: Tensor
 
     def __init__(
@@ -131,7 +98,6 @@ class PartialFC(nn.Module):
         additions: Sequence[Addition | str | Mapping[str, Any]] = (),
         gradient_filter: float = 0.0,
     ) -> None:
-        super().__init__()
         if embedding_dim < 1:
             raise ValueError(f"embedding_dim={embedding_dim} must be at least 1.")
         if num_classes < 1:
@@ -148,27 +114,28 @@ class PartialFC(nn.Module):
             raise ValueError(f"memory_budget={memory_budget} must be a number of bytes, 0 keeps nothing.")
         if not dtype.is_floating_point:
             raise TypeError(f"dtype={dtype} must be a floating dtype.")
+        loss = loss_from_config(loss)
+        super().__init__(
+            num_classes=num_classes,
+            width=embedding_dim * loss.num_centers,
+            has_bias=loss.has_bias,
+            seed=seed,
+            init_std=init_std,
+            device=device,
+            dtype=dtype,
+            row_folder=row_folder,
+        )
         self.embedding_dim = embedding_dim
-        self.num_classes = num_classes
-        self.loss = loss_from_config(loss)
+        self.loss = loss
         self.additions = tuple(addition_from_config(addition) for addition in additions)
         self.sample_rate = sample_rate
-        self.seed = seed
-        self.init_std = init_std
-        self.row_folder = None if row_folder is None else Path(row_folder)
         self.memory_budget = memory_budget
         self.chunk_size = chunk_size
         self.check_finite = check_finite
         self.gradient_filter = gradient_filter
         self.last_target_cosine: Tensor | None = None
-        self._comm: Comm | None = None
         self._deferred = DeferredCheck()
 
-        width = embedding_dim * self.loss.num_centers
-        self.weight = nn.Parameter(torch.empty((num_classes, width), dtype=dtype, device="meta"))
-        has_bias = self.loss.has_bias
-        self.bias = nn.Parameter(torch.empty(num_classes, dtype=dtype, device="meta")) if has_bias else None
-        self._mark_parameters()
         self.register_buffer("step", torch.zeros((), dtype=torch.int64, device="cpu"))
         for name, value in self.loss.initial_state(num_classes).items():
             self.register_buffer(_STATE_PREFIX + name, value.cpu())
@@ -178,186 +145,16 @@ class PartialFC(nn.Module):
         parts: list[Loss | Addition] = [self.loss, *self.additions]
         for part in parts:
             for name, shape in part.row_memory(embedding_dim).items():
-                if hasattr(self, _MEMORY_PREFIX + name):
+                if hasattr(self, MEMORY_PREFIX + name):
                     raise ValueError(f"loss and additions hold two that remember {name!r}; leave one out: {part}.")
                 rows = torch.zeros((num_classes, *shape), dtype=wide, device="meta")
-                self.register_buffer(_MEMORY_PREFIX + name, rows)
-        self._build_device = torch.device(device) if device is not None else torch.get_default_device()
-        comm = comm or _comm_at_birth()
-        if comm is not None:
-            self.attach(comm)
-
-    # --- life ---------------------------------------------------------------------------------------------------------
-
-    @property
-    def comm(self) -> Comm:
-        """Whom this head talks to; a single process until it is attached."""
-        return self._comm if self._comm is not None else Comm.single()
-
-    @property
-    def shard(self) -> ClassShard:
-        """The classes of this rank."""
-        return ClassShard(self.num_classes, self.comm.shard_rank, self.comm.shard_size)
-
-    @property
-    def class_range(self) -> range:
-        """Global class ids whose centers live here."""
-        return self.shard.range
-
-    @property
-    def is_materialized(self) -> bool:
-        """Whether the centers have storage."""
-        return not self.weight.is_meta
-
-    @property
-    def is_sharded(self) -> bool:
-        """Whether this head knows its ranks."""
-        return self._comm is not None
-
-    def attach(self, comm: Comm, device: torch.device | str | None = None) -> None:
-        """Take this rank's shard: draw its centers, or keep its rows of a head that already holds all of them.
-
-        Called by the strategy, on every rank, before optimizers are made; doing it again changes nothing. No
-        collective.
-
-        Args:
-            comm: the ranks.
-            device: where new storage goes; None keeps the device asked for at construction.
-
-        Raises:
-            ValueError: if there are more ranks than classes, or copies of a head that remembers.
-            RuntimeError: if the head is already sharded over other ranks.
-        """
-        shard = ClassShard(self.num_classes, comm.shard_rank, comm.shard_size)
-        if comm.num_replicas > 1 and any(name.startswith(_MEMORY_PREFIX) for name in self._buffers):
-            raise ValueError(
-                f"The head is held in {comm.num_replicas} copies (head_group_size={comm.shard_size}), but an addition "
-                "remembers something of every class, and the copies would drift apart; leave head_group_size out."
-            )
-        if self.is_materialized and self.weight.shape[0] != self.num_classes:
-            old = self.shard
-            if old != shard:
-                raise RuntimeError(
-                    f"This head already holds classes [{old.start}, {old.stop}) of rank {old.rank} of "
-                    f"{old.world_size} and cannot become rank {shard.rank} of {shard.world_size} in place; load it "
-                    "from a checkpoint instead."
-                )
-            self._comm = comm
-            return
-        if not self.is_materialized:
-            self._allocate(shard, torch.device(device) if device is not None else self._build_device)
-        elif shard.num_local < self.num_classes:
-            if self.row_folder is not None:
-                raise RuntimeError("A head whose centers are in files was used by one process and cannot be split now.")
-            for name, tensor in self.sharded_tensors().items():
-                part = tensor.detach()[shard.start : shard.stop].clone()
-                if name in self._buffers:
-                    self._buffers[name] = part
-                    continue
-                self._swap(name, nn.Parameter(part, requires_grad=tensor.requires_grad))
-        self._comm = comm
-        self._mark_parameters()
-
-    def sharded_tensors(self) -> dict[str, Tensor]:
-        """Parameters that differ by rank, by their name within the head; row i is class ``class_range[i]``."""
-        found: dict[str, Tensor] = {"weight": self.weight}
-        if self.bias is not None:
-            found["bias"] = self.bias
-        return found | {
-            name: rows for name, rows in self._buffers.items() if name.startswith(_MEMORY_PREFIX) and rows is not None
-        }
-
-    def _allocate(self, shard: ClassShard, device: torch.device) -> None:
-        if device.type == "meta":
-            device = torch.device("cpu")
-
-        def fill(out: Tensor) -> Tensor:
-            return init_centers_(out, shard.start, self.seed, self.init_std)
-
-        shape, dtype = (shard.num_local, self.weight.shape[1]), self.weight.dtype
-        files = self._files(shard, device)
-        if files is None:
-            weight = fill(torch.empty(shape, dtype=dtype, device=device))
-        else:
-            weight = files.tensor("weight", shape, dtype, fill)
-        self._swap("weight", nn.Parameter(weight, requires_grad=self.weight.requires_grad))
-        if files is not None:
-            self.weight.row_files = files  # type: ignore[attr-defined]  # read by lightning_pfc.optim
-        if self.bias is not None:
-            bias = torch.zeros(shard.num_local, dtype=self.bias.dtype, device=device)
-            self._swap("bias", nn.Parameter(bias, requires_grad=self.bias.requires_grad))
-        for name in [name for name in self._buffers if name.startswith(_MEMORY_PREFIX)]:
-            rows = self._buffers[name]
-            assert rows is not None
-            self._buffers[name] = torch.zeros((shard.num_local, *rows.shape[1:]), dtype=rows.dtype, device=device)
-
-    def _files(self, shard: ClassShard, device: torch.device) -> RowFiles | None:
-        if self.row_folder is None:
-            return None
-        if device.type != "cpu":
-            raise ValueError(f"row_folder={str(self.row_folder)!r} keeps centers on a CPU; this head is on {device}.")
-        return RowFiles(self.row_folder / f"classes-{shard.start}-{shard.stop}")
-
-    def _swap(self, name: str, new: nn.Parameter) -> None:
-        """Give the Parameter ``name`` the contents of ``new``: optimizers that hold the object go on with it."""
-        old = getattr(self, name)
-        attributes = dict(vars(old))  # such as marks of an optimizer, which swap_tensors would carry away
-        torch.utils.swap_tensors(old, new)  # type: ignore[no-untyped-call]
-        vars(old).update(attributes)
-
-    def _mark_parameters(self) -> None:
-        for tensor in self.sharded_tensors().values():
-            tensor.row_sharded = True  # type: ignore[attr-defined]  # read by lightning_pfc.optim
-            tensor.first_row = self.shard.start  # type: ignore[attr-defined]  # likewise: rounding goes by class
-
-    def _ensure_storage(self) -> None:
-        if self._comm is not None:
-            return
-        if _world_size() > 1:
-            owner = get_owner()
-            if owner is not None and owner.comm is not None:
-                self.attach(owner.comm)
-                return
-            raise RuntimeError(
-                "This PartialFC was built before the process group and nobody has given it its shard. "
-                + foreign_strategy_message(owner.name if owner else "this set-up")
-                + " In a script without a Trainer, build the head after torch.distributed.init_process_group."
-            )
-        if not self.is_materialized:
-            self._allocate(self.shard, self._build_device)
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> PartialFC:
-        # `.to(device)` and friends: a tensor without storage cannot move, so it gets its storage first. Under a group
-        # it must have been given its shard by then: the stock strategies would go on to overwrite it.
-        if self._comm is None:
-            self._ensure_storage()
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        self._mark_parameters()
-        return self
+                self.register_buffer(MEMORY_PREFIX + name, rows)
+        self._start_life(comm)
 
     def __getstate__(self) -> dict[str, Any]:
         state = self.__dict__.copy()
         state["_deferred"] = DeferredCheck()
         return state
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)  # type: ignore[no-untyped-call]
-        self._mark_parameters()  # copies of parameters do not keep their attributes
-
-    # --- checkpoints in one piece -------------------------------------------------------------------------------------
-
-    def _load_from_state_dict(
-        self, state_dict: dict[str, Any], prefix: str, local_metadata: dict[str, Any], strict: bool, *args: Any
-    ) -> None:
-        # A state dict may hold the whole head or this rank's shard; rows of a whole head are picked by class.
-        if self._comm is None:
-            self._ensure_storage()
-        shard = self.shard
-        for name, tensor in self.sharded_tensors().items():
-            value = state_dict.get(prefix + name)
-            if value is not None and value.shape[0] == self.num_classes and tensor.shape[0] < self.num_classes:
-                state_dict[prefix + name] = value[shard.start : shard.stop]
-        super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, *args)
 
     # --- training -----------------------------------------------------------------------------------------------------
 
@@ -415,7 +212,7 @@ class PartialFC(nn.Module):
         budget = class_budget(self.sample_rate, self.num_classes)
         return sample_uniform(all_labels, labels, self.shard, budget, self.seed, self.step)
 
-    def _loss(self, batch: _Gathered, sample: Sample) -> Tensor:
+    def _loss(self, batch: Gathered, sample: Sample) -> Tensor:
         comm, loss = self.comm, self.loss
         state = self._loss_state()
         norms = torch.linalg.vector_norm(batch.x, dim=1)
@@ -434,7 +231,7 @@ class PartialFC(nn.Module):
             rows = replace(rows, target_cosine=target_cosines(x, self.weight, self.bias, plan))
         if self.training and state:
             with torch.no_grad():
-                loss.update_state(state, self._global_rows(rows, batch)[0])
+                loss.update_state(state, rows_of_all(rows, batch, comm)[0])
         # The buffers move on, perhaps before this step's backward; its graph keeps the values of now.
         now = {name: value.clone() for name, value in state.items()}
         plan = self._plan(rows, now | learned, sample)
@@ -455,7 +252,7 @@ class PartialFC(nn.Module):
         if self.training and state:
             with torch.no_grad():
                 known = replace(rows, target_cosine=sums.target_cosine.detach())
-                loss.finish_state(state, *self._global_rows(known, batch, sums.negative_logsumexp.detach()))
+                loss.finish_state(state, *rows_of_all(known, batch, comm, sums.negative_logsumexp.detach()))
         if plan.prototypes is not None:
             with torch.no_grad():
                 self._remember(loss, memory, x, rows, plan.prototypes)
@@ -477,7 +274,7 @@ class PartialFC(nn.Module):
 
     def _memory_of(self, part: Loss | Addition) -> dict[str, Tensor]:
         names = part.row_memory(self.embedding_dim)
-        return {name: rows for name in names if (rows := self._buffers[_MEMORY_PREFIX + name]) is not None}
+        return {name: rows for name in names if (rows := self._buffers[MEMORY_PREFIX + name]) is not None}
 
     def _remember(self, loss: Loss, memory: dict[str, Tensor], x: Tensor, rows: Rows, prototypes: Prototypes) -> None:
         """Write what the loss remembers of this batch; the backward pass still to come keeps the memory as it was."""
@@ -516,64 +313,11 @@ class PartialFC(nn.Module):
             if parameter is not None and name.startswith(_STATE_PREFIX)
         }
 
-    def _global_rows(self, rows: Rows, batch: _Gathered, extra: Tensor | None = None) -> tuple[Rows, Tensor]:
-        """Facts about the rows of all ranks, and ``extra`` (B,); with one copy of the head these are given back."""
-        extra = rows.norms.detach() if extra is None else extra
-        if self.comm.num_replicas == 1:
-            return rows, extra
-        columns = [extra, rows.norms.detach()]
-        if rows.target_cosine is not None:
-            columns.append(rows.target_cosine)
-        own = torch.stack(columns, 1)[batch.own]
-        longest = max(batch.sizes)
-        padded = own.new_zeros((longest, own.shape[1]))
-        padded[: own.shape[0]] = own
-        gathered = all_gather_rows(padded, self.comm.world_size, self.comm.group)
-        every = torch.cat([gathered[r * longest : r * longest + size] for r, size in enumerate(batch.sizes)])
-        known = Rows(
-            labels=batch.all_labels,
-            norms=every[:, 1],
-            target_cosine=every[:, 2] if rows.target_cosine is not None else None,
-            seed=rows.seed,
-            step=rows.step,
-            index=torch.arange(every.shape[0], device=every.device),
+    def _gather(self, embeddings: Tensor, labels: Tensor, tag: str) -> Gathered:
+        gatherer = Gatherer(
+            self.comm, self._deferred, self.embedding_dim, self.num_classes, self.check_finite, self.training
         )
-        return known, every[:, 0]
-
-    def _gather(self, embeddings: Tensor, labels: Tensor, tag: str) -> _Gathered:
-        """Check this rank's input, agree with the others, and bring the batch together."""
-        comm = self.comm
-        error = self._deferred.pending() or batch_error(
-            embeddings, labels, self.embedding_dim, self.num_classes, self.check_finite
-        )
-        if error is None:
-            self._deferred.watch(embeddings, labels, self.num_classes, self.check_finite)
-        batch = embeddings.shape[0] if error is None else 0
-        answers = comm.agreement.exchange(tag, [batch, int(self.training), embeddings.element_size()], error)
-        sizes = [numbers[0] for numbers in answers]
-        for place, what in ((1, "head.training"), (2, "the embeddings' element size in bytes")):
-            if len({numbers[place] for numbers in answers}) > 1:
-                raise ValueError(
-                    f"{what} differs between ranks: {[numbers[place] for numbers in answers]} by rank; it must "
-                    "be the same."
-                )
-        if sum(sizes) == 0:
-            raise ValueError("The global batch is empty: embeddings has shape (0, D) on every rank.")
-        first = comm.rank - comm.shard_rank
-        group_sizes = sizes[first : first + comm.shard_size]
-        x, group_labels = gather_batch(embeddings, labels, group_sizes, comm.shard_group, float(comm.world_size))
-        all_labels = group_labels
-        if comm.num_replicas > 1:
-            longest = max(sizes)
-            padded = labels.new_zeros(longest)
-            padded[: labels.shape[0]] = labels
-            every = all_gather_rows(padded, comm.world_size, comm.group)
-            all_labels = torch.cat([every[r * longest : r * longest + size] for r, size in enumerate(sizes)])
-        before = sum(group_sizes[: comm.shard_rank])
-        compute = torch.float64 if x.dtype == torch.float64 else torch.float32
-        return _Gathered(
-            x.to(compute), group_labels, all_labels, sizes, slice(before, before + batch), sum(sizes[:first])
-        )
+        return gatherer.gather(embeddings, labels, tag)
 
     def check(self) -> None:
         """Raise, on every rank, what an accelerator found in the last batch. One small exchange on the CPU.
@@ -603,9 +347,8 @@ class PartialFC(nn.Module):
             x = nn.functional.normalize(batch.x) if self.loss.normalize else batch.x
             rows = Rows(batch.labels, batch.labels, None, self.seed, self.step, batch.labels)
             plan = self._plan(rows, {}, all_classes(batch.labels, self.shard))
-            cosine = target_cosines(x, self.weight, self.bias, plan)
-            rank = all_reduce(count_above(x, self.weight, self.bias, cosine, plan), self.comm.shard_group)
-        return TargetRanks(rank[batch.own], cosine[batch.own])
+            found = rank_targets(x, self.weight, self.bias, plan)
+        return TargetRanks(found.rank[batch.own], found.cosine[batch.own])
 
     def extra_repr(self) -> str:
         """What ``print(module)`` shows."""
@@ -620,19 +363,3 @@ def iter_heads(module: nn.Module) -> Iterator[tuple[str, PartialFC]]:
     for name, child in module.named_modules():
         if isinstance(child, PartialFC):
             yield name, child
-
-
-def _world_size() -> int:
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
-
-
-def _comm_at_birth() -> Comm | None:
-    """The ranks that exist when a head is built; None where there is no process group yet."""
-    owner = get_owner()
-    if owner is not None and _world_size() > 1:
-        if owner.comm is None:
-            raise RuntimeError(foreign_strategy_message(owner.name))
-        return owner.comm
-    if dist.is_available() and dist.is_initialized():
-        return Comm.from_group()
-    return None

@@ -2,10 +2,31 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from torch import Tensor
 
-from lightning_pfc.heads.chunks import chunk_cosines
+from lightning_pfc.distributed.collectives import all_reduce
+from lightning_pfc.heads.chunks import chunk_cosines, target_cosines
 from lightning_pfc.heads.plan import Plan
+
+
+class TargetRanks(NamedTuple):
+    """Where targets stand.
+
+    Attributes:
+        rank: (B,) int64, how many of all C classes score strictly higher than the target: 0 is a top-1 hit.
+        cosine: (B,) float, the target's cosine (its logit, for a loss without normalisation).
+    """
+
+    rank: Tensor
+    cosine: Tensor
+
+
+def rank_targets(x: Tensor, weight: Tensor, bias: Tensor | None, plan: Plan) -> TargetRanks:
+    """Where the targets of ``x`` (B, D) stand among the classes of all ranks. Two all-reduces of (B,)."""
+    cosine = target_cosines(x, weight, bias, plan)
+    return TargetRanks(all_reduce(count_above(x, weight, bias, cosine, plan), plan.shard_group), cosine)
 
 
 def count_above(x: Tensor, weight: Tensor, bias: Tensor | None, threshold: Tensor, plan: Plan) -> Tensor:

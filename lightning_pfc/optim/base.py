@@ -13,10 +13,10 @@ from torch.optim.optimizer import ParamsT
 
 from lightning_pfc.optim.memory import zero_pages
 from lightning_pfc.optim.noise import RowNoise
-from lightning_pfc.optim.row_files import row_files
 from lightning_pfc.optim.row_step import RowStep, RowUpdate, row_update
 from lightning_pfc.optim.rows import is_row_sharded, mark_row_sparse, row_chunks, rows_per_chunk
 from lightning_pfc.optim.storage import STATE_DTYPES, RowStorage, convert_rows, row_width, storage_of
+from lightning_pfc.storage.row_files import row_files
 
 
 class RowSparseOptimizer(torch.optim.Optimizer, ABC):

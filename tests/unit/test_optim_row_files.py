@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from lightning_pfc.optim import RowWiseAdagrad, SparseAdamW, SparseSGD
-from lightning_pfc.optim.row_files import RowFiles
+from lightning_pfc.storage.row_files import RowFiles
 
 SHAPE = (50, 12)
 

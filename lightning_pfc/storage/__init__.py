@@ -1,0 +1,1 @@
+"""Where rows are kept beyond memory; used by heads and optimizers alike, and using neither."""
