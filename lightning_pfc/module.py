@@ -16,6 +16,7 @@ from lightning_pfc.checkpoint.opening import load_module
 from lightning_pfc.data.mixing import MixedBatch
 from lightning_pfc.evaluation import ClosedSetEvaluation, Evaluation, make_evaluations
 from lightning_pfc.heads.partial_fc import PartialFC, iter_heads
+from lightning_pfc.heads.samplers import Sampler
 from lightning_pfc.losses import Loss
 from lightning_pfc.models.backbone import as_input_size, create_backbone, native_input_size, output_width
 from lightning_pfc.models.neck import create_neck
@@ -54,7 +55,7 @@ class PartialFCModule(L.LightningModule):
         input_size: (C, H, W) of the images, (H, W) or one number for colour images; None: the backbone's own.
         pretrained: start from timm's pretrained weights.
         backbone_options: further arguments of ``timm.create_model``.
-        head_options: further arguments of :class:`~lightning_pfc.PartialFC`, such as ``memory_budget``.
+        head_options: further arguments of :class:`~lightning_pfc.PartialFC`, such as ``sampler`` or ``memory_budget``.
         channels_last: keep images and backbone in that memory format, which convolutions prefer.
         optimizer: ``name``, ``lr`` and more, see :func:`~lightning_pfc.optim.factory.create_optimizer`. The row-sparse
             form is the default when ``sample_rate`` < 1.
@@ -165,6 +166,12 @@ class PartialFCModule(L.LightningModule):
             )
         return loss
 
+    def on_fit_start(self) -> None:
+        """Tell the heads how many images each class has, where a sampler wants to know."""
+        for name, head in iter_heads(self):
+            if head.sampler.needs_counts:
+                head.set_class_counts(_class_counts(self.trainer, name, head))
+
     def on_validation_start(self) -> None:
         """Set the metrics up for what the data says it is: a closed set, or pairs of an open one."""
         self.evaluations = make_evaluations(self, "val")
@@ -235,7 +242,7 @@ class PartialFCModule(L.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def _samples(self) -> bool:
-        return any(head.sample_rate < 1.0 for _, head in iter_heads(self))
+        return any(head.samples for _, head in iter_heads(self))
 
     @classmethod
     def load_from_checkpoint(cls, checkpoint_path: Any, *args: Any, **kwargs: Any) -> Any:
@@ -261,7 +268,7 @@ def to_plain(value: Any) -> Any:
     """``value`` as names, numbers, lists and mappings of those; losses as mappings. A marker for anything else."""
     if value is None or isinstance(value, bool | int | float | str):
         return value
-    if isinstance(value, Loss):
+    if isinstance(value, Loss | Sampler):
         return value.to_config()
     if isinstance(value, Path):
         return str(value)
@@ -272,6 +279,18 @@ def to_plain(value: Any) -> Any:
         entries = [to_plain(item) for item in value]
         return _NOT_PLAIN if any(entry is _NOT_PLAIN for entry in entries) else entries
     return _NOT_PLAIN
+
+
+def _class_counts(trainer: L.Trainer, name: str, head: PartialFC) -> Tensor:
+    """How many training images each class of a head has, from the data module."""
+    data: Any = getattr(getattr(trainer, "datamodule", None), "data", None)
+    labels = getattr(data, "labels", None)
+    if labels is None or data.num_classes != head.num_classes:
+        raise ValueError(
+            f"{name}.sampler={head.sampler} needs the number of images of each class, which this data module does not "
+            "tell; call head.set_class_counts(counts) in on_fit_start."
+        )
+    return torch.bincount(torch.as_tensor(labels), minlength=head.num_classes)
 
 
 def global_batch_size(trainer: L.Trainer) -> int | None:

@@ -145,6 +145,12 @@ def vpl(loss: L.VPL, b: Batch) -> Tensor:
     return softmax_mean(b, loss.scale * torch.cos(acos(b.own) + loss.margin), loss.scale * b.cosine)
 
 
+def dsoftmax(loss: L.DSoftmax, b: Batch) -> Tensor:
+    intra = torch.log(1 + math.exp(loss.scale * loss.end_point) / torch.exp(loss.scale * b.own))
+    inter = torch.log(1 + torch.exp(loss.scale * b.cosine).masked_fill(b.onehot, 0.0).sum(1))
+    return (intra + inter).mean()
+
+
 FORMULAS: dict[str, Formula] = {
     "AdaFace": adaface,
     "MagFace": magface,
@@ -158,6 +164,7 @@ FORMULAS: dict[str, Formula] = {
     "MarginWarmup": warmup,
     "SubCenterArcFace": subcenter,
     "VPL": vpl,
+    "DSoftmax": dsoftmax,
 }
 
 

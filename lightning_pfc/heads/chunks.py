@@ -30,8 +30,7 @@ class Chunks:
         shape = (self.width, weight.shape[1])
         self._rows = x.new_empty(shape) if gathers else None
         self._stored = x.new_empty(shape, dtype=weight.dtype) if weight.dtype != x.dtype else None
-        padding = plan.sample.valid
-        self._pad = None if padding is None else torch.where(padding, 0.0, -torch.inf).to(x.dtype)
+        self._pad = plan.sample.offsets(x.dtype)
 
     def rows(self, low: int, high: int) -> Tensor:
         """Centers (n, D) of a chunk in the compute dtype, or what takes their place; (n, K D) with K a class."""
@@ -97,7 +96,7 @@ class Chunks:
         return (columns - low).clamp(0, high - low - 1)[:, None], ((columns >= low) & (columns < high))[:, None]
 
     def mask_padding_(self, logits: Tensor, low: int, high: int) -> Tensor:
-        """Set the logits of padding to -inf, in place."""
+        """Add what the sample wants the negatives to weigh; the logits of padding become -inf. In place."""
         return logits if self._pad is None else logits.add_(self._pad[low:high])
 
 

@@ -14,19 +14,22 @@ from lightning_pfc.distributed.collectives import all_reduce, shared_gradient, s
 from lightning_pfc.distributed.comm import Comm
 from lightning_pfc.heads.chunks import target_cosines
 from lightning_pfc.heads.cross_entropy import sharded_softmax_sums
-from lightning_pfc.heads.gathered import Gathered, Gatherer, rows_of_all
+from lightning_pfc.heads.gathered import Gathered, Gatherer, gather_uneven, rows_of_all
 from lightning_pfc.heads.plan import Plan
 from lightning_pfc.heads.prototypes import Prototypes
 from lightning_pfc.heads.ranking import TargetRanks, rank_targets
 from lightning_pfc.heads.row_memory import recall, remember_
-from lightning_pfc.heads.sampling import Sample, all_classes, class_budget, sample_uniform
-from lightning_pfc.heads.sharded_rows import MEMORY_PREFIX, ShardedRows
+from lightning_pfc.heads.samplers import Sampler, Step, sampler_from_config
+from lightning_pfc.heads.sampling import Sample, all_classes, class_budget
+from lightning_pfc.heads.sharded_rows import MEMORY_PREFIX, SAMPLED_PREFIX, ShardedRows
 from lightning_pfc.heads.validation import DeferredCheck
 from lightning_pfc.losses import Loss, Rows, loss_from_config
 from lightning_pfc.losses.additions import Addition, addition_from_config
 from lightning_pfc.storage.row_files import row_files
 
 _STATE_PREFIX = "loss_"
+_SAMPLER_PREFIX = "sampler_"
+_OF_SAMPLERS = (_SAMPLER_PREFIX, SAMPLED_PREFIX)
 
 
 class PartialFC(ShardedRows):
@@ -46,10 +49,12 @@ class PartialFC(ShardedRows):
         sample_rate: share of the classes that takes part in a training step, in [0, 1]: 1 is the exact softmax, 0 keeps
             the batch's own classes only. Sampled softmax has fewer terms: losses of different rates do not compare
             (they differ by about ``ln`` of the rates' ratio).
+        sampler: which classes those are: a :class:`~lightning_pfc.heads.samplers.Sampler`, its name, or a mapping with
+            ``name`` and arguments. By default the targets of the batch and others drawn evenly.
         seed: of the initial centers and of the negatives.
         comm: whom to talk to; None finds out (the strategy's ranks, the default process group, or nobody).
-        device, dtype: of the centers. bfloat16 halves their memory; computation is in float32 (float64 for float64
-            embeddings).
+        device, dtype: of the centers; the dtype or its name. bfloat16 halves their memory; computation is in float32
+            (float64 for float64 embeddings).
         init_std: standard deviation of the initial centers.
         row_folder: where the centers, and their state in an optimizer of ``lightning_pfc.optim``, are kept in
             memory-mapped files instead of memory, every rank's in a folder of its own; on a CPU only. Rows of the next
@@ -89,7 +94,7 @@ class PartialFC(ShardedRows):
         seed: int = 0,
         comm: Comm | None = None,
         device: torch.device | str | None = None,
-        dtype: torch.dtype = torch.float32,
+        dtype: torch.dtype | str = torch.float32,
         init_std: float = 0.01,
         row_folder: str | os.PathLike[str] | None = None,
         memory_budget: int = 512 << 20,
@@ -97,6 +102,7 @@ class PartialFC(ShardedRows):
         check_finite: bool = True,
         additions: Sequence[Addition | str | Mapping[str, Any]] = (),
         gradient_filter: float = 0.0,
+        sampler: Sampler | str | Mapping[str, Any] = "uniform",
     ) -> None:
         if embedding_dim < 1:
             raise ValueError(f"embedding_dim={embedding_dim} must be at least 1.")
@@ -112,8 +118,7 @@ class PartialFC(ShardedRows):
             )
         if memory_budget < 0:
             raise ValueError(f"memory_budget={memory_budget} must be a number of bytes, 0 keeps nothing.")
-        if not dtype.is_floating_point:
-            raise TypeError(f"dtype={dtype} must be a floating dtype.")
+        dtype = _as_dtype(dtype)
         loss = loss_from_config(loss)
         super().__init__(
             num_classes=num_classes,
@@ -129,12 +134,19 @@ class PartialFC(ShardedRows):
         self.loss = loss
         self.additions = tuple(addition_from_config(addition) for addition in additions)
         self.sample_rate = sample_rate
+        self.sampler = sampler_from_config(sampler)
         self.memory_budget = memory_budget
         self.chunk_size = chunk_size
         self.check_finite = check_finite
         self.gradient_filter = gradient_filter
         self.last_target_cosine: Tensor | None = None
+        if self.sampler.weighs and self.loss.needs_negative_sum:
+            raise ValueError(
+                f"sampler={self.sampler} weighs the negatives, and {type(self.loss).__name__} with label_smoothing="
+                f"{self.loss.label_smoothing} sums their logits as they are; leave out one of the two."
+            )
         self._deferred = DeferredCheck()
+        self._sampler_cache: dict[str, Any] = {}
 
         self.register_buffer("step", torch.zeros((), dtype=torch.int64, device="cpu"))
         for name, value in self.loss.initial_state(num_classes).items():
@@ -149,12 +161,33 @@ class PartialFC(ShardedRows):
                     raise ValueError(f"loss and additions hold two that remember {name!r}; leave one out: {part}.")
                 rows = torch.zeros((num_classes, *shape), dtype=wide, device="meta")
                 self.register_buffer(MEMORY_PREFIX + name, rows)
+        for name, value in self.sampler.initial_state(num_classes, embedding_dim).items():
+            self.register_buffer(_SAMPLER_PREFIX + name, value.cpu())
+        for name, (shape, kind) in self.sampler.row_state(embedding_dim).items():
+            rows = torch.zeros((num_classes, *shape), dtype=kind, device="meta")
+            self.register_buffer(SAMPLED_PREFIX + name, rows)
         self._start_life(comm)
 
     def __getstate__(self) -> dict[str, Any]:
         state = self.__dict__.copy()
         state["_deferred"] = DeferredCheck()
+        state["_sampler_cache"] = {}  # threads and indexes, which are made anew
         return state
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, local_metadata: dict[str, Any], strict: bool, *args: Any
+    ) -> None:
+        # A run may go on with another sampler, which then begins without a memory of its own.
+        own = {f"{prefix}{name}": value for name, value in self._buffers.items() if name.startswith(_OF_SAMPLERS)}
+        for key in [key for key in state_dict if key.startswith(tuple(prefix + word for word in _OF_SAMPLERS))]:
+            if key not in own:
+                del state_dict[key]
+        self._sampler_cache.clear()
+        if self._comm is None:
+            self._ensure_storage()
+        for key in own:
+            state_dict.setdefault(key, self._buffers[key.removeprefix(prefix)])
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, *args)
 
     # --- training -----------------------------------------------------------------------------------------------------
 
@@ -184,8 +217,8 @@ class PartialFC(ShardedRows):
             )
         with torch.autocast(embeddings.device.type, enabled=False):
             batch = self._gather(embeddings, labels, "PartialFC.forward")
-            if self.training and self.sample_rate < 1.0:
-                sample = self._sample(batch.all_labels, batch.labels)
+            if self.training and self.samples:
+                sample = self._sample(batch.all_labels, batch.labels, batch)
             else:
                 sample = all_classes(batch.labels, self.shard)
             loss = self._loss(batch, sample)
@@ -194,23 +227,78 @@ class PartialFC(ShardedRows):
             self._read_ahead()
         return loss
 
+    @property
+    def samples(self) -> bool:
+        """Whether classes are ever left out of a training step."""
+        return self.sampler.samples(self.sample_rate)
+
+    @torch.no_grad()
+    def set_class_counts(self, counts: Tensor) -> None:
+        """Say how many images each class has, for a sampler that draws by it; others do nothing with it.
+
+        Args:
+            counts: (num_classes,) integers, the same on every rank; 0 counts as 1.
+
+        Raises:
+            ValueError: for another shape or a negative count.
+        """
+        if counts.shape != (self.num_classes,) or bool((counts < 0).any()):
+            raise ValueError(
+                f"counts has shape {tuple(counts.shape)}; it must be ({self.num_classes},), numbers of images >= 0."
+            )
+        if not self.sampler.needs_counts:
+            return
+        self._ensure_storage()
+        own = counts[self.shard.start : self.shard.stop].clamp(1, torch.iinfo(torch.int32).max)
+        self.get_buffer(SAMPLED_PREFIX + "count").copy_(own)
+
     def _read_ahead(self) -> None:
         """Let a thread have the rows of the next step's negatives read, where the centers are in files."""
         files = row_files(self.weight)
-        if files is None or self.sample_rate == 1.0:
+        if files is None or not self.samples:
             return
-        shard, step, nobody = self.shard, self.step.clone(), self.step.new_empty(0)
-        budget = class_budget(self.sample_rate, self.num_classes)
+        nobody = self.step.new_empty(0)
+        step = self._step(nobody, nobody, None)
 
         def rows() -> Tensor:
-            index = sample_uniform(nobody, nobody, shard, budget, self.seed, step).index
+            index = self.sampler.foresee(step)
             return nobody if index is None else index
 
         files.prefetch(rows)
 
-    def _sample(self, all_labels: Tensor, labels: Tensor) -> Sample:
-        budget = class_budget(self.sample_rate, self.num_classes)
-        return sample_uniform(all_labels, labels, self.shard, budget, self.seed, self.step)
+    def _sample(self, all_labels: Tensor, labels: Tensor, batch: Gathered | None = None) -> Sample:
+        with torch.no_grad():
+            return self.sampler.sample(self._step(all_labels, labels, batch))
+
+    def _step(self, all_labels: Tensor, labels: Tensor, batch: Gathered | None) -> Step:
+        comm = self.comm
+
+        def embeddings() -> Tensor:
+            if batch is None:
+                raise RuntimeError("there are no embeddings where nothing is trained.")
+            x = nn.functional.normalize(batch.x.detach())
+            return x if comm.num_replicas == 1 else gather_uneven(x[batch.own], batch.sizes, comm)
+
+        kept = {
+            name.removeprefix(prefix): buffer
+            for name, buffer in self._buffers.items()
+            for prefix in _OF_SAMPLERS
+            if buffer is not None and name.startswith(prefix)
+        }
+        return Step(
+            targets=all_labels,
+            labels=labels,
+            budget=class_budget(self.sample_rate, self.num_classes),
+            shard=self.shard,
+            seed=self.seed,
+            step=self.step.clone(),
+            state=kept,
+            dim=self.embedding_dim,
+            weight=self.weight.detach(),
+            embeddings=embeddings,
+            comm=comm,
+            cache=self._sampler_cache,
+        )
 
     def _loss(self, batch: Gathered, sample: Sample) -> Tensor:
         comm, loss = self.comm, self.loss
@@ -354,7 +442,7 @@ class PartialFC(ShardedRows):
         """What ``print(module)`` shows."""
         return (
             f"embedding_dim={self.embedding_dim}, num_classes={self.num_classes}, loss={self.loss}, "
-            f"sample_rate={self.sample_rate}, classes here={self.class_range}"
+            f"sample_rate={self.sample_rate}, sampler={self.sampler}, classes here={self.class_range}"
         )
 
 
@@ -363,3 +451,10 @@ def iter_heads(module: nn.Module) -> Iterator[tuple[str, PartialFC]]:
     for name, child in module.named_modules():
         if isinstance(child, PartialFC):
             yield name, child
+
+
+def _as_dtype(dtype: torch.dtype | str) -> torch.dtype:
+    found = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
+    if not isinstance(found, torch.dtype) or not found.is_floating_point:
+        raise TypeError(f"dtype={dtype} must be a floating dtype, such as float32 or bfloat16.")
+    return found

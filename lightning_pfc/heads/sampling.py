@@ -23,12 +23,22 @@ class Sample:
         columns: (B,) int64, the place of each row's target among the k, or -1 where another rank owns it.
         num_sampled: () int64 tensor, K over all ranks.
         valid: (k,) bool, False where ``index`` is padding (static shapes only); None means all are real.
+        log_weight: (k,) float, logarithm of how often a class counts as a negative: 0 is once, ``-log p`` makes up for
+            a class that is drawn with probability p only, ``-inf`` leaves it out; None means once each.
     """
 
     index: Tensor | None
     columns: Tensor
     num_sampled: Tensor
     valid: Tensor | None = None
+    log_weight: Tensor | None = None
+
+    def offsets(self, dtype: torch.dtype) -> Tensor | None:
+        """What is added to the negatives' logits, (k,): ``log_weight``, ``-inf`` for padding; None for nothing."""
+        if self.valid is None:
+            return None if self.log_weight is None else self.log_weight.to(dtype)
+        base = 0.0 if self.log_weight is None else self.log_weight
+        return torch.where(self.valid, base, -torch.inf).to(dtype)
 
 
 def all_classes(labels: Tensor, shard: ClassShard) -> Sample:
@@ -91,12 +101,30 @@ def sample_uniform(
             capacity(all_labels.shape[0], shard, budget),
             shard.num_local,
         )
-    local = labels - shard.start
-    owned = (labels >= shard.start) & (labels < shard.stop)
-    columns = torch.where(owned, torch.searchsorted(index, local), -1)
+    columns = columns_of(labels, index, shard)
     if valid is not None:  # padding repeats the last real row, so that it adds nothing to what an optimizer touches
         index = torch.where(valid, index, index.masked_fill(~valid, 0).amax())
     return Sample(index, columns, num_targets.clamp(min=budget), valid)
+
+
+def columns_of(labels: Tensor, index: Tensor, shard: ClassShard) -> Tensor:
+    """The place of each label among the ascending local rows ``index``, or -1 where another rank owns it."""
+    owned = (labels >= shard.start) & (labels < shard.stop)
+    return torch.where(owned, torch.searchsorted(index, labels - shard.start), -1)
+
+
+def distinct(ids: Tensor) -> Tensor:
+    """``ids`` in ascending order, each once; on an accelerator it waits for the device."""
+    found: Tensor = torch.unique(ids)
+    return found
+
+
+def is_among(ids: Tensor, ordered: Tensor) -> Tensor:
+    """Which of ``ids`` are in ``ordered`` (ascending, repeats allowed), bool of the shape of ``ids``."""
+    if ordered.shape[0] == 0:
+        return torch.zeros_like(ids, dtype=torch.bool)
+    place = torch.searchsorted(ordered, ids).clamp(max=ordered.shape[0] - 1)
+    return ordered[place] == ids
 
 
 def capacity(batch: int, shard: ClassShard, budget: int) -> int:

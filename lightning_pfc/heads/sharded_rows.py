@@ -19,11 +19,16 @@ from lightning_pfc.heads.init import init_centers_
 from lightning_pfc.storage.row_files import RowFiles
 
 MEMORY_PREFIX = "memory_"
-"""What begins the names of buffers with a row per class."""
+"""What begins the names of buffers with what a loss remembers, a row per class."""
+
+SAMPLED_PREFIX = "sampled_"
+"""What begins the names of buffers with what a sampler knows, a row per class."""
+
+_ROW_PREFIXES = (MEMORY_PREFIX, SAMPLED_PREFIX)
 
 
 class ShardedRows(nn.Module):
-    """A module whose ``weight``, ``bias`` and buffers called ``memory_...`` have one row per class, split over ranks.
+    """Its ``weight``, ``bias`` and buffers ``memory_...`` and ``sampled_...`` have a row per class, split over ranks.
 
     Args:
         num_classes: C, over all ranks.
@@ -142,7 +147,7 @@ class ShardedRows(nn.Module):
         if self.bias is not None:
             found["bias"] = self.bias
         return found | {
-            name: rows for name, rows in self._buffers.items() if name.startswith(MEMORY_PREFIX) and rows is not None
+            name: rows for name, rows in self._buffers.items() if name.startswith(_ROW_PREFIXES) and rows is not None
         }
 
     def _allocate(self, shard: ClassShard, device: torch.device) -> None:
@@ -164,7 +169,7 @@ class ShardedRows(nn.Module):
         if self.bias is not None:
             bias = torch.zeros(shard.num_local, dtype=self.bias.dtype, device=device)
             self._swap("bias", nn.Parameter(bias, requires_grad=self.bias.requires_grad))
-        for name in [name for name in self._buffers if name.startswith(MEMORY_PREFIX)]:
+        for name in [name for name in self._buffers if name.startswith(_ROW_PREFIXES)]:
             rows = self._buffers[name]
             assert rows is not None
             self._buffers[name] = torch.zeros((shard.num_local, *rows.shape[1:]), dtype=rows.dtype, device=device)

@@ -14,6 +14,7 @@ from lightning_pfc.losses.circle import Circle
 from lightning_pfc.losses.combined import CombinedMargin
 from lightning_pfc.losses.cosface import CosFace
 from lightning_pfc.losses.curricularface import CurricularFace
+from lightning_pfc.losses.dsoftmax import DSoftmax
 from lightning_pfc.losses.elasticface import ElasticFace
 from lightning_pfc.losses.magface import MagFace
 from lightning_pfc.losses.mvsoftmax import MVSoftmax
@@ -35,6 +36,7 @@ __all__ = [
     "CombinedMargin",
     "CosFace",
     "CurricularFace",
+    "DSoftmax",
     "ElasticFace",
     "Loss",
     "MVSoftmax",

@@ -45,6 +45,8 @@ CASES: list[tuple[L.Loss, float]] = [
     (L.SubCenterArcFace(scale=16.0, centers=2), 0.4),
     (L.VPL(scale=16.0, share=0.3, start=0, lifetime=1), 1.0),
     (L.VPL(scale=16.0, share=0.4, start=2), 0.5),
+    (L.DSoftmax(scale=16.0), 1.0),
+    (L.DSoftmax(scale=16.0, end_point=0.5), 0.4),
 ]
 
 

@@ -19,8 +19,10 @@ LOSSES: dict[str, tuple[L.Loss, list[str]]] = {
     "learned number": (L.SphereFace2(scale=8.0, weight=1.0), []),
     "both after the sums": (L.AdaCos(), []),
     "memory of classes": (L.VPL(scale=8.0, start=1), ["center", "supcon"]),
+    "sampler with an index": (L.CosFace(scale=8.0), []),
     "several centers": (L.SubCenterArcFace(scale=8.0, centers=2), ["triplet"]),
 }
+SAMPLERS = {"sampler with an index": {"name": "mixed", "refresh": 2}}
 
 
 class Module(TheirModule):
@@ -31,8 +33,9 @@ class Module(TheirModule):
     def make_head(self) -> PartialFC:
         loss, additions = LOSSES[self.name]
         return PartialFC(
-            embedding_dim=DIM, num_classes=CLASSES, loss=loss, init_std=0.5, sample_rate=0.7, additions=additions
-        )
+            embedding_dim=DIM, num_classes=CLASSES, loss=loss, init_std=0.5, sample_rate=0.7, additions=additions,
+            sampler=SAMPLERS.get(self.name, "uniform"),
+        )  # fmt: skip
 
 
 def sizes(world_size: int) -> tuple[int, ...]:
@@ -52,7 +55,7 @@ def whole(parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:
     """Shards joined; what must be alike on all ranks is."""
     found = {}
     for key, first in parts[0].items():
-        if key.startswith(("head.weight", "head.memory")):
+        if key.startswith(("head.weight", "head.memory", "head.sampled")):
             found[key] = torch.cat([part[key] for part in parts])
         else:
             assert all(torch.equal(first, part[key]) for part in parts), f"{key} differs between ranks"
@@ -75,5 +78,5 @@ def test_two_ranks_then_three_are_as_one_process(ranks: RankPool, name: str, tmp
     for key, value in expected.items():
         torch.testing.assert_close(state[key], value, rtol=1e-4, atol=1e-5, msg=lambda m, key=key: f"{key}: {m}")
     start = Module(name).head.state_dict()
-    kept = [key for key in start if key.startswith(("loss_", "memory_"))]
+    kept = [key for key in start if key.startswith(("loss_", "memory_", "sampler_", "sampled_"))]
     assert all(not torch.equal(state[f"head.{key}"], start[key].to("cpu")) for key in kept if not start[key].is_meta)

@@ -22,6 +22,7 @@ from torch.utils._pytree import tree_leaves
 from lightning_pfc import PartialFC, losses
 from lightning_pfc.distributed import ClassShard, Comm, collectives
 from lightning_pfc.heads import cross_entropy, sampling
+from lightning_pfc.heads.samplers import Uniform
 from lightning_pfc.optim import RowWiseAdagrad, SparseAdamW, SparseSGD
 
 CUDA = torch.device("cuda", 0)
@@ -169,6 +170,10 @@ def test_sampling_has_static_shapes(fake, rate, world_size):
 @pytest.mark.parametrize("loss", LOSSES, ids=lambda loss: type(loss).__name__)
 def test_forward_and_backward_never_wait(fake, loss, monkeypatch):
     check_functions(make_head(loss, 0.2, chunk_size=200), True, monkeypatch)
+
+
+def test_the_corrected_uniform_sampler_never_waits(fake, monkeypatch):
+    check_functions(make_head(losses.ArcFace(), 0.2, sampler=Uniform(correction=True)), True, monkeypatch)
 
 
 @pytest.mark.parametrize(

@@ -285,16 +285,18 @@ def test_bad_losses_say_what_is_wrong(make, words):
 def test_the_padded_path_of_accelerators_gives_the_same_numbers(loss, rate, monkeypatch):
     import functools
 
-    from lightning_pfc.heads import partial_fc, sampling
+    from lightning_pfc.heads import sampling
+    from lightning_pfc.heads.samplers import Uniform, base
 
     torch.manual_seed(0)
+    sampler = Uniform(correction=not loss.needs_negative_sum)
     x, labels = torch.randn(9, 5, dtype=torch.float64), torch.randint(0, 61, (9,))
     results = []
     for static in (False, True):
-        monkeypatch.setattr(
-            partial_fc, "sample_uniform", functools.partial(sampling.sample_uniform, static_shapes=static)
-        )
-        head = PartialFC(embedding_dim=5, num_classes=61, loss=loss, sample_rate=rate, chunk_size=7).double()
+        monkeypatch.setattr(base, "sample_uniform", functools.partial(sampling.sample_uniform, static_shapes=static))
+        head = PartialFC(
+            embedding_dim=5, num_classes=61, loss=loss, sample_rate=rate, chunk_size=7, sampler=sampler
+        ).double()
         leaf = x.clone().requires_grad_()
         value = head(leaf, labels)
         value.backward()

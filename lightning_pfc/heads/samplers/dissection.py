@@ -1,0 +1,44 @@
+"""Targets for the intra-class term only, an even draw for the inter-class term: the sampler of D-Softmax-K."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from lightning_pfc.heads.samplers.base import Sampler, Step
+from lightning_pfc.heads.sampling import Sample, columns_of, distinct, is_among, sample_uniform
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dissection(Sampler):
+    """Negatives drawn evenly from all C classes; a target that was not drawn is nobody's negative.
+
+    Softmax Dissection (arXiv:1908.01281, section 3.3, D-Softmax-K) samples the inter-class term alone and keeps the
+    intra-class term whole. Partial FC's samples always hold the targets of the whole batch, which makes a class that
+    has an image in the batch a negative more often than others; here every class is one equally often. Meant for
+    ``loss=dsoftmax``, possible with any. Costs what :class:`Uniform` costs, on any number of ranks.
+
+    Args:
+        correction: see :class:`Sampler`; every negative was drawn with probability K / C.
+    """
+
+    knows_inclusion: ClassVar[bool] = True
+
+    @property
+    def weighs(self) -> bool:
+        """Always: targets that were not drawn count for nothing."""
+        return True
+
+    def sample(self, step: Step) -> Sample:
+        """The drawn classes, and the targets, that live on this rank."""
+        nobody, shard = step.targets[:0], step.shard
+        drawn = sample_uniform(nobody, nobody, shard, step.budget, step.seed, step.step, static_shapes=False)
+        if drawn.index is None:
+            return sample_uniform(step.targets, step.labels, shard, step.budget, step.seed, step.step)
+        own = step.targets[(step.targets >= shard.start) & (step.targets < shard.stop)] - shard.start
+        index = distinct(torch.cat([drawn.index, own]))
+        once = torch.tensor(step.num_classes / max(1, step.budget)).log().item() if self.correction else 0.0
+        weight = torch.where(is_among(index, drawn.index), once, -torch.inf)
+        return Sample(index, columns_of(step.labels, index, shard), drawn.num_sampled, None, weight)
