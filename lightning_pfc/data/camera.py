@@ -153,4 +153,9 @@ class CameraAugmentation:
 
 def to_float(images: Tensor) -> Tensor:
     """(b, C, H, W) uint8 to float32 in [-1, 1]: what evaluation sees."""
-    return images.to(torch.float32).mul_(1.0 / 127.5).sub_(1.0)
+    return to_unit_(images.to(torch.float32))
+
+
+def to_unit_(pixels: Tensor) -> Tensor:
+    """(b, C, H, W) float32 pixels in 0..255 to [-1, 1], in place."""
+    return pixels.mul_(1.0 / 127.5).sub_(1.0)

@@ -52,6 +52,24 @@ def test_decodes_as_pillow_does(
     assert np.abs(image.astype(int) - wanted).max() <= (0 if channels == 3 or mode == "L" else 2)
 
 
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_jpeg_of_the_right_size_is_decoded_in_place(channels: int) -> None:
+    data = encoded()
+    room = np.zeros((2, 40, 30, channels), np.uint8)
+    assert decode(data, channels=channels, out=(second := room[1])) is second
+    np.testing.assert_array_equal(room[1], decode(data, channels=channels))
+    assert not room[0].any()
+    for other, size, at_least in (
+        (data, (30, 40), None),
+        (encoded(kind="PNG"), (40, 30), None),
+        (data, (40, 30), (9, 9)),
+    ):
+        untouched = np.zeros((*size, channels), np.uint8)
+        image = decode(other, channels=channels, out=untouched, at_least=at_least)
+        assert image is not untouched
+        assert not untouched.any()
+
+
 @pytest.mark.parametrize("fast", [True, False])
 @pytest.mark.parametrize("kind", ["JPEG", "PNG"])
 def test_a_cut_off_image_is_an_error(fast: bool, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -124,7 +142,7 @@ class Rows(Dataset[torch.Tensor]):
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_skipped_images_are_counted_over_workers_and_keep_their_label(tmp_path: Path, workers: int) -> None:
-    broken = {(1, 0): b"", (1, 1): b"\xff\xd8\xff", (4, 3): b"junk"}
+    broken = {(1, 0): b"", (1, 1): encoded((12, 12), seed=9)[:-60], (4, 3): b"junk"}
     encoded_images = folder_with_broken(tmp_path, 5, 4, broken)
     data = DecodedImages(encoded_images, on_broken="skip", max_broken=0.2)
     for _ in range(2):

@@ -96,23 +96,28 @@ class DecodedImages:
         """
         batch = np.empty((len(index), *self.size, self.channels), np.uint8)
         for row, place in enumerate(index.tolist()):
-            batch[row] = self._picture(place) if self.on_broken == "raise" else self._picture_or_other(place)
+            room = batch[row]
+            picture = self._picture(place, room) if self.on_broken == "raise" else self._picture_or_other(place, room)
+            if picture is not room:
+                room[...] = picture
         return torch.from_numpy(batch).permute(0, 3, 1, 2)
 
-    def _picture(self, place: int) -> npt.NDArray[np.uint8]:
+    def _picture(self, place: int, room: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+        """The picture, in ``room`` if it can be decoded there."""
         image = decode(
             self.encoded.read(place),
             channels=self.channels,
             where=lambda: self.encoded.locate(place),
             max_pixels=self.max_pixels,
             at_least=None if self.fit == "exact" else self.size,
+            out=room,
         )
         return image if image.shape[:2] == self.size else self._fitted(image, place)
 
-    def _picture_or_other(self, place: int) -> npt.NDArray[np.uint8]:
+    def _picture_or_other(self, place: int, room: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
         if not self._broken[place]:
             try:
-                return self._picture(place)
+                return self._picture(place, room)
             except FormatError as error:
                 self._skip(place, error)
         others = np.flatnonzero(self.encoded.labels == self.encoded.labels[place])
@@ -121,7 +126,7 @@ class DecodedImages:
             if self._broken[other]:
                 continue
             try:
-                return self._picture(other)
+                return self._picture(other, room)
             except FormatError as error:
                 self._skip(other, error)
         label = int(self.encoded.labels[place])

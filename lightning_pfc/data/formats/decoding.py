@@ -27,6 +27,7 @@ def decode(
     where: str | Callable[[], str] = "image",
     max_pixels: int = MAX_PIXELS,
     at_least: tuple[int, int] | None = None,
+    out: npt.NDArray[np.uint8] | None = None,
 ) -> npt.NDArray[np.uint8]:
     """Decodes an image.
 
@@ -41,6 +42,9 @@ def decode(
         max_pixels: larger images are refused before they are decoded.
         at_least: ``(height, width)``: large JPEGs may be decoded at a fraction of their size (1/2 to 1/8) that is no
             smaller than this, which is faster.
+        out: contiguous ``(H, W, channels)`` uint8: a JPEG of just this size is decoded into it and it is returned (a
+            fifth faster, as no memory is asked for); any other image is returned in memory of its own. If an error is
+            raised, it holds anything.
 
     Returns:
         ``(H, W, channels)`` uint8.
@@ -53,7 +57,7 @@ def decode(
         raise ValueError(f"channels is {channels}; use 3 (RGB) or 1 (grey).")
     try:
         if data[:3] == _JPEG and (simplejpeg := _simplejpeg()) is not None:
-            return _decode_simplejpeg(simplejpeg, data, channels, max_pixels, at_least)
+            return _decode_simplejpeg(simplejpeg, data, channels, max_pixels, at_least, out)
         return _decode_pillow(data, channels, max_pixels)
     except _TooLarge as error:
         reason = f"the image has {error} pixels, more than max_pixels={max_pixels}"
@@ -85,12 +89,20 @@ def _check_pixels(height: int, width: int, max_pixels: int) -> None:
 
 
 def _decode_simplejpeg(
-    simplejpeg: Any, data: bytes, channels: int, max_pixels: int, at_least: tuple[int, int] | None
+    simplejpeg: Any,
+    data: bytes,
+    channels: int,
+    max_pixels: int,
+    at_least: tuple[int, int] | None,
+    out: npt.NDArray[np.uint8] | None,
 ) -> npt.NDArray[np.uint8]:
     height, width, space, _ = simplejpeg.decode_jpeg_header(data)
     _check_pixels(height, width, max_pixels)
     if space in ("CMYK", "YCCK"):
         return _decode_pillow(data, channels, max_pixels)
+    if out is not None and out.shape == (height, width, channels) and at_least in (None, (height, width)):
+        simplejpeg.decode_jpeg(data, _SPACES[channels], buffer=out)
+        return out
     size = {} if at_least is None else {"min_height": at_least[0], "min_width": at_least[1], "min_factor": 1}
     image: npt.NDArray[np.uint8] = simplejpeg.decode_jpeg(data, _SPACES[channels], **size)
     return image
