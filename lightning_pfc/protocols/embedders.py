@@ -12,8 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
+from lightning_pfc.checkpoint import is_checkpoint_folder, load_folder
 from lightning_pfc.data.formats.errors import missing_library
 from lightning_pfc.data.images import ImageTable
+from lightning_pfc.distributed.comm import Comm
 from lightning_pfc.protocols.peers import Peers
 
 Flip = Literal["none", "sum"]
@@ -74,7 +76,7 @@ def checkpoint_embedder(path: str | os.PathLike[str], *, device: str = "cpu") ->
     """Backbone and neck of a :class:`~lightning_pfc.module.PartialFCModule` checkpoint; the head never gets storage.
 
     Args:
-        path: A Lightning checkpoint.
+        path: A Lightning checkpoint: a file, or the folder that several ranks write (only backbone and neck are read).
         device: Where to compute.
 
     Returns:
@@ -82,21 +84,13 @@ def checkpoint_embedder(path: str | os.PathLike[str], *, device: str = "cpu") ->
 
     Raises:
         FileNotFoundError: When the checkpoint is not there.
-        ValueError: When the file is no checkpoint of such a module, or lacks weights of it.
+        ValueError: When it is no checkpoint of such a module, or lacks weights of it.
+        CheckpointError: When a file of the folder is missing or damaged (names it).
     """
     from lightning_pfc.module import PartialFCModule  # imports lightning
 
-    if not Path(path).is_file():
-        raise FileNotFoundError(
-            f"no such checkpoint file: {path} (a checkpoint folder becomes one file by "
-            f"`pfc-ckpt merge {path} whole.ckpt`)"
-        )
-    content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    if (
-        not isinstance(content, dict)
-        or "state_dict" not in content
-        or "backbone" not in content.get("hyper_parameters", {})
-    ):
+    content = _checkpoint(Path(path))
+    if "state_dict" not in content or "backbone" not in content.get("hyper_parameters", {}):
         raise ValueError(
             f"{path} is no checkpoint of a PartialFCModule whose backbone has a name; export it to ONNX instead"
         )
@@ -110,6 +104,28 @@ def checkpoint_embedder(path: str | os.PathLike[str], *, device: str = "cpu") ->
         raise ValueError(f"{path} lacks {len(missing)} weights of the model, the first is {missing[0]}")
     network = nn.Sequential(module.backbone, module.neck)
     return TorchEmbedder(network, module.input_size, device=device)
+
+
+class _Network:
+    """Of a checkpoint folder, the weights of backbone and neck alone; memory is made as they are read."""
+
+    def __call__(self, key: str, stored: Any) -> None:
+        """Have memory made for whatever is read."""
+
+    def wants(self, key: str) -> bool:
+        """Whether a tensor is read."""
+        return key.startswith(("state_dict/backbone.", "state_dict/neck."))
+
+
+def _checkpoint(path: Path) -> dict[str, Any]:
+    if is_checkpoint_folder(path):
+        content: Any = load_folder(path, Comm.single(), _Network())[0]
+    elif path.is_file():
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    else:
+        what = "is a folder without a manifest.json" if path.is_dir() else "is not there"
+        raise FileNotFoundError(f"no such checkpoint: {path} {what}")
+    return content if isinstance(content, dict) else {}
 
 
 def timm_embedder(
@@ -178,8 +194,11 @@ class OnnxEmbedder:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.log_severity_level = 3
+        model, packed = _mended(path)
+        if packed:  # then onnxruntime unpacks the weights once, and not again for every picture
+            options.add_session_config_entry("session.disable_quant_qdq", "1")
         wanted = list(providers or ["CPUExecutionProvider"])
-        self._session = onnxruntime.InferenceSession(_mended(path), options, providers=wanted)
+        self._session = onnxruntime.InferenceSession(model, options, providers=wanted)
         inputs = self._session.get_inputs()
         shape = inputs[0].shape
         if len(inputs) != 1 or len(shape) != 4 or not all(isinstance(n, int) for n in shape[1:]):
@@ -208,23 +227,25 @@ class OnnxEmbedder:
         return torch.from_numpy(np.concatenate(rows)).flatten(1)
 
 
-def _mended(path: str | os.PathLike[str]) -> bytes | str:
-    """The path, or the model's bytes without the weights among its inputs."""
+def _mended(path: str | os.PathLike[str]) -> tuple[bytes | str, bool]:
+    """The path, or the model's bytes without the weights among its inputs; and whether only weights are quantised."""
     try:
         import onnx
     except ImportError:
-        return os.fspath(path)
+        return os.fspath(path), False
     model = onnx.load(os.fspath(path))
     weights = {tensor.name for tensor in model.graph.initializer}
+    kinds = {node.op_type for node in model.graph.node}
+    packed = "DequantizeLinear" in kinds and "QuantizeLinear" not in kinds
     # Quantised models list the unpacked weights' old names too, which no node reads any more.
     read = {name for node in model.graph.node for name in node.input}
     kept = [value for value in model.graph.input if value.name not in weights and value.name in read]
     if len(kept) == len(model.graph.input):
-        return os.fspath(path)
+        return os.fspath(path), packed
     del model.graph.input[:]
     model.graph.input.extend(kept)
     content: bytes = model.SerializeToString()
-    return content
+    return content, packed
 
 
 class _Batches(Dataset[Tensor]):

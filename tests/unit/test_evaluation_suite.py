@@ -14,10 +14,14 @@ import pytest
 import torch
 from PIL import Image
 
+from lightning_pfc.checkpoint import save_folder
+from lightning_pfc.checkpoint.tree import split_tree
 from lightning_pfc.commands.eval import evaluate
 from lightning_pfc.data.formats import FormatError
+from lightning_pfc.distributed import ClassShard, Comm
 from lightning_pfc.metrics.functional import kfold_accuracy, pair_squared_distances, tar_at_far
 from lightning_pfc.protocols import Peers, Settings, Suite, TorchEmbedder, embed_images, write_bin
+from lightning_pfc.protocols.embedders import _checkpoint
 from lightning_pfc.protocols.faces import open_faces
 from lightning_pfc.protocols.identification import identification_rate, search
 
@@ -298,6 +302,7 @@ def test_checkpoint_to_numbers(folder: Path, tmp_path: Path) -> None:
     module = PartialFCModule(
         backbone="resnet10t", num_classes=50, embedding_dim=16, input_size=(3, 32, 32), loss="cosface"
     )
+    module.to("cpu")  # gives the head its storage
     state = {"state_dict": module.state_dict(), "hyper_parameters": dict(module.hparams)}
     state["pytorch-lightning_version"] = "2.6.6"
     torch.save(state, tmp_path / "last.ckpt")
@@ -315,6 +320,51 @@ def test_checkpoint_to_numbers(folder: Path, tmp_path: Path) -> None:
     assert 0.4 < results["metrics"]["set/accuracy"] <= 1
     names = {path.name for path in (tmp_path / "run" / "plots").iterdir()}
     assert names == {"roc.png", "det.png", "scores_set.png", "hardest_pairs_set.png"}
+    shard = ClassShard(50, 0, 1)
+    rest, tensors = split_tree(state, lambda key, tensor: shard if key == "head.weight" else None)
+    save_folder(tmp_path / "folder.ckpt", rest, tensors, Comm.single(), {})
+    torch.testing.assert_close(checkpoint_embedder(tmp_path / "folder.ckpt")(pictures), expected, atol=1e-5, rtol=1e-5)
+    assert _checkpoint(tmp_path / "folder.ckpt")["state_dict"]["head.weight"] is None  # all centers stay on the disk
     torch.save({"state_dict": {}}, tmp_path / "other.ckpt")
     with pytest.raises(ValueError, match="no checkpoint of a PartialFCModule"):
         checkpoint_embedder(tmp_path / "other.ckpt")
+    with pytest.raises(FileNotFoundError, match=r"no such checkpoint: .*none\.ckpt is not there"):
+        checkpoint_embedder(tmp_path / "none.ckpt")
+    with pytest.raises(FileNotFoundError, match=r"is a folder without a manifest\.json"):
+        checkpoint_embedder(tmp_path)
+
+
+def test_onnx_models_with_packed_weights_among_the_inputs(tmp_path: Path) -> None:
+    onnx = pytest.importorskip("onnx", reason="pip install onnx onnxruntime")
+    pytest.importorskip("onnxruntime")
+    from onnx import TensorProto, helper
+
+    from lightning_pfc.protocols import OnnxEmbedder
+
+    packed = np.random.default_rng(0).integers(-128, 128, (5, 12), dtype=np.int8)
+    graph = helper.make_graph(
+        [
+            helper.make_node("DequantizeLinear", ["packed", "step"], ["weight"]),
+            helper.make_node("Flatten", ["data"], ["flat"]),
+            helper.make_node("MatMul", ["flat", "turned"], ["embedding"]),
+        ],
+        "embedder",
+        [helper.make_tensor_value_info("data", TensorProto.FLOAT, [1, 3, 2, 2])],
+        [helper.make_tensor_value_info("embedding", TensorProto.FLOAT, [1, 5])],
+        [onnx.numpy_helper.from_array(packed, "packed"), onnx.numpy_helper.from_array(np.float32(0.5), "step")],
+    )
+    graph.node.insert(1, helper.make_node("Transpose", ["weight"], ["turned"]))
+    # As OpenCV's files do: the weights, and names that no node reads any more, stand among the inputs.
+    graph.input.append(helper.make_tensor_value_info("packed", TensorProto.INT8, [5, 12]))
+    graph.input.append(helper.make_tensor_value_info("old_name", TensorProto.FLOAT, [5, 12]))
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    onnx.save(model, tmp_path / "m.onnx")
+    pictures = torch.randint(0, 256, (4, 3, 2, 2), dtype=torch.uint8)
+    weight = torch.from_numpy(packed).float() * 0.5
+    for channels, images in (("rgb", pictures), ("bgr", pictures.flip(1))):
+        embedder = OnnxEmbedder(tmp_path / "m.onnx", mean=127.5, std=128.0, channels=channels)  # type: ignore[arg-type]
+        assert embedder.input_size == (3, 2, 2)
+        expected = ((images.float() - 127.5) / 128.0).flatten(1) @ weight.T
+        torch.testing.assert_close(embedder(pictures), expected, atol=1e-4, rtol=1e-5)
+    with pytest.raises(ValueError, match="channels='xyz'"):
+        OnnxEmbedder(tmp_path / "m.onnx", channels="xyz")  # type: ignore[arg-type]
