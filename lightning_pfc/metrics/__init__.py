@@ -2,6 +2,13 @@
 
 from __future__ import annotations
 
+from lightning_pfc.metrics.centers import (
+    CenterDiagnostics,
+    SampleDiagnostics,
+    nearest_centers,
+    target_and_negative_cosines,
+    worst_collisions,
+)
 from lightning_pfc.metrics.classification import MeanTargetCosine, ShardedTopK
 from lightning_pfc.metrics.verification import (
     TARAtFAR,
@@ -13,12 +20,17 @@ from lightning_pfc.metrics.verification import (
 )
 
 __all__ = [
+    "CenterDiagnostics",
     "MeanTargetCosine",
+    "SampleDiagnostics",
     "ShardedTopK",
     "TARAtFAR",
     "VerificationAUC",
     "VerificationAccuracy",
     "VerificationMetric",
+    "nearest_centers",
     "rate_name",
+    "target_and_negative_cosines",
     "verification_metrics",
+    "worst_collisions",
 ]

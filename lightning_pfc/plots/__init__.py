@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from lightning_pfc.plots.classes import plot_counts
 from lightning_pfc.plots.curves import plot_learning_rate, plot_loss
 from lightning_pfc.plots.pairs import plot_hardest_pairs
 from lightning_pfc.plots.verification import plot_det, plot_roc, plot_score_histogram
 
 __all__ = [
+    "plot_counts",
     "plot_det",
     "plot_hardest_pairs",
     "plot_learning_rate",

@@ -1,0 +1,373 @@
+"""What class centers and samples look like from each other, without the head ever being gathered.
+
+Names follow the Partial FC papers (arXiv:2010.05222, arXiv:2203.15565): APCS, the average cosine of a sample to its own
+center; MICS, the largest cosine of a center to another center; AMNCS, the average of a sample's largest cosine to a
+center of another class.
+
+A class with several centers (sub-center losses) is as near to something as its nearest center is.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torchmetrics import Metric
+from torchmetrics.utilities.distributed import gather_all_tensors
+
+from lightning_pfc.distributed.collectives import all_reduce
+from lightning_pfc.distributed.shard import ClassShard
+from lightning_pfc.heads.init import init_centers_
+from lightning_pfc.heads.partial_fc import PartialFC
+
+COSINE_BINS = 200
+NORM_BINS = 160
+NORM_RANGE = (-4.0, 4.0)  # decimal logarithm
+_NOBODY = -4.0  # added to a cosine, it never is the largest one
+_BIRTH_ROWS = 8192
+
+
+class NearestCenters(NamedTuple):
+    """For each class of this rank's shard.
+
+    Attributes:
+        cosine: Largest cosine to a center of another class, of all shards, (c,) float32; -1 for a class whose own
+            center has no direction (length zero, or not finite).
+        neighbour: Which class that is, (c,) int64 global id; -1 where there is none.
+        norm: Length of the center, (c,) float32; of several, the mean.
+    """
+
+    cosine: Tensor
+    neighbour: Tensor
+    norm: Tensor
+
+
+class Collision(NamedTuple):
+    """Two classes whose centers are near each other.
+
+    Attributes:
+        first: Global class id, the smaller one.
+        second: Global class id.
+        cosine: Of their centers.
+    """
+
+    first: int
+    second: int
+    cosine: float
+
+
+@torch.no_grad()
+def nearest_centers(head: PartialFC, *, chunk: int = 2048) -> NearestCenters:
+    """The nearest other center of every class of this shard.
+
+    The shards' rows travel once round in chunks: one broadcast of (chunk, D) at a time over the ranks that share the
+    classes. Memory beyond the head: two chunks of rows and ``chunk^2`` cosines. Time: ``C * c * D`` multiply-adds on
+    each rank, so ``C^2 D / W``: at a million classes of 512 numbers 5e14 over all ranks, a hundred times that at ten.
+
+    Args:
+        head: A head with storage; all ranks that share its classes must call.
+        chunk: Classes at a time.
+
+    Returns:
+        See :class:`NearestCenters`.
+
+    Raises:
+        ValueError: When ``chunk`` is below 1, or the head has no storage yet.
+    """
+    if chunk < 1:
+        raise ValueError(f"chunk={chunk} must be at least 1")
+    _need_storage(head)
+    shard, comm, weight, several = head.shard, head.comm, head.weight.detach(), head.loss.num_centers
+    norm = torch.linalg.vector_norm(_every_center(weight, several).float(), dim=2).mean(1)
+    cosine = torch.full_like(norm, -1.0)
+    neighbour = torch.full(norm.shape, -1, dtype=torch.int64, device=norm.device)
+    for owner in range(comm.shard_size):
+        theirs = ClassShard(shard.num_classes, owner, comm.shard_size)
+        for start in range(theirs.start, theirs.stop, chunk):
+            stop = min(start + chunk, theirs.stop)
+            if owner == comm.shard_rank:
+                rows = _unit(_every_center(weight[start - shard.start : stop - shard.start], several)).flatten(0, 1)
+            else:
+                rows = norm.new_empty(((stop - start) * several, head.embedding_dim))
+            if comm.shard_group is not None:
+                dist.broadcast(rows, dist.get_global_rank(comm.shard_group, owner), group=comm.shard_group)
+            nobody = torch.where((rows != 0).any(1), 0.0, _NOBODY)
+            for low in range(0, len(norm), chunk):
+                part = slice(low, min(low + chunk, len(norm)))
+                scores = _unit(_every_center(weight[part], several)).flatten(0, 1) @ rows.T
+                scores += nobody
+                scores = scores.view(part.stop - low, several, stop - start, several).amax((1, 3))
+                first, last = max(shard.start + low, start), min(shard.start + part.stop, stop)
+                if first < last:  # a class never is its own neighbour
+                    ids = torch.arange(first, last, device=norm.device)
+                    scores[ids - shard.start - low, ids - start] = _NOBODY
+                best, place = scores.max(1)
+                better = best > cosine[part]
+                cosine[part] = torch.where(better, best, cosine[part])
+                neighbour[part] = torch.where(better, place + start, neighbour[part])
+    lost = (norm == 0) | ~norm.isfinite()
+    cosine[lost], neighbour[lost] = -1.0, -1
+    return NearestCenters(cosine.clamp_(-1.0, 1.0), neighbour, norm)
+
+
+@torch.no_grad()
+def target_and_negative_cosines(
+    head: PartialFC, embeddings: Tensor, labels: Tensor, *, chunk: int = 8192
+) -> tuple[Tensor, Tensor]:
+    """Cosine of each sample to its own center, and its largest cosine to any other center of all shards.
+
+    Collectives: a gather of embeddings and one of labels, two all-reduces of (B,). All ranks that share the classes
+    must call.
+
+    Args:
+        head: A head with storage.
+        embeddings: (b, D); b may differ from rank to rank.
+        labels: (b,) int64 global class ids.
+        chunk: Classes at a time.
+
+    Returns:
+        Two tensors (b,) float32.
+
+    Raises:
+        ValueError: On a wrong shape, or when the head has no storage yet.
+    """
+    if embeddings.ndim != 2 or labels.shape != embeddings.shape[:1]:
+        raise ValueError(
+            f"embeddings must be (b, D), labels (b,), got {tuple(embeddings.shape)}, {tuple(labels.shape)}"
+        )
+    _need_storage(head)
+    comm, shard, several = head.comm, head.shard, head.loss.num_centers
+    rows, ids, before = _unit(embeddings), labels.long(), 0
+    if comm.shard_group is not None:
+        parts, id_parts = gather_all_tensors(rows, comm.shard_group), gather_all_tensors(ids, comm.shard_group)
+        before = sum(len(part) for part in parts[: comm.shard_rank])
+        rows, ids = torch.cat(parts), torch.cat(id_parts)
+    target = rows.new_full((len(rows),), _NOBODY)
+    negative = rows.new_full((len(rows),), _NOBODY)
+    for low in range(0, shard.num_local, chunk):
+        centers = _unit(_every_center(head.weight.detach()[low : low + chunk], several))
+        scores = (rows @ centers.flatten(0, 1).T).view(len(rows), len(centers), several).amax(2)
+        local = (ids - shard.start - low)[:, None]
+        here = (local >= 0) & (local < scores.shape[1])
+        place = local.clamp(0, scores.shape[1] - 1)
+        own = torch.where(here, scores.gather(1, place), _NOBODY)
+        target = torch.maximum(target, own.squeeze(1))
+        scores.scatter_(1, place, torch.where(here, _NOBODY, scores.gather(1, place)))
+        negative = torch.maximum(negative, scores.amax(1))
+    for values in (target, negative):
+        all_reduce(values, comm.shard_group, "max")
+    mine = slice(before, before + len(labels))
+    return target[mine].clamp(-1.0, 1.0), negative[mine].clamp(-1.0, 1.0)
+
+
+def worst_collisions(head: PartialFC, found: NearestCenters, count: int = 20) -> list[Collision]:
+    """The pairs of classes with the nearest centers, over all shards: candidates for one identity under two names.
+
+    Only pairs in which one is the other's nearest are known. Collectives: two gathers of ``2 * count`` numbers; the
+    same list on every rank.
+
+    Args:
+        head: The head.
+        found: What :func:`nearest_centers` gave here.
+        count: Longest list.
+    """
+    order = found.cosine.argsort(descending=True)[: 2 * count]  # most pairs are found from both sides
+    own = order[found.neighbour[order] >= 0]
+    pairs = torch.stack([own + head.shard.start, found.neighbour[own]], dim=1)
+    cosine = found.cosine[own]
+    if head.comm.shard_group is not None:
+        pairs = torch.cat(gather_all_tensors(pairs, head.comm.shard_group))
+        cosine = torch.cat(gather_all_tensors(cosine, head.comm.shard_group))
+    best: dict[tuple[int, int], float] = {}
+    for (one, two), value in zip(pairs.tolist(), cosine.tolist(), strict=True):
+        key = (min(one, two), max(one, two))
+        best[key] = max(value, best.get(key, -1.0))
+    ranked = sorted(best.items(), key=lambda item: (-item[1], item[0]))[:count]
+    return [Collision(one, two, value) for (one, two), value in ranked]
+
+
+class CenterDiagnostics(Metric):
+    """State of the class centers: MICS, lengths, dead and colliding classes.
+
+    ``update(head)`` is a collective (see :func:`nearest_centers`); ``compute`` adds the shards' sums up and gives
+
+    * ``mics``: mean over classes of the largest cosine to another center; ``mics_max``: the largest of all;
+    * ``norm``: mean length of the centers;
+    * ``dead``: classes whose center is not finite or shorter than ``dead_norm`` times the mean length;
+    * ``untouched``: classes whose center is still exactly the one it was born with: never a positive, nor a negative;
+    * ``colliding``: classes with another center at a cosine above ``collision``: one identity under two names, perhaps.
+
+    Histograms over the classes: ``cosine_histogram`` of the MICS (bins over [-1, 1]) and ``norm_histogram`` of the
+    lengths (bins over the decimal logarithms ``NORM_RANGE``).
+
+    Args:
+        collision: Cosine above which two centers collide.
+        dead_norm: Share of the mean length below which a center is dead.
+        chunk: As for :func:`nearest_centers`.
+        **kwargs: Passed to ``torchmetrics.Metric``.
+
+    Raises:
+        ValueError: When ``collision`` is no cosine or ``dead_norm`` no share.
+    """
+
+    is_differentiable = False
+    higher_is_better = None
+    full_state_update = False
+
+    sums: Tensor
+    highest: Tensor
+    cosine_histogram: Tensor
+    norm_histogram: Tensor
+
+    def __init__(self, *, collision: float = 0.7, dead_norm: float = 0.01, chunk: int = 2048, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        if not -1.0 <= collision <= 1.0:
+            raise ValueError(f"collision={collision} is no cosine; it must lie in [-1, 1]")
+        if not 0.0 <= dead_norm < 1.0:
+            raise ValueError(f"dead_norm={dead_norm} must lie in [0, 1)")
+        self.collision, self.dead_norm, self.chunk = collision, dead_norm, chunk
+        self.last: NearestCenters | None = None
+        # classes, sum of MICS, sum of lengths, finite lengths, dead, untouched, colliding
+        self.add_state("sums", torch.zeros(7, dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("highest", torch.tensor(-1.0), dist_reduce_fx="max")
+        self.add_state("cosine_histogram", torch.zeros(COSINE_BINS, dtype=torch.int64), dist_reduce_fx="sum")
+        self.add_state("norm_histogram", torch.zeros(NORM_BINS, dtype=torch.int64), dist_reduce_fx="sum")
+
+    def update(self, head: PartialFC) -> None:
+        """Look at all centers. A collective over the ranks of the head; this shard's part stays in :attr:`last`."""
+        found = nearest_centers(head, chunk=self.chunk)
+        self.last = found
+        finite = found.norm.isfinite()
+        lengths = torch.stack([found.norm[finite].double().sum(), finite.double().sum()])
+        mean = all_reduce(lengths.clone(), head.comm.shard_group)
+        dead = ~finite | (found.norm < self.dead_norm * mean[0] / mean[1].clamp(min=1))
+        if head.comm.rank >= head.comm.shard_size:
+            return  # another copy of the same classes is counted on the first ranks
+        counts = [len(finite), found.cosine.double().sum(), *lengths, dead.sum(), _untouched(head)]
+        counts.append((found.cosine > self.collision).sum())
+        self.sums += torch.tensor([float(c) for c in counts], dtype=torch.float64, device=self.sums.device)
+        self.highest = torch.maximum(self.highest, found.cosine.max().to(self.highest.device))
+        self.cosine_histogram += _cosine_histogram(found.cosine).to(self.cosine_histogram.device)
+        self.norm_histogram += _norm_histogram(found.norm[finite]).to(self.norm_histogram.device)
+
+    def compute(self) -> dict[str, Tensor]:
+        """The numbers by name, float64 scalars."""
+        classes, mics, length, finite, dead, untouched, colliding = self.sums.unbind()
+        return {
+            "mics": mics / classes,
+            "mics_max": self.highest.double(),
+            "norm": length / finite,
+            "dead": dead,
+            "untouched": untouched,
+            "colliding": colliding,
+        }
+
+
+class SampleDiagnostics(Metric):
+    """Samples against centers: APCS, AMNCS split into hard samples and noise, and the lengths of embeddings.
+
+    A sample is *misplaced* when another class's center is nearer than its own. The papers give no sharp line between a
+    hard sample and a wrong label; here a misplaced sample is *noise* when the other center is near in absolute terms
+    (cosine above ``noise_cosine``, where the published inter-class filter draws its line), and *hard* otherwise.
+
+    ``compute`` gives ``apcs``, ``amncs``, ``amncs_hard``, ``amncs_noise`` (NaN without such samples), ``hard`` and
+    ``noise`` (shares of all samples) and ``norm`` (mean length of embeddings). Histograms over the samples:
+    ``target_histogram`` and ``negative_histogram`` of both cosines, ``norm_histogram`` of the lengths, with the bins of
+    :class:`CenterDiagnostics`.
+
+    Args:
+        noise_cosine: See above.
+        **kwargs: Passed to ``torchmetrics.Metric``.
+
+    Raises:
+        ValueError: When ``noise_cosine`` is no cosine.
+    """
+
+    is_differentiable = False
+    higher_is_better = None
+    full_state_update = False
+
+    sums: Tensor
+    target_histogram: Tensor
+    negative_histogram: Tensor
+    norm_histogram: Tensor
+
+    def __init__(self, *, noise_cosine: float = 0.4, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        if not -1.0 <= noise_cosine <= 1.0:
+            raise ValueError(f"noise_cosine={noise_cosine} is no cosine; it must lie in [-1, 1]")
+        self.noise_cosine = noise_cosine
+        # samples, sums of: target, negative, length; hard count, hard negative, noise count, noise negative
+        self.add_state("sums", torch.zeros(8, dtype=torch.float64), dist_reduce_fx="sum")
+        for name, bins in (("target", COSINE_BINS), ("negative", COSINE_BINS), ("norm", NORM_BINS)):
+            self.add_state(f"{name}_histogram", torch.zeros(bins, dtype=torch.int64), dist_reduce_fx="sum")
+
+    def update(self, head: PartialFC, embeddings: Tensor, labels: Tensor) -> None:
+        """Count this rank's samples. A collective over the ranks of the head."""
+        embeddings = embeddings.detach()
+        target, negative = target_and_negative_cosines(head, embeddings, labels)
+        norm = torch.linalg.vector_norm(embeddings.float(), dim=1)
+        misplaced = negative > target
+        noise = misplaced & (negative > self.noise_cosine)
+        hard = misplaced & ~noise
+        far = negative.double()
+        values = [len(target), target.double().sum(), far.sum(), norm.double().sum()]
+        values += [hard.sum(), far[hard].sum(), noise.sum(), far[noise].sum()]
+        self.sums += torch.tensor([float(v) for v in values], dtype=torch.float64, device=self.sums.device)
+        self.target_histogram += _cosine_histogram(target).to(self.target_histogram.device)
+        self.negative_histogram += _cosine_histogram(negative).to(self.negative_histogram.device)
+        self.norm_histogram += _norm_histogram(norm).to(self.norm_histogram.device)
+
+    def compute(self) -> dict[str, Tensor]:
+        """The numbers by name, float64 scalars."""
+        samples, target, negative, norm, hard, hard_negative, noise, noise_negative = self.sums.unbind()
+        return {
+            "apcs": target / samples,
+            "amncs": negative / samples,
+            "amncs_hard": hard_negative / hard,
+            "amncs_noise": noise_negative / noise,
+            "hard": hard / samples,
+            "noise": noise / samples,
+            "norm": norm / samples,
+        }
+
+
+def _need_storage(head: PartialFC) -> None:
+    if not head.is_materialized:
+        raise ValueError("the head has no storage yet; measure it after setup or its first forward")
+
+
+def _every_center(weight: Tensor, several: int) -> Tensor:
+    """(c, K D) rows of a head to (c, K, D)."""
+    return weight.view(len(weight), several, -1)
+
+
+def _unit(rows: Tensor) -> Tensor:
+    """Rows (..., D) of length one in float32; rows of zeros and rows that are not finite become zeros."""
+    rows = rows.detach().float()
+    norms = torch.linalg.vector_norm(rows, dim=-1, keepdim=True)
+    usable = (norms > 0) & norms.isfinite()
+    return torch.where(usable, rows / torch.where(usable, norms, 1.0), 0.0)
+
+
+def _untouched(head: PartialFC) -> int:
+    """How many classes of this shard still have the center they were born with; a few rows are drawn at a time."""
+    weight, same = head.weight.detach(), 0
+    for low in range(0, len(weight), _BIRTH_ROWS):
+        part = weight[low : low + _BIRTH_ROWS]
+        born = init_centers_(torch.empty_like(part), head.shard.start + low, head.seed, head.init_std)
+        same += int((part == born).all(1).sum())
+    return same
+
+
+def _cosine_histogram(cosines: Tensor) -> Tensor:
+    place = ((cosines + 1.0) * (COSINE_BINS / 2)).long().clamp_(0, COSINE_BINS - 1)
+    return torch.bincount(place, minlength=COSINE_BINS)
+
+
+def _norm_histogram(norms: Tensor) -> Tensor:
+    low, high = NORM_RANGE
+    place = (norms.clamp(min=1e-30).log10() - low) * (NORM_BINS / (high - low))
+    return torch.bincount(place.long().clamp_(0, NORM_BINS - 1), minlength=NORM_BINS)
