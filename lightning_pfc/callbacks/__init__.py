@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from lightning_pfc.callbacks.csv_log import CSVLogger
+from lightning_pfc.callbacks.preemption import Preempted, Preemption
 from lightning_pfc.callbacks.progress import ProgressBar
+from lightning_pfc.callbacks.replicas import ReplicaCheck
 from lightning_pfc.callbacks.throughput import Throughput
+from lightning_pfc.callbacks.watchdog import Watchdog
 
-__all__ = ["CSVLogger", "ProgressBar", "Throughput"]
+__all__ = ["CSVLogger", "Preempted", "Preemption", "ProgressBar", "ReplicaCheck", "Throughput", "Watchdog"]

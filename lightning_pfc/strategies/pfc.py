@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 from lightning.fabric.strategies.registry import _StrategyRegistry
 from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from lightning.pytorch.plugins.precision import Precision
 from lightning.pytorch.strategies import StrategyRegistry
 from lightning.pytorch.trainer.states import TrainerFn
@@ -23,6 +24,7 @@ from lightning_pfc.checkpoint.opening import explain_folders
 from lightning_pfc.distributed import Comm
 from lightning_pfc.distributed.owner import set_owner
 from lightning_pfc.heads.partial_fc import iter_heads
+from lightning_pfc.optim.base import updates_in_backward
 from lightning_pfc.strategies.checkpoints import CheckpointFolders
 from lightning_pfc.strategies.precision import ShardAware, ShardedPrecision, shard_aware
 
@@ -70,6 +72,8 @@ class PartialFCStrategy(CheckpointFolders):
         self._head_group_size = head_group_size
         self._comm: Comm | None = None
         self._told: BaseException | None = None
+        self._hand = 0
+        self.raised_hands: list[int] | None = None
         self._async_save = async_save
         self._fall_back = fall_back
 
@@ -116,8 +120,10 @@ class PartialFCStrategy(CheckpointFolders):
             # An overflow is the scaler's business: it skips the step. Without one it is an error.
             head.check_finite = scaler is None
         super().setup(trainer)
-        if scaler is not None and names and trainer.state.fn == TrainerFn.FITTING:
-            self._refuse_fused_optimizers()
+        if trainer.state.fn == TrainerFn.FITTING:
+            if scaler is not None and names:
+                self._refuse_fused_optimizers()
+            self._refuse_early_updates(trainer, scaler is not None)
 
     def configure_ddp(self) -> None:
         """Wrap the model, unless nothing is left to reduce: then only make the replicas equal."""
@@ -185,11 +191,46 @@ class PartialFCStrategy(CheckpointFolders):
                     "cannot agree on an overflow in one of their shards. Use fused=False, or precision='bf16-mixed'."
                 )
 
+    def _refuse_early_updates(self, trainer: Trainer, scaled: bool) -> None:
+        """Centers that are updated inside the backward pass never have a gradient that something could change later."""
+        for optimizer in self.optimizers:
+            if not updates_in_backward(optimizer):
+                continue
+            schedulers = [c for c in trainer.callbacks if isinstance(c, GradientAccumulationScheduler)]  # type: ignore[attr-defined]
+            factors = [trainer.accumulate_grad_batches, *(n for c in schedulers for n in c.scheduling.values())]
+            by_norm = trainer.gradient_clip_algorithm in (None, "norm")
+            problem, way_out = "", ""
+            if trainer.gradient_clip_val and not (by_norm and self._clip == "backbone"):
+                problem = f"gradient_clip_val={trainer.gradient_clip_val}, which comes too late for the centers"
+                way_out = 'no clipping, or clipping by norm with PartialFCStrategy(clip="backbone")'
+            elif max(factors) > 1:
+                problem = f"accumulate_grad_batches={max(factors)}, since every backward pass steps the centers"
+                way_out = "accumulate_grad_batches=1"
+            elif scaled:
+                problem = "precision='16-mixed', since the gradients in the backward pass are scaled"
+                way_out = "precision='bf16-mixed' or '32-true'"
+            if problem:
+                raise ValueError(
+                    f"{type(optimizer).__name__}(update_in_backward=True) cannot be used with {problem}. Use "
+                    f"update_in_backward=False, or {way_out}."
+                )
+
+    # -- messages that travel with those of a step
+
+    def raise_hand(self, number: int) -> None:
+        """Have every rank know a number (of a signal, say) with the next message of a step; safe in a signal handler.
+
+        After each training step ``raised_hands`` has the number of every rank, zero where none was raised; it is None
+        after steps without a message: on a single process, or in a model without a head.
+        """
+        self._hand = number
+
     # -- errors: no rank is left waiting because another one failed
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """All ranks have a batch, and may go on to DDP's broadcast of buffers, which cannot be told of an error."""
         super().on_train_batch_start(batch, batch_idx)
+        self.raised_hands = None
         if self.world_size > 1 and self._has_heads():
             self.comm.agreement.exchange("on_train_batch_start")
 
@@ -213,8 +254,9 @@ class PartialFCStrategy(CheckpointFolders):
 
     def _agree_on_output(self, output: STEP_OUTPUT) -> None:
         try:
-            skips = self.comm.agreement.exchange("training_step", [int(output is None)])
-            skipped = [rank for rank, (skip, *_) in enumerate(skips) if skip]
+            said = self.comm.agreement.exchange("training_step", [int(output is None), self._hand])
+            self.raised_hands = [hand for _, hand, *_ in said]
+            skipped = [rank for rank, (skip, *_) in enumerate(said) if skip]
             if self._module.automatic_optimization and 0 < len(skipped) < self.world_size:
                 raise RuntimeError(
                     f"training_step returned None on rank {', '.join(map(str, skipped))} only: the others "

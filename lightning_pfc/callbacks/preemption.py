@@ -1,0 +1,307 @@
+"""Leaving in time: a signal ends the current step, saves, and puts the job back into the queue."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning_utilities.core.rank_zero import rank_zero_warn
+
+from lightning_pfc.callbacks.ranks import comm_of
+from lightning_pfc.strategies.pfc import PartialFCStrategy
+
+_log = logging.getLogger(__name__)
+
+NAME = "preempted"
+"""The checkpoint is called ``last-preempted.ckpt``, so that ``ckpt_path="last"`` finds it."""
+
+
+class Preempted(SystemExit):
+    """Raised on every rank once the checkpoint is there; the status is 128 + the number of the signal.
+
+    Attributes:
+        path: the checkpoint.
+    """
+
+    def __init__(self, number: int, path: Path) -> None:
+        super().__init__(128 + number)
+        self.path = path
+
+
+class Preemption(Callback):
+    """Saves and leaves when a signal says that the machine is going to be taken away.
+
+    It takes the place of Lightning's own handlers, which run collectives inside the handler and hang when the ranks are
+    not at the same instruction. Here the handler stores a number. The ranks compare these numbers once a step, in a
+    message that ``strategy="pfc"`` exchanges anyway (other strategies: one all-gather of 1 KiB on the CPU every
+    ``every_n_batches``), and so leave after the same step, however far apart the signal reached them; it is enough
+    that it reaches one of them. Then:
+
+    1. all ranks save ``last-preempted.ckpt`` beside the checkpoints of ``ModelCheckpoint``;
+    2. under SLURM, after a warning signal (SIGUSR1, SIGUSR2), rank 0 calls ``scontrol requeue``. After SIGTERM it does
+       not: that is the controller, which requeues a preempted job by itself, or ``scancel``;
+    3. the processes exit, with status 0 if the job is requeued; else :class:`Preempted` is raised, a ``SystemExit``.
+
+    ``fit(..., ckpt_path="last")`` goes on from there (``pfc-train`` does so by itself after a requeue or a restart).
+    The checkpoint is removed once a newer one is beside it.
+
+    A step that accumulates gradients is ended first, and so is a validation. In ``validate``, ``test`` and ``predict``
+    there is nothing to save: each rank leaves after its batch.
+
+    Args:
+        signals: their names. SIGUSR2 is added in a job of submitit, which uses it for the same purpose.
+        requeue: whether to requeue a SLURM job.
+        dirpath: where to save; by default beside the first ``ModelCheckpoint``'s, else in ``checkpoints/`` of the
+            trainer's root.
+        every_n_batches: how often other strategies compare.
+        seconds: after which the process exits with status 1 if saving has not come to an end.
+
+    Raises:
+        ValueError: for a signal that does not exist or cannot be handled.
+    """
+
+    def __init__(
+        self,
+        signals: Sequence[str] = ("SIGTERM", "SIGUSR1"),
+        requeue: bool = True,
+        dirpath: str | os.PathLike[str] | None = None,
+        every_n_batches: int = 1,
+        seconds: float = 600.0,
+    ) -> None:
+        for name in signals:
+            if name not in signal.Signals.__members__ or name in ("SIGKILL", "SIGSTOP"):
+                raise ValueError(f"signals={list(signals)}: {name!r} is no signal that can be handled.")
+        if every_n_batches < 1:
+            raise ValueError(f"every_n_batches={every_n_batches} must be at least 1.")
+        self.signals = [signal.Signals[name] for name in signals]
+        if _under_submitit() and signal.SIGUSR2 not in self.signals:
+            self.signals.append(signal.SIGUSR2)
+        self.requeue = requeue
+        self.dirpath = None if dirpath is None else Path(dirpath)
+        self.every_n_batches = every_n_batches
+        self.seconds = seconds
+        self._received = 0
+        self._agreed = 0
+        self._batches = 0
+        self._global_step = -1
+        self._before: dict[int, Any] = {}
+        self._trainer: L.Trainer | None = None
+
+    # -- signals
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Take over the signals, and the last place among the callbacks: what the others do at a step's end counts."""
+        self._trainer = trainer
+        self._agreed, self._batches, self._global_step = 0, 0, -1
+        trainer.callbacks = [c for c in trainer.callbacks if c is not self] + [self]  # type: ignore[attr-defined]
+        connector = getattr(trainer, "_signal_connector", None)
+        if connector is not None and hasattr(connector, "register_signal_handlers"):
+            connector.register_signal_handlers = self._install  # no instant in which Lightning's are in force
+        self._install()
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Take the signals again, should anybody have taken them since."""
+        self._install()
+        self._global_step = trainer.global_step
+
+    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Give the signals back."""
+        self._restore()
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        """Give the signals back."""
+        self._restore()
+
+    def _install(self) -> None:
+        if threading.current_thread() is not threading.main_thread():
+            rank_zero_warn("Preemption: signals can only be handled in the main thread; this run ignores them.")
+            return
+        for each in self.signals:
+            before = signal.getsignal(each)
+            if before != self._handle:
+                self._before.setdefault(each, before)
+                signal.signal(each, self._handle)
+
+    def _restore(self) -> None:
+        connector = getattr(self._trainer, "_signal_connector", None)
+        if connector is not None:
+            vars(connector).pop("register_signal_handlers", None)
+        self._trainer = None
+        if threading.current_thread() is threading.main_thread():
+            for number, handler in self._before.items():
+                signal.signal(number, handler if handler is not None else signal.SIG_DFL)
+            self._before = {}
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        self._received = self._received or number
+        strategy = self._trainer.strategy if self._trainer is not None else None
+        if isinstance(strategy, PartialFCStrategy):
+            strategy.raise_hand(self._received)
+
+    # -- agreeing and leaving
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any) -> None:
+        """Compare with the other ranks; leave if any has got a signal, unless gradients are being accumulated."""
+        self._batches += 1
+        stepped = trainer.global_step != self._global_step
+        self._global_step = trainer.global_step
+        numbers = self._numbers(trainer)
+        self._agreed = self._agreed or next((number for number in numbers if number), 0)
+        if self._agreed and stepped:
+            self._save_and_leave(trainer, [rank for rank, number in enumerate(numbers) if number])
+
+    def _numbers(self, trainer: L.Trainer) -> list[int]:
+        if trainer.world_size == 1:
+            return [self._received]
+        if isinstance(trainer.strategy, PartialFCStrategy) and trainer.strategy.raised_hands is not None:
+            return trainer.strategy.raised_hands
+        if self._batches % self.every_n_batches:
+            return [0] * trainer.world_size
+        return [n for n, *_ in comm_of(trainer).agreement.exchange("preemption", [self._received])]
+
+    def _save_and_leave(self, trainer: L.Trainer, ranks: list[int]) -> None:
+        number = self._agreed
+        for each in self.signals:
+            signal.signal(each, signal.SIG_IGN)
+        limit = threading.Timer(self.seconds, _give_up, (self.seconds,))
+        limit.daemon = True
+        limit.start()
+        path = self._path(trainer)
+        trainer.save_checkpoint(path)
+        if isinstance(trainer.strategy, PartialFCStrategy):
+            trainer.strategy.wait_for_checkpoints()
+        by_us = self.requeue and number != signal.SIGTERM and _slurm_job() is not None
+        requeued, problem = False, ""
+        if by_us and trainer.is_global_zero:
+            requeued, problem = _requeue_job()
+        # All have saved, and rank 0 has had its word with the controller, before any process ends.
+        requeued = bool(comm_of(trainer).agreement.exchange("preempted", [int(requeued)])[0][0])
+        limit.cancel()
+        if trainer.is_global_zero:
+            who = f"rank {', '.join(map(str, ranks))}" if trainer.world_size > 1 else "this process"
+            what = f"requeued job {_slurm_job()}" if requeued else "leaving"
+            _log.info(
+                "%s reached %s: saved %s at step %d, %s.",
+                signal.Signals(number).name, who or "a rank", path, trainer.global_step, what,
+            )  # fmt: skip
+            if problem:
+                _log.warning(
+                    "Job %s could not be requeued (%s). Submit it again with ckpt_path=%s.", _slurm_job(), problem, path
+                )
+        if requeued or _under_submitit():
+            # Not an exception: a launcher that waits for a result would take the job for finished.
+            _flush(trainer)
+            os._exit(0 if requeued else 128 + number)
+        raise Preempted(number, path)
+
+    def _path(self, trainer: L.Trainer) -> Path:
+        first = next(
+            (c for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint) and c.dirpath is not None), None
+        )
+        last, suffix = (first.CHECKPOINT_NAME_LAST, first.FILE_EXTENSION) if first is not None else ("last", ".ckpt")
+        folder = self.dirpath
+        if folder is None and first is not None and first.dirpath is not None:
+            folder = Path(first.dirpath)
+        if folder is None:
+            folder = Path(trainer.default_root_dir) / "checkpoints"
+        return folder / f"{last if '{' not in last else 'last'}-{NAME}{suffix}"
+
+    # -- where there is nothing to save
+
+    def on_validation_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any) -> None:
+        """Leave, unless this is within a fit."""
+        self._leave_at_once(trainer)
+
+    def on_test_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any) -> None:
+        """Leave."""
+        self._leave_at_once(trainer)
+
+    def on_predict_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any) -> None:
+        """Leave."""
+        self._leave_at_once(trainer)
+
+    def _leave_at_once(self, trainer: L.Trainer) -> None:
+        number = self._received
+        if not number or trainer.state.fn == "fit":
+            return
+        for each in self.signals:
+            signal.signal(each, signal.SIG_IGN)
+        requeued = False
+        if self.requeue and number != signal.SIGTERM and _slurm_job() is not None and trainer.is_global_zero:
+            requeued, problem = _requeue_job()
+            _log.info("%s: %s.", signal.Signals(number).name, problem or f"requeued job {_slurm_job()}")
+        _flush(trainer)
+        os._exit(0 if requeued else 128 + number)
+
+    # -- afterwards
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Remove the checkpoint of a preemption that a newer one has made useless."""
+        self._tidy(trainer)
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Remove the checkpoint of a preemption that a newer one has made useless."""
+        self._tidy(trainer)
+
+    def _tidy(self, trainer: L.Trainer) -> None:
+        path = self._path(trainer)
+        if not trainer.is_global_zero or not path.exists():
+            return
+        made = path.stat().st_mtime
+        others = (p for p in path.parent.glob(f"*{path.suffix}") if p != path and not p.name.startswith("."))
+        if any(p.exists() and p.stat().st_mtime > made for p in others):
+            trainer.strategy.remove_checkpoint(path)
+
+
+def _slurm_job() -> str | None:
+    """What ``scontrol requeue`` calls this job; None outside of one."""
+    if "SLURM_PROCID" not in os.environ:
+        return None
+    if array := os.environ.get("SLURM_ARRAY_JOB_ID"):
+        return f"{array}_{os.environ.get('SLURM_ARRAY_TASK_ID', '0')}"
+    job = os.environ.get("SLURM_JOB_ID")
+    return job if job is not None and re.fullmatch(r"[0-9]+", job) else None
+
+
+def _requeue_job() -> tuple[bool, str]:
+    """Whether the controller has taken the job back into its queue, and otherwise why not."""
+    job = _slurm_job()
+    try:
+        done = subprocess.run(
+            ["scontrol", "requeue", str(job)], capture_output=True, text=True, timeout=60, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return False, str(error)
+    return done.returncode == 0, (done.stderr or done.stdout).strip()
+
+
+def _under_submitit() -> bool:
+    return "SUBMITIT_EXECUTOR" in os.environ
+
+
+def _flush(trainer: L.Trainer) -> None:
+    """What an orderly exit would have done."""
+    for logger in trainer.loggers:
+        with contextlib.suppress(Exception):
+            logger.finalize("aborted")
+    logging.shutdown()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(Exception):
+            stream.flush()
+
+
+def _give_up(seconds: float) -> None:
+    print(f"Preemption: not done after {seconds:g} s; this process ends without.", file=sys.stderr, flush=True)
+    os._exit(1)

@@ -1,0 +1,147 @@
+"""Ranks that die or hang: the others end in bounded time, and say which rank it was and where it was."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from lightning_pfc.callbacks import Watchdog
+from lightning_pfc.distributed.heartbeat import Kind
+from tests.ranks import RankPool
+from tests.trainer.test_preemption import NoHead
+from tests.trainer.world import TheirModule, make_loader, make_trainer
+
+Batch = tuple[Tensor, Tensor]
+
+
+class Notes(Watchdog):
+    """Leaves what it has found in a file."""
+
+    def __init__(self, folder: str, rank: int, **options: Any) -> None:
+        super().__init__(**options)
+        self.path = Path(folder) / f"verdict-{rank}"
+
+    def _verdict(self, kind: Kind, text: str) -> None:
+        self.path.write_text(f"{kind}: {text}")
+        super()._verdict(kind, text)
+
+
+class Hook(torch.autograd.Function):
+    """Does something in the backward pass of the backbone."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, action: Callable[[], None]) -> Tensor:
+        ctx.action = action
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Any:
+        ctx.action()
+        return gradient, None
+
+
+def die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def freeze() -> None:
+    subprocess.Popen(["sh", "-c", f"sleep 8; kill -KILL {os.getpid()}"])
+    os.kill(os.getpid(), signal.SIGSTOP)
+
+
+def hang() -> None:
+    time.sleep(600)
+
+
+def fail() -> None:
+    raise KeyError("a part of the backbone")
+
+
+class InBackward(NoHead):
+    """Without a head there is no message of the strategy: the others wait in DDP's all-reduce."""
+
+    def __init__(self, action: Callable[[], None]) -> None:
+        super().__init__()
+        self.action = action
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        loss = self.layer(batch[0]).square().mean()
+        return Hook.apply(loss, self.action) if self.global_rank == 1 and batch_idx == 2 else loss
+
+
+class Stuck:
+    """A data loader that never returns its fourth batch on rank 1."""
+
+    def __init__(self, rank: int, world_size: int) -> None:
+        self.rank, self.batches = rank, list(make_loader(rank, world_size))
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Any:
+        for number, batch in enumerate(self.batches):
+            if self.rank == 1 and number == 3:
+                hang()
+            yield batch
+
+
+def run(rank: int, world_size: int, folder: str, case: str) -> None:
+    options: dict[str, Any] = {"stalled_after": 2.0, "silent_after": 2.5, "patience": 1.0, "interval": 0.2}
+    if case == "frozen":
+        options["stalled_after"] = 60.0
+    trainer = make_trainer(rank, world_size, callbacks=[Notes(folder, rank, **options)])
+    actions = {"killed": die, "frozen": freeze, "hangs in backward": hang, "raises in backward": fail}
+    if case == "hangs in loading":
+        trainer.fit(TheirModule(), Stuck(rank, world_size))
+    else:
+        trainer.fit(InBackward(actions[case]), make_loader(rank, world_size))
+
+
+@pytest.mark.parametrize(
+    ("case", "kind", "words"),
+    [
+        ("killed", "died", ["rank 1 (host", "has died"]),
+        ("frozen", "silent", ["no sign of rank 1 (host", "for 2.5 s"]),
+        ("hangs in loading", "stalled", ["rank 1 (host", "loading the next batch, after 3 batches", "hang", "rank 0"]),
+        ("hangs in backward", "stalled", ["rank 1", "backward of batch 3", "hang"]),
+        ("raises in backward", "failed", ["rank 1: KeyError: 'a part of the backbone'"]),
+    ],
+)
+def test_the_others_end_and_name_it(ranks: RankPool, tmp_path: Path, case: str, kind: str, words: list[str]) -> None:
+    start = time.monotonic()
+    outcomes = ranks.outcomes(2, run, str(tmp_path), case, timeout=40)
+    assert outcomes[0].error is not None  # ended by the watchdog, or raised by itself
+    assert time.monotonic() - start < 30
+    text = (tmp_path / "verdict-0").read_text()
+    assert text.startswith(kind)
+    for word in words:
+        assert word in text, text
+
+
+def finish(rank: int, world_size: int, folder: str) -> int:
+    watchdog = Notes(folder, rank, stalled_after=0.6, silent_after=3.0, patience=1.0, interval=0.1)
+    trainer = make_trainer(rank, world_size, callbacks=[watchdog], max_epochs=3)
+    loader = make_loader(rank, world_size)
+    trainer.fit(Slow(), loader, loader)
+    trainer.validate(Slow(), loader, verbose=False)
+    return trainer.global_step
+
+
+class Slow(TheirModule):
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor | None:
+        time.sleep(0.1 * self.global_rank)
+        return super().training_step(batch, batch_idx)
+
+
+def test_a_run_that_is_only_slow_is_left_alone(ranks: RankPool, tmp_path: Path) -> None:
+    assert ranks.run(2, finish, str(tmp_path), timeout=60) == [18, 18]
+    assert not list(tmp_path.iterdir())
