@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import numpy as np
 import torch
 from lightning_utilities.core.rank_zero import rank_zero_info
 from torch import Tensor, nn
@@ -290,7 +291,8 @@ def _class_counts(trainer: L.Trainer, name: str, head: PartialFC) -> Tensor:
             f"{name}.sampler={head.sampler} needs the number of images of each class, which this data module does not "
             "tell; call head.set_class_counts(counts) in on_fit_start."
         )
-    return torch.bincount(torch.as_tensor(labels), minlength=head.num_classes)
+    every = labels[np.arange(len(labels))]  # an array, or something that computes them
+    return torch.bincount(torch.as_tensor(every), minlength=head.num_classes)
 
 
 def global_batch_size(trainer: L.Trainer) -> int | None:

@@ -15,10 +15,17 @@ from torch.optim.lr_scheduler import LambdaLR
 from lightning_pfc.optim import schedules
 from lightning_pfc.optim.adamw import SparseAdamW
 from lightning_pfc.optim.groups import parameter_groups
+from lightning_pfc.optim.lars import LARS
 from lightning_pfc.optim.rowwise_adagrad import RowWiseAdagrad
 from lightning_pfc.optim.sgd import SparseSGD
 
-ROW_SPARSE: dict[str, type[Optimizer]] = {"sgd": SparseSGD, "adamw": SparseAdamW, "rowwise_adagrad": RowWiseAdagrad}
+ROW_SPARSE: dict[str, type[Optimizer]] = {
+    "sgd": SparseSGD,
+    "adamw": SparseAdamW,
+    "rowwise_adagrad": RowWiseAdagrad,
+    "lars": LARS,
+}
+_ONLY_ROW_SPARSE = ("rowwise_adagrad", "lars")
 
 SCHEDULES: dict[str, Callable[..., LambdaLR]] = {
     "polynomial": schedules.polynomial,
@@ -70,7 +77,7 @@ def create_optimizer(
             f"optimizer {name!r} has no row-sparse form, which row_sparse=True asks for; take one of "
             f"{', '.join(ROW_SPARSE)}, or row_sparse=false."
         )
-    sparse = name == "rowwise_adagrad" or (name in ROW_SPARSE and (row_sparse if wanted is None else bool(wanted)))
+    sparse = name in _ONLY_ROW_SPARSE or (name in ROW_SPARSE and (row_sparse if wanted is None else bool(wanted)))
     factory = ROW_SPARSE[name] if sparse else _torch_optimizers()[name]
     known = [p for p in inspect.signature(factory).parameters if p not in ("self", "params")]
     for key in arguments:
