@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from lightning_pfc.distributed.collectives import all_reduce
+from lightning_pfc.heads.memory import scratch
 from lightning_pfc.heads.plan import Plan
 
 NORM_EPS = 1e-12  # as torch.nn.functional.normalize
@@ -28,8 +29,8 @@ class Chunks:
         self.centers = plan.loss.num_centers
         gathers = self.index is not None or weight.dtype != x.dtype
         shape = (self.width, weight.shape[1])
-        self._rows = x.new_empty(shape) if gathers else None
-        self._stored = x.new_empty(shape, dtype=weight.dtype) if weight.dtype != x.dtype else None
+        self._rows = scratch(shape, x) if gathers else None
+        self._stored = scratch(shape, x, weight.dtype) if weight.dtype != x.dtype else None
         self._pad = plan.sample.offsets(x.dtype)
 
     def rows(self, low: int, high: int) -> Tensor:
@@ -103,7 +104,7 @@ class Chunks:
 def chunk_cosines(x: Tensor, weight: Tensor, bias: Tensor | None, plan: Plan) -> Iterator[tuple[int, int, Tensor]]:
     """Yield (low, high, cosines (B, n)) for every chunk of classes; the buffer is used again."""
     chunks = Chunks(x, weight, bias, plan)
-    buffer = x.new_empty(x.shape[0] * chunks.width)
+    buffer = scratch((x.shape[0] * chunks.width,), x)
     for low, high in chunks.ranges:
         rows = chunks.rows(low, high)
         inverse = chunks.inverse_norms(rows) if plan.loss.normalize else None

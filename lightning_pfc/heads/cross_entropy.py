@@ -18,10 +18,11 @@ from torch.autograd.function import once_differentiable
 from lightning_pfc.distributed.collectives import all_reduce
 from lightning_pfc.heads.chunks import Chunks
 from lightning_pfc.heads.learned_curve import LearnedCurve
-from lightning_pfc.heads.memory import huge_pages
+from lightning_pfc.heads.memory import scratch
 from lightning_pfc.heads.plan import Plan, Sums
 from lightning_pfc.heads.row_gradients import RowGradients
 from lightning_pfc.losses.base import Loss
+from lightning_pfc.products import fast_float32_products
 
 _WORTH_COMPACTING = 0.75  # share of live classes above which copying them out costs more than the products saved
 
@@ -53,6 +54,7 @@ def sharded_softmax_sums(
 
 class _SoftmaxSums(torch.autograd.Function):
     @staticmethod
+    @fast_float32_products()
     def forward(
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, plan: Plan, learned: tuple[str, ...], *values: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
@@ -70,8 +72,8 @@ class _SoftmaxSums(torch.autograd.Function):
         kept: list[Tensor] = []
         norms: list[Tensor] = []
         # Kept scores are one allocation, so that the allocator sees few sizes.
-        store = huge_pages(x.new_empty(sum(high - low for low, high in chunks.ranges[:keep]) * batch))
-        shared, scratch = (x.new_empty(batch * chunks.width) for _ in range(2))
+        store = scratch((sum(high - low for low, high in chunks.ranges[:keep]) * batch,), x)
+        shared, room = (scratch((batch * chunks.width,), x) for _ in range(2))
         for i, (low, high) in enumerate(chunks.ranges):
             n = high - low
             rows = chunks.rows(low, high)
@@ -84,7 +86,7 @@ class _SoftmaxSums(torch.autograd.Function):
                 kept.append(scores)
             column, hit = chunks.targets(low, high)
             target += torch.where(hit, scores.gather(1, column), 0.0).squeeze(1)
-            logits = scratch[: n * batch].view(batch, n)
+            logits = room[: n * batch].view(batch, n)
             if plan.linear:
                 torch.sub(scores, reference or 0.0, out=logits)
             else:
@@ -122,6 +124,7 @@ class _SoftmaxSums(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
+    @fast_float32_products()
     def backward(
         ctx: Any, grad_logsumexp: Tensor, grad_total: Tensor, grad_target: Tensor
     ) -> tuple[Tensor | None, ...]:
@@ -140,7 +143,7 @@ class _SoftmaxSums(torch.autograd.Function):
         negligible = grad_target.square().sum() * (plan.gradient_filter**2 / max(1, chunks.num_rows))
         if update is not None:
             update.begin(weight)
-        scratch, shared, product = (x.new_empty(batch * chunks.width) for _ in range(3))
+        slopes, shared, product = (scratch((batch * chunks.width,), x) for _ in range(3))
         for i, (low, high) in enumerate(chunks.ranges):
             n = high - low
             rows = chunks.rows(low, high)
@@ -149,7 +152,7 @@ class _SoftmaxSums(torch.autograd.Function):
                 scores = ctx.kept[i]
             else:
                 scores = chunks.scores(low, high, rows, inverse, shared[: n * batch].view(batch, n), plan.score_scale)
-            out = scratch[: n * batch].view(batch, n)
+            out = slopes[: n * batch].view(batch, n)
             column, hit = chunks.targets(low, high)
             curve = learned.curve(plan, scores) if not plan.linear else None
             slope = _negative_gradient(chunks, (low, high), scores, curve, logsumexp, grad_logsumexp, grad_total, out)

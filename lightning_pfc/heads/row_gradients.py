@@ -7,7 +7,7 @@ from torch import Tensor
 
 from lightning_pfc.distributed.collectives import all_reduce
 from lightning_pfc.heads.chunks import NORM_EPS, Chunks
-from lightning_pfc.heads.memory import huge_pages
+from lightning_pfc.heads.memory import scratch
 
 
 class RowGradients:
@@ -18,7 +18,7 @@ class RowGradients:
         self.keep_all = keep_all
         x = chunks.x
         shape = (chunks.num_rows if keep_all else chunks.width, chunks.weight.shape[1])
-        self.values = huge_pages(x.new_empty(shape)) if wanted else None
+        self.values = scratch(shape, x) if wanted else None
         self.bias = x.new_empty(chunks.num_rows) if chunks.bias is not None else None
 
     def add(

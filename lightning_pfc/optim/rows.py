@@ -108,7 +108,7 @@ def unique_rows(grad: Tensor) -> RowGradient:
     """
     _check_layout(grad)
     index, values = grad._indices()[0], grad._values()
-    if _is_summed(grad):
+    if is_summed(grad):
         return RowGradient(index, values, None)
     if grad.device.type != "cpu":
         return _sum_segments(index, values, grad.shape[0])
@@ -132,15 +132,19 @@ def row_chunks(grad: Tensor, max_rows: int | None = None) -> Iterator[RowChunk]:
         ValueError: If ``grad`` is neither dense nor sparse in its first dimension only.
     """
     size = rows_per_chunk(grad) if max_rows is None else max_rows
-    if grad.layout == torch.strided:
+    values = grad
+    if grad.layout != torch.strided:
+        _check_layout(grad)
+        values = grad._values()
+        if grad.device.type == "cpu" and not is_summed(grad):
+            for rows_of_chunk, total in _summed_chunks(grad, size):
+                yield RowChunk(rows_of_chunk, total)
+            return
+    # as many different rows as there are: all of them, in order, so that they are read and written in place
+    if grad.layout == torch.strided or (grad.device.type == "cpu" and values.shape[0] == grad.shape[0]):
         for start in range(0, grad.shape[0], size):
             rows = slice(start, min(start + size, grad.shape[0]))
-            yield RowChunk(rows, grad[rows])
-        return
-    _check_layout(grad)
-    if grad.device.type == "cpu" and not _is_summed(grad):
-        for rows_of_chunk, total in _summed_chunks(grad, size):
-            yield RowChunk(rows_of_chunk, total)
+            yield RowChunk(rows, values[rows])
         return
     index, values, count = unique_rows(grad)
     for start in range(0, index.numel(), size):
@@ -184,9 +188,19 @@ def _check_layout(grad: Tensor) -> None:
         )
 
 
-def _is_summed(grad: Tensor) -> bool:
+def is_summed(grad: Tensor) -> bool:
+    """Whether every row of a row-sparse gradient appears once, in ascending order, so that nothing is left to add up.
+
+    Autograd forgets, when it puts a sparse gradient into ``.grad``, that it was coalesced. On a CPU one look at the row
+    numbers tells, which costs next to nothing; on other devices it would wait for the host, so the flag decides there.
+    """
+    if grad._nnz() == 0:
+        return True
+    index = grad._indices()[0]
+    if grad.device.type == "cpu":
+        return bool((index[1:] > index[:-1]).all()) and int(index[-1]) < grad.shape[0]
     # torch calls one entry coalesced, without being told, even if it is padding
-    return grad._nnz() == 0 or (grad.is_coalesced() and grad._nnz() > 1)
+    return grad.is_coalesced() and grad._nnz() > 1
 
 
 def _sum_segments(index: Tensor, values: Tensor, num_rows: int) -> RowGradient:

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from lightning_pfc.distributed import Comm
+from lightning_pfc.optim.rows import is_summed
 
 
 @torch.no_grad()
@@ -66,8 +67,8 @@ def _gradient_values(parameters: Iterable[Parameter]) -> list[Tensor]:
         if gradient is None:
             continue
         if gradient.is_sparse:
-            if not gradient.is_coalesced():
+            if not is_summed(gradient):
                 parameter.grad = gradient = gradient.coalesce()
-            gradient = gradient.values()
+            gradient = gradient._values()
         found.append(gradient)
     return found

@@ -5,7 +5,8 @@ gradient are compared with ours on the same batch (and the same drawn classes); 
 else is an error. Then all take turns, one step each, for a number of rounds; the figures are medians. Memory is the
 process's high-water mark.
 
-  products      the three bare float32 matrix products of the same shapes: the floor
+  products      the three bare float32 matrix products of the same shapes, by torch.mm as it comes
+  products-fast the same through oneDNN, where our head takes it (lightning_pfc.products): the floor
   ours          PartialFC with ArcFace and SparseSGD (momentum), float32
   ours-in-backward  the same, the centers updated inside the backward pass: no gradient of theirs is held
   ours-adagrad  the same with RowWiseAdagrad: one number of state per class

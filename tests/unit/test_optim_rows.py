@@ -13,7 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from lightning_pfc.optim import memory
 from lightning_pfc.optim.memory import zero_pages
-from lightning_pfc.optim.rows import _sum_segments, row_chunks, unique_rows
+from lightning_pfc.optim.rows import _sum_segments, is_summed, row_chunks, unique_rows
 
 NUM_ROWS = 7
 
@@ -157,3 +157,19 @@ def test_zero_pages_is_zeros():
             assert torch.equal(pages, expected)
             pages += 1
             assert torch.equal(pages, expected + 1)
+
+
+def test_a_gradient_of_every_row_is_stepped_in_place_even_when_nobody_says_that_it_is_coalesced() -> None:
+    values = torch.randn(NUM_ROWS, 4)
+    everything = torch.sparse_coo_tensor(torch.arange(NUM_ROWS)[None], values, (NUM_ROWS, 4))
+    assert not everything.is_coalesced()
+    chunks = list(row_chunks(everything, 3))
+    assert all(isinstance(chunk.rows, slice) for chunk in chunks)
+    assert torch.equal(torch.cat([chunk.grad for chunk in chunks]), values)
+    assert chunks[0].grad.data_ptr() == everything._values().data_ptr()
+
+
+@pytest.mark.parametrize("rows", [[1, 1], [2, 0], [0, NUM_ROWS]])
+def test_rows_that_repeat_or_descend_or_are_padding_are_not_summed(rows: list[int]) -> None:
+    grad = torch.sparse_coo_tensor(torch.tensor([rows]), torch.ones(2, 4), (NUM_ROWS, 4), check_invariants=False)
+    assert not is_summed(grad)
