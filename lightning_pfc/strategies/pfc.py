@@ -174,10 +174,14 @@ class PartialFCStrategy(CheckpointFolders):
 
     @precision_plugin.setter
     def precision_plugin(self, precision_plugin: Precision | None) -> None:
-        self._precision_plugin = ShardedPrecision() if precision_plugin is None else shard_aware(precision_plugin)
+        # None stays None until it is needed: a Trainer takes what it finds here for the user's choice, and would ignore
+        # its own argument `precision`.
+        self._precision_plugin = None if precision_plugin is None else shard_aware(precision_plugin)
 
     @property
     def _shard_aware_plugin(self) -> ShardAware:
+        if self._precision_plugin is None:
+            self._precision_plugin = ShardedPrecision()
         plugin = self._precision_plugin
         if not isinstance(plugin, ShardAware):
             raise TypeError(f"the precision plugin is {type(plugin).__name__}; set it through the Trainer.")

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import lightning as L
 import pytest
 import torch
 import torch.distributed as dist
-from lightning.pytorch.plugins import MixedPrecision
+from lightning.pytorch.plugins import MixedPrecision, Precision
 from torch import Tensor, nn
 
 from lightning_pfc import PartialFC, PartialFCStrategy
 from lightning_pfc.losses import CosFace
 from lightning_pfc.optim import SparseSGD
+from lightning_pfc.strategies.precision import ShardedHalfPrecision, ShardedMixedPrecision, ShardedPrecision
 from tests.ranks import RankPool, join_group
 from tests.trainer.world import CLASSES, DIM, WIDTH, TheirModule, make_loader, make_trainer, plain_loader, whole_state
 
@@ -301,3 +303,17 @@ def group_of_three(rank: int, world_size: int) -> None:
 def test_a_group_size_that_does_not_divide_is_refused(ranks: RankPool) -> None:
     for outcome in ranks.outcomes(2, group_of_three, timeout=60):
         assert "head_group_size=3 does not divide the 2 ranks" in (outcome.error or "")
+
+
+@pytest.mark.parametrize("strategy", ["pfc", PartialFCStrategy(), PartialFCStrategy(clip="backbone")])
+@pytest.mark.parametrize(
+    ("precision", "kind"),
+    [(None, ShardedPrecision), ("bf16-mixed", ShardedMixedPrecision), ("bf16-true", ShardedHalfPrecision)],
+)
+def test_the_trainers_precision_counts_whatever_form_the_strategy_has(
+    strategy: Any, precision: Any, kind: type[Precision]
+) -> None:
+    strategy = copy.deepcopy(strategy)
+    trainer = L.Trainer(strategy=strategy, precision=precision, accelerator="cpu", logger=False)
+    assert type(trainer.precision_plugin) is kind
+    assert trainer.precision == (precision or "32-true")
