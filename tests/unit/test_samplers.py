@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import math
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -358,3 +360,13 @@ def test_static_shapes_weigh_the_same_classes():
     offsets = weighted.offsets(torch.float32)
     assert (offsets[padded.valid] == 0.5).all()
     assert (offsets[~padded.valid] == -math.inf).all()
+
+
+def test_the_example_of_the_documentation_is_the_one_tested_here():
+    """Every sampler has its row, and the code shown is the class above."""
+    text = (Path(__file__).parents[2] / "docs" / "samplers.md").read_text()
+    for name in S.sampler_names():
+        assert f"| `{name}` |" in text or name == "Neighbours"
+    shown = text.split("class Neighbours(Sampler):")[1].split("```")[0].split()
+    here = inspect.getsource(Neighbours).split("class Neighbours(S.Sampler):")[1].split()
+    assert shown == here

@@ -1,0 +1,124 @@
+"""A long tail: images of a class drawn after Zipf's law, frequent and rare classes reported apart.
+
+Usage: python recipes/claims/long_tail.py [--launcher COMMAND] [--draw-only]
+
+One image of every class is held out. Of the others, class number k by a random order is drawn ``max(1, n / k)`` times
+an epoch, n such that an epoch is as long as that of the balanced set: a class in the tail has one picture, one in the
+head hundreds of augmented ones. Which of all classes is nearest to a held-out image? Head: the first tenth of the
+classes; tail: the last half.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from runs import IMAGES, SETTING, Record, Setting, cell, interval, main, of, table, train
+
+CLASSES = 6000
+LARGEST = 200  # images of a class in an epoch
+SETTINGS = [
+    Setting("full softmax", ("head.sample_rate=1",)),
+    *(
+        Setting(name, ("head.sample_rate=0.1", *overrides))
+        for name, overrides in {
+            "uniform 0.1": (),
+            "uniform 0.1, corrected": ("head.sampler.correction=true",),
+            "frequency 0.1, alpha 0.5": ("head/sampler=frequency",),
+            "frequency 0.1, alpha 1": ("head/sampler=frequency", "head.sampler.alpha=1"),
+            "frequency 0.1, alpha -0.5": ("head/sampler=frequency", "head.sampler.alpha=-0.5"),
+            "mixed 0.1": ("head/sampler=mixed",),
+        }.items()
+    ),
+]
+GROUPS = ("head", "middle", "tail")
+
+
+def zipf(labels: NDArray[np.int64], classes: int) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+    """Rows to train on, with repeats; a held-out row of each class; each class's place in the order of frequency."""
+    generator = np.random.default_rng(0)
+    place = generator.permutation(classes)
+    by_class = np.argsort(labels, kind="stable")
+    start = np.searchsorted(labels[by_class], np.arange(classes + 1))
+    wanted = len(labels) - classes
+    low, high = 1.0, float(wanted)
+    while high - low > 0.5:
+        middle = (low + high) / 2
+        total = np.clip(middle / (place + 1), 1, LARGEST).astype(int).sum()
+        low, high = (middle, high) if total < wanted else (low, middle)
+    counts = np.clip(low / (place + 1), 1, LARGEST).astype(int)
+    rows, held = [], np.empty(classes, dtype=np.int64)
+    for label in range(classes):
+        own = generator.permutation(by_class[start[label] : start[label + 1]])
+        held[label] = own[0]
+        rows.append(np.resize(own[1:], counts[label]))
+    return np.concatenate(rows), held, place
+
+
+def run(setting: Setting, seed: int) -> Record:
+    import torch
+
+    found: dict[str, Any] = {}
+
+    def prepare(data: Any) -> None:
+        opened = data.data
+        rows, held, place = zipf(np.asarray(opened.labels), opened.num_classes)
+        table = opened.train
+        found.update(images=table, held=held, place=place)
+        shown = type(table)(table.array, table.rows[rows])
+        data._data = replace(opened, train=shown, labels=np.asarray(opened.labels)[rows])
+
+    record, module, _ = train(
+        [*SETTING, f"data.source.train_classes={CLASSES}", *setting.overrides, f"seed={seed}"], prepare
+    )
+    module.eval()
+    hits = []
+    with torch.no_grad():
+        for low in range(0, CLASSES, 500):
+            part = found["held"][low : low + 500]
+            images = found["images"].fetch(part).float() / 127.5 - 1.0
+            ranks = module.head.target_ranks(module(images), torch.arange(low, low + len(part)))
+            hits.append((ranks.rank == 0).float())
+    top1 = torch.cat(hits).numpy()
+    share = found["place"] / CLASSES
+    for group, chosen in zip(GROUPS, (share < 0.1, (share >= 0.1) & (share < 0.5), share >= 0.5), strict=True):
+        record[f"top1/{group}"] = float(top1[chosen].mean())
+    record["top1/all"] = float(top1.mean())
+    return record
+
+
+def report(records: Sequence[Record]) -> None:
+    columns = [
+        *((f"top-1 {group} %", f"top1/{group}") for group in (*GROUPS, "all")),
+        ("unseen: accuracy %", "test/accuracy"),
+        ("unseen: TAR@FAR 1e-3 %", "test/tar@far=1e-3"),
+    ]
+    rows = [[s.name, *(cell(of(records, s.name, key), 2, 100) for _, key in columns)] for s in SETTINGS]
+    print(table(["", *(column for column, _ in columns)], rows))
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, pane = plt.subplots(figsize=(8, 4), layout="constrained")
+    for offset, (group, color) in enumerate(zip(GROUPS, ("tab:blue", "tab:grey", "tab:red"), strict=True)):
+        for place, setting in enumerate(SETTINGS):
+            values = of(records, setting.name, f"top1/{group}")
+            if values:
+                mean, half = interval([100 * value for value in values])
+                pane.errorbar(
+                    mean, -place + 0.2 * (1 - offset), xerr=half, fmt="o", capsize=3, color=color,
+                    label=group if place == 0 else None,
+                )  # fmt: skip
+    pane.set_yticks([-i for i in range(len(SETTINGS))], [setting.name for setting in SETTINGS])
+    pane.set_xlabel("held-out images of trained characters, nearest of 6,000 centers right, %")
+    pane.grid(alpha=0.3)
+    pane.legend()
+    figure.savefig(IMAGES / "claims_long_tail.png", dpi=110)
+
+
+if __name__ == "__main__":
+    main("long_tail", SETTINGS, run, report)

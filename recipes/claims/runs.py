@@ -1,0 +1,180 @@
+"""What the claims share: one run of one setting in a process of its own, results that survive interruption, a table.
+
+Every claim is a command: it does the runs that its file of results lacks, one after another, then writes table and
+figure. ``--launcher "nice -n 19"`` goes before each run; ``--draw-only`` runs nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import resource
+import shlex
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+IMAGES = Path(__file__).parents[2] / "docs" / "images"
+SEEDS = (0, 1, 2)
+# Fixed before anything was measured: what one thread trains in about a minute with all classes in every step.
+SETTING = (
+    "data.source.train_classes=12000",
+    "data.batch_size=256",
+    "+backbone.options.widths=[16,32,64]",
+    "+backbone.options.depths=[0,1,1]",
+    "trainer.max_epochs=5",
+    "callbacks=none",
+)
+# Student's t, two sided 95 %, by degrees of freedom
+_STUDENT = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
+
+Record = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One line of a table: a name and what it changes on the command line of ``pfc-train``."""
+
+    name: str
+    overrides: tuple[str, ...] = ()
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+
+def train(overrides: Sequence[str], prepare: Callable[[Any], None] | None = None) -> tuple[Record, Any, Any]:
+    """Train and test on one thread as ``pfc-train OVERRIDES`` would; the record, the module and the data.
+
+    ``cpu_seconds`` is the processor time of training alone, all threads of the process together: what it cost, however
+    busy the machine was. ``memory_mb`` is by how much training raised the peak of resident memory.
+    """
+    import lightning as L
+    import torch
+    from hydra.utils import instantiate
+
+    from lightning_pfc import PartialFCStrategy
+    from lightning_pfc.config import compose
+
+    torch.set_num_threads(1)
+    config = compose(overrides)
+    L.seed_everything(config.seed, workers=True, verbose=False)
+    data = instantiate(config.data, _convert_="all")
+    data.prepare_data()
+    data.setup("fit")
+    if prepare is not None:
+        prepare(data)
+    module = instantiate(config.model, num_classes=data.num_classes, input_size=list(data.input_size), _convert_="all")
+    trainer = L.Trainer(
+        strategy=PartialFCStrategy(),
+        accelerator="cpu",
+        devices=1,
+        max_epochs=config.trainer.max_epochs,
+        gradient_clip_val=config.trainer.gradient_clip_val,
+        callbacks=[instantiate(c, _convert_="all") for c in (config.callbacks or {}).values() if c],
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        limit_val_batches=0,
+    )
+    before = _peak_mb()
+    start, wall = time.process_time(), time.perf_counter()
+    trainer.fit(module, datamodule=data)
+    cpu, wall = time.process_time() - start, time.perf_counter() - wall
+    record = {
+        "cpu_seconds": cpu,
+        "wall_seconds": wall,
+        "memory_mb": _peak_mb() - before,
+        "steps": trainer.global_step,
+        "train_loss": float(trainer.callback_metrics["train/loss"]),
+    }
+    for values in trainer.test(module, datamodule=data, verbose=False):
+        record |= {key.split("/dataloader")[0]: float(value) for key, value in values.items()}
+    return record, module, data
+
+
+def main(
+    claim: str,
+    settings: Sequence[Setting],
+    run: Callable[[Setting, int], Record],
+    report: Callable[[list[Record]], None],
+    seeds: Sequence[int] = SEEDS,
+) -> None:
+    """The command of a claim."""
+    parser = argparse.ArgumentParser(description=f"Claim: {claim}. Runs what is missing, then writes table and figure.")
+    parser.add_argument("--results", type=Path, default=Path("runs/claims") / f"{claim}.jsonl")
+    parser.add_argument("--launcher", default="", help="a command to put before each run")
+    parser.add_argument("--draw-only", action="store_true")
+    parser.add_argument("--one", nargs=2, metavar=("SETTING", "SEED"), help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    results: Path = arguments.results
+    by_name = {setting.name: setting for setting in settings}
+    if arguments.one:
+        name, seed = arguments.one[0], int(arguments.one[1])
+        record = {"claim": claim, "setting": name, "seed": seed, **run(by_name[name], seed)}
+        with results.open("a") as file:
+            file.write(json.dumps(record) + "\n")
+        return
+    results.parent.mkdir(parents=True, exist_ok=True)
+    if not arguments.draw_only:
+        for seed in seeds:
+            for setting in settings:
+                if any((r["setting"], r["seed"]) == (setting.name, seed) for r in load(results)):
+                    continue
+                command = [sys.executable, sys.argv[0], "--results", str(results), "--one", setting.name, str(seed)]
+                done = subprocess.run([*shlex.split(arguments.launcher), *command], check=False)
+                print(f"{setting.name} seed {seed}: {'done' if done.returncode == 0 else 'FAILED'}", flush=True)
+    records = load(results)
+    order = list(by_name)
+    report(
+        sorted((r for r in records if r["setting"] in by_name), key=lambda r: (order.index(r["setting"]), r["seed"]))
+    )
+
+
+def load(results: Path) -> list[Record]:
+    """What was measured so far."""
+    if not results.exists():
+        return []
+    return [json.loads(line) for line in results.read_text().splitlines() if line.strip()]
+
+
+def interval(values: Sequence[float]) -> tuple[float, float]:
+    """Mean, and half the width of its 95 % confidence interval over the seeds (Student's t)."""
+    mean = statistics.fmean(values)
+    if len(values) < 2:
+        return mean, math.nan
+    return mean, _STUDENT[len(values) - 1] * statistics.stdev(values) / len(values) ** 0.5
+
+
+def paired(records: Sequence[Record], one: str, other: str, key: str) -> tuple[float, float]:
+    """Mean of ``one - other`` over the seeds that both have, and half the width of its 95 % interval."""
+    values = [{r["seed"]: r[key] for r in records if r["setting"] == name} for name in (one, other)]
+    return interval([values[0][seed] - values[1][seed] for seed in sorted(values[0].keys() & values[1].keys())])
+
+
+def cell(values: Sequence[float], digits: int, factor: float = 1.0) -> str:
+    """``mean ± half width`` for a table."""
+    if not values:
+        return ""
+    mean, half = interval([factor * value for value in values])
+    return f"{mean:.{digits}f} ± {half:.{digits}f}" if math.isfinite(half) else f"{mean:.{digits}f}"
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table in Markdown."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def of(records: Sequence[Record], setting: str, key: str) -> list[float]:
+    """The values of a setting over its seeds."""
+    return [r[key] for r in records if r["setting"] == setting and key in r]
+
+
+def _peak_mb() -> float:
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (1 << 20 if sys.platform == "darwin" else 1 << 10)
