@@ -10,6 +10,8 @@ from statistics import median
 
 import torch
 
+from lightning_pfc.products import fast_float32_products
+
 
 @dataclass(frozen=True, kw_only=True)
 class Machine:
@@ -74,7 +76,8 @@ def this_machine() -> Machine:
     """This machine's CPU, timed for a second: one process that uses all its threads."""
     a, b = torch.randn(256, 512), torch.randn(4096, 512)
     out = torch.empty(256, 4096)
-    flops = 2 * a.shape[0] * b.shape[0] * b.shape[1] / _seconds(lambda: torch.mm(a, b.t(), out=out))
+    with fast_float32_products():  # as in the head
+        flops = 2 * a.shape[0] * b.shape[0] * b.shape[1] / _seconds(lambda: torch.mm(a, b.t(), out=out))
     source = torch.zeros(8 << 20)
     target = torch.empty_like(source)
     bandwidth = 2 * source.numel() * 4 / _seconds(lambda: target.copy_(source))

@@ -14,6 +14,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
+from lightning_pfc.products import fast_float32_products
+
 _EXACT_CHUNK = 1 << 15  # pairs
 
 
@@ -65,7 +67,8 @@ def true_float32() -> Iterator[None]:
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")
     try:
-        yield
+        with fast_float32_products():
+            yield
     finally:
         torch.set_float32_matmul_precision(before)
 

@@ -13,6 +13,7 @@ mpl.use("Agg")
 
 _COLORS = {
     "products": "#999999",
+    "products-fast": "#cccccc",
     "ours": "#d62728",
     "ours-in-backward": "#ff7f0e",
     "ours-adagrad": "#e377c2",
@@ -22,6 +23,7 @@ _COLORS = {
     "pml": "#17becf",
     "dense": "#1f77b4",
     "peer": "#8c564b",
+    "data-parallel": "#7f7f7f",
 }
 _AXES = (("total", 1e3, "step (ms)"), ("above_baseline", 1e-6, "peak memory above the bare process (MB)"))
 
@@ -52,10 +54,10 @@ def draw(content: dict[str, Any], path: Path) -> None:
 
 def _lines(axis: Any, cases: list[dict[str, Any]], names: list[str], field: str, factor: float) -> None:
     for name in names:
-        if name == "products" and field != "total":
+        if name.startswith("products") and field != "total":
             continue
         points = [(m["case"]["classes"], factor * m["results"][name][field]) for m in cases if name in m["results"]]
-        axis.plot(*zip(*points, strict=True), marker="o", markersize=4, label=name, color=_COLORS.get(name))
+        axis.plot(*zip(*points, strict=True), marker="o", markersize=4, label=name, color=_COLORS[name])
     axis.set_xscale("log")
     axis.set_yscale("log")
     axis.set_xlabel("classes", fontsize=9)
@@ -63,9 +65,9 @@ def _lines(axis: Any, cases: list[dict[str, Any]], names: list[str], field: str,
 
 
 def _bars(axis: Any, measured: dict[str, Any], names: list[str], field: str, factor: float) -> None:
-    names = [name for name in names if field == "total" or name != "products"]
+    names = [name for name in names if field == "total" or not name.startswith("products")]
     values = [factor * measured["results"][name][field] for name in names]
-    bars = axis.bar(names, values, color=[_COLORS.get(name) for name in names])
+    bars = axis.bar(names, values, color=[_COLORS[name] for name in names])
     axis.bar_label(bars, fmt="{:,.0f}", fontsize=8)
     axis.set_xlabel(f"{measured['case']['classes']:,} classes", fontsize=9)
     axis.tick_params(axis="x", labelrotation=30)
