@@ -40,6 +40,11 @@ def scratch(shape: tuple[int, ...], like: Tensor, dtype: torch.dtype | None = No
     return torch.frombuffer(_POOL.take(size), dtype=dtype, count=prod(shape)).view(shape)
 
 
+def release_scratch() -> None:
+    """Gives the memory in which no tensor lives back to the system, as ``torch.cuda.empty_cache`` does for a GPU."""
+    _POOL.release()
+
+
 class _Pool:
     """Anonymous mappings that outlive the tensors in them. A mapping is free when nobody but the pool refers to it."""
 
@@ -55,15 +60,12 @@ class _Pool:
         if self._process != os.getpid():  # after a fork the parent's are not ours
             self.__init__()  # type: ignore[misc]
         self._requests += 1
-        free = [i for i in range(len(self._pages)) if sys.getrefcount(self._pages[i]) == _REFERENCES_IN_A_LIST]
-        fitting = [i for i in free if size <= len(self._pages[i]) <= 2 * size]
+        fitting = [i for i in self._free() if size <= len(self._pages[i]) <= 2 * size]
         if fitting:
             best = min(fitting, key=lambda i: len(self._pages[i]))
             self._last_use[best] = self._requests
             return self._pages[best]
-        for i in reversed(free):
-            if self._last_use[i] < self._requests - _FORGOTTEN_AFTER:
-                del self._pages[i], self._last_use[i]
+        self.release(before=self._requests - _FORGOTTEN_AFTER)
         # Room for a batch that draws a few rows more; pages that are never written cost nothing.
         pages = mmap.mmap(-1, size + size // 8, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         for advice in (_HUGE_PAGES, _WIPE_ON_FORK):
@@ -73,6 +75,15 @@ class _Pool:
         self._pages.append(pages)
         self._last_use.append(self._requests)
         return pages
+
+    def release(self, before: float = float("inf")) -> None:
+        """Unmap what is free and was last asked for before some request."""
+        for i in reversed(self._free()):
+            if self._last_use[i] < before:
+                del self._pages[i], self._last_use[i]
+
+    def _free(self) -> list[int]:
+        return [i for i in range(len(self._pages)) if sys.getrefcount(self._pages[i]) == _REFERENCES_IN_A_LIST]
 
 
 _ALONE = [object()]

@@ -70,19 +70,22 @@ def _terms(s: Setup) -> list[Term]:
     kept = 4 * batch * min(k, s.memory_budget // max(1, scores) * chunk)
     cast = k * width * stored if s.dtype != "float32" else 0  # the gradient in the type of the centers
     gradient = 0 if s.update_in_backward else 4 * k * width + (0 if s.is_dense else cast)
+    # On a CPU the buffers of a step are kept for the next one (lightning_pfc.heads.memory).
+    two, last = (ALWAYS, ALWAYS) if s.device == "cpu" else ((FORWARD, BACKWARD), (BACKWARD, STEP))
     terms = [
         Term("centers", c * width * stored, ALWAYS, f"c x D x {stored}"),
         *_state(s),
         Term("drawing", _drawing(s), (DRAW,), "7 int64 a candidate"),
         Term("sampled ids", 16 * k if k < c else 0, (FORWARD, BACKWARD, STEP), "2 int64 a sampled class"),
-        Term("kept scores", kept, (FORWARD, BACKWARD), "B x k x 4, up to the memory budget"),
-        Term("gradient of the centers", gradient, (BACKWARD, STEP), "k x D x 4" + (" and as stored" if cast else "")),
+        Term("kept scores", kept, two, "B x k x 4, up to the memory budget"),
+        Term("gradient of the centers", gradient, last, "k x D x 4" + (" and as stored" if cast else "")),
     ]
     if s.is_dense:
         whole = c * width * stored
         if k < c or cast:
             terms.append(Term("dense gradient", whole, (BACKWARD, STEP), "c x D as stored: every center moves"))
-            terms[-2] = terms[-2]._replace(phases=(BACKWARD,))
+            if s.device != "cpu":
+                terms[-2] = terms[-2]._replace(phases=(BACKWARD,))
         terms.append(Term("temporaries of torch.optim", whole, (STEP,), "c x D as stored"))
     else:
         limit = CHUNK_BYTES.get(s.device, DEFAULT_CHUNK_BYTES)
@@ -90,11 +93,17 @@ def _terms(s: Setup) -> list[Term]:
         rooms = 3 + s.state_tensors
         terms.append(Term("rows in the optimizer", rooms * min(limit, 4 * k * width), phases, "a few chunks of rows"))
     rows = chunk * width * (4 * gathers + (stored if s.dtype != "float32" else 0) + 4 * s.update_in_backward)
+    if s.device == "cpu":
+        chunks = [Term("chunk of scores", 3 * scores, ALWAYS, "3 x B x chunk x 4")]
+    else:
+        chunks = [
+            Term("chunk of scores, forward", 2 * scores, (FORWARD,), "2 x B x chunk x 4"),
+            Term("chunk of scores, backward", 3 * scores, (BACKWARD,), "3 x B x chunk x 4"),
+        ]
     return [
         *terms,
-        Term("chunk of scores, forward", 2 * scores, (FORWARD,), "2 x B x chunk x 4"),
-        Term("chunk of scores, backward", 3 * scores, (BACKWARD,), "3 x B x chunk x 4"),
-        Term("chunk of centers", rows, (FORWARD, BACKWARD), "chunk x D"),
+        *chunks,
+        Term("chunk of centers", rows, two, "chunk x D"),
         Term(
             "embeddings", 6 * 4 * batch * width, (FORWARD, BACKWARD), "6 x B x D x 4: gathered, unit length, gradients"
         ),

@@ -40,7 +40,10 @@ def table(measured: dict[str, Any]) -> Table:
         )
     shares = [
         f"{results[name]['total'] / (ours['forward'] + ours['backward']):.0%} of the speed of the {what}"
-        for name, what in (("products", "three bare matrix products"), ("products-fast", "same products through oneDNN"))
+        for name, what in (
+            ("products", "three bare matrix products"),
+            ("products-fast", "same products through oneDNN"),
+        )
         if ours and name in results
     ]
     if shares:

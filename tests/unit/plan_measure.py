@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from lightning_pfc import PartialFC
+from lightning_pfc.heads.memory import release_scratch
 from lightning_pfc.losses import ArcFace
 from lightning_pfc.optim import RowWiseAdagrad, SparseAdamW, SparseSGD
 from lightning_pfc.planning import Setup
@@ -37,6 +38,7 @@ def make_optimizer(setup: Setup, parameters):
 def peak(setup: Setup, steps: int) -> int:
     """Bytes at the highest, above those before the head was made, with the state of every row committed."""
     gc.collect()
+    release_scratch()
     baseline = status("VmRSS")
     head = PartialFC(
         embedding_dim=setup.dim, num_classes=setup.classes, loss=ArcFace(), sample_rate=setup.rate,

@@ -9,7 +9,7 @@ import torch
 
 from lightning_pfc import PartialFC
 from lightning_pfc.heads import memory
-from lightning_pfc.heads.memory import scratch
+from lightning_pfc.heads.memory import release_scratch, scratch
 
 LIKE = torch.zeros(1)
 SHAPE = (1024, 512)  # 2 MiB
@@ -46,6 +46,14 @@ def test_what_is_not_asked_for_any_more_is_given_back() -> None:
     scratch((8 * SHAPE[0], SHAPE[1]), LIKE)
     held = [scratch(SHAPE, LIKE) for _ in range(memory._FORGOTTEN_AFTER + 2)]
     assert len(memory._POOL._pages) == len(held)
+
+
+def test_memory_can_be_given_back_at_once() -> None:
+    held = scratch(SHAPE, LIKE)
+    scratch(SHAPE, LIKE)
+    release_scratch()
+    assert len(memory._POOL._pages) == 1
+    held.fill_(1.0)
 
 
 def test_small_tensors_and_other_devices_are_left_to_the_allocator() -> None:
