@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from runs import IMAGES, SETTING, Record, Setting, cell, interval, main, of, table, train
 
-CLASSES = 6000
+CLASSES = 4000
 LARGEST = 200  # images of a class in an epoch
 SETTINGS = [
     Setting("full softmax", ("head.sample_rate=1",)),
@@ -114,7 +114,7 @@ def report(records: Sequence[Record]) -> None:
                     label=group if place == 0 else None,
                 )  # fmt: skip
     pane.set_yticks([-i for i in range(len(SETTINGS))], [setting.name for setting in SETTINGS])
-    pane.set_xlabel("held-out images of trained characters, nearest of 6,000 centers right, %")
+    pane.set_xlabel("held-out images of trained characters, nearest of 4,000 centers right, %")
     pane.grid(alpha=0.3)
     pane.legend()
     figure.savefig(IMAGES / "claims_long_tail.png", dpi=110)

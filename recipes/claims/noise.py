@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from runs import IMAGES, SETTING, Record, Setting, cell, interval, main, of, table, train
 
-CLASSES = 6000
+CLASSES = 4000
 METHODS = {
     "full softmax": ("head.sample_rate=1",),
     "Partial FC 0.1": ("head.sample_rate=0.1",),
@@ -29,7 +29,7 @@ SETTINGS = [
     Setting(f"{noise}: {method}", overrides, {"noise": noise})
     for noise in NOISE
     for method, overrides in METHODS.items()
-    if noise != "clean" or "filter" not in method
+    if noise != "clean" or method in ("full softmax", "Partial FC 0.1")
 ]
 
 

@@ -6,12 +6,17 @@ Usage: python recipes/claims/sampling.py [--launcher COMMAND] [--draw-only]
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from runs import IMAGES, SETTING, Record, Setting, cell, interval, main, of, paired, table, train
 
 RATES = (1.0, 0.5, 0.2, 0.1, 0.05, 0.0)
-SAMPLERS = ("uniform", "mixed", "retrieval")
-LABELS = {"uniform": "uniform", "mixed": "mixed, half retrieved", "retrieval": "retrieval"}
+SAMPLERS: dict[str, tuple[str, ...]] = {
+    "uniform": (),
+    "corrected": ("head.sampler.correction=true",),
+    "retrieval": ("head/sampler=retrieval",),
+    "mixed": ("head/sampler=mixed", "head.sampler.query=target"),
+}
 
 
 def name_of(sampler: str, rate: float) -> str:
@@ -19,14 +24,38 @@ def name_of(sampler: str, rate: float) -> str:
 
 
 SETTINGS = [
-    Setting(name_of(sampler, rate), (f"head.sample_rate={rate}", f"head/sampler={sampler}"), {"rate": rate})
-    for rate in RATES
-    for sampler in (SAMPLERS if 0 < rate <= 0.2 else SAMPLERS[:1])
+    *(
+        Setting(name_of(sampler, rate), (f"head.sample_rate={rate}", *words))
+        for rate in RATES
+        for sampler, words in SAMPLERS.items()
+        if sampler == "uniform" or 0 < rate <= 0.1
+    ),
+    Setting(
+        "schedule 0 to 0.2",
+        ("head.sample_rate=0.2", "head/sampler=rate_schedule", "head.sampler.start=0", "head.sampler.steps=528"),
+    ),
+    Setting("uniform 0.1, row-sparse AdamW", ("head.sample_rate=0.1", "optimizer.row_sparse=true")),
+]
+
+# compared seed by seed: the same sampler at the same rate, and at one that costs more
+PAIRS = [
+    *((f"{ours} {rate}", f"uniform {rate}") for rate in (0.1, 0.05) for ours in ("corrected", "retrieval", "mixed")),
+    ("corrected 0.05", "uniform 0.1"),
+    ("mixed 0.05", "uniform 0.1"),
+    ("schedule 0 to 0.2", "uniform 0.1"),
+    ("uniform 0.1", "full softmax"),
+    ("uniform 0.1, row-sparse AdamW", "uniform 0.1"),
 ]
 
 
+def watch(module: Any, cosine: float) -> Record:
+    from lightning_pfc.metrics.centers import nearest_centers
+
+    return {"apcs": cosine, "mics": float(nearest_centers(module.head).cosine.mean())}
+
+
 def run(setting: Setting, seed: int) -> Record:
-    record, _, _ = train([*SETTING, *setting.overrides, f"seed={seed}"])
+    record, _, _ = train([*SETTING, "trainer.max_epochs=4", *setting.overrides, f"seed={seed}"], watch=watch)
     return record
 
 
@@ -45,13 +74,7 @@ def report(records: Sequence[Record]) -> None:
     ]
     print(table(["", *(column for column, *_ in columns)], rows))
     print()
-    for ours, other in (
-        ("mixed 0.05", "uniform 0.05"),
-        ("mixed 0.05", "uniform 0.1"),
-        ("mixed 0.1", "uniform 0.1"),
-        ("mixed 0.1", "uniform 0.2"),
-        ("retrieval 0.1", "uniform 0.2"),
-    ):
+    for ours, other in PAIRS:
         if not (of(records, ours, "seed") and of(records, other, "seed")):
             continue
         parts = []
@@ -66,6 +89,37 @@ def report(records: Sequence[Record]) -> None:
         print(f"* {ours} minus {other}, by seed: {', '.join(parts)}")
     draw(records)
 
+    print()
+    last = [{**record, **record["epochs"][-1]} for record in records if record.get("epochs")]
+    rows = [[s.name, *(cell(of(last, s.name, key), 3) for key in ("apcs", "mics"))] for s in SETTINGS]
+    print(table(["after the last epoch", "APCS", "MICS, mean over the classes"], rows))
+    draw_centers(records)
+
+
+def draw_centers(records: Sequence[Record]) -> None:
+    """Cosine of samples to their own center and of centers to the nearest other one, over training."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, panes = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
+    for pane, key, label in (
+        (panes[0], "apcs", "APCS: cosine of a sample to its own center"),
+        (panes[1], "mics", "MICS: cosine of a center to the nearest other"),
+    ):
+        for rate in RATES:
+            runs = [r["epochs"] for r in records if r["setting"] == name_of("uniform", rate) and r.get("epochs")]
+            if runs:
+                points = [interval([run[i][key] for run in runs]) for i in range(min(map(len, runs)))]
+                mean, half = zip(*points, strict=True)
+                pane.errorbar(range(1, len(mean) + 1), mean, half, fmt="o-", capsize=3, label=name_of("uniform", rate))
+        pane.set_xlabel("epoch")
+        pane.set_ylabel(label)
+        pane.grid(alpha=0.3)
+    panes[0].legend()
+    figure.savefig(IMAGES / "claims_centers.png", dpi=110)
+
 
 def draw(records: Sequence[Record]) -> None:
     import matplotlib
@@ -78,7 +132,7 @@ def draw(records: Sequence[Record]) -> None:
         (panes[0], "test/tar@far=1e-3", "TAR at FAR 1e-3, unseen characters, %"),
         (panes[1], "heldout/tar@far=1e-3", "TAR at FAR 1e-3, unseen design, %"),
     ):
-        for sampler, color in zip(SAMPLERS, ("tab:blue", "tab:green", "tab:orange"), strict=True):
+        for sampler, color in zip(SAMPLERS, ("tab:blue", "tab:purple", "tab:orange", "tab:green"), strict=True):
             points = []
             for rate in RATES:
                 if rate in (0.0, 1.0) and sampler != "uniform":
@@ -89,9 +143,13 @@ def draw(records: Sequence[Record]) -> None:
                     points.append((interval(times)[0], *interval([100 * v for v in values]), rate))
             if points:
                 x, y, half, _ = zip(*points, strict=True)
-                pane.errorbar(x, y, half, fmt="o-", capsize=3, color=color, label=LABELS[sampler])
+                pane.errorbar(x, y, half, fmt="o-", capsize=3, color=color, label=sampler)
                 for at, value, _, rate in points:
                     pane.annotate(f"{rate:g}", (at, value), textcoords="offset points", xytext=(5, -11), fontsize=8)
+        name = "schedule 0 to 0.2"
+        if values := of(records, name, key):
+            at, (mean, half) = interval(of(records, name, "cpu_seconds"))[0], interval([100 * v for v in values])
+            pane.errorbar(at, mean, half, fmt="s", capsize=3, color="tab:red", label=name)
         pane.set_xlabel("processor seconds of training")
         pane.set_ylabel(label)
         pane.grid(alpha=0.3)

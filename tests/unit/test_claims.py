@@ -1,0 +1,137 @@
+"""The commands behind docs/claims.md: every setting composes, the data are spoiled as said, the intervals are right."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import math
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+
+import numpy as np
+import pytest
+
+from lightning_pfc.config import compose
+
+CLAIMS = Path(__file__).parents[2] / "recipes" / "claims"
+NAMES = ("sampling", "noise", "long_tail", "bag_of_tricks", "parallel")
+
+
+@pytest.fixture
+def claim(monkeypatch):
+    monkeypatch.syspath_prepend(str(CLAIMS))
+    loaded: list[str] = []
+
+    def load(name: str) -> ModuleType:
+        loaded.extend([name, "runs"])
+        return importlib.import_module(name)
+
+    yield load
+    for name in loaded:
+        sys.modules.pop(name, None)
+
+
+@pytest.mark.parametrize("name", NAMES[:-1])
+def test_every_setting_composes(claim, name):
+    module = claim(name)
+    assert len({setting.name for setting in module.SETTINGS}) == len(module.SETTINGS)
+    for setting in module.SETTINGS:
+        words = [w for w in module.SETTING if "callbacks" not in w or "callbacks=ema" not in setting.overrides]
+        compose([*words, *setting.overrides])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_tables_and_pictures_of_made_up_results(claim, name, tmp_path, monkeypatch, capsys):
+    module = claim(name)
+    monkeypatch.setattr(module, "IMAGES", tmp_path)
+    keys = [
+        "test/accuracy",
+        "test/tar@far=1e-3",
+        "heldout/accuracy",
+        "heldout/tar@far=1e-3",
+        "cpu_seconds",
+        "memory_mb",
+    ]
+    keys += ["top1/head", "top1/middle", "top1/tail", "top1/all", "rows_per_second"]
+    epochs = [{"apcs": 0.5, "mics": 0.4}, {"apcs": 0.6, "mics": 0.3}]
+    records = [
+        {"setting": setting.name, "seed": seed, "epochs": epochs, **dict.fromkeys(keys, 0.5 + 0.1 * seed)}
+        for setting in module.SETTINGS
+        for seed in (0, 1, 2)
+    ]
+    module.report(records)
+    shown = capsys.readouterr().out
+    assert "±" in shown
+    assert list(tmp_path.glob("claims_*.png"))
+    module.report(records[:1])  # an interrupted claim shows what there is
+
+
+def test_runs_are_kept_and_only_the_missing_ones_done(claim, tmp_path, monkeypatch, capsys):
+    runs = claim("runs")
+    results = tmp_path / "x.jsonl"
+    results.write_text(json.dumps({"setting": "a", "seed": 0, "value": 1.0}) + "\n")
+    asked: list[list[str]] = []
+    monkeypatch.setattr(
+        runs.subprocess, "run", lambda command, check: asked.append(command) or SimpleNamespace(returncode=0)
+    )
+    monkeypatch.setattr(sys, "argv", ["x.py", "--results", str(results), "--launcher", "nice -n 5", "--at-once", "2"])
+    monkeypatch.setattr(runs, "IMAGES", tmp_path)
+    settings = [runs.Setting("a"), runs.Setting("b")]
+    runs.main("x", settings, lambda setting, seed: {}, lambda records: None, seeds=(0, 1))
+    assert [command[:3] for command in asked] == [["nice", "-n", "5"]] * 2
+    assert [command[-4:] for command in asked] == [["b", "0", "a", "1"], [str(results), "--only", "b", "1"]]
+    monkeypatch.setattr(sys, "argv", ["x.py", "--results", str(results), "--only", "b", "0"])
+    runs.main("x", settings, lambda setting, seed: {"value": seed}, lambda records: None)
+    assert runs.load(results)[1] == {"claim": "x", "setting": "b", "seed": 0, "value": 0}
+
+
+def test_intervals(claim):
+    runs = claim("runs")
+    mean, half = runs.interval([1.0, 2.0, 3.0])
+    assert mean == 2.0
+    assert half == pytest.approx(4.303 / math.sqrt(3), rel=1e-3)
+    assert math.isnan(runs.interval([1.0])[1])
+    records = [{"setting": s, "seed": i, "v": i + (s == "a")} for s in "ab" for i in range(3)]
+    assert runs.paired(records, "a", "b", "v") == (1.0, 0.0)
+
+
+@dataclass(frozen=True)
+class Opened:
+    labels: np.ndarray
+    num_classes: int
+
+
+def test_noise_is_what_it_says(claim):
+    noise = claim("noise")
+    labels = np.repeat(np.arange(300), 10)
+
+    def spoiled(kind: str) -> Opened:
+        data = SimpleNamespace(data=Opened(labels, 300), _data=None)
+        noise.spoil(data, kind)
+        return data._data
+
+    assert np.array_equal(spoiled("clean").labels, labels)
+    flipped = spoiled("flip")
+    assert flipped.num_classes == 300
+    assert 0.37 < (flipped.labels != labels).mean() < 0.43
+    split = spoiled("conflict")
+    assert split.num_classes == 400
+    assert len(np.unique(split.labels)) == 400
+    changed = np.unique(labels[split.labels != labels])
+    assert len(changed) == 100
+    assert (split.labels[split.labels != labels] >= 300).all()
+
+
+def test_the_tail_is_long(claim):
+    long_tail = claim("long_tail")
+    labels = np.random.default_rng(0).permutation(np.repeat(np.arange(1000), 3))
+    rows, held, place = long_tail.zipf(labels, 1000)
+    assert abs(len(rows) - 2000) < 20
+    assert np.array_equal(labels[held], np.arange(1000))
+    assert not np.isin(held, rows).any()
+    counts = np.bincount(labels[rows], minlength=1000)[np.argsort(place)]
+    assert counts[0] == counts.max() == min(200, counts[0])
+    assert (np.diff(counts) <= 0).all()
+    assert counts[-500:].max() == 1
