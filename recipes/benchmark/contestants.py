@@ -78,6 +78,7 @@ class Ours(Contestant):
     loss = ArcFace()
     samples = shards = True
     dtype: ClassVar[torch.dtype] = torch.float32
+    options: ClassVar[dict[str, Any]] = {}
 
     def build(self) -> None:
         self.head = self.make_head(self.loss)
@@ -98,6 +99,7 @@ class Ours(Contestant):
             sample_rate=case.rate,
             seed=case.seed,
             dtype=self.dtype,
+            **self.options,
         )
         head.to("cpu")
         return head
@@ -113,6 +115,12 @@ class OursInBackward(Ours):
 
     def make_optimizer(self) -> Any:
         return SparseSGD(self.head.parameters(), **SGD, update_in_backward=True)
+
+
+class OursLean(OursInBackward):
+    """The same, and no logits are kept from forward to backward: they are computed again."""
+
+    options: ClassVar[dict[str, Any]] = {"memory_budget": 0}
 
 
 class OursAdagrad(Ours):
@@ -243,6 +251,7 @@ CONTESTANTS: dict[str, Callable[..., Contestant]] = {
     "products-fast": FastProducts,
     "ours": Ours,
     "ours-in-backward": OursInBackward,
+    "ours-lean": OursLean,
     "ours-adagrad": OursAdagrad,
     "ours-bf16": OursBfloat16,
     "ours-softmax": OursSoftmax,

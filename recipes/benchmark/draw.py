@@ -16,6 +16,7 @@ _COLORS = {
     "products-fast": "#cccccc",
     "ours": "#d62728",
     "ours-in-backward": "#ff7f0e",
+    "ours-lean": "#ffbb78",
     "ours-adagrad": "#e377c2",
     "ours-bf16": "#9467bd",
     "ours-softmax": "#bcbd22",

@@ -9,7 +9,8 @@ process's high-water mark.
   products-fast the same through oneDNN, where our head takes it (lightning_pfc.products): the floor
   ours          PartialFC with ArcFace and SparseSGD (momentum), float32
   ours-in-backward  the same, the centers updated inside the backward pass: no gradient of theirs is held
-  ours-adagrad  the same with RowWiseAdagrad: one number of state per class
+  ours-lean     like that, and no logits are kept for the backward pass: least memory
+  ours-adagrad  PartialFC with RowWiseAdagrad: one number of state per class
   ours-bf16     the same with centers in bfloat16
   ours-softmax  PartialFC with plain softmax and SparseSGD, the twin of `linear`
   linear        nn.Linear and cross entropy, torch.optim.SGD (rate 1, one rank)

@@ -21,6 +21,9 @@ WARM_UP, STEPS = 5, 30
 
 
 def main() -> None:
+    if {"-h", "--help"} & set(sys.argv[1:]):
+        print(__doc__)
+        return
     config = compose(sys.argv[1:])
     data = instantiate(config.data, _convert_="all")
     data.prepare_data()
