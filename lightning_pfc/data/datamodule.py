@@ -100,6 +100,7 @@ class IdentityDataModule(L.LightningDataModule):
         self.pin_memory = torch.cuda.is_available() if pin_memory is None else pin_memory
         self._data: IdentityData | None = None
         self._failure: Exception | None = None
+        self._agreed = False
 
     # --- life cycle -------------------------------------------------------------------------------------------------
 
@@ -116,11 +117,16 @@ class IdentityDataModule(L.LightningDataModule):
     def setup(self, stage: str | None = None) -> None:
         """Open the source, once. On several ranks a collective: an error on one is raised on all, and all must agree.
 
+        Data that were opened before there were ranks (as ``pfc-train`` does: the head needs the number of classes) are
+        compared when it is called again among them.
+
         Raises:
             ValueError, OSError: what is wrong with the data, on every rank.
             RuntimeError: if ranks opened different data.
         """
         if self._data is not None:
+            if _in_group() and not self._agreed:
+                self._agree(self._data, None)
             return
         failure, data = self._failure, None
         if failure is None:
@@ -148,6 +154,7 @@ class IdentityDataModule(L.LightningDataModule):
                 f"images; rank {different[0]}: {everyone[different[0]][1]}, {everyone[different[0]][2]}). Every node "
                 "needs the same files, fonts and versions."
             )
+        self._agreed = True
 
     @property
     def data(self) -> IdentityData:

@@ -110,14 +110,20 @@ def test_a_missing_folder_is_named_on_every_rank(ranks: RankPool, tmp_path: Path
         assert "sub-folder of images per identity" in outcome.error
 
 
-def _differ(rank: int, world_size: int) -> None:
+def _differ(rank: int, world_size: int, early: bool) -> None:
     module = IdentityDataModule(Synthetic(num_classes=5 + rank))
     module.prepare_data()
-    module.setup()
+    if early:  # as the command does: it opens the data before there are ranks, to build the head
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("lightning_pfc.data.datamodule._in_group", lambda: False)
+            module.setup("fit")
+        assert module.num_classes == 5 + rank
+    module.setup("fit")
 
 
-def test_ranks_with_other_data_are_refused(ranks: RankPool) -> None:
-    for outcome in ranks.outcomes(2, _differ, timeout=60):
+@pytest.mark.parametrize("early", [False, True])
+def test_ranks_with_other_data_are_refused(ranks: RankPool, early: bool) -> None:
+    for outcome in ranks.outcomes(2, _differ, early, timeout=60):
         assert outcome.error is not None
         assert "Ranks [1] opened other data than rank 0 (rank 0: 5 classes" in outcome.error
 
