@@ -103,17 +103,7 @@ class Suite:
         Raises:
             ValueError: For an unknown type or argument (says which exist), or what the protocol itself finds wrong.
         """
-        if not isinstance(protocol, Mapping):
-            protocol = {"type": "bin" if str(protocol).endswith(".bin") else "pairs", "path": protocol}
-        arguments = dict(protocol)
-        kind = arguments.pop("type", None)
-        if kind not in PROTOCOLS:
-            raise ValueError(f"protocols.{name} has type {kind!r}; there are: {', '.join(sorted(PROTOCOLS))}")
-        method = PROTOCOLS[str(kind)]
-        try:
-            inspect.signature(method).bind(self, name, **arguments)
-        except TypeError as error:
-            raise ValueError(f"protocols.{name} of type {kind}: {error}") from error
+        method, arguments = check_protocol(name, protocol)
         return method(self, name, **arguments)
 
     # --- verification ------------------------------------------------------------------------------------------------
@@ -399,6 +389,28 @@ PROTOCOLS: dict[str, Callable[..., ProtocolResult]] = {
     "pairs": Suite.pairs,
     "tinyface": Suite.identification,
 }
+
+
+def check_protocol(
+    name: str, protocol: str | os.PathLike[str] | Mapping[str, Any]
+) -> tuple[Callable[..., ProtocolResult], dict[str, Any]]:
+    """The method and the arguments that a protocol of a config stands for, without running it.
+
+    Raises:
+        ValueError: As :meth:`Suite.run`.
+    """
+    if not isinstance(protocol, Mapping):
+        protocol = {"type": "bin" if str(protocol).endswith(".bin") else "pairs", "path": protocol}
+    arguments = dict(protocol)
+    kind = arguments.pop("type", None)
+    if kind not in PROTOCOLS:
+        raise ValueError(f"protocols.{name} has type {kind!r}; there are: {', '.join(sorted(PROTOCOLS))}")
+    method = PROTOCOLS[str(kind)]
+    try:
+        inspect.signature(method).bind(None, name, **arguments)
+    except TypeError as error:
+        raise ValueError(f"protocols.{name} of type {kind}: {error}") from error
+    return method, arguments
 
 
 def _labels(faces: FaceSet) -> Tensor:

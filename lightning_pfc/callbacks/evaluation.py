@@ -1,0 +1,119 @@
+"""The protocols of ``pfc-eval`` while a model trains."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.utilities.seed import isolate_rng
+from torch import Tensor
+
+from lightning_pfc.data.camera import to_float
+from lightning_pfc.protocols.peers import Peers
+from lightning_pfc.protocols.report import ProtocolResult, as_json, metrics_of, write_results
+from lightning_pfc.protocols.suite import Settings, Suite, check_protocol
+
+
+class EvaluateProtocols(Callback):
+    """Runs any protocols of ``pfc-eval`` every so many optimizer steps, and at the end of training.
+
+    Every rank embeds its share of the pictures, all at the same time; what follows (one gather of the embeddings, and
+    counting) takes every rank the same seconds at most, so none waits for another one's evaluation. The forward pass
+    runs in the trainer's precision, in evaluation mode. Training goes on exactly as without: random state, running
+    statistics and gradients are left alone.
+
+    The numbers go to the loggers and to ``trainer.callback_metrics`` as ``SET/NAME`` (so ``ModelCheckpoint(monitor=
+    "lfw/accuracy", every_n_train_steps=...)`` can follow them), and with intervals, if there are any, to
+    ``protocols/step-N.json`` in the trainer's root folder. Works in any Trainer, for modules that map images
+    (b, C, H, W) to embeddings and have an ``input_size`` (C, H, W).
+
+    Args:
+        protocols: Name of a set to a file, or to a mapping with ``type`` and its arguments, as for ``pfc-eval``.
+        every_n_steps: Optimizer steps between evaluations.
+        at_end: Evaluate the final weights too.
+        settings: What the protocols share; None takes the defaults but makes no intervals, which take a while.
+
+    Raises:
+        ValueError: Without protocols, or for one that does not exist or has wrong arguments; when ``every_n_steps`` is
+            below 1.
+    """
+
+    def __init__(
+        self,
+        protocols: Mapping[str, Any] | None = None,
+        every_n_steps: int = 2000,
+        at_end: bool = True,
+        settings: Settings | None = None,
+    ) -> None:
+        if not protocols:
+            raise ValueError(
+                "protocols is empty; name at least one set, as in '+callbacks.evaluation.protocols.lfw=lfw.bin'"
+            )
+        if every_n_steps < 1:
+            raise ValueError(f"every_n_steps={every_n_steps} must be at least 1")
+        self.protocols = dict(protocols)
+        for name, protocol in self.protocols.items():
+            check_protocol(name, protocol)
+        self.every_n_steps, self.at_end = every_n_steps, at_end
+        self.settings = settings or Settings(replicates=0)
+        self._last_step = 0
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Evaluate when enough steps have passed; accumulated batches are one step."""
+        if trainer.global_step - self._last_step >= self.every_n_steps:
+            self._evaluate(trainer, pl_module)
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Evaluate the final weights."""
+        if self.at_end and trainer.global_step > self._last_step:
+            self._evaluate(trainer, pl_module)
+
+    def state_dict(self) -> dict[str, Any]:
+        """When the last evaluation was."""
+        return {"last_step": self._last_step}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on counting."""
+        self._last_step = int(state_dict["last_step"])
+
+    def _evaluate(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._last_step = trainer.global_step
+        with isolate_rng():  # data loaders draw seeds
+            suite = Suite(_InTraining(trainer, pl_module), self.settings, Peers.current())
+            results: list[ProtocolResult] = [suite.run(name, protocol) for name, protocol in self.protocols.items()]
+        found = metrics_of(results)
+        for logger in trainer.loggers:
+            logger.log_metrics(found, step=trainer.global_step)
+        trainer.callback_metrics.update({name: torch.tensor(value) for name, value in found.items()})
+        if trainer.is_global_zero:
+            content = {"step": trainer.global_step, **as_json(results)}
+            write_results(Path(trainer.default_root_dir) / "protocols" / f"step-{trainer.global_step}.json", content)
+
+
+class _InTraining:
+    """The module of a running trainer as an embedder."""
+
+    def __init__(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        size = getattr(module, "input_size", None)
+        if size is None:
+            raise ValueError(f"{type(module).__name__} has no input_size (C, H, W), which the protocols need")
+        self.input_size = (int(size[0]), int(size[1]), int(size[2]))
+        self.module, self.precision = module, trainer.precision_plugin
+
+    def __call__(self, pictures: Tensor) -> Tensor:
+        training = [module for module in self.module.modules() if module.training]
+        self.module.eval()
+        try:
+            with torch.no_grad(), self.precision.forward_context():
+                images = self.precision.convert_input(to_float(pictures.to(self.module.device)))
+                embeddings: Tensor = self.module(images)
+                return embeddings.float().cpu()
+        finally:
+            for module in training:
+                module.training = True
