@@ -13,6 +13,7 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from runs import IMAGES, SETTING, Record, Setting, cell, interval, main, of, table, train
 
 CLASSES = 4000
@@ -33,30 +34,66 @@ SETTINGS = [
 ]
 
 
-def spoil(data: Any, noise: str) -> None:
-    """Change the labels of an opened data module; the same for every seed of training."""
+def spoil(data: Any, noise: str) -> NDArray[np.int64]:
+    """Change the labels of an opened data module, the same for every seed; and each class's other name, or -1."""
     generator = np.random.default_rng(0)
     opened = data.data
     labels = np.asarray(opened.labels).copy()
     classes = opened.num_classes
+    other = np.full(2 * classes, -1)
     if noise == "flip":
         wrong = generator.random(len(labels)) < 0.4
         labels[wrong] = (labels[wrong] + generator.integers(1, classes, wrong.sum())) % classes
     elif noise == "conflict":
         split = np.flatnonzero(np.isin(labels, generator.permutation(classes)[: classes // 3]))
-        second_name = {label: classes + i for i, label in enumerate(np.unique(labels[split]))}
+        names = np.unique(labels[split])
+        other[names], other[classes : classes + len(names)] = classes + np.arange(len(names)), names
         moved = split[generator.random(len(split)) < 0.5]
-        labels[moved] = [second_name[label] for label in labels[moved]]
-        classes += len(second_name)
+        labels[moved] = other[labels[moved]]
+        classes += len(names)
     data._data = replace(opened, labels=labels, num_classes=classes)
+    return other[:classes]
 
 
 def run(setting: Setting, seed: int) -> Record:
+    found: dict[str, Any] = {}
+
+    def prepare(data: Any) -> None:
+        found["other"] = spoil(data, setting.extra["noise"])
+        found["data"] = data.data
+
+    def watch(module: Any, cosine: float) -> Record:
+        if setting.extra["noise"] != "conflict":
+            return {"apcs": cosine}
+        return {"apcs": cosine, **largest_other_cosines(module, found["data"], found["other"])}
+
     record, _, _ = train(
-        [*SETTING, f"data.source.train_classes={CLASSES}", *setting.overrides, f"seed={seed}"],
-        lambda data: spoil(data, setting.extra["noise"]),
+        [*SETTING, f"data.source.train_classes={CLASSES}", *setting.overrides, f"seed={seed}"], prepare, watch
     )
     return record
+
+
+def largest_other_cosines(module: Any, data: Any, other: NDArray[np.int64]) -> Record:
+    """AMNCS of the images of split identities: to the identity's other name (noise), and to true others (hard)."""
+    import torch
+    import torch.nn.functional as F
+
+    labels = np.asarray(data.labels)
+    images = np.flatnonzero(other[labels] >= 0)
+    module.eval()
+    noise, hard = [], []
+    with torch.no_grad():
+        weight = module.head.weight
+        centers = F.normalize(weight.view(len(weight), -1, module.embedding_dim), dim=2)
+        for part in np.array_split(images, max(1, len(images) // 500)):
+            x = F.normalize(module(data.train.fetch(part).float() / 127.5 - 1.0))
+            cosine = torch.einsum("bd,ckd->bck", x, centers).amax(2)
+            second = torch.as_tensor(other[labels[part]])[:, None]
+            noise.append(cosine.gather(1, second))
+            cosine.scatter_(1, second, -1.0).scatter_(1, torch.as_tensor(labels[part])[:, None], -1.0)
+            hard.append(cosine.amax(1))
+    module.train()
+    return {"amncs/noise": float(torch.cat(noise).mean()), "amncs/hard": float(torch.cat(hard).mean())}
 
 
 def report(records: Sequence[Record]) -> None:
@@ -66,7 +103,12 @@ def report(records: Sequence[Record]) -> None:
         [method, *(cell(of(records, f"{noise}: {method}", key), 2, 100) for noise in NOISE for _, key in columns)]
         for method in METHODS
     ]
-    print(table(header, rows))
+    print(table(header, rows), end="\n\n")
+    last = [{**record, **record["epochs"][-1]} for record in records if record.get("epochs")]
+    names = ["apcs", "amncs/noise", "amncs/hard"]
+    rows = [[method, *(cell(of(last, f"conflict: {method}", name), 3) for name in names)] for method in METHODS]
+    print(table(["conflict, last epoch", "APCS", "AMNCS noise", "AMNCS hard"], rows))
+    draw_conflict(records)
     import matplotlib
 
     matplotlib.use("Agg")
@@ -87,6 +129,29 @@ def report(records: Sequence[Record]) -> None:
     pane.grid(alpha=0.3)
     pane.legend()
     figure.savefig(IMAGES / "claims_noise.png", dpi=110)
+
+
+def draw_conflict(records: Sequence[Record]) -> None:
+    """AMNCS over training: how near an image comes to its identity's other name, and to the nearest true other."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, panes = plt.subplots(1, 2, figsize=(10, 4), layout="constrained", sharey=True)
+    for pane, name in ((panes[0], "amncs/noise"), (panes[1], "amncs/hard")):
+        for method in METHODS:
+            runs = [r["epochs"] for r in records if r["setting"] == f"conflict: {method}" and r.get("epochs")]
+            runs = [run for run in runs if name in run[0]]
+            if runs:
+                points = [interval([run[i][name] for run in runs]) for i in range(min(map(len, runs)))]
+                mean, half = zip(*points, strict=True)
+                pane.errorbar(range(1, len(mean) + 1), mean, half, fmt="o-", capsize=3, label=method)
+        pane.set_xlabel("epoch")
+        pane.set_ylabel(f"{name.upper().replace('/', ' ')}")
+        pane.grid(alpha=0.3)
+    panes[1].legend(fontsize=8)
+    figure.savefig(IMAGES / "claims_conflict.png", dpi=110)
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ LOSSES: dict[str, tuple[L.Loss, list[str]]] = {
     "learned number": (L.SphereFace2(scale=8.0, weight=1.0), []),
     "both after the sums": (L.AdaCos(), []),
     "memory of classes": (L.VPL(scale=8.0, start=1), ["center", "supcon"]),
+    "plain": (L.CosFace(scale=8.0), []),
     "sampler with an index": (L.CosFace(scale=8.0), []),
     "several centers": (L.SubCenterArcFace(scale=8.0, centers=2), ["triplet"]),
 }
@@ -80,3 +81,13 @@ def test_two_ranks_then_three_are_as_one_process(ranks: RankPool, name: str, tmp
     start = Module(name).head.state_dict()
     kept = [key for key in start if key.startswith(("loss_", "memory_", "sampler_", "sampled_"))]
     assert all(not torch.equal(state[f"head.{key}"], start[key].to("cpu")) for key in kept if not start[key].is_meta)
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_a_run_goes_on_with_another_sampler(ranks: RankPool, world_size: int, tmp_path: Path) -> None:
+    """What one sampler kept is left out, and what another keeps begins anew."""
+    for before, after in (("plain", "sampler with an index"), ("sampler with an index", "plain")):
+        saved = str(tmp_path / f"{before}.ckpt")
+        ranks.run(world_size, fit, before, 1, None, saved)
+        for losses, _ in ranks.run(world_size, fit, after, 2, saved, None):
+            assert len(losses) == 3
