@@ -17,6 +17,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue
 
+from lightning_pfc.distributed.jobs import job_name
 from lightning_pfc.distributed.rendezvous import agree_on_text
 
 RUN_DIR_VARIABLE = "PFC_RUN_DIR"
@@ -46,23 +47,19 @@ def register_resolvers() -> None:
 def run_dir(base: str = "runs") -> str:
     """A folder for this run, the same on every rank: ``BASE/DATE_TIME``, or ``BASE/slurm-JOB`` inside a SLURM job.
 
-    A SLURM job has its folder from its id, so that the job after a requeue finds what it wrote. Under ``torchrun`` rank
-    0 chooses and the others ask it. A process started by another finds the choice in ``$PFC_RUN_DIR``.
+    A job has its folder from its id, so that it finds what it wrote after a requeue; so has ``torchrun`` with a
+    ``--rdzv-id``. Without one rank 0 chooses and the others ask it, also after a restart. A process started by another
+    finds the choice in ``$PFC_RUN_DIR``.
 
     Raises:
         ValueError: for several processes that have no way to agree; the message says what to give.
     """
     if chosen := os.environ.get(RUN_DIR_VARIABLE):
         return chosen
-    if (job := os.environ.get("SLURM_JOB_ID")) and "SLURM_PROCID" in os.environ and not _interactive_slurm():
-        step = os.environ.get("SLURM_STEP_ID", "0")
-        return str(Path(base) / (f"slurm-{job}" if step in ("", "0") else f"slurm-{job}.{step}"))
-    return agree_on_text("run folder", lambda: _by_the_clock(Path(base)), "hydra.run.dir=FOLDER (or output_dir=FOLDER)")
-
-
-def _interactive_slurm() -> bool:
-    # `salloc` and `srun --pty bash` leave the variables of their own step in the shell
-    return os.environ.get("SLURM_JOB_NAME") in ("bash", "interactive")
+    if name := job_name():
+        return str(Path(base) / name)
+    way_out = "hydra.run.dir=FOLDER (or output_dir=FOLDER)"
+    return agree_on_text(f"run folder in {base}", lambda: _by_the_clock(Path(base)), way_out)
 
 
 def _by_the_clock(base: Path) -> str:
@@ -141,3 +138,6 @@ def _siblings(key: str, config_name: str) -> list[str]:
         node = OmegaConf.select(node, part) if isinstance(node, DictConfig) else None
     groups = [p.name for p in config_dir().iterdir() if p.is_dir()] if "." not in key else []
     return sorted({*(str(k) for k in node), *groups}) if isinstance(node, DictConfig) else []
+
+
+register_resolvers()  # also where a pickled job of a sweep imports this module first

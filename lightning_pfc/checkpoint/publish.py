@@ -9,8 +9,10 @@ import secrets
 import shutil
 import socket
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+
+import torch
 
 from lightning_pfc.checkpoint.manifest import CheckpointError, Manifest, is_checkpoint_folder
 
@@ -79,6 +81,29 @@ def newest(folder: Path, other_than: Sequence[Path] = ()) -> Path | None:
             continue
         with contextlib.suppress(CheckpointError, OSError):
             found.append((int(Manifest.read(path).info.get("global_step", -1)), path.stat().st_mtime, path))
+    return max(found)[2] if found else None
+
+
+def newest_of_any_kind(folders: Iterable[Path]) -> Path | None:
+    """The complete checkpoint that training can go on from and that was taken last, a folder or a file of Lightning's.
+
+    Damaged ones are passed over, and so are those with weights only.
+    """
+    found: list[tuple[int, float, Path]] = []
+    for folder in folders:
+        for path in folder.iterdir() if folder.is_dir() else ():
+            if path.is_symlink() or path.name.startswith("."):
+                continue
+            with contextlib.suppress(Exception):  # whatever is wrong with it, there may be another one
+                if is_checkpoint_folder(path):
+                    step = int(Manifest.read(path).info["global_step"])
+                elif path.is_file() and path.suffix == ".ckpt":
+                    content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+                    step = int(content["global_step"]) if "loops" in content else -1
+                else:
+                    continue
+                if step >= 0:
+                    found.append((step, path.stat().st_mtime, path))
     return max(found)[2] if found else None
 
 

@@ -18,6 +18,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from hydra.types import RunMode
 from hydra.utils import instantiate
+from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.pytorch.callbacks import Callback, LearningRateMonitor, ModelCheckpoint
 from lightning.pytorch.callbacks import ProgressBar as LightningProgressBar
 from lightning.pytorch.loggers import Logger
@@ -27,9 +28,13 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from lightning_pfc.callbacks import Throughput
+from lightning_pfc.checkpoint.publish import newest_of_any_kind
 from lightning_pfc.config import RUN_DIR_VARIABLE, compose, config_dir, explain, register_resolvers
+from lightning_pfc.distributed.jobs import job_name, refuse_lonely_task, restart_count
+from lightning_pfc.distributed.rendezvous import agree_on_text
 from lightning_pfc.evaluation import VerificationEvaluation
 from lightning_pfc.report import draw, peak_memory, print_results, versions, write_json
+from lightning_pfc.strategies import PartialFCStrategy
 
 _log = logging.getLogger(__name__)
 
@@ -68,7 +73,9 @@ def run(config: DictConfig, folder: Path, overrides: Sequence[str] = ()) -> dict
     started = time.perf_counter()
     with open_dict(config):
         config.output_dir = str(folder)
+    refuse_lonely_task()
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    warnings.filterwarnings("ignore", message=".*`srun` command is available.*")  # a job of one process needs none
     L.seed_everything(config.seed, workers=True, verbose=False)
 
     data: L.LightningDataModule = instantiate(config.data, _convert_="all")
@@ -101,7 +108,7 @@ def run(config: DictConfig, folder: Path, overrides: Sequence[str] = ()) -> dict
 
     metrics: dict[str, float] = {}
     if config.fit:
-        trainer.fit(module, datamodule=data, ckpt_path=config.ckpt_path)
+        trainer.fit(module, datamodule=data, ckpt_path=_starting_point(config, folder, trainer))
         metrics |= _numbers(trainer)
     if config.test:
         test_path = None if config.fit else config.ckpt_path
@@ -170,6 +177,28 @@ def application(full_error: str | None) -> Any:
 
 def _instantiate_each(group: DictConfig | None) -> list[Any]:
     return [instantiate(node, _convert_="all") for node in (group or {}).values() if node]
+
+
+def _starting_point(config: DictConfig, folder: Path, trainer: L.Trainer) -> str | None:
+    """The checkpoint that training goes on from: this job's own newest one, if it has run before; else the user's."""
+    if not restart_count() and folder.name != job_name():
+        return str(config.ckpt_path) if config.ckpt_path else None
+    keepers = [c for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint)]
+    folders = dict.fromkeys([*(Path(c.dirpath) for c in keepers if c.dirpath), folder / "checkpoints"])
+
+    def choose() -> str:
+        return str(newest_of_any_kind(folders) or "")
+
+    host = SLURMEnvironment.resolve_root_node_address(os.environ.get("SLURM_NODELIST", "localhost"))
+    # All ranks take what rank 0 finds: a folder on a network may look older from another host.
+    what = f"checkpoint of {folder} after {restart_count()} restarts"
+    found = agree_on_text(what, choose, "ckpt_path=FILE", os.environ.get("MASTER_ADDR", host))
+    if not found:
+        return str(config.ckpt_path) if config.ckpt_path else None
+    if isinstance(trainer.strategy, PartialFCStrategy):
+        trainer.strategy.fall_back = True  # nobody is watching: rather an older one than none
+    rank_zero_info("This job has run before; it goes on from %s", found)
+    return found
 
 
 def _numbers(trainer: L.Trainer) -> dict[str, float]:

@@ -3,27 +3,38 @@
 from __future__ import annotations
 
 import datetime as dt
+import itertools
 import os
+import time
 from collections.abc import Callable
 
 import torch.distributed as dist
 
+from lightning_pfc.distributed.jobs import in_slurm
+
 _TIMEOUT = dt.timedelta(minutes=5)
+_calls = itertools.count()
+_FIRST_PORT, _PORTS = 25_000, 7_000  # below the ports that systems give away by themselves, beside those of Lightning
 
 
-def agree_on_text(what: str, choose: Callable[[], str], way_out: str) -> str:
-    """What rank 0 chooses, on every rank of a ``torchrun`` launch; with one process, what it chooses itself.
+def agree_on_text(what: str, choose: Callable[[], str], way_out: str, slurm_host: str | None = None) -> str:
+    """What rank 0 chooses, on every rank of a ``torchrun`` launch or SLURM step; with one process, its own choice.
 
-    The ranks meet in the store of torchrun's agent, which is there before any process group. One round trip.
+    Under torchrun the ranks meet in the store of its agent, which is there before any process group, and still there
+    after a restart: then all get what was chosen at the first start. Under SLURM rank 0 opens a store for them. One
+    round trip.
 
     Args:
-        what: names the text, for messages; each may be agreed upon once per launch (and restart).
+        what: names the text, for messages; chosen once per launch.
         choose: called on rank 0 only.
         way_out: what to give instead, for the message.
+        slurm_host: the host of rank 0, for SLURM.
 
     Raises:
         ValueError: if several processes were started by something that has no such store.
     """
+    if "RANK" not in os.environ and slurm_host is not None and in_slurm():
+        return _agree_in_slurm(what, choose, slurm_host)
     rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     if world_size == 1 or "RANK" not in os.environ:
         return choose()
@@ -34,7 +45,28 @@ def agree_on_text(what: str, choose: Callable[[], str], way_out: str) -> str:
             f"agree on a {what}: give {way_out}, the same to all."
         )
     store = dist.TCPStore(address, int(port), is_master=False, timeout=_TIMEOUT)  # type: ignore[attr-defined]
-    key = f"lightning_pfc/{what}/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
-    if rank == 0:
+    key = f"lightning_pfc/{what}"
+    if rank == 0 and not store.check([key]):
         store.set(key, choose())
     return bytes(store.get(key)).decode()
+
+
+def _agree_in_slurm(what: str, choose: Callable[[], str], host: str) -> str:
+    rank, world_size = int(os.environ["SLURM_PROCID"]), int(os.environ.get("SLURM_NTASKS", "1"))
+    if world_size == 1:
+        return choose()
+    # Another port each time, lest a rank that is done meets the store of the time before.
+    number = int(os.environ["SLURM_JOB_ID"]) * 31 + int(os.environ.get("SLURM_STEP_ID", "0") or 0) + 1009 * next(_calls)
+    port = _FIRST_PORT + number % _PORTS
+    store = dist.TCPStore(  # type: ignore[attr-defined]
+        host, port, is_master=rank == 0, wait_for_workers=False, timeout=_TIMEOUT
+    )
+    if rank == 0:
+        store.set(what, choose())
+    text = bytes(store.get(what)).decode()
+    readers = store.add("readers", 1)
+    deadline = time.monotonic() + _TIMEOUT.total_seconds()
+    while rank == 0 and readers < world_size and time.monotonic() < deadline:
+        time.sleep(0.01)  # the store goes with this process's last reference to it
+        readers = store.add("readers", 0)
+    return text

@@ -46,6 +46,15 @@ class CheckpointFolders(DDPStrategy):
         self._saver: _Saver | None = None
 
     @property
+    def fall_back(self) -> bool:
+        """Whether a damaged checkpoint is passed over, with a warning, for the newest other one beside it."""
+        return self._fall_back
+
+    @fall_back.setter
+    def fall_back(self, fall_back: bool) -> None:
+        self._fall_back = fall_back
+
+    @property
     def comm(self) -> Comm:
         """Who the heads talk to."""
         raise NotImplementedError
