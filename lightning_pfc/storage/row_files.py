@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import errno
 import json
@@ -173,14 +174,19 @@ class _Prefetcher:
 
     def __init__(self) -> None:
         self._queue: Queue[tuple[list[_RowFile], Tensor | Callable[[], Tensor]] | None] = Queue()
+        self._ending = False
         self._thread = threading.Thread(target=self._run, name="row prefetch", daemon=True)
         self._thread.start()
+        # A thread that still computes while the interpreter is taken down ends in a traceback, or worse.
+        atexit.register(self.close)
 
     def submit(self, files: list[_RowFile], rows: Tensor | Callable[[], Tensor]) -> None:
         if self._queue.empty():  # else the thread is behind already
             self._queue.put((files, rows))
 
     def close(self) -> None:
+        atexit.unregister(self.close)
+        self._ending = True
         self._queue.put(None)
         self._thread.join()
 
@@ -190,6 +196,8 @@ class _Prefetcher:
             rows = rows if isinstance(rows, Tensor) else rows()
             for opened in files:
                 for offset, length in opened.page_runs(rows):
+                    if self._ending:
+                        return
                     os.posix_fadvise(opened.file, offset, length, os.POSIX_FADV_WILLNEED)
 
 

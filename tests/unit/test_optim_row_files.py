@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import mmap
+import subprocess
+import sys
 import threading
+from pathlib import Path
 
 import pytest
 import torch
@@ -159,3 +162,15 @@ def test_prefetch_thread_ends(tmp_path):
     assert threading.active_count() == before + 1
     files.close()
     assert threading.active_count() == before
+
+
+def test_a_program_may_end_while_rows_are_read_ahead(tmp_path: Path) -> None:
+    program = (
+        "import sys, torch\n"
+        "from lightning_pfc.storage.row_files import RowFiles\n"
+        "files = RowFiles(sys.argv[1])\n"
+        "files.tensor('weight', (500_000, 64), torch.float32)\n"
+        "files.prefetch(lambda: torch.arange(0, 500_000, 3) + torch.zeros(1, dtype=torch.int64).sort().values)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program, tmp_path], capture_output=True, text=True, check=False)
+    assert (done.returncode, "Exception" in done.stderr) == (0, False), done.stderr
