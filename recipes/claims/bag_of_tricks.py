@@ -9,7 +9,6 @@ from collections.abc import Sequence
 
 from runs import IMAGES, SETTING, Record, Setting, cell, interval, main, of, paired, table, train
 
-CLASSES = 4000
 PLAIN = {
     "loss": "loss=normface",
     "head": "optimizer.head_lr_scale=1",
@@ -44,7 +43,7 @@ SETTINGS = settings()
 
 def run(setting: Setting, seed: int) -> Record:
     words = [word for word in SETTING if "callbacks" not in word or "callbacks=ema" not in setting.overrides]
-    record, _, _ = train([*words, f"data.source.train_classes={CLASSES}", *setting.overrides, f"seed={seed}"])
+    record, _, _ = train([*words, *setting.overrides, f"seed={seed}"])
     return record
 
 

@@ -71,9 +71,7 @@ def run(setting: Setting, seed: int) -> Record:
         shown = type(table)(table.array, table.rows[rows])
         data._data = replace(opened, train=shown, labels=np.asarray(opened.labels)[rows])
 
-    record, module, _ = train(
-        [*SETTING, f"data.source.train_classes={CLASSES}", *setting.overrides, f"seed={seed}"], prepare
-    )
+    record, module, _ = train([*SETTING, *setting.overrides, f"seed={seed}"], prepare)
     module.eval()
     hits = []
     with torch.no_grad():

@@ -28,8 +28,8 @@ SEEDS = (0, 1, 2)
 # every step. Centers that were not sampled follow the optimizer too (row_sparse=false): in runs as short as these,
 # AdamW on sampled rows alone is far behind, which sampling.py shows in a line of its own.
 SETTING = (
-    "data.source.train_classes=8000",
-    "data.batch_size=256",
+    "data.source.train_classes=4000",
+    "data.batch_size=64",
     "+data.source.impostors=50000",
     "+backbone.options.widths=[16,32,64]",
     "+backbone.options.depths=[0,1,1]",

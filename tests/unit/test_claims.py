@@ -55,7 +55,7 @@ def test_tables_and_pictures_of_made_up_results(claim, name, tmp_path, monkeypat
         "memory_mb",
     ]
     keys += ["top1/head", "top1/middle", "top1/tail", "top1/all", "rows_per_second"]
-    epochs = [{"apcs": 0.5, "mics": 0.4}, {"apcs": 0.6, "mics": 0.3}]
+    epochs = [{"apcs": 0.5, "mics": 0.4, "amncs/noise": 0.1 * i, "amncs/hard": 0.2} for i in range(3)]
     records = [
         {"setting": setting.name, "seed": seed, "epochs": epochs, **dict.fromkeys(keys, 0.5 + 0.1 * seed)}
         for setting in module.SETTINGS
@@ -109,8 +109,10 @@ def test_noise_is_what_it_says(claim):
 
     def spoiled(kind: str) -> Opened:
         data = SimpleNamespace(data=Opened(labels, 300), _data=None)
-        noise.spoil(data, kind)
+        others.append(noise.spoil(data, kind))
         return data._data
+
+    others: list[np.ndarray] = []
 
     assert np.array_equal(spoiled("clean").labels, labels)
     flipped = spoiled("flip")
@@ -122,6 +124,10 @@ def test_noise_is_what_it_says(claim):
     changed = np.unique(labels[split.labels != labels])
     assert len(changed) == 100
     assert (split.labels[split.labels != labels] >= 300).all()
+    other = others[-1]
+    assert len(other) == 400
+    assert (other >= 0).sum() == 200
+    assert all(other[other[c]] == c for c in np.flatnonzero(other >= 0))
 
 
 def test_the_tail_is_long(claim):
