@@ -155,7 +155,13 @@ class Decoder:
         """Feeds one damaged input."""
         # Four of five are JPEG, as data sets are.
         seed = rng.choice(self.seeds[:3]) if rng.random() < 0.8 else rng.choice(self.seeds)
-        image = decode(mutate(seed, rng), where="fuzz.rec, byte 40", channels=rng.choice((1, 3)))
+        channels = rng.choice((1, 3))
+        batch = np.zeros((3, 24, 24, channels), np.uint8)  # of the size of most seeds
+        try:
+            image = decode(mutate(seed, rng), where="fuzz.rec, byte 40", channels=channels, out=batch[1])
+        finally:
+            if batch[::2].any():
+                raise AssertionError("decoded beyond the room that was given")
         if image.dtype != np.uint8 or image.ndim != 3 or not image.size:
             raise AssertionError(f"decoded to {image.dtype} of shape {image.shape}")
 

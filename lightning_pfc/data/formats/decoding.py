@@ -42,9 +42,8 @@ def decode(
         max_pixels: larger images are refused before they are decoded.
         at_least: ``(height, width)``: large JPEGs may be decoded at a fraction of their size (1/2 to 1/8) that is no
             smaller than this, which is faster.
-        out: contiguous ``(H, W, channels)`` uint8: a JPEG of just this size is decoded into it and it is returned (a
-            fifth faster, as no memory is asked for); any other image is returned in memory of its own. If an error is
-            raised, it holds anything.
+        out: contiguous ``(H, W, channels)`` uint8: a JPEG of just this size is decoded into it and it is returned; any
+            other image is returned in memory of its own. If an error is raised, it holds anything.
 
     Returns:
         ``(H, W, channels)`` uint8.
