@@ -25,7 +25,7 @@ class ClassDiagnostics(Callback):
     Logged as ``HEAD/mics``, ``HEAD/dead``, ... (see :class:`~lightning_pfc.metrics.centers.CenterDiagnostics`) and
     ``HEAD/apcs``, ``HEAD/amncs``, ... (see :class:`~lightning_pfc.metrics.centers.SampleDiagnostics`); the lengths are
     ``HEAD/center_norm`` and ``HEAD/embedding_norm``. In ``diagnostics/`` of the trainer's root folder,
-    ``HEAD-epoch-N.json`` adds the nearest pairs of classes by id, and ``HEAD-epoch-N.png`` draws the histograms.
+    ``HEAD-epoch-N.json`` adds the nearest pairs of classes by id and name, ``HEAD-epoch-N.png`` draws the histograms.
 
     Samples are the embeddings that the head was given in the last training batches, so nothing is computed twice and
     training is not changed. Centers cost ``C^2 D / W`` multiply-adds a time: with millions of classes, measure seldom.
@@ -128,7 +128,7 @@ class ClassDiagnostics(Callback):
             logger.log_metrics(values, step=trainer.global_step)
         trainer.callback_metrics.update({key: torch.tensor(value) for key, value in values.items()})
         if trainer.is_global_zero:
-            self._write(trainer, name, values, worst, cosines, norms)
+            self._write(trainer, name, values, worst, cosines, norms, head.num_classes)
 
     def _write(
         self,
@@ -138,10 +138,14 @@ class ClassDiagnostics(Callback):
         worst: list[Collision],
         cosines: dict[str, Tensor],
         norms: dict[str, Tensor],
+        num_classes: int,
     ) -> None:
         folder = Path(trainer.default_root_dir) / "diagnostics"
         base = f"{name.replace('.', '_')}-epoch-{trainer.current_epoch + 1}"
-        content = {"step": trainer.global_step, "metrics": values, "nearest": [pair._asdict() for pair in worst]}
+        nearest = [pair._asdict() for pair in worst]
+        if (names := _class_names(trainer, num_classes)) is not None:
+            nearest = [pair | {"names": [names[pair["first"]], names[pair["second"]]]} for pair in nearest]
+        content = {"step": trainer.global_step, "metrics": values, "nearest": nearest}
         write_results(folder / f"{base}.json", content)
         plot_counts(
             {"cosine": cosines, "length": norms},
@@ -150,3 +154,9 @@ class ClassDiagnostics(Callback):
             title=f"Centers and samples after epoch {trainer.current_epoch + 1} (step {trainer.global_step:,})",
             logarithmic={"length"},
         )
+
+
+def _class_names(trainer: L.Trainer, num_classes: int) -> Any:
+    """What the data module calls the classes of a head, if it has a name for each."""
+    names = getattr(getattr(getattr(trainer, "datamodule", None), "data", None), "class_names", None)
+    return names if names is not None and len(names) == num_classes else None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import lightning as L
@@ -21,6 +22,7 @@ from lightning_pfc.callbacks.diagnostics import ClassDiagnostics
 from lightning_pfc.callbacks.evaluation import EvaluateProtocols
 from lightning_pfc.config import compose
 from lightning_pfc.losses import CosFace
+from lightning_pfc.metrics.centers import Collision
 from lightning_pfc.protocols import Settings
 from tests.ranks import RankPool
 from tests.trainer.world import Steps, make_trainer
@@ -190,3 +192,14 @@ def test_one_word_in_the_config_adds_them() -> None:
     for word, added in (("diagnostics", "class_diagnostics"), ("evaluation", "evaluation")):
         more = set(compose([f"callbacks={word}"]).callbacks) - set(compose([]).callbacks)
         assert more == {added}
+
+
+def test_nearest_pairs_carry_the_names_of_their_classes(tmp_path: Path) -> None:
+    data = SimpleNamespace(data=SimpleNamespace(class_names=["ann", "bob"]))
+    options: dict[str, Any] = {"global_step": 5, "current_epoch": 0, "default_root_dir": str(tmp_path)}
+    counts = {"x": torch.ones(4)}
+    for number, trainer in enumerate((SimpleNamespace(datamodule=data, **options), SimpleNamespace(**options))):
+        arguments: Any = (trainer, f"head{number}", {}, [Collision(0, 1, 0.5)], counts, counts, 2)
+        ClassDiagnostics()._write(*arguments)
+        (pair,) = json.loads((tmp_path / "diagnostics" / f"head{number}-epoch-1.json").read_text())["nearest"]
+        assert pair == {"first": 0, "second": 1, "cosine": 0.5} | ({} if number else {"names": ["ann", "bob"]})
