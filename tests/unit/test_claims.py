@@ -141,3 +141,15 @@ def test_the_tail_is_long(claim):
     assert counts[0] == counts.max() == min(200, counts[0])
     assert (np.diff(counts) <= 0).all()
     assert counts[-500:].max() == 1
+
+
+def test_the_experiment_is_made_of_the_tricks_that_are_measured(claim):
+    """Every word of ``experiment=bag_of_tricks`` is a step of the ladder."""
+    ladder = claim("bag_of_tricks").SETTINGS
+    config = compose(["experiment=bag_of_tricks"])
+    step = compose([w for w in ladder[5].overrides if not w.startswith("~")])
+    assert ladder[5].name.startswith("+ average")
+    for part in ("loss", "optimizer", "scheduler"):
+        assert config[part] == step[part]
+    assert config.data.augment == step.data.augment
+    assert config.callbacks.ema == step.callbacks.ema
