@@ -74,3 +74,6 @@ def _vendor() -> str:
     except OSError:
         return ""
     return next((line.partition(":")[2].strip() for line in lines if line.startswith("vendor_id")), "")
+
+
+onednn_is_faster()  # looked at now: later might be within somebody's tensor mode or a graph that is being traced

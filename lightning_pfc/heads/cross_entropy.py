@@ -19,12 +19,11 @@ from lightning_pfc.distributed.collectives import all_reduce
 from lightning_pfc.heads.chunks import Chunks
 from lightning_pfc.heads.learned_curve import LearnedCurve
 from lightning_pfc.heads.memory import scratch
+from lightning_pfc.heads.negligible import Negligible
 from lightning_pfc.heads.plan import Plan, Sums
 from lightning_pfc.heads.row_gradients import RowGradients
 from lightning_pfc.losses.base import Loss
 from lightning_pfc.products import fast_float32_products
-
-_WORTH_COMPACTING = 0.75  # share of live classes above which copying them out costs more than the products saved
 
 
 def sharded_softmax_sums(
@@ -138,9 +137,7 @@ class _SoftmaxSums(torch.autograd.Function):
         update = getattr(weight, "row_update", None)  # an optimizer that steps inside the backward pass
         update = update if wants_weight and update is not None and update.is_alive else None
         grads = RowGradients(chunks, wants_weight, keep_all=update is None)
-        # A class is left out when its slopes' energy is below its share of tolerance^2 times the energy of all slopes,
-        # which is at least that of the targets: so the energy left out is at most tolerance^2 of the whole.
-        negligible = grad_target.square().sum() * (plan.gradient_filter**2 / max(1, chunks.num_rows))
+        skipped = Negligible(plan.gradient_filter, grad_target, chunks.num_rows)
         if update is not None:
             update.begin(weight)
         slopes, shared, product = (scratch((batch * chunks.width,), x) for _ in range(3))
@@ -163,11 +160,7 @@ class _SoftmaxSums(torch.autograd.Function):
             if chunks.centers > 1:
                 rows, scores, slope = chunks.nearest_only(rows, inverse, slope)
                 room = torch.empty_like(slope)
-            live: Tensor | None = None
-            if plan.gradient_filter > 0:
-                live = (torch.mul(slope, slope, out=room).sum(0) > negligible).nonzero().squeeze(1)
-                if live.shape[0] > _WORTH_COMPACTING * slope.shape[1]:
-                    live = None
+            live = skipped.live(torch.mul(slope, slope, out=room).sum(0)) if plan.gradient_filter > 0 else None
             if live is not None:
                 rows, slope, scores = (
                     rows.index_select(0, live),
