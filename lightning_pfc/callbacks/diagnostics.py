@@ -13,6 +13,7 @@ from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
+from lightning_pfc.callbacks.evaluation import stop_clocks
 from lightning_pfc.heads.partial_fc import PartialFC, iter_heads
 from lightning_pfc.metrics.centers import NORM_RANGE, CenterDiagnostics, Collision, SampleDiagnostics, worst_collisions
 from lightning_pfc.plots.classes import plot_counts
@@ -73,6 +74,7 @@ class ClassDiagnostics(Callback):
             return
         for name, head in iter_heads(pl_module):
             self._measure(trainer, name, head)
+        stop_clocks(trainer, pl_module)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Stop listening."""

@@ -12,6 +12,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 
+from lightning_pfc.callbacks.throughput import Throughput
 from lightning_pfc.data.camera import to_float
 from lightning_pfc.protocols.peers import Peers
 from lightning_pfc.protocols.report import ProtocolResult, as_json, metrics_of, write_results
@@ -94,6 +95,14 @@ class EvaluateProtocols(Callback):
         if trainer.is_global_zero:
             content = {"step": trainer.global_step, **as_json(results)}
             write_results(Path(trainer.default_root_dir) / "protocols" / f"step-{trainer.global_step}.json", content)
+        stop_clocks(trainer, pl_module)
+
+
+def stop_clocks(trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    """Have samples per second not count the time since the last batch, which was no training."""
+    for callback in getattr(trainer, "callbacks", []):
+        if isinstance(callback, Throughput):
+            callback.on_validation_start(trainer, pl_module)
 
 
 class _InTraining:

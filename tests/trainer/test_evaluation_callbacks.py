@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,6 +21,7 @@ from lightning_pfc import PartialFC
 from lightning_pfc.callbacks.csv_log import CSVLogger, read_metrics
 from lightning_pfc.callbacks.diagnostics import ClassDiagnostics
 from lightning_pfc.callbacks.evaluation import EvaluateProtocols
+from lightning_pfc.callbacks.throughput import Throughput
 from lightning_pfc.config import compose
 from lightning_pfc.losses import CosFace
 from lightning_pfc.metrics.centers import Collision
@@ -203,3 +205,21 @@ def test_nearest_pairs_carry_the_names_of_their_classes(tmp_path: Path) -> None:
         ClassDiagnostics()._write(*arguments)
         (pair,) = json.loads((tmp_path / "diagnostics" / f"head{number}-epoch-1.json").read_text())["nearest"]
         assert pair == {"first": 0, "second": 1, "cosine": 0.5} | ({} if number else {"names": ["ann", "bob"]})
+
+
+class Slow(EvaluateProtocols):
+    def _evaluate(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        time.sleep(0.3)
+        super()._evaluate(trainer, pl_module)
+
+
+def timed(rank: int, world_size: int, root: str, file: str, last: bool) -> float:
+    clock, slow = Throughput(), Slow({"set": file}, every_n_steps=2, settings=Settings(replicates=0))
+    train(rank, world_size, root, [slow, clock] if last else [clock, slow])
+    return clock.seconds
+
+
+@pytest.mark.parametrize("last", [False, True])
+def test_samples_per_second_are_those_of_training(ranks: RankPool, folder: Path, tmp_path: Path, last: bool) -> None:  # noqa: F811
+    (seconds,) = ranks.run(1, timed, str(tmp_path), str(folder / "set.bin"), last)
+    assert 0 < seconds < 9 * 0.3  # nine evaluations of 0.3 s and more
