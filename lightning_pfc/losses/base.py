@@ -185,6 +185,15 @@ class Loss:
                 f"{why}; leave it None."
             )
 
+    def _refuse_softmax_options(self) -> None:
+        """For losses that judge each class alone: they have no softmax to filter or to smooth."""
+        self._refuse_filter("each class is judged alone")
+        if self.label_smoothing > 0:
+            raise ValueError(
+                f"{type(self).__name__}(label_smoothing={self.label_smoothing!r}): there is no probability over the "
+                "classes to smooth; leave it 0."
+            )
+
     def _check_choice(self, name: str, choices: tuple[str, ...]) -> None:
         value = getattr(self, name)
         if value not in choices:

@@ -45,12 +45,7 @@ class SphereFace2(Loss):
         self._check_number("power", low=0.0, open_low=True)
         self._check_number("balance", low=0.0, high=1.0, open_low=True)
         self._check_number("weight", low=0.0, open_low=True)
-        self._refuse_filter("each class is judged alone")
-        if self.label_smoothing > 0:
-            raise ValueError(
-                f"SphereFace2(label_smoothing={self.label_smoothing!r}): there is no probability over the classes to "
-                "smooth; leave it 0."
-            )
+        self._refuse_softmax_options()
 
     def _g(self, cosine: Tensor) -> Tensor:
         return 2.0 * ((cosine.clamp(-1.0, 1.0) + 1.0) / 2.0) ** self.power - 1.0

@@ -38,12 +38,7 @@ class UniFace(Loss):
         super().__post_init__()
         self._check_number("margin", low=0.0)
         self._check_number("balance", low=0.0, open_low=True)
-        self._refuse_filter("each class is judged alone")
-        if self.label_smoothing > 0:
-            raise ValueError(
-                f"UniFace(label_smoothing={self.label_smoothing!r}): there is no probability over the classes to "
-                "smooth; leave it 0."
-            )
+        self._refuse_softmax_options()
 
     def initial_parameters(self, num_classes: int) -> State:
         """``threshold``: log(10 C), so that C random negatives together cost 0.1 a row."""
