@@ -12,11 +12,12 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 
+from lightning_pfc.callbacks.ranks import comm_of
 from lightning_pfc.callbacks.throughput import Throughput
 from lightning_pfc.data.camera import to_float
 from lightning_pfc.protocols.peers import Peers
 from lightning_pfc.protocols.report import ProtocolResult, as_json, metrics_of, write_results
-from lightning_pfc.protocols.suite import Settings, Suite, check_protocol
+from lightning_pfc.protocols.suite import Settings, Suite, check_protocol, missing_files
 
 
 class EvaluateProtocols(Callback):
@@ -62,6 +63,16 @@ class EvaluateProtocols(Callback):
         self.every_n_steps, self.at_end = every_n_steps, at_end
         self.settings = settings or Settings(replicates=0)
         self._last_step = 0
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """See on every rank that the files are there, before the first step and not after thousands.
+
+        Raises:
+            FileNotFoundError: On every rank, when a rank misses one.
+        """
+        missing = [f"protocols.{n}: {path}" for n, p in self.protocols.items() for path in missing_files(n, p)]
+        error = FileNotFoundError(f"no such file or folder: {', '.join(missing)}") if missing else None
+        comm_of(trainer).agreement.exchange("EvaluateProtocols", error=error)
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int

@@ -378,6 +378,8 @@ class Suite:
         return self.verify(name, pairs, None, embeddings=faces.embeddings, identities=faces.labels)
 
 
+_FILES = {"path", "images", "embeddings", "gallery", "probes", "distractors", "root"}
+
 PROTOCOLS: dict[str, Callable[..., ProtocolResult]] = {
     "all_pairs": Suite.all_pairs,
     "bin": Suite.bin,
@@ -411,6 +413,19 @@ def check_protocol(
     except TypeError as error:
         raise ValueError(f"protocols.{name} of type {kind}: {error}") from error
     return method, arguments
+
+
+def missing_files(name: str, protocol: str | os.PathLike[str] | Mapping[str, Any]) -> list[str]:
+    """The files and folders of a protocol that are not there.
+
+    Raises:
+        ValueError: As :meth:`Suite.run`.
+    """
+    arguments = check_protocol(name, protocol)[1]
+    groups = arguments.get("of", {})
+    within = [path for group, entry in groups.items() for path in missing_files(f"{name}.of.{group}", entry)]
+    named = [str(value) for key, value in arguments.items() if key in _FILES and value is not None]
+    return [path for path in named if not Path(path).exists()] + within
 
 
 def _labels(faces: FaceSet) -> Tensor:

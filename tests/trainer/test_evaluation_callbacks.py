@@ -223,3 +223,16 @@ def timed(rank: int, world_size: int, root: str, file: str, last: bool) -> float
 def test_samples_per_second_are_those_of_training(ranks: RankPool, folder: Path, tmp_path: Path, last: bool) -> None:  # noqa: F811
     (seconds,) = ranks.run(1, timed, str(tmp_path), str(folder / "set.bin"), last)
     assert 0 < seconds < 9 * 0.3  # nine evaluations of 0.3 s and more
+
+
+def one_misses_it(rank: int, world_size: int, root: str, file: str) -> Any:
+    groups = {"type": "groups", "of": {"one": file, "two": file if rank == 0 else f"{root}/missing.bin"}}
+    callback = EvaluateProtocols({"set": file, "gaps": groups}, settings=Settings(replicates=0))
+    return train(rank, world_size, root, [callback])
+
+
+def test_a_missing_file_stops_every_rank_before_the_first_step(ranks: RankPool, folder: Path, tmp_path: Path) -> None:  # noqa: F811
+    for outcome in ranks.outcomes(2, one_misses_it, str(tmp_path), str(folder / "set.bin"), timeout=60):
+        assert outcome.error is not None
+        assert "no such file or folder: protocols.gaps: " in outcome.error
+        assert "missing.bin" in outcome.error
