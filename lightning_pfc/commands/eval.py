@@ -147,3 +147,7 @@ def _restore(value: str | None) -> None:
         os.environ.pop(_FULL_ERROR, None)
     else:
         os.environ[_FULL_ERROR] = value
+
+
+if __name__ == "__main__":
+    main()
