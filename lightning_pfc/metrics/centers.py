@@ -80,7 +80,8 @@ def nearest_centers(head: PartialFC, *, chunk: int = 2048) -> NearestCenters:
         raise ValueError(f"chunk={chunk} must be at least 1")
     _need_storage(head)
     shard, comm, weight, several = head.shard, head.comm, head.weight.detach(), head.loss.num_centers
-    norm = torch.linalg.vector_norm(_every_center(weight, several).float(), dim=2).mean(1)
+    parts = (_every_center(part, several).float() for part in torch.split(weight, chunk))
+    norm = torch.cat([torch.linalg.vector_norm(part, dim=2).mean(1) for part in parts])
     cosine = torch.full_like(norm, -1.0)
     neighbour = torch.full(norm.shape, -1, dtype=torch.int64, device=norm.device)
     for owner in range(comm.shard_size):

@@ -133,10 +133,8 @@ def tar_interval(
     values, flags = scores.cpu().numpy(), same.cpu().numpy()
     rng = _generator(seed, level, replicates)
     if identities is not None:
-        first, second = (side.cpu() for side in identities)
-        names, owner = torch.unique(torch.cat([first, second]), return_inverse=True)
-        a, b = owner[: len(first)].numpy(), owner[len(first) :].numpy()
-        return _percentiles(_tar_by_identity(values, flags, a, b, len(names), far, rng, replicates), level)
+        count, a, b = _numbered(identities)
+        return _percentiles(_tar_by_identity(values, flags, a, b, count, far, rng, replicates), level)
     impostor, genuine = np.sort(values[~flags])[::-1], np.sort(values[flags])
     allowed = allowed_false_accepts(far, len(impostor))
     if allowed >= len(impostor):
@@ -177,13 +175,11 @@ def auc_interval(
     value, tie = np.unique(scores.cpu().numpy(), return_inverse=True)
     flags = same.cpu().numpy()
     if identities is not None:
-        first, second = (side.cpu() for side in identities)
-        names, owner = torch.unique(torch.cat([first, second]), return_inverse=True)
-        a, b = owner[: len(first)].numpy(), owner[len(first) :].numpy()
+        people, a, b = _numbered(identities)
     areas = []
     for _ in range(replicates):
         if identities is not None:
-            weight = _identity_weights(rng, len(names), a, b, flags)
+            weight = _identity_weights(rng, people, a, b, flags)
         else:
             weight = np.empty(len(flags))
             for kind in (True, False):
@@ -221,6 +217,13 @@ def _tar_by_identity(
         accepted = int(np.searchsorted(-values, -values[stop], side="left")) if stop < len(values) else len(values)
         results.append(float(good[accepted - 1] / good[-1]) if accepted else 0.0)
     return np.array(results)
+
+
+def _numbered(identities: tuple[Tensor, Tensor]) -> tuple[int, npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """How many identities there are, and the number of each pair's first and second one, from 0."""
+    names, owner = torch.unique(torch.cat([side.cpu() for side in identities]), return_inverse=True)
+    first = len(identities[0])
+    return len(names), owner[:first].numpy(), owner[first:].numpy()
 
 
 def _identity_weights(

@@ -82,6 +82,21 @@ def test_nearest_centers_are_those_of_the_whole_matrix(chunk: int, several: int)
     assert found.neighbour[[20, 21]].tolist() == [21, 20]
 
 
+def test_centers_in_bfloat16_are_measured_in_float32() -> None:
+    head = make_head(dtype=torch.bfloat16)
+    found = nearest_centers(head, chunk=5)
+    wide = make_head()
+    with torch.no_grad():
+        wide.weight.copy_(head.weight)
+    expected = nearest_centers(wide)
+    assert found.cosine.dtype == torch.float32
+    torch.testing.assert_close(found.cosine, expected.cosine, atol=1e-6, rtol=0)
+    torch.testing.assert_close(found.norm, expected.norm)
+    metric = CenterDiagnostics()
+    metric.update(head)
+    assert float(metric.compute()["untouched"]) == 1
+
+
 def test_collisions_are_pairs_once_and_in_order() -> None:
     head = make_head()
     found = nearest_centers(head)
