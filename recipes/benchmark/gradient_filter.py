@@ -5,7 +5,7 @@ trains them. At the start and after every epoch, on batches of the training stre
 with and without the filter, taking turns: the median of its seconds, and how far the gradients are from the exact ones,
 relative to their length.
 
-Usage: python recipes/benchmark/gradient_filter.py [--tolerance 1e-3 1e-4] [--epochs 6] [OVERRIDES of pfc-train]
+Usage: python recipes/benchmark/gradient_filter.py [--tolerance 1e-3,1e-4] [--epochs 6] [OVERRIDES of pfc-train]
 For example: python recipes/benchmark/gradient_filter.py model.embedding_dim=512
 """
 
@@ -109,15 +109,16 @@ def distance(a: Tensor, b: Tensor) -> float:
 def main() -> None:
     """Train and measure."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tolerance", type=float, nargs="+", default=[1e-3, 1e-4])
+    parser.add_argument("--tolerance", default="1e-3,1e-4", help="several with commas (default 1e-3,1e-4)")
     parser.add_argument("--epochs", type=int, default=6)
     parser.add_argument("--batches", type=int, default=3, help="batches at each point (default 3)")
     parser.add_argument("--rounds", type=int, default=3, help="turns of each batch (default 3)")
-    options, overrides = parser.parse_known_args()
+    parser.add_argument("overrides", nargs="*", help="of pfc-train, such as model.embedding_dim=512")
+    options = parser.parse_args()
     config = compose(
         [
             "data.source.train_classes=null",
-            *overrides,
+            *options.overrides,
             f"trainer.max_epochs={options.epochs}",
             "trainer.limit_val_batches=0",
         ]
@@ -128,7 +129,7 @@ def main() -> None:
     data.setup("fit")
     module = instantiate(config.model, num_classes=data.num_classes, input_size=list(data.input_size), _convert_="all")
     print(f"{data.num_classes:,} classes, embeddings of {module.head.embedding_dim} numbers, {module.head.loss}")
-    measure = MeasureFilter(options.tolerance, options.batches, options.rounds)
+    measure = MeasureFilter([float(word) for word in options.tolerance.split(",")], options.batches, options.rounds)
     trainer = instantiate(
         config.trainer, callbacks=[measure], logger=False, enable_checkpointing=False, _convert_="all"
     )
