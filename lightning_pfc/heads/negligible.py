@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-_WORTH_COMPACTING = 0.75  # share of live classes above which copying them out costs more than the products saved
+_WORTH_COMPACTING = 0.4  # share of live classes above which copying them out costs more than the products saved
 
 
 class Negligible:
