@@ -40,8 +40,8 @@ class EvaluateProtocols(Callback):
         settings: What the protocols share; None takes the defaults but makes no intervals, which take a while.
 
     Raises:
-        ValueError: Without protocols, or for one that does not exist or has wrong arguments; when ``every_n_steps`` is
-            below 1.
+        ValueError: For a protocol that does not exist or has wrong arguments; when ``every_n_steps`` is below 1; at the
+            start of ``fit``, without any protocol.
     """
 
     def __init__(
@@ -51,18 +51,25 @@ class EvaluateProtocols(Callback):
         at_end: bool = True,
         settings: Settings | None = None,
     ) -> None:
-        if not protocols:
-            raise ValueError(
-                "protocols is empty; name at least one set, as in '+callbacks.evaluation.protocols.lfw=lfw.bin'"
-            )
         if every_n_steps < 1:
             raise ValueError(f"every_n_steps={every_n_steps} must be at least 1")
-        self.protocols = dict(protocols)
+        self.protocols = dict(protocols or {})
         for name, protocol in self.protocols.items():
             check_protocol(name, protocol)
         self.every_n_steps, self.at_end = every_n_steps, at_end
         self.settings = settings or Settings(replicates=0)
         self._last_step = 0
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Refuse to train with nothing to evaluate.
+
+        Raises:
+            ValueError: Without protocols.
+        """
+        if stage == "fit" and not self.protocols:
+            raise ValueError(
+                "protocols is empty; name at least one set, as in '+callbacks.evaluation.protocols.lfw=lfw.bin'"
+            )
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """See on every rank that the files are there, before the first step and not after thousands.
