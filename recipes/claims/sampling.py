@@ -67,6 +67,7 @@ def report(records: Sequence[Record]) -> None:
     rows = [
         [s.name, *(cell(of(records, s.name, key), digits, factor) for _, key, factor, digits in columns)]
         for s in SETTINGS
+        if of(records, s.name, "seed")
     ]
     print(table(["", *(column for column, *_ in columns)], rows))
     print()
@@ -87,7 +88,11 @@ def report(records: Sequence[Record]) -> None:
 
     print()
     last = [{**record, **record["epochs"][-1]} for record in records if record.get("epochs")]
-    rows = [[s.name, *(cell(of(last, s.name, key), 3) for key in ("apcs", "mics"))] for s in SETTINGS]
+    rows = [
+        [s.name, *(cell(of(last, s.name, key), 3) for key in ("apcs", "mics"))]
+        for s in SETTINGS
+        if of(last, s.name, "seed")
+    ]
     print(table(["after the last epoch", "APCS", "MICS, mean over the classes"], rows))
     draw_centers(records)
 
@@ -118,34 +123,28 @@ def draw_centers(records: Sequence[Record]) -> None:
 
 
 def draw(records: Sequence[Record]) -> None:
+    """Every run a dot, the seeds by color, and the means: what differs between seeds, and what between settings."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    figure, panes = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
-    for pane, key, label in (
-        (panes[0], "test/tar@far=1e-3", "TAR at FAR 1e-3, unseen characters, %"),
-        (panes[1], "heldout/tar@far=1e-3", "TAR at FAR 1e-3, unseen design, %"),
+    figure, panes = plt.subplots(1, 3, figsize=(12, 4.5), layout="constrained", sharey=True)
+    shown = [s.name for s in SETTINGS if of(records, s.name, "seed")]
+    for pane, key, factor, label in (
+        (panes[0], "test/tar@far=1e-3", 100, "TAR at FAR 1e-3, unseen characters, %"),
+        (panes[1], "heldout/tar@far=1e-3", 100, "TAR at FAR 1e-3, unseen design, %"),
+        (panes[2], "cpu_seconds", 1, "processor seconds of training"),
     ):
-        for sampler, color in zip(SAMPLERS, ("tab:blue", "tab:purple", "tab:orange", "tab:green"), strict=True):
-            points = []
-            for rate in RATES:
-                if rate in (0.0, 1.0) and sampler != "uniform":
-                    continue
-                name = name_of(sampler, rate)
-                values, times = of(records, name, key), of(records, name, "cpu_seconds")
-                if values:
-                    points.append((interval(times)[0], *interval([100 * v for v in values]), rate))
-            if points:
-                x, y, half, _ = zip(*points, strict=True)
-                pane.errorbar(x, y, half, fmt="o-", capsize=3, color=color, label=sampler)
-                for at, value, _, rate in points:
-                    pane.annotate(f"{rate:g}", (at, value), textcoords="offset points", xytext=(5, -11), fontsize=8)
-        pane.set_xlabel("processor seconds of training")
-        pane.set_ylabel(label)
+        for place, name in enumerate(shown):
+            for record in records:
+                if record["setting"] == name:
+                    color = f"C{record['seed']}"
+                    pane.plot(factor * record[key], -place, "o", color=color, alpha=0.6, markersize=5)
+            pane.plot(factor * interval(of(records, name, key))[0], -place, "k|", markersize=14)
+        pane.set_xlabel(label)
         pane.grid(alpha=0.3)
-    panes[0].legend(title="numbers: sample rate")
+    panes[0].set_yticks([-i for i in range(len(shown))], shown)
     figure.savefig(IMAGES / "claims_sampling.png", dpi=110)
 
 
