@@ -104,6 +104,8 @@ def explain(error: BaseException, config_name: str = "train") -> str:
         text += f"\n{error.__cause__}".rstrip()
     full_key = re.search(r"full_key: (\S+)", text)
     text = "\n".join(line for line in text.splitlines() if not line.strip().startswith(("full_key:", "object_type=")))
+    if "Could not load 'hydra/launcher/submitit" in text:
+        return 'hydra/launcher=slurm needs submitit, which is not installed: pip install "lightning-pfc[slurm]"'
     if match := re.search(r"Could not find '([\w@]+(?:/[\w@]+)*)/([\w.+-]+)'", text):
         return f"There is no {match[1]}={match[2]}.{_suggest(match[2], _options(match[1]))}"
     if match := re.search(r"Could not (?:override|append|delete)[^']*'([^'=]+)'", text) or re.search(

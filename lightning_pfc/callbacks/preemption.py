@@ -179,9 +179,12 @@ class Preemption(Callback):
         limit.daemon = True
         limit.start()
         path = self._path(trainer)
-        trainer.save_checkpoint(path)
+        trainer.save_checkpoint(path, weights_only=False)
         if isinstance(trainer.strategy, PartialFCStrategy):
             trainer.strategy.wait_for_checkpoints()
+        connector = getattr(trainer, "_logger_connector", None)
+        if connector is not None and hasattr(connector, "update_train_step_metrics"):
+            connector.update_train_step_metrics()  # what the trainer would do next; else this step's row were missing
         by_us = self.requeue and number != signal.SIGTERM and _slurm_job() is not None
         requeued, problem = False, ""
         if by_us and trainer.is_global_zero:
@@ -204,6 +207,9 @@ class Preemption(Callback):
             # Not an exception: a launcher that waits for a result would take the job for finished.
             _flush(trainer)
             os._exit(0 if requeued else 128 + number)
+        self._received = 0  # the same trainer may fit again
+        if isinstance(trainer.strategy, PartialFCStrategy):
+            trainer.strategy.raise_hand(0)
         raise Preempted(number, path)
 
     def _path(self, trainer: L.Trainer) -> Path:
@@ -293,6 +299,9 @@ def _under_submitit() -> bool:
 
 def _flush(trainer: L.Trainer) -> None:
     """What an orderly exit would have done."""
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if hasattr(callback, "say_goodbye"):
+            callback.say_goodbye()
     for logger in trainer.loggers:
         with contextlib.suppress(Exception):
             logger.finalize("aborted")

@@ -66,7 +66,7 @@ class Watchdog(Callback):
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Connect the ranks; one broadcast of an address."""
-        self._stop()
+        self.say_goodbye()
         self._step = 0
         self._leaving = threading.Event()
         self._pulse.mark((0, 0), f"the start of {getattr(stage, 'value', stage)}")
@@ -83,7 +83,7 @@ class Watchdog(Callback):
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Say goodbye."""
-        self._stop()
+        self.say_goodbye()
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         """This rank leaves by itself; the others learn why."""
@@ -95,7 +95,8 @@ class Watchdog(Callback):
                 self._heartbeat.fail(f"{type(exception).__name__}: {exception}")
             self._heartbeat = None
 
-    def _stop(self) -> None:
+    def say_goodbye(self) -> None:
+        """This process is about to end in good order, or this run is: the others need not wonder."""
         self._leaving.set()
         if self._heartbeat is not None:
             if self._heartbeat.problem is not None:

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import fcntl
 import json
+import mmap
 import os
 import struct
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -18,15 +23,25 @@ from lightning_pfc.checkpoint.manifest import BLOCK, FileEntry, check_block, che
 
 # What torch's own HuggingFaceStorageReader looks for, so that it can read the data files too.
 _SHARDING_KEY = "DCP_SHARDING_INFO"
+_PAGE = 4096
+_AHEAD = 4  # blocks that the system is asked to read while one is checked
 
 
 class BlockWriter:
-    """A file that is written from front to back; sums it up block by block, and forces it to the disk at the end."""
+    """A file that is written from front to back; sums it up block by block, and forces it to the disk at the end.
+
+    While a thread writes one block, the next is copied and summed up. Where the system allows it, the blocks go past
+    its cache: a checkpoint is not read again soon, and the disk is busy from the first block on.
+    """
 
     def __init__(self, path: Path) -> None:
-        self._file = open(path, "wb", buffering=0)  # noqa: SIM115 - closed by __exit__
+        self._file = _open_past_the_cache(path)
+        self._buffers = (mmap.mmap(-1, BLOCK), mmap.mmap(-1, BLOCK))  # on page boundaries, as such writes must be
+        self._views = tuple(memoryview(buffer) for buffer in self._buffers)
+        self._current = 0
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="block-writer")
+        self._writing: Future[None] | None = None
         self._sums: list[int] = []
-        self._sum = 0
         self._filled = 0
         self.size = 0
 
@@ -38,29 +53,71 @@ class BlockWriter:
     ) -> None:
         try:
             if error is None:
-                os.fsync(self._file.fileno())
+                if self._filled:
+                    self._hand_over()
+                self._wait()
+                os.ftruncate(self._file, self.size)
+                os.fsync(self._file)
         finally:
-            self._file.close()
+            self._thread.shutdown(wait=True)
+            os.close(self._file)
+            for view in self._views:
+                view.release()
+            for buffer in self._buffers:
+                buffer.close()
 
     def write(self, data: Any) -> None:
         """Append bytes, or anything that shows itself as a flat buffer of bytes."""
         view = memoryview(data)
         while len(view):
-            part = view[: min(BLOCK - self._filled, len(view))]
-            rest = part
-            while len(rest):
-                rest = rest[self._file.write(rest) :]
-            self._sum = zlib.crc32(part, self._sum)
+            part = view[: BLOCK - self._filled]
+            self._views[self._current][self._filled : self._filled + len(part)] = part
             self._filled += len(part)
             self.size += len(part)
             if self._filled == BLOCK:
-                self._sums.append(self._sum)
-                self._sum = self._filled = 0
+                self._hand_over()
             view = view[len(part) :]
 
+    def _hand_over(self) -> None:
+        view, length = self._views[self._current], self._filled
+        self._sums.append(zlib.crc32(view[:length]))
+        padded = -(-length // _PAGE) * _PAGE  # the last block; the file is cut to its size at the end
+        self._wait()
+        self._writing = self._thread.submit(_write_all, self._file, view[:padded])
+        self._current, self._filled = 1 - self._current, 0
+
+    def _wait(self) -> None:
+        if self._writing is not None:
+            writing, self._writing = self._writing, None
+            writing.result()
+
     def entry(self) -> FileEntry:
-        """What the manifest keeps of this file."""
-        return FileEntry(self.size, [*self._sums, self._sum] if self._filled else list(self._sums))
+        """What the manifest keeps of this file; once it is closed."""
+        return FileEntry(self.size, list(self._sums))
+
+
+def _open_past_the_cache(path: Path) -> int:
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
+    if hasattr(os, "O_DIRECT"):
+        with contextlib.suppress(OSError):
+            return os.open(path, flags | os.O_DIRECT, 0o666)
+    return os.open(path, flags, 0o666)
+
+
+def _write_all(file: int, view: memoryview) -> None:
+    while len(view):
+        try:
+            written = os.write(file, view)
+        except OSError as error:
+            direct = getattr(os, "O_DIRECT", 0)
+            flags = fcntl.fcntl(file, fcntl.F_GETFL)
+            if error.errno != errno.EINVAL or not flags & direct:
+                raise
+            fcntl.fcntl(file, fcntl.F_SETFL, flags & ~direct)  # this file system wants other sizes, or none
+            continue
+        if written % _PAGE and len(view) > written:  # such as before a disk is full: the rest no longer fits pages
+            fcntl.fcntl(file, fcntl.F_SETFL, fcntl.fcntl(file, fcntl.F_GETFL) & ~getattr(os, "O_DIRECT", 0))
+        view = view[written:]
 
 
 def write_safetensors(path: Path, items: Sequence[tuple[str, Sequence[int], Tensor]]) -> tuple[FileEntry, list[int]]:
@@ -204,6 +261,8 @@ class BlockReader:
 
     def _read(self, index: int, part: memoryview) -> None:
         self._file.seek(index * BLOCK)
+        if hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(self._file.fileno(), (index + 1) * BLOCK, _AHEAD * BLOCK, os.POSIX_FADV_WILLNEED)
         done = 0
         while done < len(part):
             count = self._file.readinto(part[done:])

@@ -277,8 +277,25 @@ class CheckpointFolders(DDPStrategy):
     def on_train_start(self) -> None:
         """Random state of a checkpoint that was taken between two epochs."""
         super().on_train_start()
+        self._put_loaders_in_place()
         if self._random_state is not None and not self._random_state_after_start:
             self._restore_random_state()
+
+    def _put_loaders_in_place(self) -> None:
+        """Give loaders the place in the data that a checkpoint has, if Lightning has not.
+
+        It does so when it sets the data up. Had the model it done before the checkpoint was read, by asking for
+        ``trainer.estimated_stepping_batches`` in ``configure_optimizers`` for one, then it never does, and the epoch
+        would begin anew.
+        """
+        trainer = getattr(self.lightning_module, "_trainer", None)
+        if trainer is None:
+            return
+        loop = trainer.fit_loop
+        fetcher = loop._data_fetcher
+        if loop.restarting and loop._combined_loader_states_to_load and fetcher is not None:
+            loop._load_combined_loader_states()
+            iter(fetcher)
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Random state of a checkpoint that was taken within an epoch: the data loader has drawn its own by now."""
