@@ -16,6 +16,8 @@ from torch import Tensor
 
 from lightning_pfc.metrics.functional.checks import check_rate, check_scored_pairs
 
+_IN_CACHE = 1 << 16  # pairs that are counted at a time
+
 
 class KFoldAccuracy(NamedTuple):
     """Accuracy over folds.
@@ -166,9 +168,9 @@ def kfold_tar_at_far(
     distances, same = check_scored_pairs(distances, same, "distances")
     fold = fold_of_pair(len(distances), num_folds).to(distances.device)
     grid = grid_thresholds(step).to(distances.device)
-    _, impostor = _counts_below(distances, same, fold, num_folds, grid)
+    _, impostor, total = _counts_below(distances, same, fold, num_folds, grid)
     train = impostor.sum(0, keepdim=True) - impostor
-    train_total = (~same).sum() - torch.bincount(fold[~same], minlength=num_folds)
+    train_total = total[:, 1].sum() - total[:, 1]
     rate = train / train_total.clamp(min=1).unsqueeze(1)
     chosen = torch.zeros(num_folds, dtype=torch.float64, device=distances.device)
     for k in range(num_folds):
@@ -185,27 +187,30 @@ def kfold_tar_at_far(
     return KFoldTAR(float(tar.mean()), float(tar.std(correction=0)), float(observed.mean()), chosen)
 
 
-def _counts_below(distances: Tensor, same: Tensor, fold: Tensor, num_folds: int, grid: Tensor) -> tuple[Tensor, Tensor]:
-    """Genuine and impostor pairs with ``distance < grid[t]``, each (folds, T) int64."""
-    # distance < grid[t] holds from the first t whose threshold exceeds it on.
-    bins = torch.searchsorted(grid, distances, right=True)
+def _counts_below(
+    distances: Tensor, same: Tensor, fold: Tensor, num_folds: int, grid: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Genuine and impostor pairs with ``distance < grid[t]``, each (folds, T) int64, and all of both, (folds, 2)."""
     num_bins = len(grid) + 1
-    flat = (fold * 2 + same) * num_bins + bins
-    counts = torch.bincount(flat, minlength=num_folds * 2 * num_bins).view(num_folds, 2, num_bins)
+    counts = torch.zeros(num_folds * 2 * num_bins, dtype=torch.int64, device=distances.device)
+    for start in range(0, len(distances), _IN_CACHE):
+        part = slice(start, start + _IN_CACHE)
+        # distance < grid[t] holds from the first t whose threshold exceeds it on.
+        bins = torch.searchsorted(grid, distances[part], right=True)
+        counts += torch.bincount((fold[part] * 2 + same[part]) * num_bins + bins, minlength=len(counts))
+    counts = counts.view(num_folds, 2, num_bins)
     below = counts.cumsum(-1)[..., :-1]
-    return below[:, 1], below[:, 0]
+    return below[:, 1], below[:, 0], counts.sum(-1).flip(1)
 
 
 def _best_on_grid(distances: Tensor, same: Tensor, fold: Tensor, num_folds: int) -> tuple[Tensor, Tensor]:
     grid = grid_thresholds().to(distances.device)
-    genuine, impostor = _counts_below(distances, same, fold, num_folds, grid)
-    impostor_total = torch.bincount(fold[~same], minlength=num_folds).unsqueeze(1)
-    correct = genuine + impostor_total - impostor  # (folds, T)
+    genuine, impostor, total = _counts_below(distances, same, fold, num_folds, grid)
+    correct = genuine + total[:, 1:] - impostor  # (folds, T)
     train = correct.sum(0, keepdim=True) - correct
     # Counts of one fold share their denominator, so the best count is the best accuracy. The first maximum wins.
     best = (train == train.amax(1, keepdim=True)).int().argmax(1)
-    sizes = torch.bincount(fold, minlength=num_folds)
-    return grid[best], correct.gather(1, best.unsqueeze(1)).squeeze(1).double() / sizes
+    return grid[best], correct.gather(1, best.unsqueeze(1)).squeeze(1).double() / total.sum(1)
 
 
 def _best_exact(distances: Tensor, same: Tensor, fold: Tensor, num_folds: int) -> tuple[Tensor, Tensor]:
