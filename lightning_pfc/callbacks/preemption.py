@@ -50,8 +50,9 @@ class Preemption(Callback):
     that it reaches one of them. Then:
 
     1. all ranks save ``last-preempted.ckpt`` beside the checkpoints of ``ModelCheckpoint``;
-    2. under SLURM, after a warning signal (SIGUSR1, SIGUSR2), rank 0 calls ``scontrol requeue``. After SIGTERM it does
-       not: that is the controller, which requeues a preempted job by itself, or ``scancel``;
+    2. under SLURM rank 0 calls ``scontrol requeue``, after a warning signal (SIGUSR1, SIGUSR2), and after SIGTERM if
+       the controller says that the job is being preempted: it would requeue a job that is still there when the time
+       of grace is over, and not one that has ended in time. Any other SIGTERM is ``scontrol requeue`` or ``scancel``;
     3. the processes exit, with status 0 if the job is requeued; else :class:`Preempted` is raised, a ``SystemExit``.
 
     ``fit(..., ckpt_path="last")`` goes on from there (``pfc-train`` does so by itself after a requeue or a restart).
@@ -185,9 +186,8 @@ class Preemption(Callback):
         connector = getattr(trainer, "_logger_connector", None)
         if connector is not None and hasattr(connector, "update_train_step_metrics"):
             connector.update_train_step_metrics()  # what the trainer would do next; else this step's row were missing
-        by_us = self.requeue and number != signal.SIGTERM and _slurm_job() is not None
         requeued, problem = False, ""
-        if by_us and trainer.is_global_zero:
+        if trainer.is_global_zero and self._requeues(number):
             requeued, problem = _requeue_job()
         # All have saved, and rank 0 has had its word with the controller, before any process ends.
         requeued = bool(comm_of(trainer).agreement.exchange("preempted", [int(requeued)])[0][0])
@@ -211,6 +211,9 @@ class Preemption(Callback):
         if isinstance(trainer.strategy, PartialFCStrategy):
             trainer.strategy.raise_hand(0)
         raise Preempted(number, path)
+
+    def _requeues(self, number: int) -> bool:
+        return self.requeue and _slurm_job() is not None and (number != signal.SIGTERM or _is_preempted())
 
     def _path(self, trainer: L.Trainer) -> Path:
         first = next(
@@ -245,7 +248,7 @@ class Preemption(Callback):
         for each in self.signals:
             signal.signal(each, signal.SIG_IGN)
         requeued = False
-        if self.requeue and number != signal.SIGTERM and _slurm_job() is not None and trainer.is_global_zero:
+        if trainer.is_global_zero and self._requeues(number):
             requeued, problem = _requeue_job()
             _log.info("%s: %s.", signal.Signals(number).name, problem or f"requeued job {_slurm_job()}")
         _flush(trainer)
@@ -279,6 +282,16 @@ def _slurm_job() -> str | None:
         return f"{array}_{os.environ.get('SLURM_ARRAY_TASK_ID', '0')}"
     job = os.environ.get("SLURM_JOB_ID")
     return job if job is not None and re.fullmatch(r"[0-9]+", job) else None
+
+
+def _is_preempted() -> bool:
+    """Whether the controller is about to take this job's nodes for another one, and waits for it to end."""
+    command = ["scontrol", "show", "job", str(_slurm_job())]
+    try:
+        shown = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False).stdout
+    except (OSError, subprocess.TimeoutExpired):
+        return False
+    return "JobState=RUNNING" in shown and re.search(r"PreemptTime=\d", shown) is not None
 
 
 def _requeue_job() -> tuple[bool, str]:

@@ -26,7 +26,7 @@ class Watchdog(Callback):
     Errors that a rank can still report travel with the strategy's messages, and are raised on every rank. This is for
     what they cannot tell: a killed process, a cable, a data loader or a collective that never returns, be it in the
     head, in DDP's reduction or in a metric. Each rank has a thread with a connection to rank 0, and sends it a line
-    every ``interval`` seconds; nothing is added to a training step but a note of where it is (less than 10 us).
+    every ``interval`` seconds; nothing is added to a training step but notes of where it is (0.4 us each).
 
     When something is found, the main threads get ``patience`` seconds to raise by themselves, as those in a collective
     do when a connection breaks. What is left then exits with status 1 and the stacks of its threads. Checkpoints are

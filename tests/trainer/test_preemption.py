@@ -122,14 +122,14 @@ def test_all_leave_after_the_same_step_and_go_on_with_the_same_bits(
     ranks: RankPool, tmp_path: Path, world_size: int, where: Any, number: int, late: Any, every: int, leaves_at: int
 ) -> None:
     results = ranks.run(world_size, run, str(tmp_path), where, number, late, every, timeout=60)
-    for alone, stopped, there, went_on, same, (steps, resumed_steps), left in results:
+    for alone, stopped, there, went_on, same, (steps, resumed_steps), _ in results:
         assert alone is None
         assert stopped == (128 + number, str(tmp_path / "stopped" / "last-preempted.ckpt"), leaves_at)
         assert "last-preempted.ckpt" in there
         assert went_on is None
         assert same
         assert steps == resumed_steps
-        assert "last-preempted.ckpt" not in left  # a newer one is there
+    assert "last-preempted.ckpt" not in results[0][-1]  # a newer one is there, and rank 0 has removed it
 
 
 class NoHead(L.LightningModule):
@@ -165,7 +165,10 @@ def test_other_strategies_compare_as_often_as_they_are_told(
 def in_slurm(rank: int, world_size: int, folder: str, number: int, status: int) -> Any:
     command = Path(folder, f"bin-{rank}", "scontrol")
     command.parent.mkdir()
-    command.write_text(f'#!/bin/sh\necho "$@" >> {folder}/calls-{rank}\nexit {status}\n')
+    shown = "JobState=RUNNING PreemptTime=2026-01-01T00:00:00" if "preempted" in folder else "JobState=COMPLETING"
+    command.write_text(
+        f'#!/bin/sh\n[ $1 = show ] && echo {shown} && exit\necho "$@" >> {folder}/calls-{rank}\nexit {status}\n'
+    )
     command.chmod(0o755)
     os.environ.update(SLURM_PROCID=str(rank), SLURM_JOB_ID="77", SLURM_ARRAY_JOB_ID="70", SLURM_ARRAY_TASK_ID="3")
     os.environ["PATH"] = f"{command.parent}:{os.environ['PATH']}"
@@ -173,16 +176,19 @@ def in_slurm(rank: int, world_size: int, folder: str, number: int, status: int) 
     return fit(rank, world_size, folder, Signalled(1, 2, number))[0]
 
 
-def test_a_warning_signal_requeues_the_job_once(ranks: RankPool, tmp_path: Path) -> None:
-    outcomes = ranks.outcomes(2, in_slurm, str(tmp_path), signal.SIGUSR1, 0, timeout=60)
+@pytest.mark.parametrize(("number", "name"), [(signal.SIGUSR1, "warned"), (signal.SIGTERM, "preempted")])
+def test_a_job_is_requeued_once(ranks: RankPool, tmp_path: Path, number: int, name: str) -> None:
+    folder = tmp_path / name
+    folder.mkdir()
+    outcomes = ranks.outcomes(2, in_slurm, str(folder), number, 0, timeout=60)
     assert ["exit code 0" in (outcome.error or "") for outcome in outcomes] == [True, True]
-    assert (tmp_path / "calls-0").read_text() == "requeue 70_3\n"
-    assert not (tmp_path / "calls-1").exists()
-    assert (tmp_path / "last-preempted.ckpt").is_dir()
+    assert (folder / "calls-0").read_text() == "requeue 70_3\n"
+    assert not (folder / "calls-1").exists()
+    assert (folder / "last-preempted.ckpt").is_dir()
 
 
 def test_sigterm_or_a_controller_that_refuses_do_not(ranks: RankPool, tmp_path: Path) -> None:
-    for name, number, status in (("term", signal.SIGTERM, 0), ("refused", signal.SIGUSR1, 1)):
+    for name, number, status in (("ended", signal.SIGTERM, 0), ("refused", signal.SIGUSR1, 1)):
         folder = tmp_path / name
         folder.mkdir()
         results = ranks.run(2, in_slurm, str(folder), number, status, timeout=60)
