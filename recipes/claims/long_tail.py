@@ -94,7 +94,11 @@ def report(records: Sequence[Record]) -> None:
         ("unseen: accuracy %", "test/accuracy"),
         ("unseen: TAR@FAR 1e-3 %", "test/tar@far=1e-3"),
     ]
-    rows = [[s.name, *(cell(of(records, s.name, key), 2, 100) for _, key in columns)] for s in SETTINGS]
+    rows = [
+        [s.name, *(cell(of(records, s.name, key), 2, 100) for _, key in columns)]
+        for s in SETTINGS
+        if of(records, s.name, "seed")
+    ]
     print(table(["", *(column for column, _ in columns)], rows))
     import matplotlib
 

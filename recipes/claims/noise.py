@@ -102,7 +102,8 @@ def report(records: Sequence[Record]) -> None:
     print(table(header, rows), end="\n\n")
     last = [{**record, **record["epochs"][-1]} for record in records if record.get("epochs")]
     names = ["apcs", "amncs/noise", "amncs/hard"]
-    rows = [[method, *(cell(of(last, f"conflict: {method}", name), 3) for name in names)] for method in METHODS]
+    shown = [method for method in METHODS if of(last, f"conflict: {method}", "amncs/hard")]
+    rows = [[method, *(cell(of(last, f"conflict: {method}", name), 3) for name in names)] for method in shown]
     print(table(["conflict, last epoch", "APCS", "AMNCS noise", "AMNCS hard"], rows))
     draw_conflict(records)
     import matplotlib
