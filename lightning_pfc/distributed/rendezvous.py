@@ -51,6 +51,26 @@ def agree_on_text(what: str, choose: Callable[[], str], way_out: str, slurm_host
     return bytes(store.get(key)).decode()
 
 
+def start_group_after_restart(backend: str, timeout: dt.timedelta | None) -> None:
+    """After a restart by ``torchrun``, start the default group under keys of its own; do nothing otherwise.
+
+    The store of torchrun's agent outlives the processes. Where they have left their addresses, those after the restart
+    would find them, and wait for ever for processes that are gone.
+    """
+    restart = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    if restart in ("", "0") or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True" or dist.is_initialized():
+        return
+    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    store = dist.TCPStore(address, port, is_master=False, timeout=timeout or _TIMEOUT)  # type: ignore[attr-defined]
+    dist.init_process_group(
+        backend,
+        store=dist.PrefixStore(f"lightning_pfc/restart-{restart}", store),  # type: ignore[attr-defined]
+        rank=int(os.environ["RANK"]),
+        world_size=int(os.environ["WORLD_SIZE"]),
+        timeout=timeout,
+    )
+
+
 def _agree_in_slurm(what: str, choose: Callable[[], str], host: str) -> str:
     rank, world_size = int(os.environ["SLURM_PROCID"]), int(os.environ.get("SLURM_NTASKS", "1"))
     if world_size == 1:

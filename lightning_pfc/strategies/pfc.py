@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
+from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from lightning.fabric.strategies.registry import _StrategyRegistry
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
@@ -23,6 +24,7 @@ from lightning_pfc.checkpoint.gather import gather_rows
 from lightning_pfc.checkpoint.opening import explain_folders
 from lightning_pfc.distributed import Comm
 from lightning_pfc.distributed.owner import set_owner
+from lightning_pfc.distributed.rendezvous import start_group_after_restart
 from lightning_pfc.heads.partial_fc import iter_heads
 from lightning_pfc.optim.base import updates_in_backward
 from lightning_pfc.strategies.checkpoints import CheckpointFolders
@@ -89,6 +91,12 @@ class PartialFCStrategy(CheckpointFolders):
         if self._comm is None:
             raise RuntimeError("PartialFCStrategy.comm exists once the Trainer has set up its process group.")
         return self._comm
+
+    def setup_distributed(self) -> None:
+        """Start the process group as Lightning does; after a restart by torchrun, apart from what died before."""
+        if isinstance(self.cluster_environment, TorchElasticEnvironment):
+            start_group_after_restart(self._get_process_group_backend(), self._timeout)
+        super().setup_distributed()
 
     def setup_environment(self) -> None:
         """Start the process group, and shard the heads that exist already: callbacks may copy the model soon."""
