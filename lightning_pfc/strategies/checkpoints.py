@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -387,6 +388,10 @@ class _Saver:
             for key, item in tensors.items()
         }
         self._strategy._keep_last(path, None)
+        if self._strategy.is_global_zero:
+            # ModelCheckpoint links to the checkpoint at once, within a folder that the thread may not have made yet.
+            with suppress(OSError):  # which the thread will meet again, and tell every rank
+                path.parent.mkdir(parents=True, exist_ok=True)
         self._pending.append(self._thread.submit(self._write, path, rest, copies, info))
 
     def _write(self, path: Path, rest: Any, tensors: Mapping[str, Tensor | Rows], info: Mapping[str, Any]) -> None:
