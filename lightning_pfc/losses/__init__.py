@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from typing import Any
 
@@ -26,6 +25,7 @@ from lightning_pfc.losses.subcenter import SubCenterArcFace
 from lightning_pfc.losses.uniface import UniFace
 from lightning_pfc.losses.vpl import VPL
 from lightning_pfc.losses.warmup import MarginWarmup
+from lightning_pfc.named import from_config, subclasses_by_word
 
 __all__ = [
     "VPL",
@@ -55,19 +55,9 @@ __all__ = [
 ]
 
 
-def _registry() -> dict[str, type[Loss]]:
-    found: dict[str, type[Loss]] = {}
-    pending = list(Loss.__subclasses__())
-    while pending:
-        cls = pending.pop()
-        found[cls.__name__.lower()] = cls
-        pending += cls.__subclasses__()
-    return found
-
-
 def loss_names() -> list[str]:
     """Every loss by its class name, subclasses written elsewhere and already imported included."""
-    return sorted(cls.__name__ for cls in _registry().values())
+    return sorted(cls.__name__ for cls in subclasses_by_word(Loss).values())
 
 
 def loss_from_config(config: str | Mapping[str, Any] | Loss) -> Loss:
@@ -84,13 +74,4 @@ def loss_from_config(config: str | Mapping[str, Any] | Loss) -> Loss:
         >>> loss_from_config({"name": "cosface", "margin": 0.35}).margin
         0.35
     """
-    if isinstance(config, Loss):
-        return config
-    arguments = {"name": config} if isinstance(config, str) else dict(config)
-    name = str(arguments.pop("name", ""))
-    registry = _registry()
-    if name.lower() not in registry:
-        close = difflib.get_close_matches(name.lower(), registry, n=1)
-        hint = f" Did you mean {registry[close[0]].__name__}?" if close else ""
-        raise ValueError(f"loss {name!r} does not exist.{hint} There are: {', '.join(loss_names())}.")
-    return registry[name.lower()](**arguments)
+    return from_config(Loss, config)

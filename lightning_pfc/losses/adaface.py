@@ -41,7 +41,7 @@ class AdaFace(Loss):
         super().__post_init__()
         self._check_number("margin", low=0.0)
         self._check_number("h", low=0.0, open_low=True)
-        self._check_number("momentum", low=0.0, high=1.0, open_low=True)
+        self._check_number("momentum", low=0.0, high=1.0, open_high=True, open_low=True)
         self._check_choice("margin_grad", ("exact", "straight_through"))
 
     def initial_state(self, num_classes: int) -> State:

@@ -19,14 +19,15 @@ gradients over the ranks, and the loss finds them in ``state``.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
-from typing import Any, ClassVar, Literal
+from dataclasses import dataclass
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from lightning_pfc.named import Named
 
 MarginGrad = Literal["exact", "straight_through"]
 
@@ -58,7 +59,7 @@ State = dict[str, Tensor]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Loss:
+class Loss(Named):
     """Base of all losses: scaled cosine softmax without a margin.
 
     Args:
@@ -86,9 +87,9 @@ class Loss:
 
     def __post_init__(self) -> None:
         self._check_number("scale", low=0.0, open_low=True)
-        self._check_number("label_smoothing", low=0.0, high=1.0)
+        self._check_number("label_smoothing", low=0.0, high=1.0, open_high=True)
         if self.interclass_filter is not None:
-            self._check_number("interclass_filter", low=-1.0, high=1.0, open_low=True)
+            self._check_number("interclass_filter", low=-1.0, high=1.0, open_low=True, open_high=True)
 
     # --- what the head asks -------------------------------------------------------------------------------------------
 
@@ -167,17 +168,6 @@ class Loss:
 
     # --- helpers of the subclasses ------------------------------------------------------------------------------------
 
-    def _check_number(
-        self, name: str, *, low: float | None = None, high: float | None = None, open_low: bool = False
-    ) -> None:
-        value = getattr(self, name)
-        if isinstance(value, bool) or not isinstance(value, (int, float)):
-            raise TypeError(f"{type(self).__name__}({name}={value!r}): {name} must be a number.")
-        too_low = low is not None and (value <= low if open_low else value < low)
-        if not math.isfinite(value) or too_low or (high is not None and value >= high):
-            span = f"{'(' if open_low else '['}{'-inf' if low is None else low}, {'inf' if high is None else high})"
-            raise ValueError(f"{type(self).__name__}({name}={value!r}): {name} must lie in {span}.")
-
     def _refuse_filter(self, why: str) -> None:
         if self.interclass_filter is not None:
             raise ValueError(
@@ -188,23 +178,14 @@ class Loss:
     def _refuse_softmax_options(self) -> None:
         """For losses that judge each class alone: they have no softmax to filter or to smooth."""
         self._refuse_filter("each class is judged alone")
+        self._refuse_smoothing()
+
+    def _refuse_smoothing(self) -> None:
         if self.label_smoothing > 0:
             raise ValueError(
                 f"{type(self).__name__}(label_smoothing={self.label_smoothing!r}): there is no probability over the "
                 "classes to smooth; leave it 0."
             )
-
-    def _check_choice(self, name: str, choices: tuple[str, ...]) -> None:
-        value = getattr(self, name)
-        if value not in choices:
-            raise ValueError(f"{type(self).__name__}({name}={value!r}): {name} must be one of {', '.join(choices)}.")
-
-    def to_config(self) -> dict[str, Any]:
-        """The arguments that differ from the defaults, plus ``name``: plain values for hyper-parameters and YAML."""
-        values = {f.name: getattr(self, f.name) for f in fields(self) if f.init}
-        return {"name": type(self).__name__} | {
-            f.name: values[f.name] for f in fields(self) if f.init and values[f.name] != f.default
-        }
 
 
 def with_margin_grad(cosine: Tensor, modified: Tensor, margin_grad: MarginGrad) -> Tensor:

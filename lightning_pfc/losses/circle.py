@@ -30,7 +30,7 @@ class Circle(Loss):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._check_number("margin", low=0.0, high=1.0)
+        self._check_number("margin", low=0.0, high=1.0, open_high=True)
         self._refuse_filter("it weighs hard negatives by itself")
 
     def negative_logits(self, cosine: Tensor, rows: Rows, state: State) -> Tensor:

@@ -33,12 +33,8 @@ class DSoftmax(Loss):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._check_number("end_point", low=-1.0, high=1.0 + 1e-9, open_low=True)
-        if self.label_smoothing:
-            raise ValueError(
-                f"DSoftmax(label_smoothing={self.label_smoothing!r}): the two terms are no distribution to smooth; "
-                "leave it 0."
-            )
+        self._check_number("end_point", low=-1.0, high=1.0, open_low=True)
+        self._refuse_smoothing()
 
     def row_losses(
         self,

@@ -43,7 +43,7 @@ class SphereFace2(Loss):
         super().__post_init__()
         self._check_number("margin", low=0.0)
         self._check_number("power", low=0.0, open_low=True)
-        self._check_number("balance", low=0.0, high=1.0, open_low=True)
+        self._check_number("balance", low=0.0, high=1.0, open_high=True, open_low=True)
         self._check_number("weight", low=0.0, open_low=True)
         self._refuse_softmax_options()
 

@@ -35,7 +35,7 @@ class VPL(ArcFace):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._check_number("share", low=0.0, high=1.0)
+        self._check_number("share", low=0.0, high=1.0, open_high=True)
         for name, least in (("start", 0), ("lifetime", 1)):
             count = getattr(self, name)
             if isinstance(count, bool) or not isinstance(count, int) or count < least:

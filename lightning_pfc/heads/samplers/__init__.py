@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,6 +11,7 @@ from lightning_pfc.heads.samplers.frequency import Frequency
 from lightning_pfc.heads.samplers.retrieval import Mixed, Retrieval
 from lightning_pfc.heads.samplers.schedule import RateSchedule
 from lightning_pfc.heads.samplers.uniform import PositivesOnly, Uniform
+from lightning_pfc.named import from_config, subclasses_by_word
 
 __all__ = [
     "Dissection",
@@ -29,24 +29,9 @@ __all__ = [
 ]
 
 
-def _registry() -> dict[str, type[Sampler]]:
-    found: dict[str, type[Sampler]] = {}
-    pending = list(Sampler.__subclasses__())
-    while pending:
-        cls = pending.pop()
-        found[_word(cls.__name__)] = cls
-        pending += cls.__subclasses__()
-    return found
-
-
-def _word(name: str) -> str:
-    """``PositivesOnly``, ``positives_only`` and ``positivesonly`` are one."""
-    return name.lower().replace("_", "")
-
-
 def sampler_names() -> list[str]:
     """Every sampler by its class name, subclasses written elsewhere and already imported included."""
-    return sorted(cls.__name__ for cls in _registry().values())
+    return sorted(cls.__name__ for cls in subclasses_by_word(Sampler).values())
 
 
 def sampler_from_config(config: str | Mapping[str, Any] | Sampler) -> Sampler:
@@ -64,13 +49,4 @@ def sampler_from_config(config: str | Mapping[str, Any] | Sampler) -> Sampler:
         >>> sampler_from_config({"name": "positives_only"})
         PositivesOnly(correction=False)
     """
-    if isinstance(config, Sampler):
-        return config
-    arguments = {"name": config} if isinstance(config, str) else dict(config)
-    name = str(arguments.pop("name", ""))
-    registry = _registry()
-    if _word(name) not in registry:
-        close = difflib.get_close_matches(_word(name), registry, n=1)
-        hint = f" Did you mean {registry[close[0]].__name__}?" if close else ""
-        raise ValueError(f"sampler {name!r} does not exist.{hint} There are: {', '.join(sampler_names())}.")
-    return registry[_word(name)](**arguments)
+    return from_config(Sampler, config)

@@ -6,9 +6,8 @@ of an embedding.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -19,6 +18,7 @@ from lightning_pfc.distributed.collectives import all_gather_rows, all_reduce
 from lightning_pfc.distributed.comm import Comm
 from lightning_pfc.distributed.shard import ClassShard
 from lightning_pfc.heads.sampling import Sample, columns_of, distinct, is_among, sample_uniform
+from lightning_pfc.named import Named
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,7 +109,7 @@ class Drawn(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sampler:
+class Sampler(Named):
     """Base of all samplers: every target of the global batch takes part, and what :meth:`classes` says.
 
     A sampler of your own overrides :meth:`classes`. It is right on any number of ranks if its ids are the same on every
@@ -195,30 +195,6 @@ class Sampler:
             weight = torch.where(is_among(own, targets), 0.0, -by_id[place]) if ids.shape[0] else None
         index = own - shard.start
         return Sample(index, columns_of(step.labels, index, shard), kept.new_full((), kept.shape[0]), None, weight)
-
-    def _check_number(self, name: str, low: float, high: float = math.inf, *, open_low: bool = False) -> None:
-        value = getattr(self, name)
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            raise TypeError(f"{type(self).__name__}({name}={value!r}): {name} must be a number.")
-        if not math.isfinite(value) or value > high or value < low or (open_low and value == low):
-            span = f"{'(' if open_low else '['}{low:g}, {high:g}]"
-            raise ValueError(f"{type(self).__name__}({name}={value!r}): {name} must lie in {span}.")
-
-    def _check_count(self, name: str, least: int = 1) -> None:
-        value = getattr(self, name)
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise ValueError(f"{type(self).__name__}({name}={value!r}): {name} must be an integer of at least {least}.")
-
-    def _check_choice(self, name: str, choices: tuple[str, ...]) -> None:
-        value = getattr(self, name)
-        if value not in choices:
-            raise ValueError(f"{type(self).__name__}({name}={value!r}): {name} must be one of {', '.join(choices)}.")
-
-    def to_config(self) -> dict[str, Any]:
-        """``name`` and the arguments that differ from the defaults: plain values for hyper-parameters and YAML."""
-        changed = {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) != f.default}
-        plain = {name: value.to_config() if isinstance(value, Sampler) else value for name, value in changed.items()}
-        return {"name": type(self).__name__} | plain
 
 
 def sample_rest(step: Step, kept: Tensor, correction: bool) -> Sample:

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lightning_pfc.named import Named
+
 
 @dataclass(frozen=True, kw_only=True)
-class Addition:
+class Addition(Named):
     """Base of all additions: a function of the embeddings and labels of all ranks, without a collective of its own.
 
     Every rank computes the same value; the head sees to it that the gradient counts once. Where a head is replicated
@@ -48,19 +48,6 @@ class Addition:
     def remembered(self, embeddings: Tensor, labels: Tensor, memory: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """What to remember of each row's class after a training step, (B, ...) each; rows of one class must agree."""
         return {}
-
-    def _check_number(self, name: str, low: float, *, open_low: bool = False) -> None:
-        value = getattr(self, name)
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            raise TypeError(f"{type(self).__name__}({name}={value!r}): {name} must be a number.")
-        if not math.isfinite(value) or value < low or (open_low and value == low):
-            span = f"{'above' if open_low else 'at least'} {low:g}"
-            raise ValueError(f"{type(self).__name__}({name}={value!r}): {name} must be {span}.")
-
-    def to_config(self) -> dict[str, Any]:
-        """``name`` and the arguments that differ from the defaults, as plain values."""
-        changed = {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) != f.default}
-        return {"name": type(self).__name__} | changed
 
 
 def same_identity(labels: Tensor) -> tuple[Tensor, Tensor]:

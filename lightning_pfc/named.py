@@ -1,0 +1,95 @@
+"""Frozen objects that a config knows by name: losses, additions to them, samplers."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Any, TypeVar, cast
+
+
+class Named:
+    """What frozen, keyword-only dataclasses share that are made from a name and plain arguments.
+
+    A subclass checks its arguments in ``__post_init__``; each message names the argument, its value and the range.
+    """
+
+    def _check_number(
+        self,
+        name: str,
+        low: float | None = None,
+        high: float | None = None,
+        *,
+        open_low: bool = False,
+        open_high: bool = False,
+    ) -> None:
+        value = getattr(self, name)
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise TypeError(f"{type(self).__name__}({name}={value!r}): {name} must be a number.")
+        too_low = low is not None and (value < low or (open_low and value == low))
+        too_high = high is not None and (value > high or (open_high and value == high))
+        if not math.isfinite(value) or too_low or too_high:
+            left = f"{'(' if open_low or low is None else '['}{'-inf' if low is None else f'{low:g}'}"
+            right = f"{'inf' if high is None else f'{high:g}'}{')' if open_high or high is None else ']'}"
+            raise ValueError(f"{type(self).__name__}({name}={value!r}): {name} must lie in {left}, {right}.")
+
+    def _check_count(self, name: str, least: int = 1) -> None:
+        value = getattr(self, name)
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            raise ValueError(f"{type(self).__name__}({name}={value!r}): {name} must be an integer of at least {least}.")
+
+    def _check_choice(self, name: str, choices: tuple[str, ...]) -> None:
+        value = getattr(self, name)
+        if value not in choices:
+            raise ValueError(f"{type(self).__name__}({name}={value!r}): {name} must be one of {', '.join(choices)}.")
+
+    def to_config(self) -> dict[str, Any]:
+        """``name`` and the arguments that differ from the defaults: plain values for hyper-parameters and YAML."""
+        values = {f.name: getattr(self, f.name) for f in fields(self) if f.init}  # type: ignore[arg-type]
+        changed = {f.name: values[f.name] for f in fields(self) if f.init and values[f.name] != f.default}  # type: ignore[arg-type]
+        plain = {name: value.to_config() if isinstance(value, Named) else value for name, value in changed.items()}
+        return {"name": type(self).__name__} | plain
+
+
+Kind = TypeVar("Kind", bound=Named)
+
+
+def subclasses_by_word(base: type[Kind]) -> dict[str, type[Kind]]:
+    """Every subclass that has been imported, by its name in lower case and without underscores."""
+    found: dict[str, type[Kind]] = {}
+    pending = list(base.__subclasses__())
+    while pending:
+        cls = pending.pop()
+        found[_word(cls.__name__)] = cls
+        pending += cls.__subclasses__()
+    return found
+
+
+def from_config(base: type[Kind], config: str | Mapping[str, Any] | Kind) -> Kind:
+    """An object of a subclass of ``base`` from its name, or from a mapping with ``name`` and arguments.
+
+    Args:
+        base: says what is looked for, also in messages.
+        config: such an object (returned as it is), a name in any case, with or without underscores, or what
+            :meth:`Named.to_config` gives.
+
+    Raises:
+        ValueError: for an unknown name, saying what exists.
+        TypeError: for an argument that the subclass does not have.
+    """
+    if isinstance(config, base):
+        return config
+    arguments = {"name": config} if isinstance(config, str) else dict(cast("Mapping[str, Any]", config))
+    name = str(arguments.pop("name", ""))
+    known = subclasses_by_word(base)
+    if _word(name) not in known:
+        close = difflib.get_close_matches(_word(name), known, n=1)
+        hint = f" Did you mean {known[close[0]].__name__}?" if close else ""
+        names = ", ".join(sorted(cls.__name__ for cls in known.values()))
+        raise ValueError(f"{base.__name__.lower()} {name!r} does not exist.{hint} There are: {names}.")
+    return known[_word(name)](**arguments)
+
+
+def _word(name: str) -> str:
+    return name.lower().replace("_", "")
