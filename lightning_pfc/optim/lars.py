@@ -7,11 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
-from torch.optim.sgd import sgd
 from typing_extensions import override
 
 from lightning_pfc.optim.base import check_options
-from lightning_pfc.optim.sgd import MOMENTUM, SparseSGD
+from lightning_pfc.optim.sgd import SparseSGD
 
 
 class LARS(SparseSGD):
@@ -55,23 +54,13 @@ class LARS(SparseSGD):
         rounding_seed: int = 0,
         update_in_backward: bool = False,
     ) -> None:
-        self._extra = {"trust": trust, "clip": clip}
-        super().__init__(
-            params,
-            lr,
-            momentum,
-            weight_decay,
-            nesterov,
-            state_dtype=state_dtype,
-            rounding_seed=rounding_seed,
-            update_in_backward=update_in_backward,
-        )
+        defaults: dict[str, Any] = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "nesterov": nesterov}
+        defaults |= {"trust": trust, "clip": clip, "state_dtype": state_dtype, "rounding_seed": rounding_seed}
+        # past the constructor of SGD, which knows no defaults but its own
+        super(SparseSGD, self).__init__(params, {**defaults, "update_in_backward": update_in_backward})
 
     @override
     def _check_group(self, group: dict[str, Any]) -> None:
-        for name, value in self._extra.items():
-            self.defaults.setdefault(name, value)
-            group.setdefault(name, value)
         super()._check_group(group)
         check_options(group, trust=0.0)
         if group["trust"] == 0:
@@ -92,22 +81,7 @@ class LARS(SparseSGD):
             grad.add(param, alpha=group["weight_decay"]).mul_(_ratio(length, slope, group))
             for param, grad, length, slope in zip(layers, grads, lengths, slopes, strict=True)
         ]
-        has_momentum = group["momentum"] != 0
-        buffers: list[Tensor | None] = [self.state[p].get(MOMENTUM) if has_momentum else None for p in layers]
-        sgd(
-            layers,
-            scaled,
-            buffers,
-            lr=group["lr"],
-            momentum=group["momentum"],
-            weight_decay=0.0,
-            nesterov=group["nesterov"],
-            dampening=0.0,
-            maximize=False,
-        )
-        if has_momentum:
-            for param, buffer in zip(layers, buffers, strict=True):
-                self.state[param][MOMENTUM] = buffer
+        self._step_with(layers, scaled, group, weight_decay=0.0)
 
     @override
     def _update_rows(

@@ -70,15 +70,18 @@ class SparseSGD(RowSparseOptimizer):
             self.state[param][MOMENTUM] = torch.zeros_like(param)
 
     def _step_dense(self, params: list[Tensor], group: dict[str, Any]) -> None:
+        self._step_with(params, [p.grad for p in params if p.grad is not None], group, group["weight_decay"])
+
+    def _step_with(self, params: list[Tensor], grads: list[Tensor], group: dict[str, Any], weight_decay: float) -> None:
         has_momentum = group["momentum"] != 0
         buffers: list[Tensor | None] = [self.state[p].get(MOMENTUM) if has_momentum else None for p in params]
         sgd(
             params,
-            [p.grad for p in params if p.grad is not None],
+            grads,
             buffers,
             lr=group["lr"],
             momentum=group["momentum"],
-            weight_decay=group["weight_decay"],
+            weight_decay=weight_decay,
             nesterov=group["nesterov"],
             dampening=0.0,
             maximize=False,

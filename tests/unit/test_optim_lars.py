@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
+
 import pytest
 import torch
 from torch import nn
@@ -102,3 +105,11 @@ def test_factory_and_arguments():
     for wrong in (0.0, -1.0):
         with pytest.raises(ValueError, match="trust"):
             LARS([nn.Parameter(torch.ones(2, 2))], trust=wrong)
+
+
+def test_a_copy_keeps_its_own_options():
+    optimizer = LARS(nn.Linear(5, 4).parameters(), trust=0.02, clip=True, **OPTIONS)
+    for copied in (copy.deepcopy(optimizer), pickle.loads(pickle.dumps(optimizer))):
+        assert (copied.param_groups[0]["trust"], copied.param_groups[0]["clip"]) == (0.02, True)
+        copied.add_param_group({"params": [nn.Parameter(torch.zeros(2, 2))]})
+        assert copied.param_groups[1]["trust"] == 0.02
