@@ -137,7 +137,9 @@ class _SoftmaxSums(torch.autograd.Function):
         update = getattr(weight, "row_update", None)  # an optimizer that steps inside the backward pass
         update = update if wants_weight and update is not None and update.is_alive else None
         grads = RowGradients(chunks, wants_weight, keep_all=update is None)
-        skipped = Negligible(plan.gradient_filter, grad_target, chunks.num_rows)
+        # Each rank answers for its own targets, so that all together leave out no more than the tolerance allows.
+        own_targets = torch.where(plan.sample.columns >= 0, grad_target, 0.0)
+        skipped = Negligible(plan.gradient_filter, own_targets, chunks.num_rows)
         if update is not None:
             update.begin(weight)
         slopes, shared, product = (scratch((batch * chunks.width,), x) for _ in range(3))

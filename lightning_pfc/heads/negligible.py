@@ -18,8 +18,8 @@ class Negligible:
 
     Args:
         tolerance: root of the share of the energy that may be left out.
-        grad_target: (B,) d loss / d cosine of the targets.
-        num_classes: of all chunks.
+        grad_target: (B,) d loss / d cosine of this rank's targets, 0 for those of other ranks.
+        num_classes: of all chunks of this rank.
     """
 
     def __init__(self, tolerance: float, grad_target: Tensor, num_classes: int) -> None:

@@ -62,11 +62,11 @@ class PartialFC(ShardedRows):
         memory_budget: bytes of logits kept from forward to backward; what exceeds it is computed again in the backward
             pass.
         chunk_size: classes in one pass of the inner loop; None chooses.
-        gradient_filter: relative error allowed in the backward products, 0 for none: late in training almost all
-            probabilities are negligible, and classes whose part in the step's gradient is below their share of it are
-            left out of both products (cf. gradient filtering in Cut Cross-Entropy, arXiv:2411.09009, section 4.3). The
-            energy left out of d loss / d cosine is at most its square. On a CPU only: it needs sizes that depend on
-            values.
+        gradient_filter: share of the gradient that may be left out of the backward products, 0 for none. Late in
+            training almost all probabilities are negligible (cf. gradient filtering in Cut Cross-Entropy,
+            arXiv:2411.09009, section 4.3); the classes that matter least are left out, the weakest first, until the
+            root of their energy in d loss / d cosine is this share of that of all, over all ranks. The gradients of
+            embeddings and centers are then off by about as much. On a CPU only: it needs sizes that depend on values.
         additions: losses on the gathered embeddings alone, added to the value; see
             :mod:`lightning_pfc.losses.additions`.
         check_finite: whether a NaN or an infinity in the embeddings raises, on every rank. The strategy switches it off
