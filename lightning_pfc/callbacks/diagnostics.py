@@ -13,7 +13,7 @@ from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
-from lightning_pfc.callbacks.evaluation import stop_clocks
+from lightning_pfc.callbacks.between_steps import log_numbers, stop_clocks
 from lightning_pfc.heads.partial_fc import PartialFC, iter_heads
 from lightning_pfc.metrics.centers import NORM_RANGE, CenterDiagnostics, Collision, SampleDiagnostics, worst_collisions
 from lightning_pfc.plots.classes import plot_counts
@@ -126,9 +126,7 @@ class ClassDiagnostics(Callback):
                 norms["embeddings"] = samples.norm_histogram.cpu()
         values = {f"{name}/{key}": float(value) for key, value in found.items()}
         values = {key: value for key, value in values.items() if math.isfinite(value)}  # no mean over no samples
-        for logger in trainer.loggers:
-            logger.log_metrics(values, step=trainer.global_step)
-        trainer.callback_metrics.update({key: torch.tensor(value) for key, value in values.items()})
+        log_numbers(trainer, values)
         if trainer.is_global_zero:
             self._write(trainer, name, values, worst, cosines, norms, head.num_classes)
 

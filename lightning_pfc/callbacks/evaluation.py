@@ -12,8 +12,8 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 
+from lightning_pfc.callbacks.between_steps import log_numbers, stop_clocks
 from lightning_pfc.callbacks.ranks import comm_of
-from lightning_pfc.callbacks.throughput import Throughput
 from lightning_pfc.data.camera import to_float
 from lightning_pfc.protocols.peers import Peers
 from lightning_pfc.protocols.report import ProtocolResult, as_json, metrics_of, write_results
@@ -107,20 +107,11 @@ class EvaluateProtocols(Callback):
             suite = Suite(_InTraining(trainer, pl_module), self.settings, Peers.current())
             results: list[ProtocolResult] = [suite.run(name, protocol) for name, protocol in self.protocols.items()]
         found = metrics_of(results)
-        for logger in trainer.loggers:
-            logger.log_metrics(found, step=trainer.global_step)
-        trainer.callback_metrics.update({name: torch.tensor(value) for name, value in found.items()})
+        log_numbers(trainer, found)
         if trainer.is_global_zero:
             content = {"step": trainer.global_step, **as_json(results)}
             write_results(Path(trainer.default_root_dir) / "protocols" / f"step-{trainer.global_step}.json", content)
         stop_clocks(trainer, pl_module)
-
-
-def stop_clocks(trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-    """Have samples per second not count the time since the last batch, which was no training."""
-    for callback in getattr(trainer, "callbacks", []):
-        if isinstance(callback, Throughput):
-            callback.on_validation_start(trainer, pl_module)
 
 
 class _InTraining:

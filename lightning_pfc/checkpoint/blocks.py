@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import json
 import mmap
 import os
@@ -109,15 +108,23 @@ def _write_all(file: int, view: memoryview) -> None:
         try:
             written = os.write(file, view)
         except OSError as error:
-            direct = getattr(os, "O_DIRECT", 0)
-            flags = fcntl.fcntl(file, fcntl.F_GETFL)
-            if error.errno != errno.EINVAL or not flags & direct:
+            if error.errno != errno.EINVAL or not _through_the_cache(file):  # this file system wants other sizes
                 raise
-            fcntl.fcntl(file, fcntl.F_SETFL, flags & ~direct)  # this file system wants other sizes, or none
             continue
         if written % _PAGE and len(view) > written:  # such as before a disk is full: the rest no longer fits pages
-            fcntl.fcntl(file, fcntl.F_SETFL, fcntl.fcntl(file, fcntl.F_GETFL) & ~getattr(os, "O_DIRECT", 0))
+            _through_the_cache(file)
         view = view[written:]
+
+
+def _through_the_cache(file: int) -> bool:
+    """Let a file that was opened past the system's cache go through it from now on; False if it does already."""
+    if not hasattr(os, "O_DIRECT"):
+        return False
+    import fcntl  # not on Windows
+
+    flags = fcntl.fcntl(file, fcntl.F_GETFL)
+    fcntl.fcntl(file, fcntl.F_SETFL, flags & ~os.O_DIRECT)
+    return bool(flags & os.O_DIRECT)
 
 
 def write_safetensors(path: Path, items: Sequence[tuple[str, Sequence[int], Tensor]]) -> tuple[FileEntry, list[int]]:
