@@ -346,6 +346,9 @@ def test_additions_by_name_and_when_nothing_can_be_said() -> None:
         value.backward()
     assert not x.grad.any()
     assert addition_from_config(Triplet(weight=2).to_config()) == Triplet(weight=2)
-    for config, words in (("quadruplet", "Center, SupCon, Triplet"), ({"name": "supcon", "temperature": 0}, "above 0")):
+    for config, words in (
+        ("quadruplet", "Center, SupCon, Triplet"),
+        ({"name": "supcon", "temperature": 0}, r"temperature must lie in \(0, inf\)"),
+    ):
         with pytest.raises(ValueError, match=words):
             addition_from_config(config)
