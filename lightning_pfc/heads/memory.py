@@ -61,11 +61,15 @@ class _Pool:
             self.__init__()  # type: ignore[misc]
         self._requests += 1
         fitting = [i for i in self._free() if size <= len(self._pages[i]) <= 2 * size]
-        if fitting:
-            best = min(fitting, key=lambda i: len(self._pages[i]))
-            self._last_use[best] = self._requests
-            return self._pages[best]
+        pages = self._take(min(fitting, key=lambda i: len(self._pages[i]))) if fitting else self._map(size)
         self.release(before=self._requests - _FORGOTTEN_AFTER)
+        return pages
+
+    def _take(self, i: int) -> mmap.mmap:
+        self._last_use[i] = self._requests
+        return self._pages[i]
+
+    def _map(self, size: int) -> mmap.mmap:
         # Room for a batch that draws a few rows more; pages that are never written cost nothing.
         pages = mmap.mmap(-1, size + size // 8, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         for advice in (_HUGE_PAGES, _WIPE_ON_FORK):

@@ -48,6 +48,13 @@ def test_what_is_not_asked_for_any_more_is_given_back() -> None:
     assert len(memory._POOL._pages) == len(held)
 
 
+def test_it_is_given_back_also_when_nothing_new_is_needed() -> None:
+    scratch((8 * SHAPE[0], SHAPE[1]), LIKE)
+    for _ in range(memory._FORGOTTEN_AFTER + 2):
+        scratch(SHAPE, LIKE)
+    assert len(memory._POOL._pages) == 1
+
+
 def test_memory_can_be_given_back_at_once() -> None:
     held = scratch(SHAPE, LIKE)
     scratch(SHAPE, LIKE)
