@@ -5,10 +5,11 @@ from __future__ import annotations
 import difflib
 import math
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from typing import Any, TypeVar, cast
 
 
+@dataclass(frozen=True, kw_only=True)  # itself one: LightningCLI takes what derives from anything else for a class path
 class Named:
     """What frozen, keyword-only dataclasses share that are made from a name and plain arguments.
 
@@ -46,8 +47,8 @@ class Named:
 
     def to_config(self) -> dict[str, Any]:
         """``name`` and the arguments that differ from the defaults: plain values for hyper-parameters and YAML."""
-        values = {f.name: getattr(self, f.name) for f in fields(self) if f.init}  # type: ignore[arg-type]
-        changed = {f.name: values[f.name] for f in fields(self) if f.init and values[f.name] != f.default}  # type: ignore[arg-type]
+        values = {f.name: getattr(self, f.name) for f in fields(self) if f.init}
+        changed = {f.name: values[f.name] for f in fields(self) if f.init and values[f.name] != f.default}
         plain = {name: value.to_config() if isinstance(value, Named) else value for name, value in changed.items()}
         return {"name": type(self).__name__} | plain
 
