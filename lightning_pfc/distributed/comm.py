@@ -94,6 +94,16 @@ class Comm:
         return (_no_comm, ())
 
 
+def forget_groups() -> None:
+    """Let go of the process groups in every :class:`Comm` there is. For the end of a process: none works afterwards."""
+    for comm in _CACHE.values():
+        for name in ("group", "shard_group", "replica_group"):
+            object.__setattr__(comm, name, None)  # heads, optimizers and callbacks keep their Comm to the end
+        comm.agreement.group = None
+    _CACHE.clear()
+    _cached_for[0] = None
+
+
 def _no_comm() -> None:
     return None
 

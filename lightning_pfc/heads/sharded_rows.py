@@ -16,6 +16,7 @@ from lightning_pfc.distributed.comm import Comm
 from lightning_pfc.distributed.owner import foreign_strategy_message, get_owner
 from lightning_pfc.distributed.shard import ClassShard
 from lightning_pfc.heads.init import init_centers_
+from lightning_pfc.storage.huge_pages import ask_for_huge_pages
 from lightning_pfc.storage.row_files import RowFiles
 
 MEMORY_PREFIX = "memory_"
@@ -160,7 +161,7 @@ class ShardedRows(nn.Module):
         shape, dtype = (shard.num_local, self.weight.shape[1]), self.weight.dtype
         files = self._files(shard, device)
         if files is None:
-            weight = fill(torch.empty(shape, dtype=dtype, device=device))
+            weight = fill(ask_for_huge_pages(torch.empty(shape, dtype=dtype, device=device)))
         else:
             weight = files.tensor("weight", shape, dtype, fill)
         self._swap("weight", nn.Parameter(weight, requires_grad=self.weight.requires_grad))

@@ -23,6 +23,7 @@ from torch.nn.parallel import DistributedDataParallel
 from lightning_pfc.checkpoint.gather import gather_rows
 from lightning_pfc.checkpoint.opening import explain_folders
 from lightning_pfc.distributed import Comm
+from lightning_pfc.distributed.leaving import leave_at_exit, stay_at_exit
 from lightning_pfc.distributed.owner import set_owner
 from lightning_pfc.distributed.rendezvous import start_group_after_restart
 from lightning_pfc.heads.partial_fc import iter_heads
@@ -104,6 +105,7 @@ class PartialFCStrategy(CheckpointFolders):
         size = self._head_group_size
         if self.world_size > 1:
             self._comm = Comm.from_group(None, size, timeout=self._timeout or default_pg_timeout)
+            leave_at_exit()
         elif size not in (None, 1):
             raise ValueError(f"head_group_size={size} does not divide the 1 rank of this run; leave it out.")
         else:
@@ -281,6 +283,7 @@ class PartialFCStrategy(CheckpointFolders):
 
     def on_exception(self, exception: BaseException) -> None:
         """Tell the other ranks before this one leaves. Bounded in time."""
+        stay_at_exit()
         super().on_exception(exception)
         self._tell(exception)
 
