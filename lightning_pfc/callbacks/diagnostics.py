@@ -105,7 +105,7 @@ class ClassDiagnostics(Callback):
     def _measure(self, trainer: L.Trainer, name: str, head: PartialFC) -> None:
         if not head.is_materialized:
             return
-        device = head.weight.device
+        device = head.device
         centers = CenterDiagnostics(collision=self.collision).to(device)
         centers.update(head)
         assert centers.last is not None

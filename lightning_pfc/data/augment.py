@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from lightning_pfc.data.camera import CameraAugmentation, to_unit_
@@ -48,7 +49,7 @@ class RandomFlip:
 
     def __call__(self, images: Tensor, keys: UInts) -> Tensor:
         """(b, C, H, W) uint8 and (b,) keys to (b, C, H, W) float32 in [-1, 1]."""
-        rows = np.flatnonzero(uniform(keys, 1)[:, 0] < self.probability).tolist() if self.probability else []
+        rows = np.flatnonzero(self.chosen(keys)).tolist()
         out = torch.empty_like(images, dtype=torch.float32)
         # A few pictures at a time, which then stay in the cache from the first step to the last. They are mirrored as
         # bytes: the same result at a fraction of the cost of mirroring floats.
@@ -61,6 +62,10 @@ class RandomFlip:
                 out[row] = images[row : row + 1].flip(3)[0]
             to_unit_(out[start:stop])
         return out
+
+    def chosen(self, keys: UInts) -> NDArray[np.bool_]:
+        """(b,) keys to (b,): which images are mirrored."""
+        return np.asarray(uniform(keys, 1)[:, 0] < self.probability)
 
 
 class Pipeline:
@@ -78,9 +83,13 @@ class Pipeline:
     def __call__(self, images: Tensor, keys: UInts) -> Tensor:
         """(b, C, H, W) uint8 and (b,) keys to (b, C, H, W) float32 in [-1, 1]."""
         x = images.to(torch.float32).mul_(1.0 / 255.0)
-        for step, salt in zip(self.steps, self._salts, strict=True):
-            x = step(x, stream(keys, *salt))
+        for step, own in zip(self.steps, self.streams(keys), strict=True):
+            x = step(x, own)
         return x.mul(2.0).sub_(1.0)
+
+    def streams(self, keys: UInts) -> list[UInts]:
+        """(b,) keys to the (b,) keys of each step."""
+        return [stream(keys, *salt) for salt in self._salts]
 
     def __repr__(self) -> str:
         return f"Pipeline({list(self.steps)})"

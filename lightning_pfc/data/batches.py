@@ -8,12 +8,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from lightning_pfc.data.augment import Augment
 from lightning_pfc.data.camera import to_float
-from lightning_pfc.data.counter import stream
+from lightning_pfc.data.counter import UInts, stream
 from lightning_pfc.data.images import ImageTable, Labels
 from lightning_pfc.data.mixing import Mix
 from lightning_pfc.data.orders import Draws, Order
@@ -126,18 +127,30 @@ class TrainingBatches(Dataset[tuple[Tensor, ...]]):
         return len(self.plan)
 
     def __getitem__(self, number: BatchNumber | int) -> tuple[Tensor, ...]:
+        number, position, keys = self.drawn(number)
+        images = self.augment(self.images.fetch(position), keys)
+        return self.finish(number, images, *self.targets(position))
+
+    def drawn(self, number: BatchNumber | int) -> tuple[BatchNumber, NDArray[np.int64], UInts]:
+        """Which batch a number means, the (b,) positions of its pictures, and the (b,) keys of their augmentation."""
         if not isinstance(number, BatchNumber):
             number = BatchNumber(0, int(number))
         draws = self.plan.draws(number)
-        keys = stream(self.seed, number.epoch, draws.position, draws.repeat)
-        images = self.augment(self.images.fetch(draws.position), keys)
-        labels = np.asarray(self.labels[draws.position], dtype=np.int64)
-        if len(self._first_image):
-            part = np.searchsorted(self._first_image, draws.position, side="right") - 1
-            return images, torch.from_numpy(labels - self._first_class[part]), torch.from_numpy(part)
+        return number, draws.position, stream(self.seed, number.epoch, draws.position, draws.repeat)
+
+    def targets(self, position: NDArray[np.int64]) -> tuple[Tensor, ...]:
+        """(b,) positions to what goes with the pictures: (b,) labels and, where there are parts, their (b,) numbers."""
+        labels = np.asarray(self.labels[position], dtype=np.int64)
+        if not len(self._first_image):
+            return (torch.from_numpy(labels),)
+        part = np.searchsorted(self._first_image, position, side="right") - 1
+        return torch.from_numpy(labels - self._first_class[part]), torch.from_numpy(part)
+
+    def finish(self, number: BatchNumber, images: Tensor, *targets: Tensor) -> tuple[Tensor, ...]:
+        """The batch of augmented pictures and their targets, mixed if that is asked for."""
         if self.mix is not None:
-            return self.mix(images, torch.from_numpy(labels), stream(self.seed, 31, number.epoch, number.batch))
-        return images, torch.from_numpy(labels)
+            return self.mix(images, targets[0], stream(self.seed, 31, number.epoch, number.batch))
+        return images, *targets
 
 
 class EpochSampler(DistributedSampler[BatchNumber]):
@@ -183,10 +196,14 @@ class TrainingLoader(DataLoader[tuple[Tensor, ...]]):
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         sampler = self.sampler
         done = sampler.start if isinstance(sampler, EpochSampler) else 0
-        for batch in super().__iter__():
+        for batch in self._batches():
             done += 1
             self._epoch, self._done = getattr(sampler, "epoch", 0), done
             yield batch
+
+    def _batches(self) -> Iterator[Any]:
+        """What is handed out; may be made ahead, since only what was handed out counts as done."""
+        return super().__iter__()
 
     def state_dict(self) -> dict[str, int]:
         """Which epoch, and how many of its batches were handed out; after the last one, the next epoch and none."""

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 
 from lightning_pfc.data.counter import UInts, noise, stream, uniform
@@ -47,15 +48,23 @@ class Effect(ABC):
 
     def __call__(self, images: Tensor, keys: UInts) -> Tensor:
         """Change some of the images; the input is left as it is."""
-        chosen = np.flatnonzero(uniform(keys, 1)[:, 0] < self.probability)
+        chosen = np.flatnonzero(self.chosen(keys))
         if not len(chosen):
             return images
         if len(chosen) == len(images):
-            return self.apply(images, stream(keys, 1))
+            return self.apply(images, self.inner(keys))
         changed = images.clone()
         rows = torch.from_numpy(chosen)
-        changed[rows] = self.apply(images[rows], stream(keys[chosen], 1))
+        changed[rows] = self.apply(images[rows], self.inner(keys[chosen]))
         return changed
+
+    def chosen(self, keys: UInts) -> NDArray[np.bool_]:
+        """(b,) keys to (b,): which images are changed."""
+        return np.asarray(uniform(keys, 1)[:, 0] < self.probability)
+
+    def inner(self, keys: UInts) -> UInts:
+        """(b,) keys to the (b,) keys that :meth:`apply` gets."""
+        return stream(keys, 1)
 
     @abstractmethod
     def apply(self, images: Tensor, keys: UInts) -> Tensor:
@@ -116,15 +125,20 @@ class HueSaturation(Effect):
         """Transform the colours of all images."""
         if images.shape[1] != 3:
             return images
-        u = _numbers(keys, 2)
-        angle = torch.deg2rad(self.hue[0] + (self.hue[1] - self.hue[0]) * u[:, 0])
-        factor = self.saturation[0] + (self.saturation[1] - self.saturation[0]) * u[:, 1]
+        degrees, factor = self.draw(keys)
+        angle = torch.deg2rad(degrees)
         turn = torch.zeros(len(images), 3, 3)
         turn[:, 0, 0] = 1.0
         turn[:, 1, 1] = turn[:, 2, 2] = factor * angle.cos()
         turn[:, 1, 2], turn[:, 2, 1] = -factor * angle.sin(), factor * angle.sin()
         matrix = _RGB @ turn @ _YIQ
         return torch.einsum("bij,bjhw->bihw", matrix, images).clamp_(0.0, 1.0)
+
+    def draw(self, keys: UInts) -> tuple[Tensor, Tensor]:
+        """(b,) keys of :meth:`apply` to (b,) angles in degrees and (b,) factors."""
+        u = _numbers(keys, 2)
+        degrees = self.hue[0] + (self.hue[1] - self.hue[0]) * u[:, 0]
+        return degrees, self.saturation[0] + (self.saturation[1] - self.saturation[0]) * u[:, 1]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,8 +191,11 @@ class Blur(Effect):
             place = torch.arange(window) - radius
             weights = torch.exp(-0.5 * (place / (0.3 * (radius - 1) + 0.8)) ** 2)
             kernels[row, widest // 2 - radius : widest // 2 + radius + 1] = weights / weights.sum()
-        chosen = (_numbers(keys, 1)[:, 0] * len(self.windows)).long()
-        return _convolve(images, kernels[chosen])
+        return _convolve(images, kernels[self.draw(keys)])
+
+    def draw(self, keys: UInts) -> Tensor:
+        """(b,) keys of :meth:`apply` to (b,) int64, which of the windows."""
+        return (_numbers(keys, 1)[:, 0] * len(self.windows)).long()
 
 
 def _convolve(images: Tensor, kernels: Tensor) -> Tensor:
@@ -212,13 +229,16 @@ class LowResolution(Effect):
     def apply(self, images: Tensor, keys: UInts) -> Tensor:
         """Shrink and enlarge all of the images."""
         height, width = images.shape[2:]
-        shares = self.side[0] + (self.side[1] - self.side[0]) * _numbers(keys, 1)[:, 0]
         out = torch.empty_like(images)
-        for i, share in enumerate(shares.tolist()):
-            small = [max(1, round(height * share)), max(1, round(width * share))]
+        for i, small in enumerate(self.draw(keys, height, width)):
             tiny = F.interpolate(images[i : i + 1], small, mode="bilinear", antialias=True, align_corners=False)
             out[i] = F.interpolate(tiny, (height, width), mode="bilinear", align_corners=False)[0]
         return out
+
+    def draw(self, keys: UInts, height: int, width: int) -> list[list[int]]:
+        """(b,) keys of :meth:`apply` to [height, width] of each small image."""
+        shares = self.side[0] + (self.side[1] - self.side[0]) * _numbers(keys, 1)[:, 0]
+        return [[max(1, round(height * share)), max(1, round(width * share))] for share in shares.tolist()]
 
 
 @dataclass(frozen=True, kw_only=True)

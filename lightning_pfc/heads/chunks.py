@@ -13,6 +13,7 @@ from torch import Tensor
 from lightning_pfc.distributed.collectives import all_reduce
 from lightning_pfc.heads.memory import scratch
 from lightning_pfc.heads.plan import Plan
+from lightning_pfc.heads.table import is_elsewhere, staged, take_rows
 
 NORM_EPS = 1e-12  # as torch.nn.functional.normalize
 
@@ -20,17 +21,25 @@ NORM_EPS = 1e-12  # as torch.nn.functional.normalize
 class Chunks:
     """Computes the scores of a chunk of classes, in buffers that all chunks share."""
 
-    def __init__(self, x: Tensor, weight: Tensor, bias: Tensor | None, plan: Plan) -> None:
+    def __init__(
+        self, x: Tensor, weight: Tensor, bias: Tensor | None, plan: Plan, kept_rows: Tensor | None = None
+    ) -> None:
         self.x, self.weight, self.bias, self.plan = x, weight, bias, plan
         self.index = plan.sample.index
+        self.elsewhere = is_elsewhere(weight, x.device)
+        # the sampled rows where the centers are kept; the forward pass hands them on, since asking the GPU for them
+        # makes the host wait
+        self.kept_rows = self.index if kept_rows is None else kept_rows
+        if self.elsewhere and self.kept_rows is not None:
+            self.kept_rows = self.kept_rows.to(weight.device)
         self.num_rows = weight.shape[0] if self.index is None else self.index.shape[0]
         self.ranges = list(plan.chunks(x.shape[0], self.num_rows))
         self.width = max((high - low for low, high in self.ranges), default=0)
         self.centers = plan.loss.num_centers
-        gathers = self.index is not None or weight.dtype != x.dtype
+        gathers = self.index is not None or weight.dtype != x.dtype or self.elsewhere
         shape = (self.width, weight.shape[1])
         self._rows = scratch(shape, x) if gathers else None
-        self._stored = scratch(shape, x, weight.dtype) if weight.dtype != x.dtype else None
+        self._stored = scratch(shape, x, weight.dtype) if weight.dtype != x.dtype and not self.elsewhere else None
         self._pad = plan.sample.offsets(x.dtype)
 
     def rows(self, low: int, high: int) -> Tensor:
@@ -42,6 +51,10 @@ class Chunks:
         """Local rows of a chunk's classes."""
         return slice(low, high) if self.index is None else self.index[low:high]
 
+    def kept_ids(self, low: int, high: int) -> slice | Tensor:
+        """The same where the centers are kept."""
+        return slice(low, high) if self.kept_rows is None else self.kept_rows[low:high]
+
     def chain_(self, grad: Tensor, low: int, high: int) -> Tensor:
         """The gradient (n, D) of what :meth:`rows` gave, turned into that of the centers, in place."""
         prototypes = self.plan.prototypes
@@ -51,6 +64,8 @@ class Chunks:
         if self._rows is None:
             return self.weight[low:high]
         out = self._rows[: high - low]
+        if self.elsewhere:
+            return out.copy_(staged(self.weight, self.kept_ids(low, high)), non_blocking=True)
         if self.index is None:
             return out.copy_(self.weight[low:high])
         if self._stored is None:
@@ -120,7 +135,7 @@ def target_cosines(x: Tensor, weight: Tensor, bias: Tensor | None, plan: Plan) -
             return all_reduce(x.new_zeros(x.shape[0]), plan.shard_group)
         local = columns.clamp(min=0)
         ids = local if plan.sample.index is None else plan.sample.index[local]
-        rows = weight.index_select(0, ids).to(x.dtype).view(x.shape[0], plan.loss.num_centers, -1)
+        rows = take_rows(weight, ids, x.device).to(x.dtype).view(x.shape[0], plan.loss.num_centers, -1)
         value = torch.bmm(rows, x[:, :, None]).squeeze(2)
         if plan.loss.normalize:
             value /= rows.norm(dim=2).clamp(min=NORM_EPS)

@@ -38,7 +38,9 @@ def sharded_softmax_sums(
     Args:
         x: (B, D) float32 or float64, unit rows for a loss with ``normalize``; the same on every rank of
             ``shard_group``.
-        weight: (c, D) this rank's centers, any floating dtype; rows are brought to the dtype of ``x`` chunk by chunk.
+        weight: (c, D) this rank's centers, any floating dtype; rows are brought to the dtype of ``x`` chunk by chunk,
+            and to its device: the centers may be in the host's memory, where the host waits for the device once
+            forward, for the row numbers, and for the gradients backward.
         bias: (c,) or None.
         plan: the rest.
         learned: which tensors of ``plan.state`` are parameters; like ``x``, they get this rank's share of the gradient.
@@ -114,7 +116,7 @@ class _SoftmaxSums(torch.autograd.Function):
         total = rest[0].to(x.dtype) if rest else total.to(x.dtype)
         target = target.to(x.dtype) / plan.score_scale
 
-        ctx.plan, ctx.kept, ctx.norms = plan, kept, norms
+        ctx.plan, ctx.kept, ctx.norms, ctx.kept_rows = plan, kept, norms, chunks.kept_rows
         ctx.row_sparse = [getattr(parameter, "row_sparse", False) for parameter in (weight, bias)]
         ctx.learned = learned
         ctx.save_for_backward(x, weight, bias, logsumexp, *values)
@@ -130,7 +132,7 @@ class _SoftmaxSums(torch.autograd.Function):
         x, weight, bias, logsumexp, *values = ctx.saved_tensors
         plan: Plan = ctx.plan
         learned = LearnedCurve(ctx.learned, values)
-        chunks = Chunks(x, weight, bias, plan)
+        chunks = Chunks(x, weight, bias, plan, ctx.kept_rows)
         batch = x.shape[0]
         wants_x, wants_weight = ctx.needs_input_grad[0], ctx.needs_input_grad[1]
         grad_x = torch.zeros_like(x) if wants_x else None
@@ -175,10 +177,10 @@ class _SoftmaxSums(torch.autograd.Function):
             if grad_x is not None:  # slope now carries the inverse norms
                 grad_x.addmm_(slope, rows)
             if update is not None and gradient is not None:
-                ids = slice(low, high) if chunks.index is None else chunks.index[low:high]
                 valid = plan.sample.valid
-                real = None if valid is None else valid[low:high].sum()
-                update.apply(ids, all_reduce(gradient, plan.replica_group), num_real=real)
+                real = None if valid is None else valid[low:high].sum().to(weight.device)
+                gradient = all_reduce(gradient, plan.replica_group).to(weight.device)
+                update.apply(chunks.kept_ids(low, high), gradient, num_real=real)
         if update is not None:
             update.end()
             wants_weight = False

@@ -21,7 +21,7 @@ from lightning_pfc.heads.ranking import TargetRanks, rank_targets
 from lightning_pfc.heads.row_memory import recall, remember_
 from lightning_pfc.heads.samplers import Sampler, Step, sampler_from_config
 from lightning_pfc.heads.sampling import Sample, all_classes, class_budget
-from lightning_pfc.heads.sharded_rows import MEMORY_PREFIX, SAMPLED_PREFIX, ShardedRows
+from lightning_pfc.heads.sharded_rows import MEMORY_PREFIX, SAMPLED_PREFIX, Place, ShardedRows
 from lightning_pfc.heads.validation import DeferredCheck
 from lightning_pfc.losses import Loss, Rows, loss_from_config
 from lightning_pfc.losses.additions import Addition, addition_from_config
@@ -57,8 +57,14 @@ class PartialFC(ShardedRows):
             (float64 for float64 embeddings).
         init_std: standard deviation of the initial centers.
         row_folder: where the centers, and their state in an optimizer of ``lightning_pfc.optim``, are kept in
-            memory-mapped files instead of memory, every rank's in a folder of its own; on a CPU only. Rows of the next
-            step's negatives are read ahead. Files that are there already are gone on with, and decide over ``seed``.
+            memory-mapped files instead of memory, every rank's in a folder of its own; beside a GPU together with
+            ``rows_on="host"``. Rows of the next step's negatives are read ahead. Files that are there already are gone
+            on with, and decide over ``seed``.
+        rows_on: "device": the centers are where the head is. "host": centers and their state in an optimizer stay in
+            the host's memory (pinned where there is a GPU) or in ``row_folder``, and the head computes where the module
+            is moved to: the sampled rows go there a chunk at a time, the next ones being gathered while it computes
+            with these, and their gradients come back. The host then waits for the GPU once in the forward pass and once
+            in the backward pass. Never run on a GPU so far.
         memory_budget: bytes of logits kept from forward to backward; what exceeds it is computed again in the backward
             pass.
         chunk_size: classes in one pass of the inner loop; None chooses.
@@ -97,6 +103,7 @@ class PartialFC(ShardedRows):
         dtype: torch.dtype | str = torch.float32,
         init_std: float = 0.01,
         row_folder: str | os.PathLike[str] | None = None,
+        rows_on: Place = "device",
         memory_budget: int = 512 << 20,
         chunk_size: int | None = None,
         check_finite: bool = True,
@@ -129,6 +136,7 @@ class PartialFC(ShardedRows):
             device=device,
             dtype=dtype,
             row_folder=row_folder,
+            rows_on=rows_on,
         )
         self.embedding_dim = embedding_dim
         self.loss = loss
@@ -226,6 +234,11 @@ class PartialFC(ShardedRows):
             self.step += 1
             self._read_ahead()
         return loss
+
+    @property
+    def device(self) -> torch.device:
+        """Where the head computes: where its centers are, or, with centers on the host, where it was moved to."""
+        return self.weight.device if self.rows_on == "device" else self.step.device
 
     @property
     def samples(self) -> bool:

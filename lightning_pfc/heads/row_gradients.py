@@ -70,7 +70,9 @@ class RowGradients:
 
     def _gradient(self, values: Tensor, parameter: Tensor, row_sparse: bool) -> Tensor:
         plan, index = self.chunks.plan, self.chunks.index
-        values = all_reduce(values, plan.replica_group).to(parameter.dtype)
+        values = all_reduce(values, plan.replica_group).to(parameter.device, parameter.dtype)
+        if index is not None and parameter.device != index.device:
+            index = self.chunks.kept_rows
         if row_sparse:
             ids = torch.arange(parameter.shape[0], device=parameter.device) if index is None else index
             # Ascending and distinct (but for padding), so nothing is left to coalesce.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
@@ -27,6 +27,8 @@ SAMPLED_PREFIX = "sampled_"
 
 _ROW_PREFIXES = (MEMORY_PREFIX, SAMPLED_PREFIX)
 
+Place = Literal["device", "host"]
+
 
 class ShardedRows(nn.Module):
     """Its ``weight``, ``bias`` and buffers ``memory_...`` and ``sampled_...`` have a row per class, split over ranks.
@@ -39,6 +41,7 @@ class ShardedRows(nn.Module):
         init_std: their standard deviation.
         device, dtype: of the rows.
         row_folder: where ``weight`` is kept in files, or None; see :class:`~lightning_pfc.heads.partial_fc.PartialFC`.
+        rows_on: "device", or "host": ``weight`` stays in the host's memory wherever the module is moved.
     """
 
     weight: nn.Parameter
@@ -55,8 +58,12 @@ class ShardedRows(nn.Module):
         device: torch.device | str | None,
         dtype: torch.dtype,
         row_folder: str | os.PathLike[str] | None,
+        rows_on: Place,
     ) -> None:
         super().__init__()
+        if rows_on not in ("device", "host"):
+            raise ValueError(f"rows_on={rows_on!r} must be 'device' or 'host' (the memory beside a GPU).")
+        self.rows_on: Place = rows_on
         self.num_classes = num_classes
         self.seed = seed
         self.init_std = init_std
@@ -160,7 +167,9 @@ class ShardedRows(nn.Module):
 
         shape, dtype = (shard.num_local, self.weight.shape[1]), self.weight.dtype
         files = self._files(shard, device)
-        if files is None:
+        if files is None and self.rows_on == "host":
+            weight = fill(_host_rows(shape, dtype))
+        elif files is None:
             weight = fill(ask_for_huge_pages(torch.empty(shape, dtype=dtype, device=device)))
         else:
             weight = files.tensor("weight", shape, dtype, fill)
@@ -178,9 +187,15 @@ class ShardedRows(nn.Module):
     def _files(self, shard: ClassShard, device: torch.device) -> RowFiles | None:
         if self.row_folder is None:
             return None
-        if device.type != "cpu":
-            raise ValueError(f"row_folder={str(self.row_folder)!r} keeps centers on a CPU; this head is on {device}.")
+        self._check_files_fit(device)
         return RowFiles(self.row_folder / f"classes-{shard.start}-{shard.stop}")
+
+    def _check_files_fit(self, device: torch.device) -> None:
+        if self.rows_on == "device" and device.type != "cpu":
+            raise ValueError(
+                f"row_folder={str(self.row_folder)!r} keeps centers on the host, and this head goes to {device}: give "
+                "rows_on='host'."
+            )
 
     def _swap(self, name: str, new: nn.Parameter) -> None:
         """Give the Parameter ``name`` the contents of ``new``: optimizers that hold the object go on with it."""
@@ -215,9 +230,24 @@ class ShardedRows(nn.Module):
         # it must have been given its shard by then: the stock strategies would go on to overwrite it.
         if self._comm is None:
             self._ensure_storage()
+        if self.rows_on == "host":
+            fn = self._but_the_centers(fn)
+        elif self.row_folder is not None:
+            self._check_files_fit(fn(torch.empty(0)).device)
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         self._mark_parameters()
         return self
+
+    def _but_the_centers(self, fn: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+        stay = [tensor for tensor in (self.weight, self.weight.grad) if tensor is not None]
+
+        def moved(tensor: Tensor) -> Tensor:
+            if not any(tensor is one for one in stay):
+                return fn(tensor)
+            # another dtype is taken over, another device is not; an empty tensor tells which was meant
+            return tensor.to(dtype=fn(torch.empty(0, dtype=tensor.dtype)).dtype)
+
+        return moved
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)  # type: ignore[no-untyped-call]
@@ -235,6 +265,13 @@ class ShardedRows(nn.Module):
             if value is not None and value.shape[0] == self.num_classes and tensor.shape[0] < self.num_classes:
                 state_dict[prefix + name] = value[shard.start : shard.stop]
         super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, *args)
+
+
+def _host_rows(shape: tuple[int, int], dtype: torch.dtype) -> Tensor:
+    """Rows in memory that a GPU reads by itself, where there is one."""
+    if torch.cuda.is_available():
+        return torch.empty(shape, dtype=dtype, device="cpu", pin_memory=True)
+    return ask_for_huge_pages(torch.empty(shape, dtype=dtype, device="cpu"))
 
 
 def _world_size() -> int:

@@ -80,7 +80,7 @@ def nearest_centers(head: PartialFC, *, chunk: int = 2048) -> NearestCenters:
         raise ValueError(f"chunk={chunk} must be at least 1")
     _need_storage(head)
     shard, comm, weight, several = head.shard, head.comm, head.weight.detach(), head.loss.num_centers
-    parts = (_every_center(part, several).float() for part in torch.split(weight, chunk))
+    parts = (_every_center(part.to(head.device), several).float() for part in torch.split(weight, chunk))
     norm = torch.cat([torch.linalg.vector_norm(part, dim=2).mean(1) for part in parts])
     cosine = torch.full_like(norm, -1.0)
     neighbour = torch.full(norm.shape, -1, dtype=torch.int64, device=norm.device)
@@ -89,7 +89,8 @@ def nearest_centers(head: PartialFC, *, chunk: int = 2048) -> NearestCenters:
         for start in range(theirs.start, theirs.stop, chunk):
             stop = min(start + chunk, theirs.stop)
             if owner == comm.shard_rank:
-                rows = _unit(_every_center(weight[start - shard.start : stop - shard.start], several)).flatten(0, 1)
+                own = weight[start - shard.start : stop - shard.start].to(head.device)
+                rows = _unit(_every_center(own, several)).flatten(0, 1)
             else:
                 rows = norm.new_empty(((stop - start) * several, head.embedding_dim))
             if comm.shard_group is not None:
@@ -97,7 +98,7 @@ def nearest_centers(head: PartialFC, *, chunk: int = 2048) -> NearestCenters:
             nobody = torch.where((rows != 0).any(1), 0.0, _NOBODY)
             for low in range(0, len(norm), chunk):
                 part = slice(low, min(low + chunk, len(norm)))
-                scores = _unit(_every_center(weight[part], several)).flatten(0, 1) @ rows.T
+                scores = _unit(_every_center(weight[part].to(head.device), several)).flatten(0, 1) @ rows.T
                 scores += nobody
                 scores = scores.view(part.stop - low, several, stop - start, several).amax((1, 3))
                 first, last = max(shard.start + low, start), min(shard.start + part.stop, stop)
@@ -148,7 +149,7 @@ def target_and_negative_cosines(
     target = rows.new_full((len(rows),), _NOBODY)
     negative = rows.new_full((len(rows),), _NOBODY)
     for low in range(0, shard.num_local, chunk):
-        centers = _unit(_every_center(head.weight.detach()[low : low + chunk], several))
+        centers = _unit(_every_center(head.weight.detach()[low : low + chunk].to(rows.device), several))
         scores = (rows @ centers.flatten(0, 1).T).view(len(rows), len(centers), several).amax(2)
         local = (ids - shard.start - low)[:, None]
         here = (local >= 0) & (local < scores.shape[1])

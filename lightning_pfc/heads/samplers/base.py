@@ -18,6 +18,7 @@ from lightning_pfc.distributed.collectives import all_gather_rows, all_reduce
 from lightning_pfc.distributed.comm import Comm
 from lightning_pfc.distributed.shard import ClassShard
 from lightning_pfc.heads.sampling import Sample, columns_of, distinct, is_among, sample_uniform
+from lightning_pfc.heads.table import take_rows
 from lightning_pfc.named import Named
 
 
@@ -35,7 +36,8 @@ class Step:
         state: what the sampler keeps: the tensors of :meth:`Sampler.initial_state`, and this rank's rows of those of
             :meth:`Sampler.row_state`. To be changed in place.
         dim: D.
-        weight: (c, K D) this rank's centers, K of them a class, without gradient.
+        weight: (c, K D) this rank's centers, K of them a class, without gradient; they may be in the host's memory
+            while all else is on a GPU.
         embeddings: gives (B, D) unit embeddings of all ranks, without gradient. With several copies of the head an
             all-gather, else free.
         comm: the ranks.
@@ -64,7 +66,7 @@ class Step:
         """The centers (n, K D) of any classes (n,) int64, in float32; one all-reduce over the ranks of the head."""
         shard = self.shard
         owned = (classes >= shard.start) & (classes < shard.stop)
-        rows = self.weight.index_select(0, (classes - shard.start).clamp(0, shard.num_local - 1)).float()
+        rows = take_rows(self.weight, (classes - shard.start).clamp(0, shard.num_local - 1), classes.device).float()
         return all_reduce(torch.where(owned[:, None], rows, 0.0), self.comm.shard_group)
 
     def best(self, classes: Tensor, scores: Tensor, count: int) -> tuple[Tensor, Tensor]:

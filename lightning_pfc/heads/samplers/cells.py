@@ -16,6 +16,7 @@ from torch import Tensor
 from lightning_pfc.distributed.collectives import all_reduce
 from lightning_pfc.heads.permutation import Permutation, round_keys
 from lightning_pfc.heads.samplers.base import Step
+from lightning_pfc.heads.table import take_rows
 
 _BLOCK = 8192  # rows that are held in float32 at a time
 
@@ -42,10 +43,10 @@ def first_pivots(step: Step, cells: int) -> Tensor:
 
 def nearest(rows: Tensor, pivots: Tensor) -> Tensor:
     """The cell of each center (n, K D), (n,) int32."""
-    found = torch.empty(rows.shape[0], dtype=torch.int32, device=rows.device)
+    found = torch.empty(rows.shape[0], dtype=torch.int32, device=pivots.device)
     across = pivots.float().t()
     for low in range(0, rows.shape[0], _BLOCK):
-        part = direction(rows[low : low + _BLOCK], pivots.shape[1])
+        part = direction(rows[low : low + _BLOCK].to(pivots.device), pivots.shape[1])
         found[low : low + _BLOCK] = (part @ across).argmax(1)
     return found
 
@@ -54,7 +55,7 @@ def moved_pivots(step: Step, pivots: Tensor, cell: Tensor) -> Tensor:
     """Means of the cells' members over all ranks, as unit vectors; an empty cell's pivot stays. One all-reduce."""
     sums = torch.zeros_like(pivots, dtype=torch.float64)
     for low in range(0, cell.shape[0], _BLOCK):
-        rows = direction(step.weight[low : low + _BLOCK], pivots.shape[1])
+        rows = direction(step.weight[low : low + _BLOCK].to(pivots.device), pivots.shape[1])
         sums.index_add_(0, cell[low : low + _BLOCK].long(), rows.double())
     sums = all_reduce(sums, step.comm.shard_group)
     length = sums.norm(dim=1, keepdim=True)
@@ -113,7 +114,7 @@ def search(
 def _nearest_query(weight: Tensor, cells: list[Tensor], asking: list[Tensor]) -> Tensor:
     """For the rows of some cells, the cosine to the nearest of the queries that ask there."""
     dim = asking[0].shape[1]
-    centers = weight.index_select(0, torch.cat(cells)).float().view(-1, dim)  # (n K, D)
+    centers = take_rows(weight, torch.cat(cells), asking[0].device).float().view(-1, dim)  # (n K, D)
     per_class = weight.shape[1] // dim
     best = centers.new_empty(centers.shape[0])
     low = 0
