@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -12,17 +12,27 @@ from torch.optim.optimizer import ParamsT
 from lightning_pfc.optim.base import RowSparseOptimizer, check_options
 from lightning_pfc.optim.storage import SCALE_SUFFIX, RowStorage, state_storage
 
-MEAN, SQUARE = "exp_avg", "exp_avg_sq"
+MEAN, SQUARE, LAST = "exp_avg", "exp_avg_sq", "last_step"
+
+MissedSteps = Literal["skip", "decay"]
 
 
 class SparseAdamW(RowSparseOptimizer):
     """AdamW on the rows of the gradient only.
 
     Adam with decoupled weight decay (Loshchilov and Hutter, arXiv:1711.05101, algorithm 2). A row that is not in the
-    gradient keeps its weight and both moments: they do not decay. The bias correction counts the steps of the
-    optimizer, not those of the row, as the sparse AdamW of Partial FC does. (A row that is first sampled late in
-    training therefore begins with a step of ``lr * (1 - beta1) / sqrt(1 - beta2)``, 3.2 ``lr`` for the default betas.)
-    With every row in the gradient it equals ``torch.optim.AdamW``, and the keys of the state are the same.
+    gradient keeps its weight. The bias correction counts the steps of the optimizer, not those of the row, as the
+    sparse AdamW of Partial FC does. With every row in the gradient it equals ``torch.optim.AdamW``, and the keys of the
+    state are the same.
+
+    What the moments of a row make of the ``k`` steps that it missed is the one choice:
+
+    * ``"skip"``, as in Partial FC: nothing. Its mean square is then that of the steps with a gradient only. A row that
+      is drawn seldom, and as a negative, is divided by the root of a small number, and makes steps as long as one that
+      sees its own images; the first is ``lr * (1 - beta1) / sqrt(1 - beta2)``, 3.2 ``lr`` for the default betas.
+    * ``"decay"``: a step without the row was a gradient of zero. When it is sampled again, ``m *= beta1^k`` and
+      ``v *= beta2^k`` come first, so the moments are those of the dense optimizer, at the cost of the rows that are
+      sampled and one number more per row. What is left out of the dense optimizer is the coasting of the weights.
 
     Args:
         params: Parameters, or groups of them.
@@ -30,6 +40,7 @@ class SparseAdamW(RowSparseOptimizer):
         betas: Decay of the mean of the gradient and of the mean of its square.
         eps: Added to the denominator.
         weight_decay: Factor of ``lr * w`` that is taken from the weights.
+        missed_steps: What a row's moments make of the steps that it missed: ``"skip"`` or ``"decay"``.
         state_dtype: How the moments of centers are kept: ``"float32"``, ``"bfloat16"`` or ``"int8"`` with a scale per
             row, both with stochastic rounding; of the squares, the 8 bits hold the root. None keeps float32 (float64
             beside float64 centers).
@@ -38,10 +49,10 @@ class SparseAdamW(RowSparseOptimizer):
             with clipping by norm, accumulated gradients or a loss scaler.
 
     Raises:
-        ValueError: If an option is negative, or a beta is not below 1.
+        ValueError: If an option is negative, a beta is not below 1, or ``missed_steps`` neither of its two words.
     """
 
-    row_state_keys = frozenset({MEAN, MEAN + SCALE_SUFFIX, SQUARE, SQUARE + SCALE_SUFFIX})
+    row_state_keys = frozenset({MEAN, MEAN + SCALE_SUFFIX, SQUARE, SQUARE + SCALE_SUFFIX, LAST})
 
     def __init__(
         self,
@@ -51,12 +62,13 @@ class SparseAdamW(RowSparseOptimizer):
         eps: float = 1e-8,
         weight_decay: float = 1e-2,
         *,
+        missed_steps: MissedSteps = "skip",
         state_dtype: str | None = None,
         rounding_seed: int = 0,
         update_in_backward: bool = False,
     ) -> None:
         defaults: dict[str, Any] = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
-        defaults |= {"state_dtype": state_dtype, "rounding_seed": rounding_seed}
+        defaults |= {"missed_steps": missed_steps, "state_dtype": state_dtype, "rounding_seed": rounding_seed}
         super().__init__(params, {**defaults, "update_in_backward": update_in_backward})
 
     def _check_group(self, group: dict[str, Any]) -> None:
@@ -64,6 +76,8 @@ class SparseAdamW(RowSparseOptimizer):
         betas = group["betas"]
         if len(betas) != 2 or not all(0.0 <= float(beta) < 1.0 for beta in betas):
             raise ValueError(f"betas={betas} is not allowed; give two numbers from 0 up to, but not including, 1.")
+        if group["missed_steps"] not in ("skip", "decay"):
+            raise ValueError(f"missed_steps={group['missed_steps']!r} is not allowed; give 'skip' or 'decay'.")
 
     def _ensure_dense_state(self, param: Tensor, group: dict[str, Any]) -> None:
         state = self.state[param]
@@ -93,15 +107,25 @@ class SparseAdamW(RowSparseOptimizer):
         )
 
     def _row_state(self, param: Tensor, group: dict[str, Any]) -> dict[str, tuple[torch.Size, RowStorage]]:
-        return {
+        state = {
             MEAN: (param.shape, state_storage(group["state_dtype"], param.dtype)),
             SQUARE: (param.shape, state_storage(group["state_dtype"], param.dtype, squares=True)),
         }
+        if group["missed_steps"] == "decay":
+            state[LAST] = (param.shape[:1], state_storage(None, param.dtype))
+        return state
 
     def _update_rows(
         self, weight: Tensor, state: dict[str, Tensor], grad: Tensor, group: dict[str, Any], step: int
     ) -> None:
         lr, (beta1, beta2) = float(group["lr"]), group["betas"]
+        if group["missed_steps"] == "decay":
+            last = state[LAST].view(-1, *[1] * (grad.dim() - 1))
+            # 0 is a row that was never sampled, or one whose state comes from a run that did not count
+            missed = torch.where(last > 0, step - 1 - last, 0.0)
+            state[MEAN].mul_(beta1**missed)
+            state[SQUARE].mul_(beta2**missed)
+            state[LAST].fill_(step)
         weight.mul_(1 - lr * group["weight_decay"])
         mean = state[MEAN].lerp_(grad, 1 - beta1)
         square = state[SQUARE].mul_(beta2).addcmul_(grad, grad, value=1 - beta2)

@@ -79,6 +79,8 @@ def create_optimizer(
         )
     sparse = name in _ONLY_ROW_SPARSE or (name in ROW_SPARSE and (row_sparse if wanted is None else bool(wanted)))
     factory = ROW_SPARSE[name] if sparse else _torch_optimizers()[name]
+    if not sparse and name == "adamw":
+        arguments.pop("missed_steps", None)  # a row that moves in every step misses none
     known = [p for p in inspect.signature(factory).parameters if p not in ("self", "params")]
     for key in arguments:
         if key not in (*known, *_GROUP_KEYS, *_SCALE_KEYS):

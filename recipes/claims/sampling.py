@@ -30,7 +30,13 @@ SETTINGS = [
         for sampler, words in SAMPLERS.items()
         if sampler == "uniform" or rate == 0.05
     ),
-    Setting("uniform 0.1, row-sparse AdamW", ("head.sample_rate=0.1", "optimizer.row_sparse=true")),
+    *(
+        Setting(
+            f"uniform 0.1, row-sparse AdamW, {word}",
+            ("head.sample_rate=0.1", "optimizer.row_sparse=true", f"optimizer.missed_steps={word}"),
+        )
+        for word in ("skip", "decay")
+    ),
 ]
 
 # compared seed by seed: the same sampler at the same rate, and at one that costs more
@@ -40,7 +46,8 @@ PAIRS = [
     ("mixed 0.05", "uniform 0.1"),
     ("uniform 0.1", "full softmax"),
     ("positives only", "full softmax"),
-    ("uniform 0.1, row-sparse AdamW", "uniform 0.1"),
+    ("uniform 0.1, row-sparse AdamW, skip", "uniform 0.1"),
+    ("uniform 0.1, row-sparse AdamW, decay", "uniform 0.1"),
 ]
 
 

@@ -8,6 +8,7 @@ import pickle
 import resource
 import signal
 import zlib
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ OPTIMIZERS: dict[str, dict[str, Any]] = {
     "SGD": {"optimizer": torch.optim.SGD, "momentum": 0.9},
     "AdamW": {"optimizer": torch.optim.AdamW, "lr": 0.01},
     "SparseSGD": {"optimizer": SparseSGD, "momentum": 0.9},
-    "SparseAdamW": {"optimizer": SparseAdamW, "lr": 0.01},
+    "SparseAdamW": {"optimizer": partial(SparseAdamW, missed_steps="decay"), "lr": 0.01},
     "RowWiseAdagrad": {"optimizer": RowWiseAdagrad, "lr": 0.05},
 }
 

@@ -37,13 +37,16 @@ class AdamWReference(RowsReference):
     def rule(self, w, g, moments):
         o = self.options
         beta1, beta2 = o["betas"]
-        mean, square = (torch.zeros_like(w), torch.zeros_like(w)) if moments is None else moments
+        mean, square, last = (torch.zeros_like(w), torch.zeros_like(w), 0) if moments is None else moments
+        if o.get("missed_steps") == "decay" and last > 0:
+            for _ in range(last + 1, self.steps):  # a gradient of zero each
+                mean, square = beta1 * mean, beta2 * square
         w = w - o["lr"] * o["weight_decay"] * w
         mean = beta1 * mean + (1 - beta1) * g
         square = beta2 * square + (1 - beta2) * g * g
         corrected_mean = mean / (1 - beta1**self.steps)
         corrected_square = square / (1 - beta2**self.steps)
-        return w - o["lr"] * corrected_mean / (corrected_square.sqrt() + o["eps"]), (mean, square)
+        return w - o["lr"] * corrected_mean / (corrected_square.sqrt() + o["eps"]), (mean, square, self.steps)
 
 
 class RowWiseAdagradReference(RowsReference):

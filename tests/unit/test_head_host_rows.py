@@ -15,8 +15,7 @@ from lightning_pfc import PartialFC, losses
 from lightning_pfc.heads import chunks, cross_entropy, table
 from lightning_pfc.heads.samplers import Retrieval, Uniform
 from lightning_pfc.metrics.centers import nearest_centers
-from lightning_pfc.optim import base
-from lightning_pfc.optim import RowWiseAdagrad, SparseAdamW, SparseSGD
+from lightning_pfc.optim import RowWiseAdagrad, SparseAdamW, SparseSGD, base
 from tests.unit.test_fake_cuda import CUDA, Context
 
 CLASSES, DIM, BATCH = 300, 16, 24

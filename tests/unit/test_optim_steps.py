@@ -33,6 +33,12 @@ CASES = [
         {"lr": 0.01, "betas": (0.8, 0.999), "eps": 1e-8, "weight_decay": 0.0},
         id="adamw-no-decay",
     ),
+    pytest.param(
+        SparseAdamW,
+        AdamWReference,
+        {"lr": 0.01, "betas": (0.8, 0.99), "eps": 1e-8, "weight_decay": 0.1, "missed_steps": "decay"},
+        id="adamw-missed",
+    ),
     pytest.param(RowWiseAdagrad, RowWiseAdagradReference, {"lr": 0.1, "eps": 1e-10, "weight_decay": 0.0}, id="adagrad"),
     pytest.param(
         RowWiseAdagrad, RowWiseAdagradReference, {"lr": 0.1, "eps": 1e-3, "weight_decay": 0.1}, id="adagrad-decay"
@@ -392,6 +398,7 @@ def test_bad_options_are_named():
         (SparseSGD, {"weight_decay": -1}, "weight_decay=-1"),
         (SparseSGD, {"nesterov": True}, "needs momentum"),
         (SparseAdamW, {"betas": (0.9, 1.0)}, "betas"),
+        (SparseAdamW, {"missed_steps": "count"}, "missed_steps='count'"),
         (SparseAdamW, {"betas": (0.9,)}, "betas"),
         (SparseAdamW, {"eps": -1e-8}, "eps"),
         (RowWiseAdagrad, {"eps": -1e-8}, "eps"),
@@ -408,3 +415,37 @@ def test_options_that_only_torch_has_are_refused():
     amsgrad = torch.optim.AdamW([nn.Parameter(torch.zeros(2, 2))], amsgrad=True)
     with pytest.raises(ValueError, match="amsgrad"):
         SparseAdamW([nn.Parameter(torch.zeros(2, 2))]).load_state_dict(amsgrad.state_dict())
+
+
+def test_moments_of_rows_that_missed_steps_are_those_of_the_dense_optimizer():
+    shape, options = (12, 5), {"lr": 0.01, "betas": (0.8, 0.97), "weight_decay": 0.0}
+    weight, twin = (centers(*shape, dtype=torch.float64) for _ in range(2))
+    optimizer = SparseAdamW([weight], missed_steps="decay", **options)
+    dense = torch.optim.AdamW([twin], **options)
+    for index, values in random_gradients(shape, steps=9):
+        weight.grad = sparse(index.tolist(), values.double(), shape)
+        twin.grad = weight.grad.to_dense()
+        optimizer.step()
+        dense.step()
+    state, expected = optimizer.state[weight], dense.state[twin]
+    for row, last in enumerate(state["last_step"].long().tolist()):
+        missed = 9 - last
+        for key, beta in (("exp_avg", 0.8), ("exp_avg_sq", 0.97)):
+            torch.testing.assert_close(state[key][row] * beta**missed, expected[key][row], rtol=1e-12, atol=0)
+    assert len({*state["last_step"].tolist()}) > 1, "every row was in the last gradient: nothing was tested"
+
+
+def test_state_of_a_run_that_did_not_count_missed_steps_goes_on():
+    weight = centers(6, 3)
+    before = SparseAdamW([weight], lr=0.01)
+    weight.grad = sparse([1, 4], torch.ones(2, 3), (6, 3))
+    before.step()
+    after = SparseAdamW([weight], lr=0.01, missed_steps="decay")
+    after.load_state_dict(before.state_dict())
+    assert after.param_groups[0]["missed_steps"] == "skip", "a checkpoint decides over the options, as in torch"
+    after.param_groups[0]["missed_steps"] = "decay"
+    mean = before.state[weight]["exp_avg"][1].clone()
+    weight.grad = sparse([1], torch.zeros(1, 3), (6, 3))
+    after.step()
+    torch.testing.assert_close(after.state[weight]["exp_avg"][1], 0.9 * mean)
+    assert after.state[weight]["last_step"].tolist() == [0, 2, 0, 0, 0, 0]
