@@ -58,7 +58,7 @@ def test_every_sampler_trains_and_comes_back_from_its_checkpoint(word: str, tmp_
 
 def test_head_options_of_the_config(tmp_path: Path) -> None:
     words = ("head.dtype=bfloat16", "head.gradient_filter=1e-4", f"head.row_folder={tmp_path / 'rows'}")
-    run(tmp_path / "run", "head.sample_rate=0.5", *words)
+    run(tmp_path / "run", "head.sample_rate=0.5", "head.rows_on=host", "optimizer.missed_steps=decay", *words)
     assert list((tmp_path / "rows").rglob("weight.rows"))
     (path,) = (tmp_path / "run" / "checkpoints").glob("epoch*.ckpt")
     assert torch.load(path, weights_only=True)["state_dict"]["head.weight"].dtype == torch.bfloat16
