@@ -139,11 +139,10 @@ class PartialFCModule(L.LightningModule):
         """The loss of the global batch from this rank's embeddings (b, D) and batch; the default is the head's.
 
         A batch is (images, labels, ...): a second head takes its labels from further entries. A batch of mixed
-        images has two labels for each, and the head is called once for either.
+        images has two labels for each.
         """
-        loss: Tensor = self.head(embeddings, batch[1])
-        if isinstance(batch, MixedBatch):
-            loss = batch.share * loss + (1.0 - batch.share) * self.head(embeddings, batch.other)
+        second = (batch.other, batch.share) if isinstance(batch, MixedBatch) else ()
+        loss: Tensor = self.head(embeddings, batch[1], *second)
         return loss
 
     # --- steps --------------------------------------------------------------------------------------------------------

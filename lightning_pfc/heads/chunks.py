@@ -111,9 +111,16 @@ class Chunks:
         columns = self.plan.sample.columns
         return (columns - low).clamp(0, high - low - 1)[:, None], ((columns >= low) & (columns < high))[:, None]
 
-    def mask_padding_(self, logits: Tensor, low: int, high: int) -> Tensor:
-        """Add what the sample wants the negatives to weigh; the logits of padding become -inf. In place."""
-        return logits if self._pad is None else logits.add_(self._pad[low:high])
+    def padding(self, low: int, high: int) -> Tensor | None:
+        """What the sample adds to the logits of a chunk's negatives, (n,); -inf for padding, None for nothing."""
+        return None if self._pad is None else self._pad[low:high]
+
+    def mask_padding_(self, logits: Tensor, low: int, high: int, live: Tensor | None = None) -> Tensor:
+        """Add what the sample wants the negatives to weigh, in place; with ``live``, to those columns of the chunk."""
+        pad = self.padding(low, high)
+        if pad is None:
+            return logits
+        return logits.add_(pad if live is None else pad.index_select(0, live))
 
 
 def chunk_cosines(x: Tensor, weight: Tensor, bias: Tensor | None, plan: Plan) -> Iterator[tuple[int, int, Tensor]]:

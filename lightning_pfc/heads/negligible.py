@@ -27,7 +27,7 @@ class Negligible:
         self._left = 0.0
 
     def live(self, energy: Tensor) -> Tensor | None:
-        """Columns of a chunk that are to be kept, ascending; None where copying them out would not pay.
+        """Columns of a chunk that are to be kept, ascending, at least one; None where copying them out would not pay.
 
         Args:
             energy: (n,) of each class of the chunk.
@@ -35,9 +35,30 @@ class Negligible:
         self._left += self._a_class * energy.shape[0]
         weakest = energy.sort()
         held = weakest.values.cumsum(0, dtype=torch.float64)
-        count = int(torch.searchsorted(held, self._left, right=True))
+        count = min(int(torch.searchsorted(held, self._left, right=True)), energy.shape[0] - 1)
         if energy.shape[0] - count > _WORTH_COMPACTING * energy.shape[0]:
             return None
         if count:
             self._left -= float(held[count - 1])
         return weakest.indices[count:].sort().values
+
+
+def exponential_energy(scores: Tensor, height: Tensor, padding: Tensor | None, *, out: Tensor) -> Tensor:
+    """Energy (n,) of each class of a chunk whose slopes are ``exp(scores + height + padding)``.
+
+    Args:
+        scores: (B, n) logits.
+        height: (B,).
+        padding: (n,) or None.
+        out: (B, n), overwritten.
+    """
+    energy = torch.add(2 * height[:, None], scores, alpha=2, out=out).exp_().sum(0)
+    return energy if padding is None else energy.mul_((2 * padding).exp())
+
+
+def select_classes(
+    live: Tensor, rows: Tensor, inverse: Tensor | None, scores: Tensor
+) -> tuple[Tensor, Tensor | None, Tensor]:
+    """Centers (n, D), inverse lengths (n,) and scores (B, n) of some classes of a chunk."""
+    lengths = None if inverse is None else inverse.index_select(0, live)
+    return rows.index_select(0, live), lengths, scores.index_select(1, live)

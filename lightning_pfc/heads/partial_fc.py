@@ -199,8 +199,11 @@ class PartialFC(ShardedRows):
 
     # --- training -----------------------------------------------------------------------------------------------------
 
-    def forward(self, embeddings: Tensor, labels: Tensor) -> Tensor:
-        """The loss of the global batch.
+    def forward(
+        self, embeddings: Tensor, labels: Tensor, other: Tensor | None = None, share: Tensor | float = 1.0
+    ) -> Tensor:
+        """The loss of the global batch; of mixed pictures (mixup, CutMix), ``share * loss(labels) + (1 - share) *
+        loss(other)`` over one set of sampled classes.
 
         Collectives over all ranks: one small exchange on the CPU (sizes and errors), one all-gather of embeddings and
         labels, one all-reduce of two numbers a row (two where the logits have no bound); backward one reduce-scatter.
@@ -208,6 +211,8 @@ class PartialFC(ShardedRows):
         Args:
             embeddings: (b, D) floating, this rank's part; b may differ from rank to rank and from step to step.
             labels: (b,) int64 global class ids in [0, num_classes).
+            other: (b,) int64, the second class of each row, on every rank or on none; None: there is none.
+            share: () or (b,) in [0, 1], what the first class counts where there are two. One all-gather of it more.
 
         Returns:
             () in float32 (float64 for float64 embeddings): the mean over the global batch, the same on every rank. The
@@ -224,7 +229,7 @@ class PartialFC(ShardedRows):
                 f"gradient_filter={self.gradient_filter} works on a CPU only; on {embeddings.device} use 0."
             )
         with torch.autocast(embeddings.device.type, enabled=False):
-            batch = self._gather(embeddings, labels, "PartialFC.forward")
+            batch = self._gather(embeddings, labels, "PartialFC.forward", other, share)
             if self.training and self.samples:
                 sample = self._sample(batch.all_labels, batch.labels, batch)
             else:
@@ -325,7 +330,7 @@ class PartialFC(ShardedRows):
             target_cosine=None,
             seed=self.seed,
             step=self.step.clone(),
-            index=torch.arange(x.shape[0], device=x.device) + batch.offset,
+            index=batch.index(),
         )
         if loss.needs_target_cosine:
             plan = self._plan(rows, {}, sample)
@@ -340,7 +345,7 @@ class PartialFC(ShardedRows):
         if memory and self.training:
             plan = replace(plan, prototypes=Prototypes(memory["feature"], loss.prototype_shares(memory, rows)))
         sums = sharded_softmax_sums(x, self.weight, self.bias, plan, tuple(learned))
-        self.last_target_cosine = sums.target_cosine.detach()[batch.own]
+        self.last_target_cosine = sums.target_cosine.detach()[batch.own_pictures]
         values = now | {name: shared_gradient(value, comm.shard_size) for name, value in learned.items()}
         row_losses = loss.row_losses(
             loss.target_logits(sums.target_cosine, rows, values),
@@ -357,16 +362,18 @@ class PartialFC(ShardedRows):
         if plan.prototypes is not None:
             with torch.no_grad():
                 self._remember(loss, memory, x, rows, plan.prototypes)
-        total = row_losses.sum() / sum(batch.sizes)
+        weighted = row_losses if batch.weights is None else row_losses * batch.weights
+        total = weighted.sum() / batch.num_pictures
         for addition in self.additions:
             memory = self._memory_of(addition)
-            recalled = recall(memory, batch.labels, self.shard, comm.shard_group)
-            value = addition(batch.x, batch.labels, recalled)
-            share = batch.x.shape[0] / sum(batch.sizes)
-            total = total + shared_gradient(value, comm.shard_size) * (addition.weight * share)
-            if self.training and memory:
-                with torch.no_grad():
-                    remember_(memory, addition.remembered(batch.x, batch.labels, recalled), batch.labels, self.shard)
+            for embeddings, labels, counts in batch.labelled():
+                recalled = recall(memory, labels, self.shard, comm.shard_group)
+                value = addition(embeddings, labels, recalled)
+                share = labels.shape[0] / batch.num_pictures
+                total = total + shared_gradient(value, comm.shard_size) * (addition.weight * share * counts)
+                if self.training and memory:
+                    with torch.no_grad():
+                        remember_(memory, addition.remembered(embeddings, labels, recalled), labels, self.shard)
         if comm.num_replicas > 1:
             # every copy of the head saw its own rows: add the others' share of the value, not of the gradient
             others = all_reduce(total.detach().clone(), comm.group) / comm.shard_size - total.detach()
@@ -414,11 +421,13 @@ class PartialFC(ShardedRows):
             if parameter is not None and name.startswith(_STATE_PREFIX)
         }
 
-    def _gather(self, embeddings: Tensor, labels: Tensor, tag: str) -> Gathered:
+    def _gather(
+        self, embeddings: Tensor, labels: Tensor, tag: str, other: Tensor | None = None, share: Tensor | float = 1.0
+    ) -> Gathered:
         gatherer = Gatherer(
             self.comm, self._deferred, self.embedding_dim, self.num_classes, self.check_finite, self.training
         )
-        return gatherer.gather(embeddings, labels, tag)
+        return gatherer.gather(embeddings, labels, tag, other, share)
 
     def check(self) -> None:
         """Raise, on every rank, what an accelerator found in the last batch. One small exchange on the CPU.

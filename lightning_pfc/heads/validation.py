@@ -40,6 +40,28 @@ def batch_error(
     return None
 
 
+def second_label_error(labels: Tensor, other: Tensor, share: Tensor | float, num_classes: int) -> Exception | None:
+    """The error for second labels that do not fit the first, or for shares that do not fit either; or None.
+
+    Values are looked at on the CPU only.
+    """
+    if not isinstance(other, Tensor) or other.dtype != torch.int64 or other.shape != labels.shape:
+        return ValueError(
+            f"other is {getattr(other, 'dtype', type(other))} of shape {tuple(getattr(other, 'shape', ()))}; it must be "
+            f"torch.int64 of shape {tuple(labels.shape)}, a second class id for each of labels."
+        )
+    if other.device != labels.device:
+        return ValueError(f"other is on {other.device} and labels on {labels.device}; move both to one device.")
+    given = torch.as_tensor(share)
+    if given.dim() and given.shape != labels.shape:
+        return ValueError(f"share has shape {tuple(given.shape)}; it must be () or {tuple(labels.shape)}.")
+    if given.device.type == "cpu" and not bool(((given >= 0) & (given <= 1)).all()):
+        return ValueError(f"share={given.tolist()} must lie in [0, 1]: what the first label counts.")
+    if other.device.type == "cpu" and bool(((other < 0) | (other >= num_classes)).any()):
+        return value_error(True, False, other, num_classes, False)
+    return None
+
+
 def value_error(
     out_of_range: bool, not_finite: bool, labels: Tensor, num_classes: int, check_finite: bool
 ) -> Exception | None:
