@@ -2,6 +2,7 @@
 
 from lightning_pfc.data.augment import Pipeline, RandomFlip, augmentation
 from lightning_pfc.data.camera import CameraAugmentation
+from lightning_pfc.data.dali import Dali
 from lightning_pfc.data.datamodule import IdentityDataModule
 from lightning_pfc.data.files import Files
 from lightning_pfc.data.glyphs import Glyphs
@@ -15,6 +16,7 @@ from lightning_pfc.data.verification import Pairs, VerificationSet
 __all__ = [
     "CameraAugmentation",
     "ClassBalanced",
+    "Dali",
     "Files",
     "Glyphs",
     "IdentityData",

@@ -19,6 +19,7 @@ from lightning_pfc.data.batches import (
     TrainingLoader,
     evaluation_loader,
 )
+from lightning_pfc.data.dali import Dali, make_loader
 from lightning_pfc.data.mixing import Mix
 from lightning_pfc.data.orders import Order
 from lightning_pfc.data.samplers import Mixed, Sampler, Shuffled, make_sampler
@@ -54,6 +55,8 @@ class IdentityDataModule(L.LightningDataModule):
         drop_last: leave out the images of an epoch that do not fill a global batch.
         repeats: augmented copies of an image in its batch (repeated augmentation).
         pin_memory: page-locked batches; by default where CUDA is.
+        loader: "dali" decodes and augments training images with NVIDIA DALI, on the GPU of the rank where there is one;
+            a :class:`~lightning_pfc.data.dali.Dali`, or in a config also a mapping of ``name`` and its arguments.
 
     After ``setup``: ``num_classes``, ``num_images``, ``input_size`` (C, H, W) and ``task`` come from the data.
     """
@@ -72,6 +75,7 @@ class IdentityDataModule(L.LightningDataModule):
         drop_last: bool = True,
         repeats: int = 1,
         pin_memory: bool | None = None,
+        loader: Dali | str | Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
         for name, value, least in (
@@ -98,6 +102,7 @@ class IdentityDataModule(L.LightningDataModule):
         self.drop_last = drop_last
         self.repeats = repeats
         self.pin_memory = torch.cuda.is_available() if pin_memory is None else pin_memory
+        self.loader = None if loader is None else make_loader(loader)
         self._data: IdentityData | None = None
         self._failure: Exception | None = None
         self._agreed = False
@@ -132,6 +137,8 @@ class IdentityDataModule(L.LightningDataModule):
         if failure is None:
             try:
                 data = self.source.open()
+                if self.loader is not None:
+                    self.loader.check(data.train, self._augment(data))
             except Exception as error:
                 failure = error
         self._agree(data, failure)
@@ -223,9 +230,12 @@ class IdentityDataModule(L.LightningDataModule):
         plan = BatchPlan(
             order=self.order(), batch_size=self.batch_size, rank=rank, world_size=world_size, drop_last=self.drop_last
         )
-        augment = self.data.augment if self.augment is None else self.augment
         parts = self.data.parts if self.data.separate else ()
-        batches = TrainingBatches(self.data.train, self.data.labels, plan, augment, self.seed, self.mix, parts)
+        batches = TrainingBatches(
+            self.data.train, self.data.labels, plan, self._augment(self.data), self.seed, self.mix, parts
+        )
+        if self.loader is not None:
+            return self.loader.loader(batches, self._device(), **self._worker_options())
         return TrainingLoader(batches, **self._worker_options())
 
     def val_dataloader(self) -> list[DataLoader[Any]]:
@@ -249,6 +259,9 @@ class IdentityDataModule(L.LightningDataModule):
             for s in sets
         ]
 
+    def _augment(self, data: IdentityData) -> Augment:
+        return data.augment if self.augment is None else self.augment
+
     def _worker_options(self) -> dict[str, Any]:
         options: dict[str, Any] = {"num_workers": self.num_workers, "pin_memory": self.pin_memory}
         if self.num_workers:
@@ -259,6 +272,11 @@ class IdentityDataModule(L.LightningDataModule):
         if self.trainer is not None:
             return self.trainer.global_rank, self.trainer.world_size
         return (dist.get_rank(), dist.get_world_size()) if _in_group() else (0, 1)
+
+    def _device(self) -> torch.device:
+        if self.trainer is not None:
+            return self.trainer.strategy.root_device
+        return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
 
 
 def _in_group() -> bool:

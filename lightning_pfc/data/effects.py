@@ -19,8 +19,8 @@ from torch import Tensor
 from lightning_pfc.data.counter import UInts, noise, stream, uniform
 
 # Luma of ITU-R BT.601, and the axes of its YIQ space, in which a hue is an angle.
-_LUMA = (0.299, 0.587, 0.114)
-_YIQ = torch.tensor([_LUMA, (0.596, -0.274, -0.322), (0.211, -0.523, 0.312)])
+LUMA = (0.299, 0.587, 0.114)
+_YIQ = torch.tensor([LUMA, (0.596, -0.274, -0.322), (0.211, -0.523, 0.312)])
 _RGB = torch.linalg.inv(_YIQ)
 
 
@@ -85,7 +85,7 @@ def luma(images: Tensor) -> Tensor:
     """(b, C, H, W) to (b, 1, H, W): brightness as the eye sees it; grey images are their own."""
     if images.shape[1] == 1:
         return images
-    weights = images.new_tensor(_LUMA).view(1, 3, 1, 1)
+    weights = images.new_tensor(LUMA).view(1, 3, 1, 1)
     return (images * weights).sum(1, keepdim=True)
 
 
@@ -125,20 +125,19 @@ class HueSaturation(Effect):
         """Transform the colours of all images."""
         if images.shape[1] != 3:
             return images
-        degrees, factor = self.draw(keys)
-        angle = torch.deg2rad(degrees)
-        turn = torch.zeros(len(images), 3, 3)
+        return torch.einsum("bij,bjhw->bihw", self.draw(keys), images).clamp_(0.0, 1.0)
+
+    def draw(self, keys: UInts) -> Tensor:
+        """(b,) keys of :meth:`apply` to the (b, 3, 3) matrices that colours are multiplied with."""
+        u = _numbers(keys, 2)
+        angle = torch.deg2rad(self.hue[0] + (self.hue[1] - self.hue[0]) * u[:, 0])
+        factor = self.saturation[0] + (self.saturation[1] - self.saturation[0]) * u[:, 1]
+        turn = torch.zeros(len(keys), 3, 3)
         turn[:, 0, 0] = 1.0
         turn[:, 1, 1] = turn[:, 2, 2] = factor * angle.cos()
         turn[:, 1, 2], turn[:, 2, 1] = -factor * angle.sin(), factor * angle.sin()
-        matrix = _RGB @ turn @ _YIQ
-        return torch.einsum("bij,bjhw->bihw", matrix, images).clamp_(0.0, 1.0)
-
-    def draw(self, keys: UInts) -> tuple[Tensor, Tensor]:
-        """(b,) keys of :meth:`apply` to (b,) angles in degrees and (b,) factors."""
-        u = _numbers(keys, 2)
-        degrees = self.hue[0] + (self.hue[1] - self.hue[0]) * u[:, 0]
-        return degrees, self.saturation[0] + (self.saturation[1] - self.saturation[0]) * u[:, 1]
+        matrices: Tensor = _RGB @ turn @ _YIQ
+        return matrices
 
 
 @dataclass(frozen=True, kw_only=True)

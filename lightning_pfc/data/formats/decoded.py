@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from lightning_pfc.data.formats.base import EncodedImages
-from lightning_pfc.data.formats.decoding import MAX_PIXELS, decode
+from lightning_pfc.data.formats.decoding import JPEG_END, JPEG_START, MAX_PIXELS, decode, dimensions
 from lightning_pfc.data.formats.errors import BrokenImageError, FormatError, TooManyBrokenImagesError
 
 _log = logging.getLogger(__name__)
@@ -102,6 +102,21 @@ class DecodedImages:
                 room[...] = picture
         return torch.from_numpy(batch).permute(0, 3, 1, 2)
 
+    def read(self, place: int) -> bytes:
+        """The encoded bytes of a picture, for another decoder: refused here if its header is not what it should be.
+
+        Raises:
+            BrokenImageError: the image is too large, has another size where ``fit`` is "exact", is a JPEG that was cut
+                off, or no image.
+        """
+        data = self.encoded.read(place)
+        size = dimensions(data, where=lambda: self.encoded.locate(place), max_pixels=self.max_pixels)
+        if data.startswith(JPEG_START) and data.rfind(JPEG_END) < 0:  # which other decoders may fill up with grey
+            raise BrokenImageError(f"{self.encoded.locate(place)}: the image is cut off ({len(data)} bytes)")
+        if self.fit == "exact" and size != self.size:
+            raise self._other_size(place, size)
+        return data
+
     def _picture(self, place: int, room: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
         """The picture, in ``room`` if it can be decoded there."""
         image = decode(
@@ -149,11 +164,7 @@ class DecodedImages:
         height, width = self.size
         have_height, have_width = image.shape[:2]
         if self.fit == "exact":
-            raise BrokenImageError(
-                f"{self.encoded.locate(place)}: the image has {have_width} x {have_height} pixels instead of "
-                f"{width} x {height}. "
-                "Align the images (`pfc-data align`), or choose fit='stretch' or fit='crop'."
-            )
+            raise self._other_size(place, (have_height, have_width))
         box: tuple[float, float, float, float] = (0, 0, have_width, have_height)
         if self.fit == "crop":
             scale = min(have_height / height, have_width / width)
@@ -163,3 +174,10 @@ class DecodedImages:
         picture = Image.fromarray(image if self.channels == 3 else image[:, :, 0])
         resized = np.asarray(picture.resize((width, height), Image.Resampling.BILINEAR, box=box))
         return resized.reshape(height, width, self.channels)
+
+    def _other_size(self, place: int, have: tuple[int, int]) -> BrokenImageError:
+        return BrokenImageError(
+            f"{self.encoded.locate(place)}: the image has {have[1]} x {have[0]} pixels instead of "
+            f"{self.size[1]} x {self.size[0]}. "
+            "Align the images (`pfc-data align`), or choose fit='stretch' or fit='crop'."
+        )

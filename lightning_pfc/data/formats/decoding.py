@@ -15,7 +15,7 @@ from PIL import Image
 from lightning_pfc.data.formats.errors import BrokenImageError
 
 MAX_PIXELS = 1 << 24  # an image of 4096 x 4096; a damaged header must not fill the memory
-_JPEG = b"\xff\xd8\xff"
+JPEG_START, JPEG_END = b"\xff\xd8\xff", b"\xff\xd9"
 _MODES = {1: "L", 3: "RGB"}
 _SPACES = {1: "GRAY", 3: "RGB"}
 
@@ -55,14 +55,42 @@ def decode(
     if channels not in _MODES:
         raise ValueError(f"channels is {channels}; use 3 (RGB) or 1 (grey).")
     try:
-        if data[:3] == _JPEG and (simplejpeg := _simplejpeg()) is not None:
+        if data[:3] == JPEG_START and (simplejpeg := _simplejpeg()) is not None:
             return _decode_simplejpeg(simplejpeg, data, channels, max_pixels, at_least, out)
         return _decode_pillow(data, channels, max_pixels)
-    except _TooLarge as error:
-        reason = f"the image has {error} pixels, more than max_pixels={max_pixels}"
-        raise BrokenImageError(f"{_text(where)}: {reason}") from None
     except Exception as error:  # the decoders raise whatever they like: OSError, struct.error, SyntaxError, ...
-        raise BrokenImageError(f"{_text(where)}: the image cannot be decoded ({len(data)} bytes): {error}") from error
+        raise _broken(error, data, where, max_pixels) from error
+
+
+def dimensions(
+    data: bytes, *, where: str | Callable[[], str] = "image", max_pixels: int = MAX_PIXELS
+) -> tuple[int, int]:
+    """``(height, width)`` as the header of an image says; the image itself is not decoded.
+
+    Args:
+        data: the encoded bytes; any format that Pillow reads.
+        where: file and place of the image, for the error; called only then, if it is a function.
+        max_pixels: larger images are refused.
+
+    Raises:
+        BrokenImageError: the bytes have no header of an image, or it announces more than ``max_pixels`` pixels.
+    """
+    try:
+        if data[:3] == JPEG_START and (simplejpeg := _simplejpeg()) is not None:
+            height, width, _, _ = simplejpeg.decode_jpeg_header(data)
+        else:
+            with Image.open(io.BytesIO(data)) as image:
+                width, height = image.size
+        _check_pixels(height, width, max_pixels)
+    except Exception as error:
+        raise _broken(error, data, where, max_pixels) from error
+    return height, width
+
+
+def _broken(error: Exception, data: bytes, where: str | Callable[[], str], max_pixels: int) -> BrokenImageError:
+    if isinstance(error, _TooLarge):
+        return BrokenImageError(f"{_text(where)}: the image has {error} pixels, more than max_pixels={max_pixels}")
+    return BrokenImageError(f"{_text(where)}: the image cannot be decoded ({len(data)} bytes): {error}")
 
 
 def _text(where: str | Callable[[], str]) -> str:
