@@ -202,8 +202,10 @@ class PartialFC(ShardedRows):
     def forward(
         self, embeddings: Tensor, labels: Tensor, other: Tensor | None = None, share: Tensor | float = 1.0
     ) -> Tensor:
-        """The loss of the global batch; of mixed pictures (mixup, CutMix), ``share * loss(labels) + (1 - share) *
-        loss(other)`` over one set of sampled classes.
+        """The loss of the global batch.
+
+        Of mixed pictures (mixup, CutMix) it is ``share * loss(labels) + (1 - share) * loss(other)``, over one set of
+        sampled classes.
 
         Collectives over all ranks: one small exchange on the CPU (sizes and errors), one all-gather of embeddings and
         labels, one all-reduce of two numbers a row (two where the logits have no bound); backward one reduce-scatter.

@@ -47,8 +47,8 @@ def second_label_error(labels: Tensor, other: Tensor, share: Tensor | float, num
     """
     if not isinstance(other, Tensor) or other.dtype != torch.int64 or other.shape != labels.shape:
         return ValueError(
-            f"other is {getattr(other, 'dtype', type(other))} of shape {tuple(getattr(other, 'shape', ()))}; it must be "
-            f"torch.int64 of shape {tuple(labels.shape)}, a second class id for each of labels."
+            f"other is {getattr(other, 'dtype', type(other))} of shape {tuple(getattr(other, 'shape', ()))}; it must "
+            f"be torch.int64 of shape {tuple(labels.shape)}, a second class id for each of labels."
         )
     if other.device != labels.device:
         return ValueError(f"other is on {other.device} and labels on {labels.device}; move both to one device.")
