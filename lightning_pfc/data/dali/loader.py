@@ -54,13 +54,13 @@ class DaliLoader(TrainingLoader):
             self._idle = decoder
             yield done
 
-    def _finish(self, decoder: _Decoder, batch: EncodedBatch) -> tuple[Tensor, ...]:
+    def _finish(self, decoder: _Decoder, batch: EncodedBatch) -> Any:
         try:
             images = decoder.take()
         except RuntimeError as error:
             raise self._encoded.refused(batch.number, error) from error
         targets = [target.to(images.device, non_blocking=True) for target in batch.targets]
-        return self._encoded.batches.finish(batch.number, images, *targets)
+        return self.collate_fn(self._encoded.batches.finish(batch.number, images, *targets))
 
 
 class _Decoder:
