@@ -60,7 +60,8 @@ class DaliLoader(TrainingLoader):
         except RuntimeError as error:
             raise self._encoded.refused(batch.number, error) from error
         targets = [target.to(images.device, non_blocking=True) for target in batch.targets]
-        return self.collate_fn(self._encoded.batches.finish(batch.number, images, *targets))
+        whole: Any = self._encoded.batches.finish(batch.number, images, *targets)
+        return self.collate_fn(whole)  # the containers that the plain loader yields
 
 
 class _Decoder:
