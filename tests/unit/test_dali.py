@@ -19,10 +19,11 @@ from lightning_pfc.data import Dali, Files, IdentityDataModule, Joint, Pipeline,
 from lightning_pfc.data.augment import augmentation
 from lightning_pfc.data.batches import BatchPlan, TrainingBatches, TrainingLoader
 from lightning_pfc.data.counter import stream
+from lightning_pfc.data.curation.convert import convert
 from lightning_pfc.data.dali import has_dali
 from lightning_pfc.data.dali.steps import draw
 from lightning_pfc.data.effects import Blur, Effect, Flip, Grey, HueSaturation, LowResolution
-from lightning_pfc.data.formats import BrokenImageError, MissingLibraryError
+from lightning_pfc.data.formats import BrokenImageError, FolderImages, MissingLibraryError
 from lightning_pfc.data.orders import ShuffledOrder
 
 with_dali = pytest.mark.skipif(not has_dali(), reason="the extra `dali` is not installed")
@@ -248,7 +249,26 @@ def test_images_of_another_size_are_fitted_as_the_plain_loader_does(tmp_path: Pa
 
 
 @with_dali
-def test_other_formats_are_decoded_too(tmp_path: Path) -> None:
+@pytest.mark.parametrize("format", ["recordio", "flat", "list", "parquet", "webdataset", "huggingface"])
+def test_the_files_may_have_any_format(faces: Path, tmp_path: Path, format: str) -> None:
+    if format == "huggingface":
+        datasets = pytest.importorskip("datasets")
+        images = FolderImages(faces)
+        rows = {"image": [{"bytes": images.read(i), "path": None} for i in range(len(images))], "label": images.labels}
+        features = datasets.Features({"image": datasets.Image(), "label": datasets.Value("int64")})
+        datasets.Dataset.from_dict(rows, features=features).save_to_disk(tmp_path / "made")
+        kind, path = format, tmp_path / "made"
+    else:
+        pytest.importorskip({"parquet": "pyarrow"}.get(format, "numpy"))
+        kind, layout = ("recordio", "flat") if format == "flat" else (format, "headered")
+        path = convert(FolderImages(faces), tmp_path / "made", kind, layout=layout, shard_size=20, progress=False)
+        path = path / "list.tsv" if format == "list" else path
+    source = Files(path=path, check=0, image_size=SIZE, format=kind)
+    assert float(differences(*both(source)).max()) < 1e-3
+
+
+@with_dali
+def test_other_codecs_are_decoded_too(tmp_path: Path) -> None:
     kinds = [("RGB", "PNG"), ("L", "JPEG"), ("CMYK", "JPEG"), ("RGB", "WEBP"), ("P", "PNG"), ("RGB", "BMP")]
     for label in range(2):
         (tmp_path / str(label)).mkdir()
