@@ -115,12 +115,10 @@ class Chunks:
         """What the sample adds to the logits of a chunk's negatives, (n,); -inf for padding, None for nothing."""
         return None if self._pad is None else self._pad[low:high]
 
-    def mask_padding_(self, logits: Tensor, low: int, high: int, live: Tensor | None = None) -> Tensor:
-        """Add what the sample wants the negatives to weigh, in place; with ``live``, to those columns of the chunk."""
+    def mask_padding_(self, logits: Tensor, low: int, high: int) -> Tensor:
+        """Add what the sample wants the negatives to weigh; the logits of padding become -inf. In place."""
         pad = self.padding(low, high)
-        if pad is None:
-            return logits
-        return logits.add_(pad if live is None else pad.index_select(0, live))
+        return logits if pad is None else logits.add_(pad)
 
 
 def chunk_cosines(x: Tensor, weight: Tensor, bias: Tensor | None, plan: Plan) -> Iterator[tuple[int, int, Tensor]]:

@@ -19,9 +19,10 @@ from lightning_pfc.distributed.collectives import all_reduce
 from lightning_pfc.heads.chunks import Chunks
 from lightning_pfc.heads.learned_curve import LearnedCurve
 from lightning_pfc.heads.memory import scratch
-from lightning_pfc.heads.negligible import Negligible, exponential_energy, select_classes
 from lightning_pfc.heads.plan import Plan, Sums
 from lightning_pfc.heads.row_gradients import RowGradients
+from lightning_pfc.heads.slope_filter import SlopeFilter
+from lightning_pfc.heads.sparse_slopes import times_centers
 from lightning_pfc.losses.base import Loss
 from lightning_pfc.products import fast_float32_products
 
@@ -139,14 +140,9 @@ class _SoftmaxSums(torch.autograd.Function):
         update = getattr(weight, "row_update", None)  # an optimizer that steps inside the backward pass
         update = update if wants_weight and update is not None and update.is_alive else None
         grads = RowGradients(chunks, wants_weight, keep_all=update is None)
-        # Each rank answers for its own targets, so that all together leave out no more than the tolerance allows.
-        own_targets = torch.where(plan.sample.columns >= 0, grad_target, 0.0)
-        skipped = Negligible(plan.gradient_filter, own_targets, chunks.num_rows)
+        sparse = SlopeFilter(chunks, logsumexp, grad_logsumexp, grad_target) if plan.gradient_filter > 0 else None
         if update is not None:
             update.begin(weight)
-        # Where slopes are exponentials and nothing else, the classes to leave out are known before there are slopes.
-        early = plan.linear and not plan.loss.needs_negative_sum and chunks.centers == 1
-        height = (grad_logsumexp * plan.loss.scale).abs().log() - logsumexp
         slopes, shared, product = (scratch((batch * chunks.width,), x) for _ in range(3))
         for i, (low, high) in enumerate(chunks.ranges):
             n = high - low
@@ -157,34 +153,28 @@ class _SoftmaxSums(torch.autograd.Function):
             else:
                 scores = chunks.scores(low, high, rows, inverse, shared[: n * batch].view(batch, n), plan.score_scale)
             column, hit = chunks.targets(low, high)
-            live = None
-            if plan.gradient_filter > 0 and early:
-                room = product[: n * batch].view(batch, n)
-                energy = exponential_energy(scores, height, chunks.padding(low, high), out=room)
-                live = skipped.live(energy.index_fill_(0, column[hit], torch.inf))
-            if live is not None:
-                rows, inverse, scores = select_classes(live, rows, inverse, scores)
-                column = torch.searchsorted(live, column).clamp_(max=live.shape[0] - 1)
-            out, room = (buffer[: scores.numel()].view_as(scores) for buffer in (slopes, product))
-            curve = learned.curve(plan, scores) if not plan.linear else None
-            slope = _negative_gradient(
-                chunks, (low, high), scores, curve, logsumexp, grad_logsumexp, grad_total, out, live
-            )
-            if curve is not None:
-                slope.copy_(learned.chain(curve, slope, column, hit))
-            slope.scatter_(1, column, torch.where(hit, grad_target[:, None], slope.gather(1, column)))
-            if chunks.centers > 1:
-                rows, scores, slope = chunks.nearest_only(rows, inverse, slope)
-                room = torch.empty_like(slope)
-            if plan.gradient_filter > 0 and not early:
-                live = skipped.live(torch.mul(slope, slope, out=room).sum(0))
-                if live is not None:
-                    rows, inverse, scores = select_classes(live, rows, inverse, scores)
-                    slope = slope.index_select(1, live)
+            few = None if sparse is None else sparse.foreseen(low, high, scores, column, hit)
+            if few is None:
+                out, room = (buffer[: n * batch].view(batch, n) for buffer in (slopes, product))
+                curve = learned.curve(plan, scores) if not plan.linear else None
+                slope = _negative_gradient(
+                    chunks, (low, high), scores, curve, logsumexp, grad_logsumexp, grad_total, out
+                )
+                if curve is not None:
+                    slope.copy_(learned.chain(curve, slope, column, hit))
+                slope.scatter_(1, column, torch.where(hit, grad_target[:, None], slope.gather(1, column)))
+                if chunks.centers > 1:
+                    rows, scores, slope = chunks.nearest_only(rows, inverse, slope)
                     room = torch.empty_like(slope)
-            gradient = grads.add(low, high, rows, inverse, scores, slope, room, live)
-            if grad_x is not None:  # slope now carries the inverse norms
-                grad_x.addmm_(slope, rows)
+                few = None if sparse is None else sparse.found(slope)
+            if few is not None:
+                gradient, few = grads.add_few(low, high, rows, inverse, scores, few)
+                if grad_x is not None:
+                    grad_x += times_centers(few, rows, batch)
+            else:
+                gradient = grads.add(low, high, rows, inverse, scores, slope, room)
+                if grad_x is not None:  # slope now carries the inverse norms
+                    grad_x.addmm_(slope, rows)
             if update is not None and gradient is not None:
                 valid = plan.sample.valid
                 real = None if valid is None else valid[low:high].sum().to(weight.device)
@@ -219,15 +209,11 @@ def _negative_gradient(
     grad_logsumexp: Tensor,
     grad_total: Tensor,
     out: Tensor,
-    live: Tensor | None,
 ) -> Tensor:
-    """Slopes (B, n) d loss / d cosine of a chunk's negatives, d / d logit with a ``curve``; of the target, anything.
-
-    With ``live``, the scores are those columns of the chunk only.
-    """
+    """Slopes (B, n) d loss / d cosine of a chunk's negatives, d / d logit with a ``curve``; of the target, anything."""
     plan, loss = chunks.plan, chunks.plan.loss
     logits, chain = (scores, loss.scale) if curve is None else (curve.detach(), 1.0)
-    slope = chunks.mask_padding_(torch.sub(logits, logsumexp[:, None], out=out), *bounds, live).exp_()
+    slope = chunks.mask_padding_(torch.sub(logits, logsumexp[:, None], out=out), *bounds).exp_()
     slope.mul_((grad_logsumexp * chain)[:, None])
     if loss.needs_negative_sum:
         spread = (grad_total * chain)[:, None]

@@ -8,6 +8,7 @@ from torch import Tensor
 from lightning_pfc.distributed.collectives import all_reduce
 from lightning_pfc.heads.chunks import NORM_EPS, Chunks
 from lightning_pfc.heads.memory import scratch
+from lightning_pfc.heads.sparse_slopes import Slopes, by_class, sums_by_class, times_batch
 
 
 class RowGradients:
@@ -30,33 +31,55 @@ class RowGradients:
         scores: Tensor,
         slope: Tensor,
         product: Tensor,
-        live: Tensor | None = None,
     ) -> Tensor | None:
         """Gradient of a chunk's rows from ``slope`` = d loss / d cosine (B, n), which is left multiplied by 1/|w|.
 
         With ``u = w/|w|`` and ``g = sum_i slope_i x_i``: ``dw = (g - u (u.g)) / |w|`` and ``u.g = sum_i slope_i
-        cos_i``. With ``live``, all arguments hold those columns of the chunk only, and the other gradients are zero.
+        cos_i``.
         """
         if self.bias is not None:
-            sums = slope.sum(0)
-            self.bias[low:high] = sums if live is None else sums.new_zeros(high - low).index_copy_(0, live, sums)
+            self.bias[low:high] = slope.sum(0)
         if inverse is not None:
             slope.mul_(inverse)
-        if self.values is None:
+        whole = self._room(low, high)
+        if whole is None:
             return None
-        whole = self.values[low:high] if self.keep_all else self.values[: high - low]
-        out = whole.view(-1, self.chunks.x.shape[1]) if live is None else torch.empty_like(rows)
+        out = whole.view(-1, self.chunks.x.shape[1])
         if inverse is None:
             torch.mm(slope.t(), self.chunks.x, out=out)
         else:
             along = torch.mul(slope, scores, out=product).sum(0).div_(self.chunks.plan.score_scale)
-            # a row shorter than eps is scaled by a constant, so nothing is projected out of its gradient
-            along = torch.where(inverse < 1.0 / NORM_EPS, along, 0.0)
-            torch.mul(rows, (along * inverse).neg_()[:, None], out=out)
+            torch.mul(rows, _projected(along, inverse)[:, None], out=out)
             out.addmm_(slope.t(), self.chunks.x)
-        if live is not None:
-            whole.zero_().view(-1, self.chunks.x.shape[1]).index_copy_(0, live, out)
         return self.chunks.chain_(whole, low, high)
+
+    def add_few(
+        self, low: int, high: int, rows: Tensor, inverse: Tensor | None, scores: Tensor, slopes: Slopes
+    ) -> tuple[Tensor | None, Slopes]:
+        """As :meth:`add`, from the slopes that matter; also these, multiplied by 1/|w|."""
+        ordered, starts = by_class(slopes)
+        classes = ordered.columns[starts]
+        if self.bias is not None:
+            self.bias[low:high] = 0.0
+            self.bias[low:high][classes] = sums_by_class(ordered.values, starts)
+        if inverse is not None:
+            slopes = slopes._replace(values=slopes.values * inverse[slopes.columns])
+            ordered = ordered._replace(values=ordered.values * inverse[ordered.columns])
+        whole = self._room(low, high)
+        if whole is None:
+            return None, slopes
+        found = times_batch(ordered, starts, self.chunks.x)
+        if inverse is not None:
+            cosines = scores[ordered.rows, ordered.columns] / self.chunks.plan.score_scale
+            along = sums_by_class(ordered.values * cosines, starts)
+            found.addcmul_(rows[classes], _projected(along, inverse[classes])[:, None])
+        whole.zero_().view(-1, self.chunks.x.shape[1]).index_copy_(0, classes, found)
+        return self.chunks.chain_(whole, low, high), slopes
+
+    def _room(self, low: int, high: int) -> Tensor | None:
+        if self.values is None:
+            return None
+        return self.values[low:high] if self.keep_all else self.values[: high - low]
 
     def weight_gradient(self, weight: Tensor, row_sparse: bool) -> Tensor:
         """The centers' gradient as autograd wants it: dense like ``weight``, or COO over the sampled rows."""
@@ -80,3 +103,9 @@ class RowGradients:
                 ids[None], values, parameter.shape, is_coalesced=plan.sample.valid is None, check_invariants=False
             )
         return values if index is None else torch.zeros_like(parameter).index_add_(0, index, values)
+
+
+def _projected(along: Tensor, inverse: Tensor) -> Tensor:
+    """Factor (n,) of the centers in their gradient; ``along`` = u.g / |w|."""
+    # a row shorter than eps is scaled by a constant, so nothing is projected out of its gradient
+    return torch.where(inverse < 1.0 / NORM_EPS, along, 0.0).mul_(inverse).neg_()
