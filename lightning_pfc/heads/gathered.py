@@ -49,7 +49,7 @@ class Gathered(NamedTuple):
         start, stop = self.own.start, self.own.stop
         return self.own if self.weights is None else slice(start, start + (stop - start) // 2)
 
-    def index(self) -> Tensor:
+    def places(self) -> Tensor:
         """Place (B,) of each row in the global batch, whoever brought it; second labels come after all first ones."""
         if self.weights is None:
             return torch.arange(self.x.shape[0], device=self.x.device) + self.offset

@@ -68,11 +68,13 @@ class PartialFC(ShardedRows):
         memory_budget: bytes of logits kept from forward to backward; what exceeds it is computed again in the backward
             pass.
         chunk_size: classes in one pass of the inner loop; None chooses.
-        gradient_filter: share of the gradient that may be left out of the backward products, 0 for none. Late in
+        gradient_filter: share of the gradient that may be left out of the backward products, 0 for none. Soon in
             training almost all probabilities are negligible (cf. gradient filtering in Cut Cross-Entropy,
-            arXiv:2411.09009, section 4.3); the classes that matter least are left out, the weakest first, until the
-            root of their energy in d loss / d cosine is this share of that of all, over all ranks. The gradients of
-            embeddings and centers are then off by about as much. On a CPU only: it needs sizes that depend on values.
+            arXiv:2411.09009, section 4.3): an image meets few classes that it could be taken for. Every d loss / d
+            cosine of an image and a class below a bound is left out; all of them together, over all ranks, hold at most
+            the square of this share of the sum of squares. The gradients of embeddings and centers were off by a tenth
+            to a twentieth of it. Where few are left, sums over them take the place of the matrix products. On a CPU
+            only: it needs sizes that depend on values.
         additions: losses on the gathered embeddings alone, added to the value; see
             :mod:`lightning_pfc.losses.additions`.
         check_finite: whether a NaN or an infinity in the embeddings raises, on every rank. The strategy switches it off
@@ -332,7 +334,7 @@ class PartialFC(ShardedRows):
             target_cosine=None,
             seed=self.seed,
             step=self.step.clone(),
-            index=batch.index(),
+            index=batch.places(),
         )
         if loss.needs_target_cosine:
             plan = self._plan(rows, {}, sample)

@@ -39,7 +39,7 @@ class Plan:
         replica_group: the ranks that hold copies of this shard, over which row gradients are summed; None for none.
         memory_budget: bytes of logits kept from forward to backward; chunks beyond it are computed again.
         chunk_size: classes per chunk; None chooses.
-        gradient_filter: relative tolerance below which a class's part in the backward products is left out; 0 is exact.
+        gradient_filter: share of the gradient that may be left out of the backward products; 0 is exact.
         prototypes: what takes the place of the centers; None for the centers themselves.
     """
 
