@@ -1,4 +1,4 @@
-"""What each trick is worth: one after another is added, and the last line is ``experiment=bag_of_tricks``.
+"""What each trick is worth: one after another is added; with the average of weights it is ``experiment=bag_of_tricks``.
 
 Usage: python recipes/claims/bag_of_tricks.py [--launcher COMMAND] [--draw-only]
 """
