@@ -27,7 +27,9 @@ def gather_rows(local: Tensor, num_classes: int, comm: Comm) -> Tensor | None:
     padded = local.new_zeros((most, *local.shape[1:]))
     padded[: len(local)] = local
     parts = [torch.empty_like(padded) for _ in range(comm.shard_size)] if comm.shard_rank == 0 else None
-    dist.gather(padded, parts, group=comm.shard_group, group_dst=0)
+    # rows in the host's memory beside GPUs: the tensor group may be NCCL's, which takes none
+    on_host = local.device.type == "cpu" and comm.shard_size == comm.world_size
+    dist.gather(padded, parts, group=comm.agreement.group if on_host else comm.shard_group, group_dst=0)
     if parts is None:
         return None
     return torch.cat(parts)[:num_classes]
