@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -76,8 +76,7 @@ class SparseAdamW(RowSparseOptimizer):
         betas = group["betas"]
         if len(betas) != 2 or not all(0.0 <= float(beta) < 1.0 for beta in betas):
             raise ValueError(f"betas={betas} is not allowed; give two numbers from 0 up to, but not including, 1.")
-        if group["missed_steps"] not in ("skip", "decay"):
-            raise ValueError(f"missed_steps={group['missed_steps']!r} is not allowed; give 'skip' or 'decay'.")
+        check_missed_steps(group["missed_steps"])
 
     def _ensure_dense_state(self, param: Tensor, group: dict[str, Any]) -> None:
         state = self.state[param]
@@ -131,3 +130,9 @@ class SparseAdamW(RowSparseOptimizer):
         square = state[SQUARE].mul_(beta2).addcmul_(grad, grad, value=1 - beta2)
         scale = (1 - beta2**step) ** 0.5
         weight.addcdiv_(mean, square.sqrt().div_(scale).add_(group["eps"]), value=-lr / (1 - beta1**step))
+
+
+def check_missed_steps(word: object) -> None:
+    """Raises ValueError for a word that is none of :data:`MissedSteps`."""
+    if word not in get_args(MissedSteps):
+        raise ValueError(f"missed_steps={word!r} is not allowed; give 'skip' or 'decay'.")

@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from lightning_pfc.optim import schedules
-from lightning_pfc.optim.adamw import SparseAdamW
+from lightning_pfc.optim.adamw import SparseAdamW, check_missed_steps
 from lightning_pfc.optim.groups import parameter_groups
 from lightning_pfc.optim.lars import LARS
 from lightning_pfc.optim.rowwise_adagrad import RowWiseAdagrad
@@ -79,8 +79,8 @@ def create_optimizer(
         )
     sparse = name in _ONLY_ROW_SPARSE or (name in ROW_SPARSE and (row_sparse if wanted is None else bool(wanted)))
     factory = ROW_SPARSE[name] if sparse else _torch_optimizers()[name]
-    if not sparse and name == "adamw":
-        arguments.pop("missed_steps", None)  # a row that moves in every step misses none
+    if not sparse and name == "adamw" and "missed_steps" in arguments:
+        check_missed_steps(arguments.pop("missed_steps"))  # a row that moves in every step misses none
     known = [p for p in inspect.signature(factory).parameters if p not in ("self", "params")]
     for key in arguments:
         if key not in (*known, *_GROUP_KEYS, *_SCALE_KEYS):

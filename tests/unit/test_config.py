@@ -131,6 +131,9 @@ def test_optimizers_and_schedules_name_what_exists() -> None:
         create_optimizer(model, {"name": "adamww", "lr": 1.0}, row_sparse=False)
     with pytest.raises(ValueError, match=r"Did you mean momentum\?"):
         create_optimizer(model, {"name": "sgd", "lr": 1.0, "momemtum": 0.9}, row_sparse=False)
+    for row_sparse in (False, True):
+        with pytest.raises(ValueError, match="missed_steps='count'"):
+            create_optimizer(model, {"name": "adamw", "lr": 1.0, "missed_steps": "count"}, row_sparse=row_sparse)
     with pytest.raises(ValueError, match="needs lr"):
         create_optimizer(model, {"name": "sgd"}, row_sparse=False)
     with pytest.raises(ValueError, match="no row-sparse form"):
