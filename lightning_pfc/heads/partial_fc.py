@@ -63,8 +63,9 @@ class PartialFC(ShardedRows):
         rows_on: "device": the centers are where the head is. "host": centers and their state in an optimizer stay in
             the host's memory (pinned where there is a GPU) or in ``row_folder``, and the head computes where the module
             is moved to: the sampled rows go there a chunk at a time, the next ones being gathered while it computes
-            with these, and their gradients come back. The host then waits for the GPU once in the forward pass and once
-            in the backward pass. Never run on a GPU so far.
+            with these, and their gradients come back. The host then waits for the GPU once in the forward pass (twice
+            for a loss that asks for the targets' cosines first) and once in the backward pass, or once a chunk with
+            centers updated there. Never run on a GPU so far.
         memory_budget: bytes of logits kept from forward to backward; what exceeds it is computed again in the backward
             pass.
         chunk_size: classes in one pass of the inner loop; None chooses.
@@ -72,9 +73,9 @@ class PartialFC(ShardedRows):
             training almost all probabilities are negligible (cf. gradient filtering in Cut Cross-Entropy,
             arXiv:2411.09009, section 4.3): an image meets few classes that it could be taken for. Every d loss / d
             cosine of an image and a class below a bound is left out; all of them together, over all ranks, hold at most
-            the square of this share of the sum of squares. The gradients of embeddings and centers were off by a tenth
-            to a twentieth of it. Where few are left, sums over them take the place of the matrix products. On a CPU
-            only: it needs sizes that depend on values.
+            the square of this share of the sum of squares. The gradients of embeddings and centers were off by a
+            quarter to a sixtieth of it. Where few are left, sums over them take the place of the matrix products. On a
+            CPU only: it needs sizes that depend on values.
         additions: losses on the gathered embeddings alone, added to the value; see
             :mod:`lightning_pfc.losses.additions`.
         check_finite: whether a NaN or an infinity in the embeddings raises, on every rank. The strategy switches it off

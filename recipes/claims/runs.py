@@ -25,8 +25,8 @@ from typing import Any
 IMAGES = Path(__file__).parents[2] / "docs" / "images"
 SEEDS = (0, 1, 2)
 # Chosen by try-outs on another split of the characters (docs/claims.md says how): what one thread trains in half a
-# minute with all classes in every step. Centers that were not sampled follow the optimizer too (row_sparse=false): in
-# runs as short as these AdamW on sampled rows alone is far behind, which sampling.py shows in a line of its own.
+# minute with all classes in every step. Centers that were not sampled follow the optimizer too (row_sparse=false);
+# sampling.py has AdamW on sampled rows alone in lines of its own.
 SETTING = (
     "data.source.train_classes=4000",
     "data.batch_size=64",
