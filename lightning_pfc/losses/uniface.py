@@ -15,11 +15,12 @@ from lightning_pfc.losses.base import Loss, Rows, State
 
 @dataclass(frozen=True, kw_only=True)
 class UniFace(Loss):
-    """Unified cross entropy with margin and balance (UniFace, Zhou et al., ICCV 2023, eq. 11 to 15).
+    """Unified cross entropy with margin and balance (UniFace, Zhou et al., ICCV 2023).
 
     ``softplus(-(s (cos_y - m) - b)) + lambda sum_j softplus(s cos_j - b)``: every pair is asked to lie on its side of
-    one threshold ``b / s``, which is learned and starts at ``log(10 C)``. The paper's other balance, a share r of the
-    negatives, is this package's ``sample_rate``. Needs one more number a row in the head's all-reduce, and one
+    one threshold ``b / s``, which is learned and starts at ``log(10 C)``, as ``Unified_Cross_Entropy_Loss`` in the
+    authors' code does. The paper's other balance, a share r of the negatives, is this package's ``sample_rate``; the
+    authors' b then starts at ``log(10 C r)``. Needs one more number a row in the head's all-reduce, and one
     all-reduce of ``b``'s gradient.
 
     Args:

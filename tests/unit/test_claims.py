@@ -8,7 +8,7 @@ import math
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,24 +16,18 @@ import pytest
 from lightning_pfc.config import compose
 
 CLAIMS = Path(__file__).parents[2] / "recipes" / "claims"
-NAMES = ("sampling", "noise", "long_tail", "bag_of_tricks", "parallel")
+NAMES = ("sampling", "noise", "long_tail", "bag_of_tricks", "faces", "parallel")
 
 
 @pytest.fixture
 def claim(monkeypatch):
     monkeypatch.syspath_prepend(str(CLAIMS))
-    loaded: list[str] = []
-
-    def load(name: str) -> ModuleType:
-        loaded.extend([name, "runs"])
-        return importlib.import_module(name)
-
-    yield load
-    for name in loaded:
+    yield importlib.import_module
+    for name in [path.stem for path in CLAIMS.glob("*.py")]:
         sys.modules.pop(name, None)
 
 
-@pytest.mark.parametrize("name", NAMES[:-1])
+@pytest.mark.parametrize("name", NAMES[:-2])
 def test_every_setting_composes(claim, name):
     module = claim(name)
     assert len({setting.name for setting in module.SETTINGS}) == len(module.SETTINGS)
@@ -42,18 +36,22 @@ def test_every_setting_composes(claim, name):
         compose([*words, *setting.overrides])
 
 
+def test_faces_compose(claim):
+    faces = claim("faces")
+    for setting in faces.SETTINGS:
+        assert compose([*faces.FACES, *setting.overrides, "data.source.path=x"]).data.source.test_share == 0.3
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_tables_and_pictures_of_made_up_results(claim, name, tmp_path, monkeypatch, capsys):
     module = claim(name)
-    monkeypatch.setattr(module, "IMAGES", tmp_path)
+    for images in (module, sys.modules["runs"]):
+        monkeypatch.setattr(images, "IMAGES", tmp_path, raising=False)
+    fars = ("1e-2", "1e-3", "1e-4", "1e-5")
     keys = [
-        "test/accuracy",
-        "test/tar@far=1e-3",
-        "heldout/accuracy",
-        "heldout/tar@far=1e-3",
-        "cpu_seconds",
-        "memory_mb",
+        f"{name}/{kind}tar@far={far}" for name in ("test", "heldout") for kind in ("", "all_pairs_") for far in fars
     ]
+    keys += ["test/accuracy", "heldout/accuracy", "cpu_seconds", "memory_mb"]
     keys += ["top1/head", "top1/middle", "top1/tail", "top1/all", "rows_per_second"]
     epochs = [{"apcs": 0.5, "mics": 0.4, "amncs/noise": 0.1 * i, "amncs/hard": 0.2} for i in range(3)]
     records = [
@@ -73,18 +71,25 @@ def test_runs_are_kept_and_only_the_missing_ones_done(claim, tmp_path, monkeypat
     results = tmp_path / "x.jsonl"
     results.write_text(json.dumps({"setting": "a", "seed": 0, "value": 1.0}) + "\n")
     asked: list[list[str]] = []
-    monkeypatch.setattr(
-        runs.subprocess, "run", lambda command, check: asked.append(command) or SimpleNamespace(returncode=0)
-    )
-    monkeypatch.setattr(sys, "argv", ["x.py", "--results", str(results), "--launcher", "nice -n 5", "--at-once", "2"])
+
+    def record(command, **how):
+        assert how["env"]["OMP_NUM_THREADS"] == "1"
+        asked.append(command)
+        return SimpleNamespace(returncode=int(command[-4:-2] == ["b", "1"]))
+
+    monkeypatch.setattr(runs.subprocess, "run", record)
+    words = ["--results", str(results), "--launcher", "nice -n 5", "--jobs", "2", "trainer.max_epochs=1"]
+    monkeypatch.setattr(sys, "argv", ["x.py", *words])
     monkeypatch.setattr(runs, "IMAGES", tmp_path)
-    settings = [runs.Setting("a"), runs.Setting("b")]
+    settings = [runs.Setting("a"), runs.Setting("b", ("x=y",))]
     runs.main("x", settings, lambda setting, seed: {}, lambda records: None, seeds=(0, 1))
-    assert [command[:3] for command in asked] == [["nice", "-n", "5"]] * 2
-    assert [command[-4:] for command in asked] == [["b", "0", "a", "1"], [str(results), "--only", "b", "1"]]
-    monkeypatch.setattr(sys, "argv", ["x.py", "--results", str(results), "--only", "b", "0"])
-    runs.main("x", settings, lambda setting, seed: {"value": seed}, lambda records: None)
-    assert runs.load(results)[1] == {"claim": "x", "setting": "b", "seed": 0, "value": 0}
+    assert [command[:3] for command in asked] == [["nice", "-n", "5"]] * 3
+    assert all(command[-2:] == ["--", "trainer.max_epochs=1"] for command in asked)
+    assert sorted(command[-4:-2] for command in asked) == [["a", "1"], ["b", "0"], ["b", "1"]]
+    assert "b, seed 1: FAILED" in "".join(capsys.readouterr())
+    monkeypatch.setattr(sys, "argv", ["x.py", "--results", str(results), "--only", "b", "0", "--", "z=1"])
+    runs.main("x", settings, lambda setting, seed: {"value": setting.overrides}, lambda records: None)
+    assert runs.load(results)[1] == {"claim": "x", "setting": "b", "seed": 0, "value": ["x=y", "z=1"]}
 
 
 def test_intervals(claim):
@@ -147,8 +152,8 @@ def test_the_experiment_is_made_of_the_tricks_that_are_measured(claim):
     """Every word of ``experiment=bag_of_tricks`` is a step of the ladder."""
     ladder = claim("bag_of_tricks").SETTINGS
     config = compose(["experiment=bag_of_tricks"])
-    step = compose([w for w in ladder[5].overrides if not w.startswith("~")])
-    assert ladder[5].name.startswith("+ average")
+    average = next(setting for setting in ladder if setting.name.startswith("+ average"))
+    step = compose([w for w in average.overrides if not w.startswith("~")])
     for part in ("loss", "optimizer", "scheduler"):
         assert config[part] == step[part]
     assert config.data.augment == step.data.augment

@@ -15,7 +15,7 @@ from lightning_pfc.heads.sampling import Sample, columns_of, distinct, is_among,
 class Dissection(Sampler):
     """Negatives drawn evenly from all C classes; a target that was not drawn is nobody's negative.
 
-    Softmax Dissection (arXiv:1908.01281, section 3.3, D-Softmax-K) samples the inter-class term alone and keeps the
+    Softmax Dissection (arXiv:1908.01281, D-Softmax-K) samples the inter-class term alone and keeps the
     intra-class term whole. Partial FC's samples always hold the targets of the whole batch, which makes a class that
     has an image in the batch a negative more often than others; here every class is one equally often. Meant for
     ``loss=dsoftmax``, possible with any. Costs what :class:`Uniform` costs, on any number of ranks.
