@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import functools
 import importlib.metadata
-import json
-import os
 import platform
 import resource
 import sys
@@ -40,14 +38,6 @@ def peak_memory() -> dict[str, int]:
     if torch.cuda.is_available():
         found["device"] = torch.cuda.max_memory_allocated()
     return found
-
-
-def write_json(path: str | os.PathLike[str], content: Mapping[str, Any]) -> None:
-    """Write a file as a whole or not at all."""
-    path = Path(path)
-    partial = path.with_name(f".{path.name}.part")
-    partial.write_text(json.dumps(content, indent=2, allow_nan=True) + "\n")
-    partial.replace(path)
 
 
 def print_results(results: Mapping[str, Any], console: Console | None = None) -> None:

@@ -12,6 +12,8 @@ from lightning.pytorch.loggers.logger import Logger
 from lightning_utilities.core.rank_zero import rank_zero_only
 from typing_extensions import override
 
+from lightning_pfc.storage.whole_files import write_whole
+
 
 class CSVLogger(Logger):
     """Writes ``SAVE_DIR/metrics.csv``: one row per logged step, one column per name, empty where nothing was logged.
@@ -87,13 +89,10 @@ class CSVLogger(Logger):
         """The whole file anew, at once: a reader never sees half of it."""
         names = {name for row in rows for name in row}
         self._columns = ["step", *sorted(names - {"step"})]
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        partial = self.path.with_name(f".{self.path.name}.part")
-        with partial.open("w", newline="") as file:
+        with write_whole(self.path, "w", newline="") as file:
             writer = csv.DictWriter(file, self._columns, restval="")
             writer.writeheader()
             writer.writerows(rows)
-        partial.replace(self.path)
 
 
 def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, Any]]:

@@ -17,7 +17,7 @@ from lightning_pfc.callbacks.between_steps import log_numbers, stop_clocks
 from lightning_pfc.heads.partial_fc import PartialFC, iter_heads
 from lightning_pfc.metrics.centers import NORM_RANGE, CenterDiagnostics, Collision, SampleDiagnostics, worst_collisions
 from lightning_pfc.plots.classes import plot_counts
-from lightning_pfc.protocols.report import write_results
+from lightning_pfc.storage.whole_files import write_json
 
 
 class ClassDiagnostics(Callback):
@@ -146,7 +146,7 @@ class ClassDiagnostics(Callback):
         if (names := _class_names(trainer, num_classes)) is not None:
             nearest = [pair | {"names": [names[pair["first"]], names[pair["second"]]]} for pair in nearest]
         content = {"step": trainer.global_step, "metrics": values, "nearest": nearest}
-        write_results(folder / f"{base}.json", content)
+        write_json(folder / f"{base}.json", content)
         plot_counts(
             {"cosine": cosines, "length": norms},
             {"cosine": (-1.0, 1.0), "length": NORM_RANGE},

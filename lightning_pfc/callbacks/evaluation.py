@@ -16,8 +16,9 @@ from lightning_pfc.callbacks.between_steps import log_numbers, stop_clocks
 from lightning_pfc.callbacks.ranks import comm_of
 from lightning_pfc.data.camera import to_float
 from lightning_pfc.protocols.peers import Peers
-from lightning_pfc.protocols.report import ProtocolResult, as_json, metrics_of, write_results
+from lightning_pfc.protocols.report import ProtocolResult, as_json, metrics_of
 from lightning_pfc.protocols.suite import Settings, Suite, check_protocol, missing_files
+from lightning_pfc.storage.whole_files import write_json
 
 
 class EvaluateProtocols(Callback):
@@ -110,7 +111,7 @@ class EvaluateProtocols(Callback):
         log_numbers(trainer, found)
         if trainer.is_global_zero:
             content = {"step": trainer.global_step, **as_json(results)}
-            write_results(Path(trainer.default_root_dir) / "protocols" / f"step-{trainer.global_step}.json", content)
+            write_json(Path(trainer.default_root_dir) / "protocols" / f"step-{trainer.global_step}.json", content)
         stop_clocks(trainer, pl_module)
 
 

@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from lightning_pfc.data.curation.atomic import write_whole
 from lightning_pfc.data.formats import EncodedImages, MissingLibraryError, Subset, open_images
 from lightning_pfc.data.formats.opening import READERS
+from lightning_pfc.storage.whole_files import write_whole
 
 _DATA = """a data set: a folder of folders, a .rec file (or the folder of train.rec), a list (.lst .tsv .csv .txt), a
 parquet or Arrow file or a folder of these, WebDataset shards ('train-{000..123}.tar'), or what datasets.save_to_disk

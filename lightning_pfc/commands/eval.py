@@ -22,9 +22,10 @@ from omegaconf.errors import OmegaConfBaseException
 
 from lightning_pfc.config import compose, config_dir, explain, register_resolvers
 from lightning_pfc.protocols.peers import Peers
-from lightning_pfc.protocols.report import ProtocolResult, as_json, draw, print_table, write_results
+from lightning_pfc.protocols.report import ProtocolResult, as_json, draw, print_table
 from lightning_pfc.protocols.suite import PROTOCOLS, Suite
 from lightning_pfc.report import versions
+from lightning_pfc.storage.whole_files import write_json
 
 _log = logging.getLogger(__name__)
 _FULL_ERROR = "HYDRA_FULL_ERROR"
@@ -86,7 +87,7 @@ def run(config: DictConfig, folder: Path, overrides: Sequence[str] = ()) -> dict
             folder.mkdir(parents=True, exist_ok=True)
             OmegaConf.save(config, folder / "config.yaml", resolve=True)
             pictures = draw(found, folder / "plots") if config.plots else []
-            write_results(folder / "results.json", results)
+            write_json(folder / "results.json", results)
             print_table(found, float(config.settings.level))
             for path in [folder / "results.json", *pictures]:
                 _log.info("%s", path)

@@ -33,7 +33,8 @@ from lightning_pfc.config import RUN_DIR_VARIABLE, compose, config_dir, explain,
 from lightning_pfc.distributed.jobs import job_name, refuse_lonely_task, restart_count
 from lightning_pfc.distributed.rendezvous import agree_on_text
 from lightning_pfc.evaluation import VerificationEvaluation
-from lightning_pfc.report import draw, peak_memory, print_results, versions, write_json
+from lightning_pfc.report import draw, peak_memory, print_results, versions
+from lightning_pfc.storage.whole_files import write_json, write_whole
 from lightning_pfc.strategies import PartialFCStrategy
 
 _log = logging.getLogger(__name__)
@@ -222,10 +223,8 @@ def _refuse_sweep_over_children(trainer: L.Trainer) -> None:
 
 @rank_zero_only
 def _save_config(config: DictConfig, folder: Path) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    partial = folder / ".config.yaml.part"
-    OmegaConf.save(config, partial, resolve=True)
-    partial.replace(folder / "config.yaml")
+    with write_whole(folder / "config.yaml", "w", encoding="utf-8") as file:
+        OmegaConf.save(config, file, resolve=True)
 
 
 def _draw(module: L.LightningModule, data: Any, folder: Path) -> None:

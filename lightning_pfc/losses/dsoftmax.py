@@ -14,8 +14,8 @@ from lightning_pfc.losses.base import Loss, Rows, State
 class DSoftmax(Loss):
     """``log(1 + e^(s d) / e^(s cos t_y)) + log(1 + sum_{j != y} e^(s cos t_j))``.
 
-    Softmax Dissection, arXiv:1908.01281, D-Softmax: in the softmax, a target that is ahead of its negatives is no longer
-    pulled, and the other way round. Here the first term pulls every row to its center until its cosine is well
+    Softmax Dissection, arXiv:1908.01281, D-Softmax: in the softmax, a target that is ahead of its negatives is no
+    longer pulled, and the other way round. Here the first term pulls every row to its center until its cosine is well
     beyond d, however far the negatives are; the second pushes the negatives away, wherever the target is. With
     ``sample_rate`` below 1 only the second term is sampled, which is the paper's D-Softmax-K; with
     ``sampler=dissection`` exactly so.

@@ -12,6 +12,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from lightning_pfc.storage.whole_files import write_whole
+
 Array = npt.NDArray[np.float64]
 
 # Okabe and Ito's palette: told apart by colour-blind readers too.
@@ -45,13 +47,8 @@ def write(figure: Figure, path: str | os.PathLike[str], dpi: int = 130) -> Path:
     path = Path(path)
     if path.suffix.lower() != ".png":
         raise ValueError(f"path={str(path)!r} must end in .png; other formats are not written")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        figure.savefig(partial, format="png", dpi=dpi)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with write_whole(path) as file:
+        figure.savefig(file, format="png", dpi=dpi)
     return path
 
 

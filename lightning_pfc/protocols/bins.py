@@ -17,6 +17,7 @@ from lightning_pfc.data.formats.errors import FormatError
 from lightning_pfc.metrics.functional import fold_of_pair
 from lightning_pfc.protocols.pairs import IndexedPairs
 from lightning_pfc.protocols.pickled import ByteArray, Span, read_pickled
+from lightning_pfc.storage.whole_files import write_whole
 
 
 class BinImages:
@@ -149,12 +150,6 @@ def write_bin(path: str | os.PathLike[str], images: Sequence[bytes], same: Seque
         raise ValueError(f"images has {len(images)} entries for {len(same)} pairs; give two for each of at least one")
     if any(not image for image in images):
         raise ValueError("images holds one without bytes")
-    path = Path(path)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with partial.open("wb") as file:
-            # Protocol 4: what Python 3.4 and everything since reads, with 64-bit lengths.
-            pickle.dump(([bytes(image) for image in images], [bool(flag) for flag in same]), file, protocol=4)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with write_whole(path) as file:
+        # Protocol 4: what Python 3.4 and everything since reads, with 64-bit lengths.
+        pickle.dump(([bytes(image) for image in images], [bool(flag) for flag in same]), file, protocol=4)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
-import math
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -91,16 +89,6 @@ def as_json(results: Iterable[ProtocolResult]) -> dict[str, Any]:
     }
 
 
-def write_results(path: str | os.PathLike[str], content: Mapping[str, Any]) -> Path:
-    """Write JSON whole or not at all; numbers that do not exist become null."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
-    partial.write_text(json.dumps(_finite(content), indent=2, allow_nan=False) + "\n", encoding="utf-8")
-    partial.replace(path)
-    return path
-
-
 def print_table(results: Iterable[ProtocolResult], level: float, console: Console | None = None) -> None:
     """One table of all sets."""
     table = Table(title_justify="left", show_edge=False, pad_edge=False)
@@ -158,13 +146,3 @@ class _Pictures:
         import numpy as np
 
         return self.images.fetch(np.asarray([row], dtype=np.int64))[0]
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, Mapping):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    return value

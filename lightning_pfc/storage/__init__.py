@@ -1,1 +1,1 @@
-"""Where rows are kept beyond memory; used by heads and optimizers alike, and using neither."""
+"""How files are kept: rows beyond memory, and files that appear whole or not at all."""

@@ -16,7 +16,7 @@ import pytest
 from lightning_pfc.config import compose
 
 CLAIMS = Path(__file__).parents[2] / "recipes" / "claims"
-NAMES = ("sampling", "noise", "long_tail", "bag_of_tricks", "faces", "parallel")
+NAMES = ("sampling", "equal_time", "noise", "long_tail", "bag_of_tricks", "faces", "parallel")
 
 
 @pytest.fixture

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from lightning_pfc.data.curation.atomic import write_whole
 from lightning_pfc.data.curation.sinks import FolderSink, ParquetSink, RecordSink, Sink, WebDatasetSink
 from lightning_pfc.data.formats.base import EncodedImages
+from lightning_pfc.storage.whole_files import write_whole
 
 FORMATS = ("recordio", "folder", "list", "parquet", "webdataset", "huggingface")
 

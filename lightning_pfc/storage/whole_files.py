@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import json
+import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -20,7 +22,7 @@ def write_whole(path: str | os.PathLike[str], mode: str = "wb", **options: Any) 
     """
     final = Path(path)
     final.parent.mkdir(parents=True, exist_ok=True)
-    partial = final.with_name(f"{final.name}.{os.getpid()}.partial")
+    partial = final.with_name(f".{final.name}.{os.getpid()}.part")
     try:
         with partial.open(mode, **options) as file:
             yield file
@@ -29,3 +31,20 @@ def write_whole(path: str | os.PathLike[str], mode: str = "wb", **options: Any) 
         partial.replace(final)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def write_json(path: str | os.PathLike[str], content: Mapping[str, Any]) -> Path:
+    """Plain data as JSON; numbers that do not exist become null."""
+    with write_whole(path, "w", encoding="utf-8") as file:
+        file.write(json.dumps(_finite(content), indent=2, allow_nan=False) + "\n")
+    return Path(path)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return value
