@@ -46,6 +46,7 @@ SETTINGS = [
         for sampler, words in SAMPLERS.items()
         if sampler == "uniform" or (0 < rate < 1 and sampler != "corrected") or rate == 0.05
     ),
+    Setting("recent 0.1", ("head.sample_rate=0.1", "head/sampler=recent")),
     *(
         Setting(
             f"uniform 0.1, row-sparse AdamW, {word}",
@@ -59,6 +60,7 @@ SETTINGS = [
 PAIRS = [
     *((f"{ours} {rate:g}", f"uniform {rate:g}") for rate in RATES[1:-1] for ours in ("retrieval", "mixed")),
     ("corrected 0.05", "uniform 0.05"),
+    ("recent 0.1", "uniform 0.1"),
     *((f"uniform {rate:g}", "full softmax") for rate in RATES[1:-1]),
     ("positives only", "full softmax"),
     *((f"uniform 0.1, row-sparse AdamW, {word}", "uniform 0.1") for word in ("skip", "decay")),

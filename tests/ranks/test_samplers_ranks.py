@@ -29,6 +29,7 @@ SAMPLERS: list[S.Sampler] = [
     S.Mixed(share=0.4, query="target", refresh=3),
     S.RateSchedule(sampler=S.Mixed(refresh=20), start=0.9, steps=6),
     S.Dissection(correction=True),
+    S.Recent(share=0.7),
 ]
 
 

@@ -37,6 +37,8 @@ ALL: list[S.Sampler] = [
     S.Mixed(correction=True),
     S.Dissection(),
     S.Dissection(correction=True),
+    S.Recent(),
+    S.Recent(share=0.5),
 ]
 
 
@@ -228,6 +230,23 @@ def test_mixed_holds_its_share_of_the_nearest():
     assert hard <= set(draw(head, x, labels).index.tolist())
 
 
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
+def test_recent_is_a_queue_of_classes(share):
+    """Beside the targets, the classes that left the batch last, as a list kept by hand says."""
+    head = make_head(S.Recent(share=share), rate=0.5)  # 30 classes
+    queue: list[int] = []  # latest first
+    for step in range(30):
+        x, labels = batch(step)
+        targets = labels.unique().tolist()
+        queue = targets + [c for c in queue if c not in targets]
+        drawn = set(draw(head, x, labels).index.tolist())
+        length = len(targets) + round(share * (30 - len(targets)))
+        assert set(queue[:length]) <= drawn
+        assert len(drawn) == 30
+        head.step += 1
+    assert (set(queue[:30]) == drawn) == (share == 1.0)
+
+
 def test_dissection_leaves_undrawn_targets_out_of_the_negatives():
     head = make_head(S.Dissection(), rate=0.1, loss=DSoftmax(scale=6.0))
     x, labels = batch(1)
@@ -335,6 +354,8 @@ def test_names_and_arguments():
         ({"name": "retrieval", "correction": True}, "probabilities"),
         ({"name": "positives_only", "correction": True}, "probabilities"),
         ({"name": "frequency", "alpha": 9}, "alpha must lie in"),
+        ({"name": "recent", "share": -0.1}, "share must lie in"),
+        ({"name": "recent", "correction": True}, "probabilities"),
         ({"name": "rate_schedule", "start": 2.0}, "start must lie in"),
         ({"name": "rate_schedule", "shape": "cosine"}, "shape must be one of"),
     ):

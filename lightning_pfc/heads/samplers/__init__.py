@@ -8,6 +8,7 @@ from typing import Any
 from lightning_pfc.heads.samplers.base import Drawn, Sampler, Step
 from lightning_pfc.heads.samplers.dissection import Dissection
 from lightning_pfc.heads.samplers.frequency import Frequency
+from lightning_pfc.heads.samplers.recent import Recent
 from lightning_pfc.heads.samplers.retrieval import Mixed, Retrieval
 from lightning_pfc.heads.samplers.schedule import RateSchedule
 from lightning_pfc.heads.samplers.uniform import PositivesOnly, Uniform
@@ -20,6 +21,7 @@ __all__ = [
     "Mixed",
     "PositivesOnly",
     "RateSchedule",
+    "Recent",
     "Retrieval",
     "Sampler",
     "Step",

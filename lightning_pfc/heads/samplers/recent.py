@@ -1,0 +1,65 @@
+"""The classes that were targets most lately: a queue of classes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from lightning_pfc.heads.samplers.base import Sampler, Step
+from lightning_pfc.heads.sampling import distinct
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recent(Sampler):
+    """A queue: the classes that had an image most lately, and others drawn evenly until the budget is full.
+
+    The centers of a class that was a target a few steps ago fit the network as it is now, those of one that was drawn
+    last an epoch ago do not. Dynamic Class Queue (arXiv:2105.11113), Prototype Memory (arXiv:2105.02103) and Faster
+    Face Classification (arXiv:2105.10375) keep nothing but such a queue, with prototypes made of recent embeddings in
+    place of learned centers. Here the queue chooses among learned centers; ``loss=vpl`` mixes recent embeddings in.
+
+    Of classes that were targets in the same step, those with the lower id stay longer. Costs a selection in c numbers
+    a step, O(c), and one all-gather of K pairs; 4 bytes a class, part of the checkpoint.
+
+    Args:
+        share: of the budget beyond the targets that the queue fills, in [0, 1]; the rest is drawn evenly, as are the
+            places of the queue that are still empty.
+        correction: see :class:`Sampler`; not possible, since what is not in the queue is never drawn.
+    """
+
+    share: float = 1.0
+
+    fills_up: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._check_number("share", 0.0, 1.0)
+
+    def row_state(self, embedding_dim: int) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
+        """``seen``: the step in which a class was a target last, counted from 1; 0 is never."""
+        return {"seen": ((), torch.int32)}
+
+    def classes(self, step: Step) -> Tensor:
+        """The targets, and the classes that were targets last."""
+        seen, shard = step.state["seen"], step.shard
+        targets = distinct(step.targets)
+        own = targets[(targets >= shard.start) & (targets < shard.stop)] - shard.start
+        seen[own] = (step.step + 1).to(seen.dtype)
+        length = targets.shape[0] + round(self.share * max(0, step.budget - targets.shape[0]))
+        local = _latest(seen, min(length, shard.num_local))
+        return step.best(shard.start + local, seen[local].double(), length)[0]
+
+
+def _latest(seen: Tensor, count: int) -> Tensor:
+    """Rows (n,) of the ``count`` highest positive values, n <= count; of equal ones those that come first."""
+    if count == 0:
+        return seen.new_empty(0, dtype=torch.int64)
+    last = int(seen.topk(count, sorted=False).values.min())
+    above = (seen > last).nonzero().squeeze(1)
+    if last == 0:
+        return above
+    level = (seen == last).nonzero().squeeze(1)
+    return torch.cat([above, level[: count - above.shape[0]]])
