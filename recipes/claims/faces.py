@@ -24,7 +24,7 @@ FACES = (
     "+backbone.options.widths=[16,32,64]",
     "+backbone.options.depths=[0,1,1]",
     "loss.scale=16",
-    "trainer.max_epochs=15",
+    "trainer.max_epochs=10",
     "optimizer.row_sparse=false",
     "callbacks=none",
 )
