@@ -7,7 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from runs import HELDOUT_TAR, IMAGES, SETTING, TAR, Record, Setting, cell, interval, main, of, paired, table, train
+from figures import groups
+from runs import HELDOUT_TAR, SETTING, TAR, Setting, main, train
+from tables import Record, cell, done, of, paired, table
 
 PLAIN = {
     "loss": "loss=normface",
@@ -59,33 +61,17 @@ def report(records: Sequence[Record]) -> None:
     rows = []
     for before, setting in zip([None, *SETTINGS], SETTINGS, strict=False):
         gain = ""
-        if before is not None and of(records, setting.name, "seed") and of(records, before.name, "seed"):
+        if before is not None and len(done(records, [setting.name, before.name])) == 2:
             mean, half = paired(records, setting.name, before.name, TAR)
             gain = f"{100 * mean:+.2f} ± {100 * half:.2f}"
         rows.append([setting.name, *(cell(of(records, setting.name, key), n, by) for _, key, by, n in columns), gain])
     print(table(["", *(column for column, *_ in columns), "gain in TAR"], rows))
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    figure, pane = plt.subplots(figsize=(8, 4), layout="constrained")
-    for place, setting in enumerate(SETTINGS):
-        for key, color, label in (
-            (TAR, "tab:blue", "unseen characters"),
-            (HELDOUT_TAR, "tab:orange", "unseen design"),
-        ):
-            values = of(records, setting.name, key)
-            if values:
-                mean, half = interval([100 * value for value in values])
-                pane.errorbar(
-                    mean, -place, xerr=half, fmt="o", capsize=3, color=color, label=label if place == 0 else None
-                )
-    pane.set_yticks([-i for i in range(len(SETTINGS))], [setting.name for setting in SETTINGS])
-    pane.set_xlabel("TAR at FAR 1e-4, %")
-    pane.grid(alpha=0.3)
-    pane.legend()
-    figure.savefig(IMAGES / "claims_bag_of_tricks.png", dpi=110)
+    names = [setting.name for setting in SETTINGS]
+    series = {
+        "unseen characters": {name: (name, TAR) for name in names},
+        "unseen design": {name: (name, HELDOUT_TAR) for name in names},
+    }
+    groups(records, names, series, "TAR at FAR 1e-4, %", "bag_of_tricks")
 
 
 if __name__ == "__main__":

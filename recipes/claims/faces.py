@@ -11,8 +11,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from figures import dots
 from noise import spoil
-from runs import Column, Record, Setting, compare, dots, main, train
+from runs import Setting, main, train
+from tables import Column, Record, compare
 
 FACES = (
     "data=folder",
@@ -57,8 +59,9 @@ def report(records: Sequence[Record]) -> None:
         Column("TAR@FAR 1e-2 %", "test/tar@far=1e-2"),
         Column("TAR@FAR 1e-3, all pairs, %", "test/all_pairs_tar@far=1e-3"),
     ]
-    compare(records, SETTINGS, columns, PAIRS)
-    dots(records, SETTINGS, {"test/accuracy": "10-fold accuracy, people never trained, %"}, "faces")
+    names = [setting.name for setting in SETTINGS]
+    compare(records, names, columns, PAIRS)
+    dots(records, names, {"test/accuracy": "10-fold accuracy, people never trained, %"}, "faces")
 
 
 if __name__ == "__main__":

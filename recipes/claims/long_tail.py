@@ -15,8 +15,10 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+from figures import groups
 from numpy.typing import NDArray
-from runs import CLASSES, IMAGES, SETTING, TAR, Record, Setting, cell, embed, interval, main, of, some, table, train
+from runs import CLASSES, SETTING, TAR, Setting, embed, main, some, train
+from tables import Record, cell, done, of, table
 
 LARGEST = 200  # images of a class in an epoch
 SETTINGS = [
@@ -87,32 +89,12 @@ def report(records: Sequence[Record]) -> None:
         ("unseen: accuracy %", "test/accuracy"),
         ("unseen: TAR %", TAR),
     ]
-    rows = [
-        [s.name, *(cell(of(records, s.name, key), 2, 100) for _, key in columns)]
-        for s in SETTINGS
-        if of(records, s.name, "seed")
-    ]
+    names = [setting.name for setting in SETTINGS]
+    rows = [[name, *(cell(of(records, name, key), 2, 100) for _, key in columns)] for name in done(records, names)]
     print(table(["", *(column for column, _ in columns)], rows))
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    figure, pane = plt.subplots(figsize=(8, 4), layout="constrained")
-    for offset, (group, color) in enumerate(zip(GROUPS, ("tab:blue", "tab:grey", "tab:red"), strict=True)):
-        for place, setting in enumerate(SETTINGS):
-            values = of(records, setting.name, f"top1/{group}")
-            if values:
-                mean, half = interval([100 * value for value in values])
-                pane.errorbar(
-                    mean, -place + 0.2 * (1 - offset), xerr=half, fmt="o", capsize=3, color=color,
-                    label=group if place == 0 else None,
-                )  # fmt: skip
-    pane.set_yticks([-i for i in range(len(SETTINGS))], [setting.name for setting in SETTINGS])
-    pane.set_xlabel(f"held-out images of trained characters, nearest of {CLASSES:,} centers right, %")
-    pane.grid(alpha=0.3)
-    pane.legend()
-    figure.savefig(IMAGES / "claims_long_tail.png", dpi=110)
+    series = {group: {name: (name, f"top1/{group}") for name in names} for group in GROUPS}
+    label = f"held-out images of trained characters, nearest of {CLASSES:,} centers right, %"
+    groups(records, names, series, label, "long_tail")
 
 
 if __name__ == "__main__":

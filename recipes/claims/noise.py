@@ -13,8 +13,10 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+from figures import curves, groups
 from numpy.typing import NDArray
-from runs import IMAGES, SETTING, TAR, Record, Setting, cell, embed, interval, main, of, some, table, train
+from runs import SETTING, TAR, Setting, embed, main, some, train
+from tables import Record, cell, last_epoch, of, table
 
 METHODS = {
     "full softmax": ("head.sample_rate=1",),
@@ -97,55 +99,18 @@ def report(records: Sequence[Record]) -> None:
         for method in METHODS
     ]
     print(table(header, rows), end="\n\n")
-    last = [{**record, **record["epochs"][-1]} for record in records if record.get("epochs")]
+    last = last_epoch(records)
     names = ["apcs", "amncs/noise", "amncs/hard"]
     shown = [method for method in METHODS if of(last, f"conflict: {method}", "amncs/hard")]
     rows = [[method, *(cell(of(last, f"conflict: {method}", name), 3) for name in names)] for method in shown]
     print(table(["conflict, last epoch", "APCS", "AMNCS noise", "AMNCS hard"], rows))
-    draw_conflict(records)
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    figure, pane = plt.subplots(figsize=(8, 4), layout="constrained")
-    for place, method in enumerate(METHODS):
-        for offset, (noise, color) in enumerate(zip(NOISE, ("tab:grey", "tab:red", "tab:purple"), strict=True)):
-            values = of(records, f"{noise}: {method}", TAR)
-            if values:
-                mean, half = interval([100 * value for value in values])
-                pane.errorbar(
-                    mean, -place + 0.2 * (1 - offset), xerr=half, fmt="o", capsize=3, color=color,
-                    label=noise if place == 0 else None,
-                )  # fmt: skip
-    pane.set_yticks([-i for i in range(len(METHODS))], list(METHODS))
-    pane.set_xlabel("TAR at FAR 1e-4, unseen characters, %")
-    pane.grid(alpha=0.3)
-    pane.legend()
-    figure.savefig(IMAGES / "claims_noise.png", dpi=110)
-
-
-def draw_conflict(records: Sequence[Record]) -> None:
-    """AMNCS over training: how near an image comes to its identity's other name, and to the nearest true other."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    figure, panes = plt.subplots(1, 2, figsize=(10, 4), layout="constrained", sharey=True)
-    for pane, name in ((panes[0], "amncs/noise"), (panes[1], "amncs/hard")):
-        for method in METHODS:
-            runs = [r["epochs"] for r in records if r["setting"] == f"conflict: {method}" and r.get("epochs")]
-            runs = [run for run in runs if name in run[0]]
-            if runs:
-                points = [interval([run[i][name] for run in runs]) for i in range(min(map(len, runs)))]
-                mean, half = zip(*points, strict=True)
-                pane.errorbar(range(1, len(mean) + 1), mean, half, fmt="o-", capsize=3, label=method)
-        pane.set_xlabel("epoch")
-        pane.set_ylabel(f"{name.upper().replace('/', ' ')}")
-        pane.grid(alpha=0.3)
-    panes[1].legend(fontsize=8)
-    figure.savefig(IMAGES / "claims_conflict.png", dpi=110)
+    series = {noise: {method: (f"{noise}: {method}", TAR) for method in METHODS} for noise in NOISE}
+    groups(records, list(METHODS), series, "TAR at FAR 1e-4, unseen characters, %", "noise")
+    nearest = {
+        "amncs/noise": "AMNCS noise: cosine to the identity's other name",
+        "amncs/hard": "AMNCS hard: cosine to the nearest true other",
+    }
+    curves(records, {method: f"conflict: {method}" for method in METHODS}, nearest, "conflict")
 
 
 if __name__ == "__main__":

@@ -14,7 +14,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from runs import IMAGES, Record, Setting, cell, interval, main, of, table
+from figures import panes, save
+from runs import Setting, main
+from tables import Record, cell, interval, of, table
 
 CLASSES = (3_000, 10_000, 30_000, 100_000)
 WAYS = {"data parallel": ("data-parallel", 1.0), "model parallel": ("ours", 1.0), "Partial FC 0.1": ("ours", 0.1)}
@@ -45,15 +47,10 @@ def report(records: Sequence[Record]) -> None:
     for title, key, digits in (("rows per second", "rows_per_second", 0), ("MB a process", "memory_mb", 0)):
         rows = [[way, *(cell(of(records, f"{way}, {c}", key), digits) for c in CLASSES)] for way in WAYS]
         print(table([title, *(f"{c:,} classes" for c in CLASSES)], rows), end="\n\n")
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    figure, panes = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
+    figure, axes = panes(2, (10, 4))
     for pane, key, label in (
-        (panes[0], "rows_per_second", "rows per second, 2 processes"),
-        (panes[1], "memory_mb", "MB a process"),
+        (axes[0], "rows_per_second", "rows per second, 2 processes"),
+        (axes[1], "memory_mb", "MB a process"),
     ):
         for way in WAYS:
             points = [(c, *interval(v)) for c in CLASSES if (v := of(records, f"{way}, {c}", key))]
@@ -64,9 +61,8 @@ def report(records: Sequence[Record]) -> None:
         pane.set_yscale("log")
         pane.set_xlabel("classes")
         pane.set_ylabel(label)
-        pane.grid(alpha=0.3)
-    panes[0].legend()
-    figure.savefig(IMAGES / "claims_parallel.png", dpi=110)
+    axes[0].legend()
+    save(figure, "parallel")
 
 
 if __name__ == "__main__":

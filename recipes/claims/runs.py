@@ -1,4 +1,4 @@
-"""What the claims share: one run of one setting in a process of its own, results that survive interruption, a table.
+"""What the claims share: one run of one setting in a process of its own, and results that survive interruption.
 
 Every claim is a command: it does the runs that its file of results lacks, ``--jobs`` at once, then writes table and
 figure. ``--launcher "nice -n 19"`` goes before each run; ``--draw-only`` runs nothing.
@@ -10,11 +10,9 @@ import argparse
 import contextlib
 import gc
 import json
-import math
 import os
 import resource
 import shlex
-import statistics
 import subprocess
 import sys
 import time
@@ -24,6 +22,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tables import Record
 from tqdm import tqdm
 
 if TYPE_CHECKING:
@@ -31,7 +30,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
-IMAGES = Path(__file__).parents[2] / "docs" / "images"
 SEEDS = (0, 1, 2)
 FARS = (1e-3, 1e-4, 1e-5)  # of all pairs
 TAR, HELDOUT_TAR = "test/all_pairs_tar@far=1e-4", "heldout/all_pairs_tar@far=1e-4"  # what the claims compare
@@ -50,21 +48,6 @@ SETTING = (
     "optimizer.row_sparse=false",
     "callbacks=none",
 )
-# Student's t, two sided 95 %, by degrees of freedom
-_STUDENT = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
-
-Record = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Column:
-    """A column of a table: its title, where a record has it, and how it is written."""
-
-    title: str
-    key: str
-    factor: float = 100.0
-    digits: int = 2
-    compared: bool = True  # by seed, too
 
 
 @dataclass(frozen=True)
@@ -216,7 +199,6 @@ def main(
             list(tqdm(pool.map(do, missing), total=len(missing), unit="run", desc=claim))
     order = list(by_name)
     records = [record for record in load(results) if record["setting"] in by_name]
-    IMAGES.mkdir(parents=True, exist_ok=True)
     report(sorted(records, key=lambda record: (order.index(record["setting"]), record["seed"])))
 
 
@@ -225,86 +207,6 @@ def load(results: Path) -> list[Record]:
     if not results.exists():
         return []
     return [json.loads(line) for line in results.read_text().splitlines() if line.strip()]
-
-
-def interval(values: Sequence[float]) -> tuple[float, float]:
-    """Mean, and half the width of its 95 % confidence interval over the seeds (Student's t)."""
-    mean = statistics.fmean(values)
-    if len(values) < 2:
-        return mean, math.nan
-    return mean, _STUDENT[len(values) - 1] * statistics.stdev(values) / len(values) ** 0.5
-
-
-def paired(records: Sequence[Record], one: str, other: str, key: str) -> tuple[float, float]:
-    """Mean of ``one - other`` over the seeds that both have, and half the width of its 95 % interval."""
-    values = [{r["seed"]: r[key] for r in records if r["setting"] == name} for name in (one, other)]
-    return interval([values[0][seed] - values[1][seed] for seed in sorted(values[0].keys() & values[1].keys())])
-
-
-def cell(values: Sequence[float], digits: int, factor: float = 1.0) -> str:
-    """``mean ± half width`` for a table."""
-    if not values:
-        return ""
-    mean, half = interval([factor * value for value in values])
-    return f"{mean:.{digits}f} ± {half:.{digits}f}" if math.isfinite(half) else f"{mean:.{digits}f}"
-
-
-def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table in Markdown."""
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
-def compare(
-    records: Sequence[Record], settings: Sequence[Setting], columns: Sequence[Column], pairs: Sequence[tuple[str, str]]
-) -> None:
-    """Print a table of the settings, and for each of ``pairs`` the first minus the second, seed by seed."""
-    rows = [
-        [s.name, *(cell(of(records, s.name, c.key), c.digits, c.factor) for c in columns)]
-        for s in settings
-        if of(records, s.name, "seed")
-    ]
-    print(table(["", *(c.title for c in columns)], rows), end="\n\n")
-    for one, other in pairs:
-        if of(records, one, "seed") and of(records, other, "seed"):
-            parts = []
-            for c in columns:
-                if c.compared:
-                    mean, half = paired(records, one, other, c.key)
-                    parts.append(f"{c.title} {c.factor * mean:+.2f} ± {c.factor * half:.2f}")
-            print(f"* {one} minus {other}, by seed: {', '.join(parts)}")
-    print()
-
-
-def dots(records: Sequence[Record], settings: Sequence[Setting], panes: Mapping[str, str], name: str) -> None:
-    """Every run a dot, the seeds by color, and the means: what differs between seeds, and what between settings.
-
-    ``panes`` is the label of each pane by the key of what it shows; shares are in percent.
-    """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    shown = [s.name for s in settings if of(records, s.name, "seed")]
-    size = (4 * len(panes) + 2, 1 + 0.3 * len(shown))
-    figure, axes = plt.subplots(1, len(panes), figsize=size, layout="constrained", sharey=True, squeeze=False)
-    for pane, (key, label) in zip(axes[0], panes.items(), strict=True):
-        factor = 100 if label.endswith("%") else 1
-        for place, setting in enumerate(shown):
-            for record in records:
-                if record["setting"] == setting:
-                    pane.plot(factor * record[key], -place, "o", color=f"C{record['seed']}", alpha=0.6, markersize=5)
-            pane.plot(factor * interval(of(records, setting, key))[0], -place, "k|", markersize=14)
-        pane.set_xlabel(label)
-        pane.grid(alpha=0.3)
-    axes[0, 0].set_yticks([-i for i in range(len(shown))], shown)
-    figure.savefig(IMAGES / f"claims_{name}.png", dpi=110)
-
-
-def of(records: Sequence[Record], setting: str, key: str) -> list[float]:
-    """The values of a setting over its seeds."""
-    return [r[key] for r in records if r["setting"] == setting and key in r]
 
 
 def _forget_peak() -> None:

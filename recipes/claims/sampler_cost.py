@@ -10,7 +10,7 @@ import statistics
 import time
 
 import torch
-from runs import table
+from tables import table
 
 from lightning_pfc import PartialFC
 from lightning_pfc.heads import samplers as S

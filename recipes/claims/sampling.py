@@ -8,23 +8,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from runs import (
-    HELDOUT_TAR,
-    IMAGES,
-    SETTING,
-    TAR,
-    Column,
-    Record,
-    Setting,
-    cell,
-    compare,
-    dots,
-    interval,
-    main,
-    of,
-    table,
-    train,
-)
+from figures import curves, dots
+from runs import HELDOUT_TAR, SETTING, TAR, Setting, main, train
+from tables import Column, Record, cell, compare, done, last_epoch, of, table
 
 RATES = (1.0, 0.5, 0.2, 0.1, 0.05, 0.0)
 SAMPLERS: dict[str, tuple[str, ...]] = {
@@ -87,46 +73,23 @@ def report(records: Sequence[Record]) -> None:
         Column("CPU s", "cpu_seconds", factor=1, digits=1),
         Column("memory MB", "memory_mb", factor=1, digits=0, compared=False),
     ]
-    compare(records, SETTINGS, columns, PAIRS)
-    panes = {
+    names = [setting.name for setting in SETTINGS]
+    compare(records, names, columns, PAIRS)
+    last = last_epoch(records)
+    rows = [[name, *(cell(of(last, name, key), 3) for key in ("apcs", "mics"))] for name in done(last, names)]
+    print(table(["after the last epoch", "APCS", "MICS, mean over the classes"], rows))
+    labels = {
         TAR: "TAR at FAR 1e-4, unseen characters, %",
         HELDOUT_TAR: "TAR at FAR 1e-4, with an unseen design, %",
         "cpu_seconds": "processor seconds of training",
     }
-    dots(records, SETTINGS, panes, "sampling")
-    last = [{**record, **record["epochs"][-1]} for record in records if record.get("epochs")]
-    rows = [
-        [s.name, *(cell(of(last, s.name, key), 3) for key in ("apcs", "mics"))]
-        for s in SETTINGS
-        if of(last, s.name, "seed")
-    ]
-    print(table(["after the last epoch", "APCS", "MICS, mean over the classes"], rows))
-    draw_centers(records)
-
-
-def draw_centers(records: Sequence[Record]) -> None:
-    """Cosine of samples to their own center and of centers to the nearest other one, over training."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    figure, panes = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
-    for pane, key, label in (
-        (panes[0], "apcs", "APCS: cosine of a sample to its own center"),
-        (panes[1], "mics", "MICS: cosine of a center to the nearest other"),
-    ):
-        for rate in RATES:
-            runs = [r["epochs"] for r in records if r["setting"] == name_of("uniform", rate) and r.get("epochs")]
-            if runs:
-                points = [interval([run[i][key] for run in runs]) for i in range(min(map(len, runs)))]
-                mean, half = zip(*points, strict=True)
-                pane.errorbar(range(1, len(mean) + 1), mean, half, fmt="o-", capsize=3, label=name_of("uniform", rate))
-        pane.set_xlabel("epoch")
-        pane.set_ylabel(label)
-        pane.grid(alpha=0.3)
-    panes[0].legend()
-    figure.savefig(IMAGES / "claims_centers.png", dpi=110)
+    dots(records, names, labels, "sampling")
+    rates = [name_of("uniform", rate) for rate in RATES]
+    centers = {
+        "apcs": "APCS: cosine of a sample to its own center",
+        "mics": "MICS: cosine of a center to the nearest other",
+    }
+    curves(records, dict(zip(rates, rates, strict=True)), centers, "centers")
 
 
 if __name__ == "__main__":

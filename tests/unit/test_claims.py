@@ -45,8 +45,7 @@ def test_faces_compose(claim):
 @pytest.mark.parametrize("name", NAMES)
 def test_tables_and_pictures_of_made_up_results(claim, name, tmp_path, monkeypatch, capsys):
     module = claim(name)
-    for images in (module, sys.modules["runs"]):
-        monkeypatch.setattr(images, "IMAGES", tmp_path, raising=False)
+    monkeypatch.setattr(claim("figures"), "IMAGES", tmp_path)
     fars = ("1e-2", "1e-3", "1e-4", "1e-5")
     keys = [
         f"{name}/{kind}tar@far={far}" for name in ("test", "heldout") for kind in ("", "all_pairs_") for far in fars
@@ -80,7 +79,6 @@ def test_runs_are_kept_and_only_the_missing_ones_done(claim, tmp_path, monkeypat
     monkeypatch.setattr(runs.subprocess, "run", record)
     words = ["--results", str(results), "--launcher", "nice -n 5", "--jobs", "2", "trainer.max_epochs=1"]
     monkeypatch.setattr(sys, "argv", ["x.py", *words])
-    monkeypatch.setattr(runs, "IMAGES", tmp_path)
     settings = [runs.Setting("a"), runs.Setting("b", ("x=y",))]
     runs.main("x", settings, lambda setting, seed: {}, lambda records: None, seeds=(0, 1))
     assert [command[:3] for command in asked] == [["nice", "-n", "5"]] * 3
@@ -93,13 +91,13 @@ def test_runs_are_kept_and_only_the_missing_ones_done(claim, tmp_path, monkeypat
 
 
 def test_intervals(claim):
-    runs = claim("runs")
-    mean, half = runs.interval([1.0, 2.0, 3.0])
+    tables = claim("tables")
+    mean, half = tables.interval([1.0, 2.0, 3.0])
     assert mean == 2.0
     assert half == pytest.approx(4.303 / math.sqrt(3), rel=1e-3)
-    assert math.isnan(runs.interval([1.0])[1])
+    assert math.isnan(tables.interval([1.0])[1])
     records = [{"setting": s, "seed": i, "v": i + (s == "a")} for s in "ab" for i in range(3)]
-    assert runs.paired(records, "a", "b", "v") == (1.0, 0.0)
+    assert tables.paired(records, "a", "b", "v") == (1.0, 0.0)
 
 
 @dataclass(frozen=True)

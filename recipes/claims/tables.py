@@ -1,0 +1,87 @@
+"""Tables of what the claims found: means with intervals over the seeds, and differences seed by seed."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+# Student's t, two sided 95 %, by degrees of freedom
+_STUDENT = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
+
+Record = dict[str, Any]  # of one run: "setting", "seed", and numbers by name
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of a table: its title, where a record has it, and how it is written."""
+
+    title: str
+    key: str
+    factor: float = 100.0
+    digits: int = 2
+    compared: bool = True  # by seed, too
+
+
+def of(records: Sequence[Record], setting: str, key: str) -> list[float]:
+    """The values of a setting over its seeds."""
+    return [r[key] for r in records if r["setting"] == setting and key in r]
+
+
+def done(records: Sequence[Record], names: Sequence[str]) -> list[str]:
+    """Those of the settings that have a run."""
+    return [name for name in names if of(records, name, "seed")]
+
+
+def last_epoch(records: Sequence[Record]) -> list[Record]:
+    """The records with what was watched after the last epoch among their numbers."""
+    return [{**record, **record["epochs"][-1]} for record in records if record.get("epochs")]
+
+
+def interval(values: Sequence[float]) -> tuple[float, float]:
+    """Mean, and half the width of its 95 % confidence interval over the seeds (Student's t)."""
+    mean = statistics.fmean(values)
+    if len(values) < 2:
+        return mean, math.nan
+    return mean, _STUDENT[len(values) - 1] * statistics.stdev(values) / len(values) ** 0.5
+
+
+def paired(records: Sequence[Record], one: str, other: str, key: str) -> tuple[float, float]:
+    """Mean of ``one - other`` over the seeds that both have, and half the width of its 95 % interval."""
+    values = [{r["seed"]: r[key] for r in records if r["setting"] == name} for name in (one, other)]
+    return interval([values[0][seed] - values[1][seed] for seed in sorted(values[0].keys() & values[1].keys())])
+
+
+def cell(values: Sequence[float], digits: int, factor: float = 1.0) -> str:
+    """``mean ± half width`` for a table."""
+    if not values:
+        return ""
+    mean, half = interval([factor * value for value in values])
+    return f"{mean:.{digits}f} ± {half:.{digits}f}" if math.isfinite(half) else f"{mean:.{digits}f}"
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table in Markdown."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def compare(
+    records: Sequence[Record], names: Sequence[str], columns: Sequence[Column], pairs: Sequence[tuple[str, str]]
+) -> None:
+    """Print a table of the settings, and for each of ``pairs`` the first minus the second, seed by seed."""
+    rows = [
+        [name, *(cell(of(records, name, c.key), c.digits, c.factor) for c in columns)] for name in done(records, names)
+    ]
+    print(table(["", *(c.title for c in columns)], rows), end="\n\n")
+    for one, other in pairs:
+        if done(records, [one, other]) == [one, other]:
+            parts = []
+            for c in columns:
+                if c.compared:
+                    mean, half = paired(records, one, other, c.key)
+                    parts.append(f"{c.title} {c.factor * mean:+.2f} ± {c.factor * half:.2f}")
+            print(f"* {one} minus {other}, by seed: {', '.join(parts)}")
+    print()
