@@ -18,7 +18,7 @@ import numpy as np
 from figures import groups
 from numpy.typing import NDArray
 from runs import CLASSES, SETTING, TAR, Setting, embed, main, some, train
-from tables import Record, cell, done, of, table
+from tables import Column, Record, compare
 
 LARGEST = 200  # images of a class in an epoch
 SETTINGS = [
@@ -85,13 +85,13 @@ def run(setting: Setting, seed: int) -> Record:
 
 def report(records: Sequence[Record]) -> None:
     columns = [
-        *((f"top-1 {group} %", f"top1/{group}") for group in (*GROUPS, "all")),
-        ("unseen: accuracy %", "test/accuracy"),
-        ("unseen: TAR %", TAR),
+        *(Column(f"top-1 {group} %", f"top1/{group}") for group in (*GROUPS, "all")),
+        Column("unseen: accuracy %", "test/accuracy", compared=False),
+        Column("unseen: TAR %", TAR),
     ]
     names = [setting.name for setting in SETTINGS]
-    rows = [[name, *(cell(of(records, name, key), 2, 100) for _, key in columns)] for name in done(records, names)]
-    print(table(["", *(column for column, _ in columns)], rows))
+    pairs = [(names[1], names[0]), *((name, names[1]) for name in names[2:])]
+    compare(records, names, columns, pairs)
     series = {group: {name: (name, f"top1/{group}") for name in names} for group in GROUPS}
     label = f"held-out images of trained characters, nearest of {CLASSES:,} centers right, %"
     groups(records, names, series, label, "long_tail")

@@ -16,7 +16,7 @@ import numpy as np
 from figures import curves, groups
 from numpy.typing import NDArray
 from runs import SETTING, TAR, Setting, embed, main, some, train
-from tables import Record, cell, last_epoch, of, table
+from tables import Column, Record, cell, differences, done, last_epoch, of, table
 
 METHODS = {
     "full softmax": ("head.sample_rate=1",),
@@ -92,13 +92,19 @@ def largest_other_cosines(module: Any, data: Any, other: NDArray[np.int64]) -> R
 
 
 def report(records: Sequence[Record]) -> None:
-    columns = (("accuracy", "test/accuracy"), ("TAR", TAR))
-    header = ["%", *(f"{noise}: {column}" for noise in NOISE for column, _ in columns)]
+    columns = [Column("accuracy", "test/accuracy"), Column("TAR", TAR)]
+    header = ["%", *(f"{noise}: {column.title}" for noise in NOISE for column in columns)]
     rows = [
-        [method, *(cell(of(records, f"{noise}: {method}", key), 2, 100) for noise in NOISE for _, key in columns)]
+        [
+            method,
+            *(cell(of(records, f"{noise}: {method}", c.key), c.digits, c.factor) for noise in NOISE for c in columns),
+        ]
         for method in METHODS
+        if done(records, [f"{noise}: {method}" for noise in NOISE])
     ]
     print(table(header, rows), end="\n\n")
+    pairs = [(f"{noise}: {method}", f"{noise}: full softmax") for noise in NOISE for method in list(METHODS)[1:]]
+    differences(records, columns, pairs)
     last = last_epoch(records)
     names = ["apcs", "amncs/noise", "amncs/hard"]
     shown = [method for method in METHODS if of(last, f"conflict: {method}", "amncs/hard")]

@@ -71,11 +71,16 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 def compare(
     records: Sequence[Record], names: Sequence[str], columns: Sequence[Column], pairs: Sequence[tuple[str, str]]
 ) -> None:
-    """Print a table of the settings, and for each of ``pairs`` the first minus the second, seed by seed."""
+    """Print a table of the settings, and the differences of ``pairs``."""
     rows = [
         [name, *(cell(of(records, name, c.key), c.digits, c.factor) for c in columns)] for name in done(records, names)
     ]
     print(table(["", *(c.title for c in columns)], rows), end="\n\n")
+    differences(records, columns, pairs)
+
+
+def differences(records: Sequence[Record], columns: Sequence[Column], pairs: Sequence[tuple[str, str]]) -> None:
+    """Print for each of ``pairs`` the first minus the second, seed by seed."""
     for one, other in pairs:
         if done(records, [one, other]) == [one, other]:
             parts = []
