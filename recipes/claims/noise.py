@@ -22,7 +22,6 @@ METHODS = {
     "full softmax": ("head.sample_rate=1",),
     "Partial FC 0.1": ("head.sample_rate=0.1",),
     "Partial FC 0.1, filter 0.4": ("head.sample_rate=0.1", "loss.interclass_filter=0.4"),
-    "ArcFace, full": ("loss=arcface",),
     "ArcFace, 3 sub-centers": ("loss=subcenter", "loss.centers=3"),
 }
 NOISE = ("clean", "flip", "conflict")

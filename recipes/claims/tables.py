@@ -58,8 +58,7 @@ def cell(values: Sequence[float], digits: int, factor: float = 1.0) -> str:
     """``mean ± half width`` for a table."""
     if not values:
         return ""
-    mean, half = interval([factor * value for value in values])
-    return f"{mean:.{digits}f} ± {half:.{digits}f}" if math.isfinite(half) else f"{mean:.{digits}f}"
+    return _written(interval([factor * value for value in values]), digits)
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -87,6 +86,11 @@ def differences(records: Sequence[Record], columns: Sequence[Column], pairs: Seq
             for c in columns:
                 if c.compared:
                     mean, half = paired(records, one, other, c.key)
-                    parts.append(f"{c.title} {c.factor * mean:+.2f} ± {c.factor * half:.2f}")
+                    parts.append(f"{c.title} {_written((c.factor * mean, c.factor * half), 2, '+')}")
             print(f"* {one} minus {other}, by seed: {', '.join(parts)}")
     print()
+
+
+def _written(found: tuple[float, float], digits: int, sign: str = "") -> str:
+    mean, half = found
+    return f"{mean:{sign}.{digits}f}" + (f" ± {half:.{digits}f}" if math.isfinite(half) else "")
