@@ -60,13 +60,15 @@ def report(records: Sequence[Record]) -> None:
     ]
     rows = []
     for before, setting in zip([None, *SETTINGS], SETTINGS, strict=False):
+        if not done(records, [setting.name]):
+            continue
         gain = ""
         if before is not None and len(done(records, [setting.name, before.name])) == 2:
             mean, half = paired(records, setting.name, before.name, TAR)
             gain = f"{100 * mean:+.2f} ± {100 * half:.2f}"
         rows.append([setting.name, *(cell(of(records, setting.name, key), n, by) for _, key, by, n in columns), gain])
     print(table(["", *(column for column, *_ in columns), "gain in TAR"], rows))
-    names = [setting.name for setting in SETTINGS]
+    names = done(records, [setting.name for setting in SETTINGS])
     series = {
         "unseen characters": {name: (name, TAR) for name in names},
         "unseen design": {name: (name, HELDOUT_TAR) for name in names},
