@@ -170,36 +170,49 @@ def main(
     parser.add_argument("--only", nargs=2, metavar=("SETTING", "SEED"), help=argparse.SUPPRESS)
     parser.add_argument("overrides", nargs="*", help="more words of pfc-train, for every run: data.source.path=...")
     arguments = parser.parse_args()
+    if arguments.jobs < 1:
+        parser.error(f"--jobs {arguments.jobs}: give at least 1.")
     results: Path = arguments.results
+    others = [r for r in load(results) if r.get("overrides", []) != arguments.overrides]
+    if others:
+        parser.error(
+            f"{results} holds runs made with {others[0].get('overrides', [])}, not {arguments.overrides}: a table does "
+            "not mix them. Give the same words, or another file with --results."
+        )
     by_name = {setting.name: setting for setting in settings}
     if arguments.only:
         name, seed = arguments.only[0], int(arguments.only[1])
         setting = by_name[name]
         setting = replace(setting, overrides=(*setting.overrides, *arguments.overrides))
-        record = {"claim": claim, "setting": name, "seed": seed, **run(setting, seed)}
+        words = {"overrides": arguments.overrides} if arguments.overrides else {}
+        record = {"claim": claim, "setting": name, "seed": seed, **words, **run(setting, seed)}
         with results.open("a") as file:
             file.write(json.dumps(record) + "\n")
         return
     results.parent.mkdir(parents=True, exist_ok=True)
+    succeeded: list[bool] = []
     if not arguments.draw_only:
         done = {(record["setting"], record["seed"]) for record in load(results)}
         missing = [(s.name, seed) for seed in seeds for s in settings if (s.name, seed) not in done]
         start = [*shlex.split(arguments.launcher), sys.executable, sys.argv[0], "--results", str(results), "--only"]
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
 
-        def do(pair: tuple[str, int]) -> None:
+        def do(pair: tuple[str, int]) -> bool:
             log = results.with_suffix(".log")
             with log.open("a") as file:
                 command = [*start, pair[0], str(pair[1]), "--", *arguments.overrides]
                 status = subprocess.run(command, check=False, env=environment, stdout=file, stderr=file).returncode
             if status:
                 tqdm.write(f"{pair[0]}, seed {pair[1]}: FAILED, see the end of {log}")
+            return status == 0
 
         with ThreadPoolExecutor(arguments.jobs) as pool:
-            list(tqdm(pool.map(do, missing), total=len(missing), unit="run", desc=claim))
+            succeeded = list(tqdm(pool.map(do, missing), total=len(missing), unit="run", desc=claim))
     order = list(by_name)
     records = [record for record in load(results) if record["setting"] in by_name]
     report(sorted(records, key=lambda record: (order.index(record["setting"]), record["seed"])))
+    if not all(succeeded):
+        sys.exit(1)
 
 
 def load(results: Path) -> list[Record]:

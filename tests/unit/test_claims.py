@@ -68,7 +68,8 @@ def test_tables_and_pictures_of_made_up_results(claim, name, tmp_path, monkeypat
 def test_runs_are_kept_and_only_the_missing_ones_done(claim, tmp_path, monkeypatch, capsys):
     runs = claim("runs")
     results = tmp_path / "x.jsonl"
-    results.write_text(json.dumps({"setting": "a", "seed": 0, "value": 1.0}) + "\n")
+    made = {"setting": "a", "seed": 0, "value": 1.0, "overrides": ["trainer.max_epochs=1"]}
+    results.write_text(json.dumps(made) + "\n")
     asked: list[list[str]] = []
 
     def record(command, **how):
@@ -80,14 +81,20 @@ def test_runs_are_kept_and_only_the_missing_ones_done(claim, tmp_path, monkeypat
     words = ["--results", str(results), "--launcher", "nice -n 5", "--jobs", "2", "trainer.max_epochs=1"]
     monkeypatch.setattr(sys, "argv", ["x.py", *words])
     settings = [runs.Setting("a"), runs.Setting("b", ("x=y",))]
-    runs.main("x", settings, lambda setting, seed: {}, lambda records: None, seeds=(0, 1))
+    with pytest.raises(SystemExit, match="1"):  # a run failed
+        runs.main("x", settings, lambda setting, seed: {}, lambda records: None, seeds=(0, 1))
     assert [command[:3] for command in asked] == [["nice", "-n", "5"]] * 3
     assert all(command[-2:] == ["--", "trainer.max_epochs=1"] for command in asked)
     assert sorted(command[-4:-2] for command in asked) == [["a", "1"], ["b", "0"], ["b", "1"]]
     assert "b, seed 1: FAILED" in "".join(capsys.readouterr())
     monkeypatch.setattr(sys, "argv", ["x.py", "--results", str(results), "--only", "b", "0", "--", "z=1"])
+    with pytest.raises(SystemExit):  # runs of other words are not mixed into a table
+        runs.main("x", settings, lambda setting, seed: {}, lambda records: None)
+    assert "another file with --results" in capsys.readouterr().err
+    results.write_text("")
     runs.main("x", settings, lambda setting, seed: {"value": setting.overrides}, lambda records: None)
-    assert runs.load(results)[1] == {"claim": "x", "setting": "b", "seed": 0, "value": ["x=y", "z=1"]}
+    found = {"claim": "x", "setting": "b", "seed": 0, "overrides": ["z=1"], "value": ["x=y", "z=1"]}
+    assert runs.load(results) == [found]
 
 
 def test_intervals(claim):

@@ -1,0 +1,29 @@
+"""Files that appear whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+
+from lightning_pfc.storage.whole_files import write_json, write_whole
+
+
+def test_a_file_that_fails_half_way_leaves_the_old_one_and_nothing_else(tmp_path: Path) -> None:
+    path = tmp_path / "made" / "x.txt"
+    with write_whole(path, "w") as file:
+        file.write("old")
+        assert not path.exists()
+    with pytest.raises(RuntimeError), write_whole(path, "w") as file:
+        file.write("half")
+        file.flush()
+        raise RuntimeError
+    assert path.read_text() == "old"
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_json_has_null_where_there_is_no_number(tmp_path: Path) -> None:
+    path = write_json(tmp_path / "x.json", {"a": math.nan, "b": [math.inf, 1.5], "c": {"d": -math.inf, "e": "NaN"}})
+    assert json.loads(path.read_text()) == {"a": None, "b": [None, 1.5], "c": {"d": None, "e": "NaN"}}
