@@ -16,12 +16,17 @@ def test_a_file_that_fails_half_way_leaves_the_old_one_and_nothing_else(tmp_path
     with write_whole(path, "w") as file:
         file.write("old")
         assert not path.exists()
-    with pytest.raises(RuntimeError), write_whole(path, "w") as file:
-        file.write("half")
-        file.flush()
-        raise RuntimeError
+    with pytest.raises(RuntimeError, match="disk full"):
+        _fail_half_way(path)
     assert path.read_text() == "old"
     assert list(path.parent.iterdir()) == [path]
+
+
+def _fail_half_way(path: Path) -> None:
+    with write_whole(path, "w") as file:
+        file.write("half")
+        file.flush()
+        raise RuntimeError("disk full")
 
 
 def test_json_has_null_where_there_is_no_number(tmp_path: Path) -> None:
