@@ -62,10 +62,8 @@ def groups(
     """
     figure, (pane,) = panes(1, (8, 4))
     for number, (group, sources) in enumerate(series.items()):
-        drawn = [(place, of(records, *sources[line])) for place, line in enumerate(lines) if line in sources]
-        points = [
-            (-place - 0.2 * (number - 1), *interval([100 * v for v in values])) for place, values in drawn if values
-        ]
+        found = [(place, of(records, *sources[line])) for place, line in enumerate(lines)]
+        points = [(-p - 0.2 * (number - 1), *interval([100 * value for value in v])) for p, v in found if v]
         if points:
             y, mean, half = zip(*points, strict=True)
             pane.errorbar(mean, y, xerr=half, fmt="o", capsize=3, label=group)
