@@ -1,0 +1,190 @@
+"""The tables of a gallery in SQLite, and how a file of them is opened."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sqlite3
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from lightning_pfc.gallery.errors import GalleryBusyError, GalleryError, GalleryFullError, NotAGalleryError
+
+DATABASE = "gallery.sqlite3"
+VERSION = 1
+_APPLICATION_ID = 0x50464347  # "PFCG", in the file's header: another program's database is told from ours
+_WAIT_MS = 10_000  # for a writer that is at work
+
+_TABLES = """
+CREATE TABLE settings (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE models (
+    id INTEGER PRIMARY KEY, sha256 TEXT NOT NULL UNIQUE, width INTEGER NOT NULL CHECK (width > 0), source TEXT NOT NULL
+);
+-- AUTOINCREMENT: a number is never used again, so an index that knows the last one knows what is new
+CREATE TABLE identities (
+    id INTEGER PRIMARY KEY AUTOINCREMENT, name TEXT NOT NULL UNIQUE, metadata TEXT NOT NULL DEFAULT '{}'
+);
+CREATE TABLE pictures (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    identity INTEGER NOT NULL REFERENCES identities (id) ON DELETE CASCADE,
+    source TEXT NOT NULL DEFAULT ''
+);
+CREATE INDEX pictures_of_identity ON pictures (identity);
+-- id is (model << 40) | picture: the vectors of one model lie together, in the order of their pictures, so that the
+-- next model's can be made while these serve
+CREATE TABLE vectors (id INTEGER PRIMARY KEY, vector BLOB NOT NULL);
+CREATE TABLE previews (
+    picture INTEGER PRIMARY KEY REFERENCES pictures (id) ON DELETE CASCADE, image BLOB NOT NULL
+);
+-- what an index in another process has to forget
+CREATE TABLE removals (id INTEGER PRIMARY KEY AUTOINCREMENT, picture INTEGER NOT NULL);
+-- what a request that is sent twice was answered the first time
+CREATE TABLE answers (
+    key TEXT PRIMARY KEY, request TEXT NOT NULL, answer TEXT NOT NULL, at REAL NOT NULL
+) WITHOUT ROWID;
+CREATE TRIGGER picture_removed AFTER DELETE ON pictures BEGIN
+    DELETE FROM vectors WHERE id IN (SELECT (models.id << 40) | old.id FROM models);
+    INSERT INTO removals (picture) VALUES (old.id);
+END;
+"""
+
+
+def create_database(path: Path, first: Iterable[tuple[str, tuple[Any, ...]]] = ()) -> None:
+    """A new gallery's database: the file is there with all its tables and first rows, or not at all.
+
+    Args:
+        path: of the file.
+        first: statements with their values that put the first rows in.
+
+    Raises:
+        GalleryError: if the file is there already, or cannot be made.
+    """
+    if path.exists():
+        raise _exists(path)
+    with explained(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(f".{path.name}.{os.getpid()}.part")
+        try:
+            connection = sqlite3.connect(partial, isolation_level=None)
+            with contextlib.closing(connection), transaction(connection):
+                for statement in _statements(_TABLES):
+                    connection.execute(statement)
+                for statement, values in first:
+                    connection.execute(statement, values)
+                connection.execute(f"PRAGMA application_id = {_APPLICATION_ID}")
+                connection.execute(f"PRAGMA user_version = {VERSION}")
+            try:
+                os.link(partial, path)  # unlike a rename it never takes the place of a gallery made meanwhile
+            except FileExistsError as error:
+                raise _exists(path) from error
+        finally:
+            partial.unlink(missing_ok=True)
+        sync_folder(path.parent)
+
+
+def _exists(path: Path) -> GalleryError:
+    return GalleryError(
+        f"{path.parent} is a gallery already; add to it with `pfc-gallery add`, or name another folder."
+    )
+
+
+def open_database(path: Path) -> sqlite3.Connection:
+    """The database of a gallery that exists.
+
+    Raises:
+        NotAGalleryError: for something else, a damaged file or a newer version.
+    """
+    if not path.is_file() or path.is_symlink():
+        raise NotAGalleryError(
+            f"{path.parent} is no gallery: {path.name} is not there; make one with `pfc-gallery build`."
+        )
+    with explained(path):
+        connection = _connect(path)
+        try:
+            owner = connection.execute("PRAGMA application_id").fetchone()[0]
+            version = connection.execute("PRAGMA user_version").fetchone()[0]
+            if owner != _APPLICATION_ID:
+                raise NotAGalleryError(f"{path} is a database of another program, not a gallery; name another folder.")
+            if version > VERSION:
+                raise NotAGalleryError(
+                    f"{path.parent} is a gallery of version {version}, and this is for version {VERSION}: install a "
+                    "newer lightning-pfc."
+                )
+        except BaseException:
+            connection.close()
+            raise
+    return connection
+
+
+def _connect(path: Path) -> sqlite3.Connection:
+    connection = sqlite3.connect(path, timeout=_WAIT_MS / 1000, isolation_level=None, check_same_thread=False)
+    # Committed means on the disk; deleted means overwritten. Both are settings of a connection, not of the file.
+    for setting in (
+        "journal_mode = WAL",
+        "synchronous = FULL",
+        "secure_delete = ON",
+        "foreign_keys = ON",
+        "trusted_schema = OFF",
+        "cell_size_check = ON",
+        f"busy_timeout = {_WAIT_MS}",
+    ):
+        connection.execute(f"PRAGMA {setting}")
+    return connection
+
+
+@contextlib.contextmanager
+def transaction(connection: sqlite3.Connection) -> Iterator[None]:
+    """Everything in the block, or nothing of it; on the disk when it ends."""
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+        connection.execute("COMMIT")
+    except BaseException:
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
+        raise
+
+
+@contextlib.contextmanager
+def explained(path: Path) -> Iterator[None]:
+    """Turns what SQLite and the system raise into errors of a gallery."""
+    try:
+        yield
+    except sqlite3.OperationalError as error:
+        text = str(error)
+        if "locked" in text or "busy" in text:
+            raise GalleryBusyError(
+                f"{path.parent} is being written by another process; it was waited for {_WAIT_MS // 1000} s: try again."
+            ) from error
+        if "full" in text:
+            raise GalleryFullError(
+                f"{path.parent}: the disk is full; nothing was changed. Make room, then try again."
+            ) from error
+        raise GalleryError(f"{path}: {text}.") from error
+    except sqlite3.DatabaseError as error:
+        raise NotAGalleryError(
+            f"{path} is no gallery, or is damaged ({error}); restore it from a backup (`pfc-gallery export`)."
+        ) from error
+    except OSError as error:
+        raise GalleryError(f"{path.parent}: {error.strerror or error}.") from error
+
+
+def sync_folder(folder: Path) -> None:
+    """Makes the names in a folder last, where the system can."""
+    if os.name != "posix":
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _statements(script: str) -> Iterator[str]:
+    text = ""
+    for line in script.splitlines(keepends=True):
+        text += line
+        if sqlite3.complete_statement(text):
+            yield text
+            text = ""

@@ -1,0 +1,120 @@
+"""What keeps a gallery: identities, pictures, vectors. The truth from which every index is made."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from lightning_pfc.gallery.records import Identity, ModelRecord, NewPicture, VectorBatch, Vectors
+
+
+class Position(NamedTuple):
+    """How far an index has followed a store: the last picture and the last removal that it knows."""
+
+    picture: int = 0
+    removal: int = 0
+
+
+class Store(Protocol):
+    """Identities and their pictures. Every change is on the disk, whole, when its method returns.
+
+    Safe to be called from several threads.
+    """
+
+    @property
+    def model(self) -> ModelRecord:
+        """The model that made the vectors."""
+
+    @property
+    def pooling(self) -> str:
+        """How the scores of an identity's pictures become one: "max" or "mean"."""
+
+    def close(self) -> None:
+        """Let go of everything."""
+
+    # --- changes ------------------------------------------------------------------------------------------------------
+
+    def enrol(self, name: str, pictures: Sequence[NewPicture], metadata: Mapping[str, Any] | None = None) -> Identity:
+        """A new identity.
+
+        Raises:
+            IdentityExistsError: if there is one of this name.
+        """
+
+    def add_pictures(self, name: str, pictures: Sequence[NewPicture]) -> Identity:
+        """More pictures of an identity.
+
+        Raises:
+            UnknownIdentityError: if there is none of this name.
+        """
+
+    def extend(self, pictures: Iterable[tuple[str, NewPicture]]) -> int:
+        """Many pictures by their identities' names, made where they are missing; returns how many there were.
+
+        They are committed some thousand at a time; one batch is whole or absent.
+        """
+
+    def remove(self, name: str) -> None:
+        """Forget an identity: its numbers are overwritten on the disk when this returns.
+
+        Raises:
+            UnknownIdentityError: if there is none of this name.
+        """
+
+    def remove_picture(self, picture: int) -> None:
+        """Forget a picture, likewise; an identity may be left without any.
+
+        Raises:
+            UnknownIdentityError: if there is no such picture.
+        """
+
+    def rename(self, name: str, new: str) -> Identity:
+        """Call an identity otherwise.
+
+        Raises:
+            UnknownIdentityError, IdentityExistsError: if there is none of the one name, or one of the other.
+        """
+
+    def set_metadata(self, name: str, metadata: Mapping[str, Any]) -> Identity:
+        """What its owner wants to remember of an identity, in place of what was there."""
+
+    # --- questions ----------------------------------------------------------------------------------------------------
+
+    def identity(self, name: str) -> Identity:
+        """One identity by its name.
+
+        Raises:
+            UnknownIdentityError: if there is none.
+        """
+
+    def identities(self, after: str = "", limit: int = 1000) -> list[Identity]:
+        """Identities in the order of their names, those after ``after``."""
+
+    def preview(self, picture: int) -> bytes | None:
+        """The image to show of a picture, or None."""
+
+    def bytes_on_disk(self) -> int:
+        """What the gallery takes."""
+
+    def count(self) -> tuple[int, int]:
+        """How many identities, and how many pictures."""
+
+    # --- for an index -------------------------------------------------------------------------------------------------
+
+    def vectors(self, since: Position) -> Iterator[VectorBatch]:
+        """Unit vectors of the pictures that came after ``since``, ascending, in batches."""
+
+    def removed(self, since: Position) -> npt.NDArray[np.int64]:
+        """Numbers of the pictures that were removed after ``since``."""
+
+    def position(self) -> Position:
+        """How far the store has come."""
+
+    def vectors_of(self, pictures: npt.NDArray[np.int64]) -> Vectors:
+        """Unit vectors (n, D) of pictures by their numbers; a row of NaN for one that is gone."""
+
+    def names_of(self, identities: npt.NDArray[np.int64]) -> dict[int, str]:
+        """Names by the numbers of identities."""

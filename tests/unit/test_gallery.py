@@ -1,0 +1,217 @@
+"""A gallery against brute force in numpy: searching, changes, several processes, what is left on the disk."""
+
+from __future__ import annotations
+
+import sqlite3
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+pytest.importorskip("faiss", reason="needs faiss-cpu, of the extra serve")
+
+from lightning_pfc.gallery import (
+    Gallery,
+    GalleryError,
+    IdentityExistsError,
+    ModelRecord,
+    NewPicture,
+    NotAGalleryError,
+    OtherModelError,
+    UnknownIdentityError,
+)
+from lightning_pfc.gallery.schema import DATABASE
+
+MODEL = ModelRecord("a" * 64, 32, "export")
+
+
+def random_vectors(count: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal((count, MODEL.width)).astype(np.float32)
+
+
+def unit(vectors: np.ndarray) -> np.ndarray:
+    return vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)
+
+
+def filled(folder: Path, vectors: np.ndarray, names: list[str], **options: str) -> Gallery:
+    gallery = Gallery.create(folder, MODEL, **options)
+    gallery.extend((name, NewPicture(vector)) for name, vector in zip(names, vectors, strict=True))
+    return gallery
+
+
+def brute_force(vectors: np.ndarray, names: list[str], query: np.ndarray, pooling: str) -> list[tuple[str, float]]:
+    scores: dict[str, list[float]] = {}
+    for name, score in zip(names, (unit(vectors) @ unit(query)).tolist(), strict=True):
+        scores.setdefault(name, []).append(score)
+    pooled = {name: (max(s) if pooling == "max" else float(np.mean(s))) for name, s in scores.items()}
+    return sorted(pooled.items(), key=lambda item: -item[1])
+
+
+@pytest.mark.parametrize("pooling", ["max", "mean"])
+@pytest.mark.parametrize("precision", ["float16", "8bit"])
+def test_search_equals_brute_force(tmp_path: Path, pooling: str, precision: str) -> None:
+    vectors = random_vectors(1500)
+    vectors[700:1400] = vectors[:700] + 0.02 * random_vectors(700, 1)  # near doubles, which rounding would confuse
+    names = [f"n{i % 500}" for i in range(1500)]
+    with filled(tmp_path / "g", vectors, names, pooling=pooling, precision=precision) as gallery:
+        for query in random_vectors(20, 2):
+            found = [(match.identity, match.score) for match in gallery.search(query, 10)]
+            wanted = brute_force(vectors, names, query, pooling)[:10]
+            assert [name for name, _ in found] == [name for name, _ in wanted]
+            assert [score for _, score in found] == pytest.approx([score for _, score in wanted], abs=1e-6)
+
+
+@pytest.mark.parametrize("pooling", ["max", "mean"])
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_any_order_of_changes_is_followed(
+    tmp_path_factory: pytest.TempPathFactory, pooling: str, data: st.DataObject
+) -> None:
+    gallery = Gallery.create(tmp_path_factory.mktemp("any") / "g", MODEL, pooling=pooling)
+    kept: dict[str, list[np.ndarray]] = {}
+    random = random_vectors(60, 5)
+    with gallery:
+        for i in range(data.draw(st.integers(1, 25))):
+            name = data.draw(st.sampled_from("abcd"))
+            what = data.draw(st.sampled_from(["enrol", "add", "remove", "picture", "rename", "search"]))
+            if what == "enrol" and name not in kept:
+                gallery.enrol(name, [NewPicture(random[i]), NewPicture(random[i + 25])])
+                kept[name] = [random[i], random[i + 25]]
+            elif what == "add" and name in kept:
+                gallery.add_pictures(name, [NewPicture(random[i])])
+                kept[name].append(random[i])
+            elif what == "remove" and name in kept:
+                gallery.remove(name)
+                del kept[name]
+            elif what == "picture" and kept.get(name):
+                gallery.remove_picture(gallery.store.identity(name).pictures[0])
+                kept[name].pop(0)
+            elif what == "rename" and name in kept and name + name not in kept:
+                gallery.store.rename(name, name + name)
+                kept[name + name] = kept.pop(name)
+            else:
+                found = gallery.search(random[59], 10)
+                names = [name for name, vectors in kept.items() for _ in vectors]
+                vectors = [vector for vectors in kept.values() for vector in vectors]
+                wanted = brute_force(np.array(vectors), names, random[59], pooling) if vectors else []
+                assert [match.identity for match in found] == [name for name, _ in wanted]
+
+
+def test_another_process_s_changes_are_seen(tmp_path: Path) -> None:
+    vectors = random_vectors(50)
+    gallery = filled(tmp_path / "g", vectors, [f"n{i}" for i in range(50)])
+    assert gallery.search(vectors[7], 1)[0].identity == "n7"
+    script = (
+        "import sys, numpy as np; from lightning_pfc.gallery import Gallery, NewPicture\n"
+        "with Gallery.open(sys.argv[1]) as g:\n"
+        "    g.remove('n7'); g.enrol('new', [NewPicture(np.load(sys.argv[2]))])"
+    )
+    np.save(tmp_path / "v.npy", vectors[7])
+    subprocess.run([sys.executable, "-c", script, str(tmp_path / "g"), str(tmp_path / "v.npy")], check=True)
+    assert gallery.search(vectors[7], 1)[0].identity == "new"
+    gallery.close()
+
+
+def test_deleted_numbers_are_gone_from_every_file_and_from_the_index(tmp_path: Path) -> None:
+    vectors = unit(random_vectors(30))
+    preview = b"\xff\xd8 a face that must not stay \xff\xd9" * 3
+    with filled(tmp_path / "g", vectors, [f"n{i}" for i in range(30)]) as gallery:
+        secret = unit(random_vectors(1, 9))[0]
+        gallery.enrol("secret person", [NewPicture(secret, "secret file", preview)], {"note": "secret note"})
+        gallery.search(secret, 1)
+        secret = gallery.store.vectors_of(np.array([31]))[0]
+        words = [secret.astype("<f4").tobytes(), preview, b"secret person", b"secret file", b"secret note"]
+        assert all(found_in(tmp_path, word) for word in words)
+        gallery.remove("secret person")
+        assert not any(found_in(tmp_path, word) for word in words)
+        index = gallery._follower.index
+        assert len(index) == 30
+        assert secret.astype(np.float16).tobytes() not in index._codes().tobytes()
+    assert not any(found_in(tmp_path, word) for word in words)
+
+
+def found_in(folder: Path, word: bytes) -> bool:
+    return any(word in file.read_bytes() for file in folder.rglob("*") if file.is_file())
+
+
+def test_what_a_killed_process_left_in_the_log_is_gone_after_opening(tmp_path: Path) -> None:
+    vectors = unit(random_vectors(3))
+    filled(tmp_path / "g", vectors, ["a", "b", "c"]).close()
+    script = (
+        "import os, sys; from lightning_pfc.gallery import Gallery; import lightning_pfc.gallery.sqlite_store as s\n"
+        "g = Gallery.open(sys.argv[1]); s.SqliteStore._empty_log = lambda self: os._exit(9); g.remove('b')"
+    )
+    assert subprocess.run([sys.executable, "-c", script, str(tmp_path / "g")]).returncode == 9
+    with Gallery.open(tmp_path / "g") as gallery:
+        assert gallery.store.count() == (2, 2)
+        assert not found_in(tmp_path, vectors[1].astype("<f4").tobytes())
+
+
+def test_a_change_is_whole_or_absent(tmp_path: Path) -> None:
+    with Gallery.create(tmp_path / "g", MODEL) as gallery:
+        with pytest.raises(ValueError, match="31 numbers"):
+            gallery.enrol("a", [NewPicture(random_vectors(1)[0]), NewPicture(np.ones(31))])
+        assert gallery.store.count() == (0, 0)
+        gallery.enrol("a", [NewPicture(random_vectors(1)[0])])
+        with pytest.raises(IdentityExistsError, match="'a' exists already"):
+            gallery.enrol("a", [])
+        with pytest.raises(UnknownIdentityError, match="no identity 'b'"):
+            gallery.add_pictures("b", [])
+        gallery.enrol("b", [])
+        with pytest.raises(IdentityExistsError, match="'a' exists"):
+            gallery.store.rename("b", "a")
+
+
+@pytest.mark.parametrize("bad", [np.zeros(32), np.full(32, np.nan), np.full(32, np.inf), np.ones(33)])
+def test_bad_vectors_are_refused(tmp_path: Path, bad: np.ndarray) -> None:
+    with Gallery.create(tmp_path / "g", MODEL) as gallery:
+        with pytest.raises(ValueError, match="vector has"):
+            gallery.enrol("a", [NewPicture(bad)])
+        with pytest.raises(ValueError, match="vector has"):
+            gallery.search(bad)
+        with pytest.raises(GalleryError, match="k=0"):
+            gallery.search(np.ones(32), 0)
+
+
+def test_only_galleries_are_opened(tmp_path: Path) -> None:
+    with pytest.raises(NotAGalleryError, match="pfc-gallery build"):
+        Gallery.open(tmp_path)
+    (tmp_path / DATABASE).write_bytes(b"not a database, whatever its name is" * 100)
+    with pytest.raises(NotAGalleryError, match="damaged"):
+        Gallery.open(tmp_path)
+    (tmp_path / DATABASE).unlink()
+    with sqlite3.connect(tmp_path / DATABASE) as other:
+        other.execute("CREATE TABLE pictures (id INTEGER)")
+    with pytest.raises(NotAGalleryError, match="another program"):
+        Gallery.open(tmp_path)
+    Gallery.create(tmp_path / "g", MODEL).close()
+    with pytest.raises(GalleryError, match="a gallery already"):
+        Gallery.create(tmp_path / "g", MODEL)
+    with sqlite3.connect(tmp_path / "g" / DATABASE) as own:
+        own.execute("PRAGMA user_version = 99")
+    with pytest.raises(NotAGalleryError, match="version 99"):
+        Gallery.open(tmp_path / "g")
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["g", DATABASE]
+
+
+def test_another_model_is_refused(tmp_path: Path) -> None:
+    with Gallery.create(tmp_path / "g", MODEL) as gallery:
+        gallery.check_model(MODEL)
+        with pytest.raises(OtherModelError, match="reembed"):
+            gallery.check_model(ModelRecord("b" * 64, 32, "other"))
+
+
+def test_names_are_listed_page_by_page(tmp_path: Path) -> None:
+    names = [f"n{i:04}" for i in range(25)]
+    with filled(tmp_path / "g", random_vectors(25), names) as gallery:
+        pages, last = [], ""
+        while page := gallery.store.identities(last, 10):
+            pages.append([identity.name for identity in page])
+            last = page[-1].name
+        assert [name for page in pages for name in page] == names
+        assert gallery.info().pictures == 25
+        assert gallery.info().bytes_on_disk > 25 * 4 * MODEL.width
