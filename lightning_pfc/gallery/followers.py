@@ -21,14 +21,18 @@ _MEANS_AT_ONCE = 1000
 def follower(store: Store, precision: str) -> Follower:
     """The index that a store's pooling asks for, still empty."""
     kind = FollowMeans if store.pooling == "mean" else FollowPictures
-    return kind(store, ExactIndex(store.model.width, precision))
+    return kind(store, precision)
 
 
 class Follower(ABC):
     """An index and how far it has followed its store."""
 
-    def __init__(self, store: Store, index: ExactIndex) -> None:
-        self.store, self.index = store, index
+    def __init__(self, store: Store, precision: str) -> None:
+        self.store, self._precision = store, precision
+        self._begin()
+
+    def _begin(self) -> None:
+        self.index = ExactIndex(self.store.model.width, self._precision)
         self._position = Position()
         self._pictures = np.empty(0, dtype=np.int64)  # ascending
         self._identities = np.empty(0, dtype=np.int64)  # of these
@@ -38,6 +42,8 @@ class Follower(ABC):
         now = self.store.position()
         if now == self._position:
             return
+        if now.generation != self._position.generation:
+            self._begin()
         gone = self.store.removed(self._position)
         pictures, identities = [self._pictures], [self._identities]
         for batch in self.store.vectors(self._position):
@@ -50,7 +56,7 @@ class Follower(ABC):
         self._pictures, self._identities = self._pictures[keep], self._identities[keep]
         self._settle(gone, touched)
         newest = int(self._pictures[-1]) if len(self._pictures) else 0
-        self._position = Position(max(newest, now.picture), now.removal)
+        self._position = Position(max(newest, now.picture), now.removal, now.generation)
 
     def search(self, unit: Vectors, k: int) -> list[Match]:
         """The ``k`` best identities for a unit vector (D,)."""
@@ -103,8 +109,8 @@ class FollowPictures(Follower):
 class FollowMeans(Follower):
     """Every identity is an entry, the mean of its pictures' unit vectors; it scores the mean of their cosines."""
 
-    def __init__(self, store: Store, index: ExactIndex) -> None:
-        super().__init__(store, index)
+    def _begin(self) -> None:
+        super()._begin()
         self._by_identity = np.empty(0, dtype=np.int64)  # places in the tables, ordered by identity
         self._ordered = np.empty(0, dtype=np.int64)  # the identities in that order
 

@@ -43,6 +43,7 @@ CREATE TABLE removals (id INTEGER PRIMARY KEY AUTOINCREMENT, picture INTEGER NOT
 CREATE TABLE answers (
     key TEXT PRIMARY KEY, request TEXT NOT NULL, answer TEXT NOT NULL, at REAL NOT NULL
 ) WITHOUT ROWID;
+CREATE INDEX answers_by_time ON answers (at);
 CREATE TRIGGER picture_removed AFTER DELETE ON pictures BEGIN
     DELETE FROM vectors WHERE id IN (SELECT (models.id << 40) | old.id FROM models);
     INSERT INTO removals (picture) VALUES (old.id);

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import sqlite3
-import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -15,21 +14,17 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from lightning_pfc.gallery.errors import (
-    GalleryBusyError,
-    GalleryError,
-    IdentityExistsError,
-    NotAGalleryError,
-    UnknownIdentityError,
-)
+from lightning_pfc.gallery import sqlite_care, sqlite_moving
+from lightning_pfc.gallery.errors import GalleryError, IdentityExistsError, UnknownIdentityError
 from lightning_pfc.gallery.records import Identity, ModelRecord, NewPicture, VectorBatch, Vectors, as_unit
-from lightning_pfc.gallery.schema import DATABASE, create_database, explained, open_database, transaction
-from lightning_pfc.gallery.store import Position
+from lightning_pfc.gallery.schema import DATABASE, create_database
+from lightning_pfc.gallery.sqlite_file import SqliteFile
+from lightning_pfc.gallery.store import Pending, Position
 
 BATCH = 1000
 """Pictures in one transaction of a long job, and vectors in one read."""
 
-_MODEL_SHIFT = 40
+_ANSWERS_LAST = 3 * 24 * 3600.0  # seconds
 
 
 class SqliteStore:
@@ -43,19 +38,8 @@ class SqliteStore:
     """
 
     def __init__(self, folder: Path) -> None:
-        self.path = folder / DATABASE
-        self._lock = threading.RLock()
-        self._db = open_database(self.path)
-        with self._reading():
-            settings = dict(self._db.execute("SELECT name, value FROM settings"))
-        try:
-            self.pooling = settings["pooling"]
-            self._model_id = int(settings["model"])
-            self._model = self._model_record(self._model_id)
-        except (KeyError, ValueError, TypeError) as error:
-            self.close()
-            raise NotAGalleryError(f"{self.path} was never finished: remove the folder and build it again.") from error
-        self._empty_log()  # a process that was killed may have left what it deleted in there
+        self._file = SqliteFile(folder / DATABASE)
+        self._file.empty_log()  # a process that was killed may have left what it deleted in there
 
     @classmethod
     def create(cls, folder: Path, model: ModelRecord, pooling: str) -> SqliteStore:
@@ -73,7 +57,7 @@ class SqliteStore:
                     "INSERT INTO models (id, sha256, width, source) VALUES (1, ?, ?, ?)",
                     (model.sha256, model.width, model.source),
                 ),
-                ("INSERT INTO settings VALUES ('model', '1'), ('pooling', ?)", (pooling,)),
+                ("INSERT INTO settings VALUES ('model', '1'), ('generation', '0'), ('pooling', ?)", (pooling,)),
             ],
         )
         return cls(folder)
@@ -81,21 +65,31 @@ class SqliteStore:
     @property
     def model(self) -> ModelRecord:
         """The model that made the vectors."""
-        return self._model
+        return self._file.model
+
+    @property
+    def pooling(self) -> str:
+        """See :attr:`Store.pooling`."""
+        return self._file.settings()["pooling"]
 
     def close(self) -> None:
         """Let go of the file; the log beside it goes with it."""
-        with self._lock:
-            self._db.close()
+        self._file.close()
+
+    def transaction(self) -> AbstractContextManager[None]:
+        """See :meth:`Store.transaction`."""
+        return self._file.writing()
 
     # --- changes ------------------------------------------------------------------------------------------------------
 
     def enrol(self, name: str, pictures: Sequence[NewPicture], metadata: Mapping[str, Any] | None = None) -> Identity:
         """See :meth:`Store.enrol`."""
         _check_name(name)
-        with self._writing():
+        with self._file.writing():
             try:
-                identity = self._insert("INSERT INTO identities (name, metadata) VALUES (?, ?)", name, _json(metadata))
+                identity = self._file.insert(
+                    "INSERT INTO identities (name, metadata) VALUES (?, ?)", name, _json(metadata)
+                )
             except sqlite3.IntegrityError as error:
                 raise IdentityExistsError(
                     f"identity {name!r} exists already; add pictures to it, remove it, or choose another name."
@@ -106,7 +100,7 @@ class SqliteStore:
 
     def add_pictures(self, name: str, pictures: Sequence[NewPicture]) -> Identity:
         """See :meth:`Store.add_pictures`."""
-        with self._writing():
+        with self._file.writing():
             identity = self._number(name)
             for picture in pictures:
                 self._add_picture(identity, picture)
@@ -116,96 +110,149 @@ class SqliteStore:
         """See :meth:`Store.extend`."""
         rest, count = iter(pictures), 0
         while batch := list(islice(rest, BATCH)):
-            with self._writing():
+            with self._file.writing():
                 for name, picture in batch:
                     _check_name(name)
-                    self._db.execute("INSERT OR IGNORE INTO identities (name) VALUES (?)", (name,))
+                    self._file.execute("INSERT OR IGNORE INTO identities (name) VALUES (?)", (name,))
                     self._add_picture(self._number(name), picture)
             count += len(batch)
         return count
 
     def remove(self, name: str) -> None:
         """See :meth:`Store.remove`."""
-        with self._writing():
+        with self._file.writing():
             number = self._number(name)
-            self._db.execute("DELETE FROM pictures WHERE identity = ?", (number,))
-            self._db.execute("DELETE FROM identities WHERE id = ?", (number,))
-        self._empty_log()
+            self._file.execute("DELETE FROM pictures WHERE identity = ?", (number,))
+            self._file.execute("DELETE FROM identities WHERE id = ?", (number,))
+        self._file.empty_log()
 
     def remove_picture(self, picture: int) -> None:
         """See :meth:`Store.remove_picture`."""
-        with self._writing():
-            if not self._db.execute("DELETE FROM pictures WHERE id = ?", (picture,)).rowcount:
+        with self._file.writing():
+            if not self._file.execute("DELETE FROM pictures WHERE id = ?", (picture,)).rowcount:
                 raise UnknownIdentityError(f"there is no picture {picture}; `pfc-gallery info` lists what there is.")
-        self._empty_log()
+        self._file.empty_log()
 
     def rename(self, name: str, new: str) -> Identity:
         """See :meth:`Store.rename`."""
         _check_name(new)
-        with self._writing():
+        with self._file.writing():
             number = self._number(name)
             try:
-                self._db.execute("UPDATE identities SET name = ? WHERE id = ?", (new, number))
+                self._file.execute("UPDATE identities SET name = ? WHERE id = ?", (new, number))
             except sqlite3.IntegrityError as error:
                 raise IdentityExistsError(f"identity {new!r} exists already; choose another name.") from error
         return self.identity(new)
 
     def set_metadata(self, name: str, metadata: Mapping[str, Any]) -> Identity:
         """See :meth:`Store.set_metadata`."""
-        with self._writing():
-            self._db.execute("UPDATE identities SET metadata = ? WHERE id = ?", (_json(metadata), self._number(name)))
+        with self._file.writing():
+            self._file.execute("UPDATE identities SET metadata = ? WHERE id = ?", (_json(metadata), self._number(name)))
         return self.identity(name)
+
+    # --- requests that may come twice ---------------------------------------------------------------------------------
+
+    def answer(self, key: str, request: str) -> str | None:
+        """See :meth:`Store.answer`."""
+        with self._file.reading():
+            row = self._file.execute("SELECT request, answer FROM answers WHERE key = ?", (key,)).fetchone()
+        if row is None:
+            return None
+        if row[0] != request:
+            raise GalleryError(f"idempotency key {key[:80]!r} was used for another request; choose a new one.")
+        return str(row[1])
+
+    def put_answer(self, key: str, request: str, answer: str) -> None:
+        """See :meth:`Store.put_answer`."""
+        now = time.time()
+        with self._file.writing():
+            self._file.execute("DELETE FROM answers WHERE at < ?", (now - _ANSWERS_LAST,))
+            self._file.execute("INSERT INTO answers VALUES (?, ?, ?, ?)", (key, request, answer, now))
+
+    # --- moving to another model --------------------------------------------------------------------------------------
+
+    def begin_next(self, model: ModelRecord) -> None:
+        """See :meth:`Store.begin_next`."""
+        sqlite_moving.begin(self._file, model)
+
+    def pending(self, after: int = 0, limit: int = BATCH) -> list[Pending]:
+        """See :meth:`Store.pending`."""
+        return sqlite_moving.pending(self._file, after, limit)
+
+    def put_next(self, vectors: Sequence[tuple[int, Vectors]]) -> None:
+        """See :meth:`Store.put_next`."""
+        sqlite_moving.put(self._file, vectors)
+
+    def adopt_next(self) -> None:
+        """See :meth:`Store.adopt_next`."""
+        sqlite_moving.adopt(self._file)
+
+    # --- care ---------------------------------------------------------------------------------------------------------
+
+    def verify(self) -> list[str]:
+        """See :meth:`Store.verify`."""
+        return sqlite_care.verify(self._file)
+
+    def compact(self) -> None:
+        """See :meth:`Store.compact`."""
+        sqlite_care.compact(self._file)
+
+    def backup(self, folder: Path) -> None:
+        """See :meth:`Store.backup`."""
+        sqlite_care.backup(self._file, folder)
 
     # --- questions ----------------------------------------------------------------------------------------------------
 
     def identity(self, name: str) -> Identity:
         """See :meth:`Store.identity`."""
-        with self._reading():
-            row = self._db.execute("SELECT id, name, metadata FROM identities WHERE name = ?", (name,)).fetchone()
+        with self._file.reading():
+            row = self._file.execute("SELECT id, name, metadata FROM identities WHERE name = ?", (name,)).fetchone()
             if row is None:
                 raise _unknown(name)
             return self._identity(*row)
 
     def identities(self, after: str = "", limit: int = BATCH) -> list[Identity]:
         """See :meth:`Store.identities`."""
-        with self._reading():
-            rows = self._db.execute(
+        with self._file.reading():
+            rows = self._file.execute(
                 "SELECT id, name, metadata FROM identities WHERE name > ? ORDER BY name LIMIT ?", (after, limit)
             ).fetchall()
             return [self._identity(*row) for row in rows]
 
     def preview(self, picture: int) -> bytes | None:
         """See :meth:`Store.preview`."""
-        with self._reading():
-            row = self._db.execute("SELECT image FROM previews WHERE picture = ?", (picture,)).fetchone()
+        with self._file.reading():
+            row = self._file.execute("SELECT image FROM previews WHERE picture = ?", (picture,)).fetchone()
             return None if row is None else bytes(row[0])
 
     def count(self) -> tuple[int, int]:
         """See :meth:`Store.count`."""
-        with self._reading():
-            identities = self._db.execute("SELECT count(*) FROM identities").fetchone()[0]
-            return identities, self._db.execute("SELECT count(*) FROM pictures").fetchone()[0]
+        with self._file.reading():
+            identities = self._file.execute("SELECT count(*) FROM identities").fetchone()[0]
+            return identities, self._file.execute("SELECT count(*) FROM pictures").fetchone()[0]
 
     def bytes_on_disk(self) -> int:
         """See :meth:`Store.bytes_on_disk`."""
-        return sum(file.stat().st_size for file in self.path.parent.glob(self.path.name + "*"))
+        return self._file.bytes_on_disk()
 
     # --- for an index -------------------------------------------------------------------------------------------------
 
     def position(self) -> Position:
         """See :meth:`Store.position`."""
-        with self._reading():
-            last = dict(self._db.execute("SELECT name, seq FROM sqlite_sequence"))
-        return Position(last.get("pictures", 0), last.get("removals", 0))
+        with self._file.reading():
+            last = dict(self._file.execute("SELECT name, seq FROM sqlite_sequence"))
+            self._file.check_model()
+            generation = int(self._file.settings()["generation"])
+        return Position(last.get("pictures", 0), last.get("removals", 0), generation)
 
     def vectors(self, since: Position) -> Iterator[VectorBatch]:
         """See :meth:`Store.vectors`."""
         last = since.picture
-        first = self._model_id << _MODEL_SHIFT
+        first = self._file.first_key()
         while True:
             # read whole, so that no open question keeps a writer from emptying the log
-            with self._reading():
-                rows = self._db.execute(
+            with self._file.reading():
+                rows = self._file.execute(
                     "SELECT pictures.id, pictures.identity, vectors.vector FROM pictures "
                     "JOIN vectors ON vectors.id = ? + pictures.id WHERE pictures.id > ? ORDER BY pictures.id LIMIT ?",
                     (first, last, BATCH),
@@ -214,95 +261,53 @@ class SqliteStore:
                 return
             last = rows[-1][0]
             numbers = np.array([row[:2] for row in rows], dtype=np.int64)
-            yield VectorBatch(numbers[:, 0], numbers[:, 1], self._stack([row[2] for row in rows]))
+            yield VectorBatch(numbers[:, 0], numbers[:, 1], self._file.as_vectors([row[2] for row in rows]))
 
     def removed(self, since: Position) -> npt.NDArray[np.int64]:
         """See :meth:`Store.removed`."""
-        with self._reading():
-            rows = self._db.execute("SELECT picture FROM removals WHERE id > ?", (since.removal,)).fetchall()
+        with self._file.reading():
+            rows = self._file.execute("SELECT picture FROM removals WHERE id > ?", (since.removal,)).fetchall()
         return np.array([row[0] for row in rows], dtype=np.int64)
 
     def vectors_of(self, pictures: npt.NDArray[np.int64]) -> Vectors:
         """See :meth:`Store.vectors_of`."""
-        found = np.full((len(pictures), self._model.width), np.nan, dtype=np.float32)
-        first = self._model_id << _MODEL_SHIFT
-        with self._reading():
+        found = np.full((len(pictures), self.model.width), np.nan, dtype=np.float32)
+        first = self._file.first_key()
+        with self._file.reading():
             for i, picture in enumerate(pictures.tolist()):
-                row = self._db.execute("SELECT vector FROM vectors WHERE id = ?", (first + picture,)).fetchone()
+                row = self._file.execute("SELECT vector FROM vectors WHERE id = ?", (first + picture,)).fetchone()
                 if row is not None:
-                    found[i] = self._stack([row[0]])[0]
+                    found[i] = self._file.as_vectors([row[0]])[0]
         return found
 
     def names_of(self, identities: npt.NDArray[np.int64]) -> dict[int, str]:
         """See :meth:`Store.names_of`."""
         names = {}
-        with self._reading():
+        with self._file.reading():
             for number in set(identities.tolist()):
-                row = self._db.execute("SELECT name FROM identities WHERE id = ?", (number,)).fetchone()
+                row = self._file.execute("SELECT name FROM identities WHERE id = ?", (number,)).fetchone()
                 if row is not None:
                     names[number] = row[0]
         return names
 
-    # --- inside -------------------------------------------------------------------------------------------------------
-
-    @contextlib.contextmanager
-    def _writing(self) -> Iterator[None]:
-        with self._lock, explained(self.path), transaction(self._db):
-            yield
-
-    @contextlib.contextmanager
-    def _reading(self) -> Iterator[None]:
-        with self._lock, explained(self.path):
-            yield
-
-    def _insert(self, statement: str, *values: Any) -> int:
-        number = self._db.execute(statement, values).lastrowid
-        assert number is not None
-        return number
+    # --- inside, in a transaction of the caller -----------------------------------------------------------------------
 
     def _add_picture(self, identity: int, picture: NewPicture) -> None:
-        vector = as_unit(picture.vector, self._model.width)
-        number = self._insert("INSERT INTO pictures (identity, source) VALUES (?, ?)", identity, picture.source)
-        self._insert("INSERT INTO vectors VALUES (?, ?)", (self._model_id << _MODEL_SHIFT) + number, _as_bytes(vector))
+        vector = as_unit(picture.vector, self.model.width)
+        number = self._file.insert("INSERT INTO pictures (identity, source) VALUES (?, ?)", identity, picture.source)
+        self._file.put_vector(self._file.model_id, number, vector)
         if picture.preview is not None:
-            self._insert("INSERT INTO previews VALUES (?, ?)", number, picture.preview)
+            self._file.insert("INSERT INTO previews VALUES (?, ?)", number, picture.preview)
 
     def _number(self, name: str) -> int:
-        row = self._db.execute("SELECT id FROM identities WHERE name = ?", (name,)).fetchone()
+        row = self._file.execute("SELECT id FROM identities WHERE name = ?", (name,)).fetchone()
         if row is None:
             raise _unknown(name)
         return int(row[0])
 
     def _identity(self, number: int, name: str, metadata: str) -> Identity:
-        pictures = self._db.execute("SELECT id FROM pictures WHERE identity = ? ORDER BY id", (number,)).fetchall()
+        pictures = self._file.execute("SELECT id FROM pictures WHERE identity = ? ORDER BY id", (number,)).fetchall()
         return Identity(name, tuple(row[0] for row in pictures), json.loads(metadata))
-
-    def _model_record(self, number: int) -> ModelRecord:
-        with self._reading():
-            return ModelRecord(
-                *self._db.execute("SELECT sha256, width, source FROM models WHERE id = ?", (number,)).fetchone()
-            )
-
-    def _stack(self, blobs: list[bytes]) -> Vectors:
-        size = 4 * self._model.width
-        if wrong := next((blob for blob in blobs if len(blob) != size), None):
-            raise NotAGalleryError(
-                f"{self.path} is damaged: a vector has {len(wrong)} bytes, not {size}; restore a backup."
-            )
-        return np.frombuffer(b"".join(blobs), dtype="<f4").reshape(len(blobs), -1).astype(np.float32)
-
-    def _empty_log(self) -> None:
-        """Overwrite deleted rows in the file itself, and cut the log, which still has them, to nothing."""
-        with self._reading():
-            for _ in range(100):
-                busy = self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]
-                if not busy:
-                    return
-                time.sleep(0.1)
-        raise GalleryBusyError(
-            f"{self.path.parent}: done, but another process keeps the log with the deleted numbers open; when it has "
-            "ended, run `pfc-gallery compact`."
-        )
 
 
 def _check_name(name: str) -> None:
@@ -319,7 +324,3 @@ def _json(metadata: Mapping[str, Any] | None) -> str:
         return json.dumps(metadata or {}, allow_nan=False)
     except (TypeError, ValueError) as error:
         raise GalleryError(f"metadata must be plain JSON values: {error}.") from error
-
-
-def _as_bytes(vector: Vectors) -> bytes:
-    return vector.astype("<f4").tobytes()

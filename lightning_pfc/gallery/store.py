@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -12,10 +14,26 @@ from lightning_pfc.gallery.records import Identity, ModelRecord, NewPicture, Vec
 
 
 class Position(NamedTuple):
-    """How far an index has followed a store: the last picture and the last removal that it knows."""
+    """How far an index has followed a store.
+
+    Attributes:
+        picture: the last picture that it knows.
+        removal: the last removal.
+        generation: of the store; a store that forgets its removals begins another, and indexes start over.
+    """
 
     picture: int = 0
     removal: int = 0
+    generation: int = -1
+
+
+class Pending(NamedTuple):
+    """A picture that waits for its next vector: number, where it came from, identity, and what to show of it."""
+
+    picture: int
+    source: str
+    identity: str
+    preview: bytes | None
 
 
 class Store(Protocol):
@@ -34,6 +52,9 @@ class Store(Protocol):
 
     def close(self) -> None:
         """Let go of everything."""
+
+    def transaction(self) -> AbstractContextManager[None]:
+        """Several changes as one: all of them are on the disk when the block ends, or none is."""
 
     # --- changes ------------------------------------------------------------------------------------------------------
 
@@ -80,6 +101,51 @@ class Store(Protocol):
 
     def set_metadata(self, name: str, metadata: Mapping[str, Any]) -> Identity:
         """What its owner wants to remember of an identity, in place of what was there."""
+
+    # --- requests that may come twice ---------------------------------------------------------------------------------
+
+    def answer(self, key: str, request: str) -> str | None:
+        """What a request of this key was answered, or None if it is the first.
+
+        Raises:
+            GalleryError: if the key was used for another request.
+        """
+
+    def put_answer(self, key: str, request: str, answer: str) -> None:
+        """Remember an answer for some days, in the transaction of what it answers."""
+
+    # --- moving to another model --------------------------------------------------------------------------------------
+
+    def begin_next(self, model: ModelRecord) -> None:
+        """Start to move to another model, or go on with it; the old vectors serve until :meth:`adopt_next`.
+
+        Raises:
+            GalleryError: if the gallery is on its way to a third model, or has this one already.
+        """
+
+    def pending(self, after: int = 0, limit: int = 1000) -> list[Pending]:
+        """Pictures that the next model has not seen yet, ascending from picture ``after``."""
+
+    def put_next(self, vectors: Sequence[tuple[int, Vectors]]) -> None:
+        """Vectors of the next model by the numbers of their pictures; numbers that are gone are left out."""
+
+    def adopt_next(self) -> None:
+        """Let the next model serve, and forget the old one's vectors.
+
+        Raises:
+            GalleryError: if a picture is left that the next model has not seen.
+        """
+
+    # --- care ---------------------------------------------------------------------------------------------------------
+
+    def verify(self) -> list[str]:
+        """What is wrong with the gallery, a line each; reads all of it. Empty: nothing."""
+
+    def compact(self) -> None:
+        """Give back the room of what was deleted, and overwrite what a process that was killed left of it."""
+
+    def backup(self, folder: Path) -> None:
+        """A copy of the gallery as it is now, while others go on with it; whole or absent."""
 
     # --- questions ----------------------------------------------------------------------------------------------------
 

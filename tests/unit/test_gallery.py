@@ -142,8 +142,8 @@ def test_what_a_killed_process_left_in_the_log_is_gone_after_opening(tmp_path: P
     vectors = unit(random_vectors(3))
     filled(tmp_path / "g", vectors, ["a", "b", "c"]).close()
     script = (
-        "import os, sys; from lightning_pfc.gallery import Gallery; import lightning_pfc.gallery.sqlite_store as s\n"
-        "g = Gallery.open(sys.argv[1]); s.SqliteStore._empty_log = lambda self: os._exit(9); g.remove('b')"
+        "import os, sys; from lightning_pfc.gallery import Gallery; import lightning_pfc.gallery.sqlite_file as s\n"
+        "g = Gallery.open(sys.argv[1]); s.SqliteFile.empty_log = lambda self: os._exit(9); g.remove('b')"
     )
     assert subprocess.run([sys.executable, "-c", script, str(tmp_path / "g")]).returncode == 9
     with Gallery.open(tmp_path / "g") as gallery:
@@ -215,3 +215,88 @@ def test_names_are_listed_page_by_page(tmp_path: Path) -> None:
         assert [name for page in pages for name in page] == names
         assert gallery.info().pictures == 25
         assert gallery.info().bytes_on_disk > 25 * 4 * MODEL.width
+
+
+def test_moving_to_another_model(tmp_path: Path) -> None:
+    old, new = random_vectors(2500), np.random.default_rng(3).standard_normal((2500, 48)).astype(np.float32)
+    names = [f"n{i}" for i in range(2500)]
+    following = ModelRecord("b" * 64, 48, "better export")
+    with filled(tmp_path / "g", old, names) as gallery:
+        store = gallery.store
+        with pytest.raises(GalleryError, match="not on its way"):
+            store.adopt_next()
+        store.begin_next(following)
+        store.begin_next(following)  # a run that was killed begins again
+        with pytest.raises(GalleryError, match="on its way to model bbbb"):
+            store.begin_next(ModelRecord("c" * 64, 48, "third"))
+        while waiting := store.pending(limit=700):
+            with pytest.raises(GalleryError, match="no vector of the next model"):
+                store.adopt_next()
+            assert gallery.search(old[5], 1)[0].identity == "n5"
+            store.put_next([(one.picture, new[int(one.identity[1:])]) for one in waiting])
+        other = Gallery.open(tmp_path / "g")
+        gallery.remove("n7")
+        store.adopt_next()
+        assert store.model == following
+        assert gallery.search(new[5], 1)[0].identity == "n5"
+        assert all(match.identity != "n7" for match in gallery.search(new[7], 5))
+        assert store.verify() == []
+        assert not found_in(tmp_path, unit(old[5:6])[0].astype("<f4").tobytes())
+        with pytest.raises(OtherModelError, match="open it again"):
+            other.search(old[5], 1)
+        with pytest.raises(OtherModelError, match="open it again"):
+            other.enrol("late", [NewPicture(old[5])])
+        other.close()
+
+
+def test_a_copy_of_a_gallery_in_use_and_a_smaller_gallery(tmp_path: Path) -> None:
+    vectors = random_vectors(3000)
+    with filled(tmp_path / "g", vectors, [f"n{i}" for i in range(3000)]) as gallery:
+        gallery.search(vectors[0], 1)
+        gallery.store.backup(tmp_path / "copy")
+        with pytest.raises(GalleryError, match="a gallery already"):
+            gallery.store.backup(tmp_path / "copy")
+        for i in range(20):
+            gallery.remove(f"n{i}")
+        gallery.store.compact()
+        assert gallery.search(vectors[100], 1)[0].identity == "n100"
+        assert gallery.info().pictures == 2980
+    with Gallery.open(tmp_path / "copy") as copy:
+        assert copy.info().pictures == 3000
+        assert copy.search(vectors[3], 1)[0].identity == "n3"
+        assert copy.store.verify() == []
+    assert [file.name for file in (tmp_path / "copy").iterdir()] == [DATABASE]
+
+
+def test_verify_names_what_is_wrong(tmp_path: Path) -> None:
+    filled(tmp_path / "g", random_vectors(5), list("abcde")).close()
+    with sqlite3.connect(tmp_path / "g" / DATABASE) as tampered:
+        tampered.execute("UPDATE vectors SET vector = zeroblob(128) WHERE id % 8 = 2")
+        tampered.execute("UPDATE vectors SET vector = x'00' WHERE id % 8 = 3")
+        tampered.execute("DELETE FROM vectors WHERE id % 8 = 4")
+    with Gallery.open(tmp_path / "g") as gallery:
+        faults = gallery.store.verify()
+        assert [fault.split(" ", 2)[1] for fault in faults] == ["2", "3", "4"]
+        with pytest.raises(NotAGalleryError, match="damaged"):
+            gallery.search(random_vectors(1)[0])
+
+
+def test_a_request_that_comes_twice_is_answered_once(tmp_path: Path) -> None:
+    with Gallery.create(tmp_path / "g", MODEL) as gallery:
+        store = gallery.store
+        with store.transaction():
+            store.enrol("a", [NewPicture(random_vectors(1)[0])])
+            store.put_answer("key", "enrol a", "done")
+        assert store.answer("key", "enrol a") == "done"
+        assert store.answer("other", "enrol a") is None
+        with pytest.raises(GalleryError, match="another request"):
+            store.answer("key", "enrol b")
+        with pytest.raises(IdentityExistsError):
+            enrol_again(gallery)
+        assert store.answer("second", "") is None
+
+
+def enrol_again(gallery: Gallery) -> None:
+    with gallery.store.transaction():
+        gallery.store.put_answer("second", "", "")
+        gallery.enrol("a", [])

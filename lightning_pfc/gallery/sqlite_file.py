@@ -1,0 +1,161 @@
+"""The SQLite file of a gallery: one connection for all threads, its transactions, and how vectors lie in it."""
+
+from __future__ import annotations
+
+import contextlib
+import sqlite3
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lightning_pfc.gallery.errors import GalleryBusyError, NotAGalleryError, OtherModelError
+from lightning_pfc.gallery.records import ModelRecord, Vectors
+from lightning_pfc.gallery.schema import explained, open_database, transaction
+
+_MODEL_SHIFT = 40
+_PATIENCE = 10.0  # seconds, for a process that reads while the log is to be emptied
+
+
+class SqliteFile:
+    """A gallery's file.
+
+    Args:
+        path: of the file.
+
+    Raises:
+        NotAGalleryError: for something else, a damaged file or a newer version.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._lock = threading.RLock()
+        self._db = open_database(path)
+        try:
+            self.reload_model()
+        except (KeyError, ValueError, TypeError) as error:
+            self.close()
+            raise NotAGalleryError(
+                f"{path} lacks its settings; restore it from a backup (`pfc-gallery export`)."
+            ) from error
+
+    def close(self) -> None:
+        """Let go of the file; the log beside it goes with it."""
+        with self._lock:
+            self._db.close()
+
+    # --- transactions -------------------------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def writing(self) -> Iterator[None]:
+        """Everything in the block or nothing of it, on the disk at its end; a block within another belongs to it."""
+        with self._lock, explained(self.path):
+            if self._db.in_transaction:
+                yield
+                return
+            with transaction(self._db):
+                self.check_model()
+                yield
+
+    @contextlib.contextmanager
+    def reading(self) -> Iterator[None]:
+        """No other thread in between, and errors that a user can read."""
+        with self._lock, explained(self.path):
+            yield
+
+    def execute(self, statement: str, values: Sequence[Any] = ()) -> sqlite3.Cursor:
+        """One statement, in a block of :meth:`reading` or :meth:`writing`."""
+        return self._db.execute(statement, values)
+
+    def insert(self, statement: str, *values: Any) -> int:
+        """One insertion; returns the number of the row."""
+        number = self._db.execute(statement, values).lastrowid
+        assert number is not None
+        return number
+
+    def empty_log(self) -> None:
+        """Overwrite deleted rows in the file itself, and cut the log, which still has them, to nothing.
+
+        Raises:
+            GalleryBusyError: if another process reads all the time; what was deleted is deleted all the same.
+        """
+        deadline = time.monotonic() + _PATIENCE
+        with self.reading():
+            while self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]:
+                if time.monotonic() > deadline:
+                    raise GalleryBusyError(
+                        f"{self.path.parent}: done, but another process keeps the log with the deleted numbers open; "
+                        "when it has ended, run `pfc-gallery compact`."
+                    )
+                time.sleep(0.05)
+
+    def copy_to(self, path: Path) -> None:
+        """All of it as it is now into a new file, while others go on."""
+        with self.reading(), contextlib.closing(sqlite3.connect(path)) as other:
+            self._db.backup(other)
+            other.execute("PRAGMA journal_mode = DELETE")
+
+    def bytes_on_disk(self) -> int:
+        """Of the file and its log."""
+        return sum(file.stat().st_size for file in self.path.parent.glob(self.path.name + "*"))
+
+    # --- settings and models ------------------------------------------------------------------------------------------
+
+    def settings(self) -> dict[str, str]:
+        """All settings by name."""
+        with self.reading():
+            return dict(self._db.execute("SELECT name, value FROM settings"))
+
+    def set(self, name: str, value: str | int) -> None:
+        """Change a setting, in a block of :meth:`writing`."""
+        self._db.execute("INSERT OR REPLACE INTO settings VALUES (?, ?)", (name, str(value)))
+
+    def reload_model(self) -> None:
+        """Read again which model serves."""
+        self.model_id = int(self.settings()["model"])
+        self.model = self.model_record(self.model_id)
+
+    def model_record(self, number: int) -> ModelRecord:
+        """A model by its number."""
+        with self.reading():
+            row = self._db.execute("SELECT sha256, width, source FROM models WHERE id = ?", (number,)).fetchone()
+        return ModelRecord(*row)
+
+    def check_model(self) -> None:
+        """Notice that another process has moved the gallery to another model.
+
+        Raises:
+            OtherModelError: then, since vectors of this one are no longer welcome.
+        """
+        if int(self.settings()["model"]) != self.model_id:
+            raise OtherModelError(
+                f"{self.path.parent} was moved to another model meanwhile; open it again, with that model."
+            )
+
+    # --- vectors ------------------------------------------------------------------------------------------------------
+
+    def first_key(self, model: int | None = None) -> int:
+        """Key of a model's picture 0; a picture's number is added to it."""
+        return (self.model_id if model is None else model) << _MODEL_SHIFT
+
+    def put_vector(self, model: int, picture: int, vector: Vectors) -> None:
+        """Store a unit vector (D,)."""
+        self.insert(
+            "INSERT INTO vectors VALUES (?, ?)", self.first_key(model) + picture, vector.astype("<f4").tobytes()
+        )
+
+    def as_vectors(self, blobs: Sequence[bytes]) -> Vectors:
+        """What is stored, as (n, D) float32.
+
+        Raises:
+            NotAGalleryError: for another number of bytes.
+        """
+        size = 4 * self.model.width
+        if wrong := next((blob for blob in blobs if len(blob) != size), None):
+            raise NotAGalleryError(
+                f"{self.path} is damaged: a vector has {len(wrong)} bytes, not {size}; restore a backup."
+            )
+        return np.frombuffer(b"".join(blobs), dtype="<f4").reshape(len(blobs), -1).astype(np.float32)
