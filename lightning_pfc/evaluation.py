@@ -70,8 +70,10 @@ class VerificationEvaluation(Evaluation):
         self.scores: PairScores | None = None
 
     def update(self, module: PartialFCModule, batch: Sequence[Any]) -> None:
-        """Embed the images."""
-        self.metrics.update(module(batch[0]), batch[1])
+        """Embed the images, and their mirror images where the model is judged by both."""
+        known = getattr(module, "preprocessing", None)
+        embeddings = module(batch[0]) if known is None else known.embed(module, batch[0])
+        self.metrics.update(embeddings, batch[1])
 
     def compute(self) -> dict[str, Tensor]:
         """The metrics; the scores of all pairs stay in :attr:`scores`."""

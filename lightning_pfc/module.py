@@ -9,12 +9,13 @@ from typing import Any
 import lightning as L
 import numpy as np
 import torch
-from lightning_utilities.core.rank_zero import rank_zero_info
+from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
 
 from lightning_pfc.checkpoint.manifest import is_checkpoint_folder
 from lightning_pfc.checkpoint.opening import load_module
 from lightning_pfc.data.mixing import MixedBatch
+from lightning_pfc.data.preprocessing import METADATA_KEY, Preprocessing
 from lightning_pfc.evaluation import ClosedSetEvaluation, Evaluation, make_evaluations
 from lightning_pfc.heads.partial_fc import PartialFC, iter_heads
 from lightning_pfc.heads.samplers import Sampler
@@ -62,6 +63,9 @@ class PartialFCModule(L.LightningModule):
             form is the default when ``sample_rate`` < 1.
         scheduler: ``name`` and arguments, see :func:`~lightning_pfc.optim.factory.create_scheduler`; None: a constant
             rate. Its length comes from the trainer and the data.
+        preprocessing: how pictures are made ready for this model, a
+            :class:`~lightning_pfc.data.preprocessing.Preprocessing` or its mapping. ``fit`` takes it from the data
+            module, and checkpoints keep it.
 
     Raises:
         ValueError, TypeError: for names that do not exist and numbers out of range.
@@ -89,6 +93,7 @@ class PartialFCModule(L.LightningModule):
         channels_last: bool = False,
         optimizer: dict[str, Any] | None = None,
         scheduler: dict[str, Any] | None = None,
+        preprocessing: Preprocessing | Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
         self.save_hyperparameters(ignore=["backbone"] if isinstance(backbone, nn.Module) else [])
@@ -101,6 +106,7 @@ class PartialFCModule(L.LightningModule):
         self.optimizer_config = dict(optimizer or {"name": "sgd", "lr": 0.1, "momentum": 0.9, "weight_decay": 5e-4})
         self.scheduler_config = None if scheduler is None else dict(scheduler)
         self._options = dict(backbone_options or {})
+        self.preprocessing = _record(preprocessing)
 
         self.backbone = self.make_backbone(backbone, as_input_size(input_size), pretrained)
         self.input_size = as_input_size(input_size) or native_input_size(self.backbone)
@@ -165,6 +171,30 @@ class PartialFCModule(L.LightningModule):
                 "train/target_cosine", cosine, on_step=False, on_epoch=True, sync_dist=True, batch_size=len(images)
             )
         return loss
+
+    def setup(self, stage: str) -> None:
+        """Learn from the data module how pictures are made ready; say so where a model has learnt it otherwise."""
+        found = getattr(getattr(self.trainer, "datamodule", None), "preprocessing", None)
+        if not isinstance(found, Preprocessing):
+            return
+        if stage != "fit":
+            found = found.changed(flip=self.preprocessing.flip) if self.preprocessing else found
+        if self.preprocessing is not None and self.preprocessing != found:
+            rank_zero_warn(self.preprocessing.difference(found))
+        if stage == "fit" or self.preprocessing is None:
+            self.preprocessing = found
+        if stage == "fit":
+            self.hparams[METADATA_KEY] = found.to_config()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Say where the checkpoint's pictures were made ready in another way than those of this run."""
+        stored = _record(checkpoint.get("hyper_parameters", {}).get(METADATA_KEY))
+        if stored is None or self.preprocessing is None or self._trainer is None:
+            return
+        if self.trainer.state.fn != "fit":  # mirror images are added by the model, all else is done by the data
+            self.preprocessing = self.preprocessing.changed(flip=stored.flip)
+        if stored != self.preprocessing:
+            rank_zero_warn(stored.difference(self.preprocessing))
 
     def on_fit_start(self) -> None:
         """Tell the heads how many images each class has, where a sampler wants to know."""
@@ -268,7 +298,7 @@ def to_plain(value: Any) -> Any:
     """``value`` as names, numbers, lists and mappings of those; losses as mappings. A marker for anything else."""
     if value is None or isinstance(value, bool | int | float | str):
         return value
-    if isinstance(value, Loss | Sampler):
+    if isinstance(value, Loss | Sampler | Preprocessing):
         return value.to_config()
     if isinstance(value, Path):
         return str(value)
@@ -279,6 +309,10 @@ def to_plain(value: Any) -> Any:
         entries = [to_plain(item) for item in value]
         return _NOT_PLAIN if any(entry is _NOT_PLAIN for entry in entries) else entries
     return _NOT_PLAIN
+
+
+def _record(value: Preprocessing | Mapping[str, Any] | None) -> Preprocessing | None:
+    return value if value is None or isinstance(value, Preprocessing) else Preprocessing.from_config(value)
 
 
 def _class_counts(trainer: L.Trainer, name: str, head: PartialFC) -> Tensor:

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from lightning_pfc.callbacks.between_steps import log_numbers, stop_clocks
 from lightning_pfc.callbacks.ranks import comm_of
-from lightning_pfc.data.camera import to_float
+from lightning_pfc.data.preprocessing import Preprocessing
+from lightning_pfc.protocols.embedders import preprocessing_of
 from lightning_pfc.protocols.peers import Peers
 from lightning_pfc.protocols.report import ProtocolResult, as_json, metrics_of
 from lightning_pfc.protocols.suite import Settings, Suite, check_protocol, missing_files
@@ -124,13 +125,17 @@ class _InTraining:
             raise ValueError(f"{type(module).__name__} has no input_size (C, H, W), which the protocols need")
         self.input_size = (int(size[0]), int(size[1]), int(size[2]))
         self.module, self.precision = module, trainer.precision_plugin
+        known = getattr(module, "preprocessing", None)
+        if isinstance(known, Preprocessing):
+            self.preprocessing = known
+        self._tensor = preprocessing_of(self).tensor
 
     def __call__(self, pictures: Tensor) -> Tensor:
         training = [module for module in self.module.modules() if module.training]
         self.module.eval()
         try:
             with torch.no_grad(), self.precision.forward_context():
-                images = self.precision.convert_input(to_float(pictures.to(self.module.device)))
+                images = self.precision.convert_input(self._tensor(pictures.to(self.module.device)))
                 embeddings: Tensor = self.module(images)
                 return embeddings.float().cpu()
         finally:

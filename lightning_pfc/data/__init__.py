@@ -8,6 +8,7 @@ from lightning_pfc.data.files import Files
 from lightning_pfc.data.glyphs import Glyphs
 from lightning_pfc.data.joint import Joint
 from lightning_pfc.data.mixing import Mix, MixedBatch
+from lightning_pfc.data.preprocessing import Preprocessing
 from lightning_pfc.data.samplers import ClassBalanced, IdentityGroups, Mixed, Shuffled
 from lightning_pfc.data.source import IdentityData, LabelledSet, Source
 from lightning_pfc.data.synthetic import Synthetic
@@ -29,6 +30,7 @@ __all__ = [
     "MixedBatch",
     "Pairs",
     "Pipeline",
+    "Preprocessing",
     "RandomFlip",
     "Shuffled",
     "Source",

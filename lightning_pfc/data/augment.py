@@ -68,6 +68,12 @@ class RandomFlip:
         return np.asarray(uniform(keys, 1)[:, 0] < self.probability)
 
 
+def mirrors(augment: Augment) -> bool:
+    """Whether an augmentation mirrors pictures; one that is not made here is believed not to."""
+    steps = augment.steps if isinstance(augment, Pipeline) else (augment,)
+    return any(isinstance(step, RandomFlip | Flip) and step.probability > 0 for step in steps)
+
+
 class Pipeline:
     """Effects one after the other.
 

@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from torch.utils.data import DataLoader
 
-from lightning_pfc.data.augment import Augment, augmentation
+from lightning_pfc.data.augment import Augment, augmentation, mirrors
 from lightning_pfc.data.batches import (
     BatchPlan,
     EvaluationBatches,
@@ -22,6 +22,7 @@ from lightning_pfc.data.batches import (
 from lightning_pfc.data.dali import Dali, make_loader
 from lightning_pfc.data.mixing import Mix
 from lightning_pfc.data.orders import Order
+from lightning_pfc.data.preprocessing import Preprocessing
 from lightning_pfc.data.samplers import Mixed, Sampler, Shuffled, make_sampler
 from lightning_pfc.data.source import EvaluationSet, IdentityData, LabelledSet, Source, Task
 from lightning_pfc.data.verification import VerificationSet
@@ -195,6 +196,20 @@ class IdentityDataModule(L.LightningDataModule):
     def input_size(self) -> tuple[int, int, int]:
         """(C, H, W) of the images."""
         return self.data.train.image_shape
+
+    @property
+    def preprocessing(self) -> Preprocessing | None:
+        """How files become what the model sees, and whether it is judged by mirror images too: trained on some, it is.
+
+        None for pictures of another number of channels than 1 or 3, which no file gives.
+        """
+        record = self.data.preprocessing
+        if record is None:
+            channels, height, width = self.input_size
+            if channels not in (1, 3):
+                return None
+            record = Preprocessing(size=(height, width), channels=channels)
+        return record.changed(flip="sum" if mirrors(self._augment(self.data)) else "none")
 
     @property
     def task(self) -> Task:

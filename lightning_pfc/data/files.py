@@ -20,6 +20,8 @@ from lightning_pfc.data.formats.decoded import DecodedImages
 from lightning_pfc.data.formats.folder import FolderImages
 from lightning_pfc.data.formats.opening import open_images
 from lightning_pfc.data.formats.subset import Subset
+from lightning_pfc.data.pictures.decoding import MAX_PIXELS
+from lightning_pfc.data.preprocessing import Fit, Preprocessing, Resampling
 from lightning_pfc.data.source import EvaluationSet, IdentityData, LabelledSet, Task
 from lightning_pfc.data.verification import FOLDS, VerificationSet, make_pairs
 
@@ -43,8 +45,9 @@ class Files:
             images of each class ("closed"; every class keeps one to train on). By a hash, so the split never changes.
         image_size: edge of the images in pixels, or (height, width); by default that of the first image.
         channels: 3 for RGB, 1 for grey.
-        fit: images of another size: "exact" refuses them, "stretch" resizes both sides, "crop" resizes and cuts the
-            middle.
+        fit, resampling: what is done to images of another size, see
+            :class:`~lightning_pfc.data.preprocessing.Preprocessing`.
+        max_pixels: bound of what is decoded, see :func:`~lightning_pfc.data.pictures.decoding.decode`.
         on_broken: a broken image stops the run ("raise") or is replaced by another of its class and counted ("skip").
         max_broken: share of the images that may be skipped; one more stops the run.
         check: how many images, spread evenly, are decoded before training starts, so that a broken one stops the run at
@@ -64,7 +67,9 @@ class Files:
     test_share: float = 0.0
     image_size: int | tuple[int, int] | None = None
     channels: int = 3
-    fit: Literal["exact", "stretch", "crop"] = "exact"
+    fit: Fit = "exact"
+    resampling: Resampling = "bilinear"
+    max_pixels: int = MAX_PIXELS
     on_broken: Literal["raise", "skip"] = "raise"
     max_broken: float = 0.01
     check: int = 20_000
@@ -127,13 +132,15 @@ class Files:
                 )
         digest = hashlib.sha256(np.ascontiguousarray(train.labels).data)
         digest.update(repr((train.num_classes, [str(i) for i in train.identities[:1000]], self.seed)).encode())
+        pictures = self._decoded(train, self._preprocessing(size))
         return IdentityData(
-            train=self._decoded(train, size),
+            train=pictures,
             labels=train.labels,
             num_classes=train.num_classes,
             task=self.task,
             fingerprint=digest.hexdigest()[:16],
             augment=RandomFlip(),
+            preprocessing=pictures.preprocessing,
             validation=sets["val"],
             test=sets["test"],
             class_names=_Names(train.identities),
@@ -165,16 +172,21 @@ class Files:
             return (self.image_size, self.image_size)
         return (self.image_size[0], self.image_size[1])
 
-    def _decoded(self, encoded: EncodedImages, size: tuple[int, int] | None = None) -> DecodedImages:
-        if size is None and self.image_size is not None:
-            size = self._size_of(encoded)
+    def _preprocessing(self, size: tuple[int, int]) -> Preprocessing:
+        return Preprocessing(size=size, channels=self.channels, fit=self.fit, resampling=self.resampling)
+
+    def _decoded(self, encoded: EncodedImages, preprocessing: Preprocessing | None = None) -> DecodedImages:
+        if preprocessing is None and self.image_size is not None:
+            preprocessing = self._preprocessing(self._size_of(encoded))
         return DecodedImages(
             encoded,
-            size=size,
+            preprocessing=preprocessing,
             channels=self.channels,
             fit=self.fit,
+            resampling=self.resampling,
             on_broken=self.on_broken,
             max_broken=self.max_broken,
+            max_pixels=self.max_pixels,
         )
 
     def _check(self, images: DecodedImages) -> None:
@@ -218,7 +230,7 @@ class Files:
     def _evaluation(
         self, encoded: EncodedImages, train: EncodedImages, size: tuple[int, int], number: int
     ) -> EvaluationSet:
-        images = self._decoded(encoded, size)
+        images = self._decoded(encoded, self._preprocessing(size))
         if self.task == "closed":
             classes = {str(identity): label for label, identity in enumerate(train.identities.tolist())}
             names = [str(identity) for identity in encoded.identities.tolist()]

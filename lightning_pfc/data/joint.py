@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
@@ -13,7 +14,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lightning_pfc.data.images import ImageTable, Labels
+from lightning_pfc.data.preprocessing import Preprocessing
 from lightning_pfc.data.source import EvaluationSet, IdentityData, Part, Source
+
+_log = logging.getLogger(__name__)
 
 
 class JoinedImages:
@@ -131,12 +135,27 @@ class Joint:
             task=every[0].task,
             fingerprint=hashlib.sha256(prints.encode()).hexdigest()[:16],
             augment=every[0].augment,
+            preprocessing=_one_preprocessing(opened),
             validation=_behind({name: data.validation for name, data in opened.items()}),
             test=_behind({name: data.test for name, data in opened.items()}),
             parts=tuple(parts),
             separate=self.labels == "separate",
             description="; ".join(data.description for data in every),
         )
+
+
+def _one_preprocessing(opened: Mapping[str, IdentityData]) -> Preprocessing | None:
+    """What the model remembers: "exact" goes with any other fit, since its pictures have the right size already."""
+    records = {name: data.preprocessing for name, data in opened.items() if data.preprocessing is not None}
+    fitted = {name: record for name, record in records.items() if record.fit != "exact"} or records
+    if len({(record.fit, record.resampling) for record in fitted.values()}) > 1:
+        fits = ", ".join(f"{name}: {record.fit}, {record.resampling}" for name, record in fitted.items())
+        _log.warning(
+            "The data sets are fitted in different ways (%s). A model remembers one, that of the first: what judges it "
+            "later fits pictures like that.",
+            fits,
+        )
+    return next(iter(fitted.values()), None)
 
 
 def _behind(sets: Mapping[str, Mapping[str, EvaluationSet]]) -> dict[str, EvaluationSet]:

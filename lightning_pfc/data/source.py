@@ -8,6 +8,7 @@ from typing import Literal, Protocol
 
 from lightning_pfc.data.augment import Augment
 from lightning_pfc.data.images import ImageTable, Labels
+from lightning_pfc.data.preprocessing import Preprocessing
 from lightning_pfc.data.verification import VerificationSet
 
 Task = Literal["open", "closed"]
@@ -70,6 +71,8 @@ class IdentityData:
         validation, test: named evaluation sets, of one kind each.
         fingerprint: changes when the data do; ranks compare it, and two runs may.
         augment: what suits these pictures in training, unless the user says otherwise.
+        preprocessing: how the pictures are made from files, which a model that is trained on them remembers; pictures
+            that are no files need none.
         class_names: a name per class, where there are names.
         parts: the data sets that these are made of, where they are several.
         separate: whether batches carry each data set's own labels, for one head each, and the number of its part.
@@ -82,6 +85,7 @@ class IdentityData:
     task: Task
     fingerprint: str
     augment: Augment
+    preprocessing: Preprocessing | None = None
     validation: Mapping[str, EvaluationSet] = field(default_factory=dict)
     test: Mapping[str, EvaluationSet] = field(default_factory=dict)
     class_names: Names | None = None

@@ -6,7 +6,6 @@ from lightning_pfc.protocols.all_pairs import AllPairsPoint, AllPairsResult, all
 from lightning_pfc.protocols.bins import BinImages, write_bin
 from lightning_pfc.protocols.embedders import (
     Embedder,
-    OnnxEmbedder,
     TorchEmbedder,
     checkpoint_embedder,
     embed_images,
@@ -19,6 +18,7 @@ from lightning_pfc.protocols.identification import (
     search,
     tpir_at_fpir,
 )
+from lightning_pfc.protocols.onnx_embedder import OnnxEmbedder
 from lightning_pfc.protocols.pairs import IndexedPairs, PairedImages, read_pairs
 from lightning_pfc.protocols.peers import Peers
 from lightning_pfc.protocols.report import Measurement, ProtocolResult

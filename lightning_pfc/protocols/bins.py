@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from lightning_pfc.data.formats.errors import FormatError
+from lightning_pfc.data.errors import FormatError
 from lightning_pfc.metrics.functional import fold_of_pair
 from lightning_pfc.protocols.pairs import IndexedPairs
 from lightning_pfc.protocols.pickled import ByteArray, Span, read_pickled

@@ -1,11 +1,12 @@
-"""Models that turn pictures into embeddings: checkpoints of this project, ONNX files, models of timm."""
+"""Models that turn pictures into embeddings: checkpoints of this project, models of timm, ONNX files."""
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, get_args
 
 import numpy as np
 import torch
@@ -13,16 +14,31 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from lightning_pfc.checkpoint import is_checkpoint_folder, load_folder
-from lightning_pfc.data.formats.errors import missing_library
 from lightning_pfc.data.images import ImageTable
+from lightning_pfc.data.preprocessing import Flip, Preprocessing, Resampling
 from lightning_pfc.distributed.comm import Comm
+from lightning_pfc.protocols.onnx_embedder import OnnxEmbedder
 from lightning_pfc.protocols.peers import Peers
 
-Flip = Literal["none", "sum"]
+__all__ = [
+    "Embedder",
+    "Flip",
+    "OnnxEmbedder",
+    "TorchEmbedder",
+    "checkpoint_embedder",
+    "embed_images",
+    "preprocessing_of",
+    "timm_embedder",
+]
+
+_log = logging.getLogger(__name__)
 
 
 class Embedder(Protocol):
-    """Pictures in, embeddings out."""
+    """Pictures in, embeddings out.
+
+    An attribute ``preprocessing`` says how its pictures are made, see :func:`preprocessing_of`.
+    """
 
     @property
     def input_size(self) -> tuple[int, int, int]:
@@ -30,6 +46,19 @@ class Embedder(Protocol):
 
     def __call__(self, pictures: Tensor) -> Tensor:
         """(b, C, H, W) uint8 RGB -> (b, D) float32 on the CPU, not normalised."""
+
+
+def preprocessing_of(embedder: Embedder) -> Preprocessing:
+    """How the pictures of a model are made: what it says; otherwise the middle is cut out, and flips are summed.
+
+    InsightFace resizes the shorter side in the same way, and aligned images have the right size to begin with.
+    """
+    known = getattr(embedder, "preprocessing", None)
+    return known if isinstance(known, Preprocessing) else _unsaid(embedder.input_size)
+
+
+def _unsaid(size: Sequence[int], **more: Any) -> Preprocessing:
+    return Preprocessing(size=(int(size[1]), int(size[2])), channels=int(size[0]), fit="crop", flip="sum", **more)
 
 
 class TorchEmbedder:
@@ -40,6 +69,7 @@ class TorchEmbedder:
         input_size: (C, H, W).
         mean: Subtracted from pixels in [0, 1], one number or one per channel.
         std: What they are divided by then.
+        preprocessing: How its pictures are made, in place of the last three.
         device: Where to compute; None is where the module lies.
     """
 
@@ -50,13 +80,15 @@ class TorchEmbedder:
         *,
         mean: float | Sequence[float] = 0.5,
         std: float | Sequence[float] = 0.5,
+        preprocessing: Preprocessing | None = None,
         device: torch.device | str | None = None,
     ) -> None:
         self.module = module if device is None else module.to(device)
-        self.input_size = (int(input_size[0]), int(input_size[1]), int(input_size[2]))
         self.device = torch.device(device) if device is not None else next(module.parameters()).device
-        self.mean = torch.as_tensor(mean, dtype=torch.float32).reshape(-1, 1, 1).to(self.device) * 255.0
-        self.std = torch.as_tensor(std, dtype=torch.float32).reshape(-1, 1, 1).to(self.device) * 255.0
+        if preprocessing is None:
+            preprocessing = _unsaid(input_size, mean=_times_255(mean), std=_times_255(std))
+        self.preprocessing = preprocessing
+        self.input_size = preprocessing.image_shape
 
     def __call__(self, pictures: Tensor) -> Tensor:
         """(b, C, H, W) uint8 -> (b, D) float32 on the CPU."""
@@ -64,7 +96,7 @@ class TorchEmbedder:
         self.module.eval()
         try:
             with torch.inference_mode():
-                images = (pictures.to(self.device).float() - self.mean) / self.std
+                images = self.preprocessing.tensor(pictures.to(self.device))
                 embeddings: Tensor = self.module(images)
                 return embeddings.float().cpu()
         finally:
@@ -72,11 +104,28 @@ class TorchEmbedder:
                 module.training = True
 
 
-def checkpoint_embedder(path: str | os.PathLike[str], *, device: str = "cpu") -> TorchEmbedder:
+def _times_255(numbers: float | Sequence[float]) -> tuple[float, ...]:
+    return tuple(255.0 * float(n) for n in ([numbers] if isinstance(numbers, int | float) else numbers))
+
+
+def checkpoint_embedder(
+    path: str | os.PathLike[str],
+    *,
+    mean: float | Sequence[float] | None = None,
+    std: float | Sequence[float] | None = None,
+    channels: Literal["rgb", "bgr"] | None = None,
+    device: str = "cpu",
+) -> TorchEmbedder:
     """Backbone and neck of a :class:`~lightning_pfc.module.PartialFCModule` checkpoint; the head never gets storage.
+
+    Pictures are made as they were in training, which the checkpoint tells; one of before it did is judged on the
+    middle of pictures, with flips, and this is said.
 
     Args:
         path: A Lightning checkpoint: a file, or the folder that several ranks write (only backbone and neck are read).
+        mean: Of pixels in 0..255, in place of the checkpoint's; one number or one per channel.
+        std: Likewise.
+        channels: Their order, in place of the checkpoint's.
         device: Where to compute.
 
     Returns:
@@ -103,7 +152,18 @@ def checkpoint_embedder(path: str | os.PathLike[str], *, device: str = "cpu") ->
     if missing:
         raise ValueError(f"{path} lacks {len(missing)} weights of the model, the first is {missing[0]}")
     network = nn.Sequential(module.backbone, module.neck)
-    return TorchEmbedder(network, module.input_size, device=device)
+    record = module.preprocessing
+    if record is None:
+        record = _unsaid(module.input_size)
+        _log.warning(
+            "%s does not say how its pictures were made. Taken is: %s. Say otherwise by settings.fit, "
+            "settings.resampling and settings.flip.",
+            path,
+            ", ".join(f"{key}={value}" for key, value in record.to_config().items()),
+        )
+    record = record.changed(size=module.input_size[1:], channels=module.input_size[0])
+    record = record.changed(mean=mean, std=std, color=channels)
+    return TorchEmbedder(network, module.input_size, preprocessing=record, device=device)
 
 
 class _Network:
@@ -131,7 +191,7 @@ def _checkpoint(path: Path) -> dict[str, Any]:
 def timm_embedder(
     name: str, *, device: str = "cpu", checkpoint_path: str | None = None, pretrained: bool = False
 ) -> TorchEmbedder:
-    """A model of timm without its classifier, with the input size and normalisation that timm notes for it.
+    """A model of timm without its classifier, with the input size, resampling and normalisation that timm notes for it.
 
     Args:
         name: timm's name of the model.
@@ -147,105 +207,16 @@ def timm_embedder(
     """
     import timm
 
+    import lightning_pfc.models  # noqa: F401  (registers the backbones of this package)
+
     if not pretrained and not checkpoint_path:
         raise ValueError(f"embedder timm ({name}) has no trained weights: give checkpoint_path, or pretrained=true")
     model = timm.create_model(name, pretrained=pretrained, num_classes=0, checkpoint_path=checkpoint_path or "")
     config = timm.data.resolve_data_config({}, model=model)
-    return TorchEmbedder(model, config["input_size"], mean=config["mean"], std=config["std"], device=device)
-
-
-class OnnxEmbedder:
-    """An ONNX model through onnxruntime.
-
-    Files that list their weights as graph inputs too (as OpenCV's do, and onnxruntime refuses) are mended on the way.
-
-    Args:
-        path: The model; its only input is (b, C, H, W) or (1, C, H, W) float32.
-        mean: Subtracted from pixels in 0..255, one number or one per channel.
-        std: What they are divided by then.
-        channels: ``"rgb"`` or ``"bgr"``.
-        providers: Of onnxruntime; None takes the CPU.
-        threads: Of onnxruntime; 0 lets it choose.
-
-    Raises:
-        FileNotFoundError: When the model is not there.
-        MissingLibraryError: When onnxruntime (or onnx, for a file to be mended) is not installed.
-        ValueError: When the model has another kind of input.
-    """
-
-    def __init__(
-        self,
-        path: str | os.PathLike[str],
-        *,
-        mean: float | Sequence[float] = 127.5,
-        std: float | Sequence[float] = 127.5,
-        channels: Literal["rgb", "bgr"] = "rgb",
-        providers: Sequence[str] | None = None,
-        threads: int = 0,
-    ) -> None:
-        try:
-            import onnxruntime
-        except ImportError as error:
-            raise missing_library("onnxruntime", "An ONNX model") from error
-        if not Path(path).is_file():
-            raise FileNotFoundError(f"no such model: {path}")
-        if channels not in ("rgb", "bgr"):
-            raise ValueError(f"channels={channels!r} is unknown; use 'rgb' or 'bgr'")
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.log_severity_level = 3
-        model, packed = _mended(path)
-        if packed:  # then onnxruntime unpacks the weights once, and not again for every picture
-            options.add_session_config_entry("session.disable_quant_qdq", "1")
-        wanted = list(providers or ["CPUExecutionProvider"])
-        self._session = onnxruntime.InferenceSession(model, options, providers=wanted)
-        inputs = self._session.get_inputs()
-        shape = inputs[0].shape
-        if len(inputs) != 1 or len(shape) != 4 or not all(isinstance(n, int) for n in shape[1:]):
-            found = ", ".join(f"{value.name} {value.shape}" for value in inputs[:3])
-            raise ValueError(
-                f"{path} must have one input (b, C, H, W) of fixed size, found {len(inputs)}: {found} (if these are "
-                "weights, install onnx and try again)"
-            )
-        self.input_size = (int(shape[1]), int(shape[2]), int(shape[3]))
-        self._input, self._fixed_batch = inputs[0].name, shape[0] if isinstance(shape[0], int) else None
-        self._mean = np.asarray(mean, dtype=np.float32).reshape(-1, 1, 1)
-        self._std = np.asarray(std, dtype=np.float32).reshape(-1, 1, 1)
-        self._swap = channels == "bgr"
-
-    def __call__(self, pictures: Tensor) -> Tensor:
-        """(b, C, H, W) uint8 RGB -> (b, D) float32."""
-        images = pictures.numpy().astype(np.float32)
-        images = (images[:, ::-1] if self._swap else images) - self._mean
-        images = np.ascontiguousarray(images / self._std)
-        size = self._fixed_batch or len(images)
-        rows = []
-        for start in range(0, len(images), size):
-            part = images[start : start + size]
-            padded = np.concatenate([part, np.repeat(part[-1:], size - len(part), 0)]) if len(part) < size else part
-            rows.append(np.asarray(self._session.run(None, {self._input: padded})[0], dtype=np.float32)[: len(part)])
-        return torch.from_numpy(np.concatenate(rows)).flatten(1)
-
-
-def _mended(path: str | os.PathLike[str]) -> tuple[bytes | str, bool]:
-    """The path, or the model's bytes without the weights among its inputs; and whether only weights are quantised."""
-    try:
-        import onnx
-    except ImportError:
-        return os.fspath(path), False
-    model = onnx.load(os.fspath(path))
-    weights = {tensor.name for tensor in model.graph.initializer}
-    kinds = {node.op_type for node in model.graph.node}
-    packed = "DequantizeLinear" in kinds and "QuantizeLinear" not in kinds
-    # Quantised models list the unpacked weights' old names too, which no node reads any more.
-    read = {name for node in model.graph.node for name in node.input}
-    kept = [value for value in model.graph.input if value.name not in weights and value.name in read]
-    if len(kept) == len(model.graph.input):
-        return os.fspath(path), packed
-    del model.graph.input[:]
-    model.graph.input.extend(kept)
-    content: bytes = model.SerializeToString()
-    return content, packed
+    resampling = config["interpolation"]
+    record = _unsaid(config["input_size"], mean=_times_255(config["mean"]), std=_times_255(config["std"]))
+    record = record.changed(resampling=resampling if resampling in get_args(Resampling) else None)
+    return TorchEmbedder(model, config["input_size"], preprocessing=record, device=device)
 
 
 class _Batches(Dataset[Tensor]):

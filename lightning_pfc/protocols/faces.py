@@ -11,9 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lightning_pfc.data.errors import FormatError
 from lightning_pfc.data.formats import DecodedImages, open_images
-from lightning_pfc.data.formats.errors import FormatError
 from lightning_pfc.data.images import ImageTable
+from lightning_pfc.data.pictures.decoding import MAX_PIXELS
+from lightning_pfc.data.preprocessing import Preprocessing
 
 _EMBEDDING_KEYS = ("emb", "embeddings", "features")
 _LABEL_KEYS = ("label", "labels", "identity")
@@ -44,19 +46,22 @@ class FaceSet:
 
 
 class EncodedFaces:
-    """Encoded images as pictures of the size that a model wants; the middle is cut out of what has another shape.
-
-    InsightFace resizes the shorter side in the same way, and aligned images have the right size to begin with.
+    """Encoded images as the pictures that a model was trained on.
 
     Args:
         encoded: With ``read(index)``, ``locate(index)`` and ``len``.
-        input_size: (C, H, W).
+        preprocessing: How they are made; (C, H, W) cuts the middle out of what has another shape.
+        max_pixels: Bound of what is decoded.
     """
 
-    def __init__(self, encoded: Any, input_size: tuple[int, int, int]) -> None:
-        channels, height, width = input_size
+    def __init__(
+        self, encoded: Any, preprocessing: Preprocessing | tuple[int, int, int], *, max_pixels: int = MAX_PIXELS
+    ) -> None:
+        if not isinstance(preprocessing, Preprocessing):
+            channels, height, width = preprocessing
+            preprocessing = Preprocessing(size=(height, width), channels=channels, fit="crop")
         self.encoded = encoded
-        self.table = DecodedImages(encoded, size=(height, width), channels=channels, fit="crop")
+        self.table = DecodedImages(encoded, preprocessing=preprocessing, max_pixels=max_pixels)
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -71,14 +76,20 @@ class EncodedFaces:
         return self.table.fetch(index)
 
 
-def open_faces(path: str | os.PathLike[str], input_size: tuple[int, int, int] | None) -> FaceSet:
+def open_faces(
+    path: str | os.PathLike[str],
+    preprocessing: Preprocessing | tuple[int, int, int] | None,
+    *,
+    max_pixels: int = MAX_PIXELS,
+) -> FaceSet:
     """Open images with identities (any format of the data module) or a file or folder of embeddings.
 
     Embeddings are an ``.npz`` with ``emb`` (N, D) and ``label`` or ``names`` (N,), or a folder ``IDENTITY/NAME.npy``.
 
     Args:
         path: File or folder.
-        input_size: (C, H, W) that the model wants; None if there is no model.
+        preprocessing: How the model's pictures are made, or the (C, H, W) that it wants; None if there is no model.
+        max_pixels: Bound of what is decoded.
 
     Returns:
         The set.
@@ -95,13 +106,14 @@ def open_faces(path: str | os.PathLike[str], input_size: tuple[int, int, int] | 
         return _npz(path)
     if path.is_dir() and (files := sorted(path.glob("*/*.npy"))):
         return _npy_folder(path, files)
-    if input_size is None:
+    if preprocessing is None:
         raise ValueError(
             f"{path} holds images, but there is no model to embed them; choose embedder=checkpoint or onnx"
         )
     encoded = open_images(path)
     names = [encoded.name(i) for i in range(len(encoded))]
-    return FaceSet(str(path), EncodedFaces(encoded, input_size), None, torch.from_numpy(encoded.labels), names)
+    faces = EncodedFaces(encoded, preprocessing, max_pixels=max_pixels)
+    return FaceSet(str(path), faces, None, torch.from_numpy(encoded.labels), names)
 
 
 def _npz(path: Path) -> FaceSet:

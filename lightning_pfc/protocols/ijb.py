@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from lightning_pfc.data.curation.alignment import align
+from lightning_pfc.data.errors import FormatError
 from lightning_pfc.data.formats import decode
-from lightning_pfc.data.formats.errors import FormatError
 from lightning_pfc.data.formats.folder import read_image_file
 from lightning_pfc.metrics.functional import area_under_roc, tar_at_far
 from lightning_pfc.metrics.verification import rate_name

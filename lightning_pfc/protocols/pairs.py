@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lightning_pfc.data.formats.errors import FormatError
+from lightning_pfc.data.errors import FormatError
 from lightning_pfc.data.formats.folder import IMAGE_SUFFIXES, read_image_file
 from lightning_pfc.metrics.functional import fold_of_pair
 

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
-from lightning_pfc.data.formats.errors import FormatError
+from lightning_pfc.data.errors import FormatError
 
 
 @dataclass(frozen=True)

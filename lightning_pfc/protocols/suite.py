@@ -13,8 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lightning_pfc.data.formats.errors import FormatError
+from lightning_pfc.data.errors import FormatError
 from lightning_pfc.data.images import ImageTable
+from lightning_pfc.data.pictures.decoding import MAX_PIXELS
+from lightning_pfc.data.preprocessing import Fit, Flip, Preprocessing, Resampling
 from lightning_pfc.metrics.functional import (
     area_under_roc,
     cosine_from_squared_distance,
@@ -29,7 +31,7 @@ from lightning_pfc.metrics.verification import rate_name
 from lightning_pfc.protocols.all_pairs import all_pairs_tar
 from lightning_pfc.protocols.bins import BinImages
 from lightning_pfc.protocols.bootstrap import auc_interval, proportion_interval, ratio_interval, tar_interval
-from lightning_pfc.protocols.embedders import Embedder, Flip, embed_images
+from lightning_pfc.protocols.embedders import Embedder, embed_images, preprocessing_of
 from lightning_pfc.protocols.faces import EncodedFaces, FaceSet, open_faces
 from lightning_pfc.protocols.identification import (
     DISTRACTOR,
@@ -51,7 +53,11 @@ class Settings:
     """What all protocols share.
 
     Attributes:
-        flip: Add the embedding of the mirror image, as the InsightFace protocol does, or not.
+        flip: ``"sum"`` adds the embedding of the mirror image, as the InsightFace protocol does, ``"none"`` does not;
+            None is what the model says: it sums if it was trained on mirrored pictures.
+        fit, resampling: What is done to pictures of another size, in place of what the model says, see
+            :class:`~lightning_pfc.data.preprocessing.Preprocessing`.
+        max_pixels: Bound of what is decoded, see :func:`~lightning_pfc.data.pictures.decoding.decode`.
         fars: False accept rates.
         ranks: Ranks of the CMC.
         fpirs: False positive identification rates.
@@ -62,7 +68,10 @@ class Settings:
         seed: Of the bootstrap.
     """
 
-    flip: Flip = "sum"
+    flip: Flip | None = None
+    fit: Fit | None = None
+    resampling: Resampling | None = None
+    max_pixels: int = MAX_PIXELS
     fars: Sequence[float] = (1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
     ranks: Sequence[int] = (1, 5, 10)
     fpirs: Sequence[float] = (0.1, 0.01)
@@ -111,7 +120,7 @@ class Suite:
     def bin(self, name: str, path: str) -> ProtocolResult:
         """Verification on a ``.bin`` file."""
         images = BinImages(path)
-        return self.verify(name, images.pairs(), EncodedFaces(images, self.input_size(name)))
+        return self.verify(name, images.pairs(), self._pictures(name, images))
 
     def pairs(self, name: str, path: str, images: str | None = None, embeddings: str | None = None) -> ProtocolResult:
         """Verification on a list of pairs, over a folder of images or over embeddings with names."""
@@ -119,7 +128,7 @@ class Suite:
             return self._named_pairs(name, path, embeddings)
         listed = PairedImages(path, images)
         identities = torch.from_numpy(listed.identities)
-        return self.verify(name, listed.pairs(), EncodedFaces(listed, self.input_size(name)), identities=identities)
+        return self.verify(name, listed.pairs(), self._pictures(name, listed), identities=identities)
 
     def verify(
         self,
@@ -169,7 +178,7 @@ class Suite:
         unit = "pairs" if who is None else "identities"
         text = (
             f"verification, {len(same)} pairs ({int(same.sum())} genuine) of {len(embeddings)} images, "
-            f"flip {self.settings.flip}, intervals by {unit}"
+            f"flip {self.flip}, intervals by {unit}"
         )
         return ProtocolResult(name, text, found, ScoredPairs(scores, pairs, images, threshold))
 
@@ -285,9 +294,9 @@ class Suite:
         identification: bool = True,
     ) -> ProtocolResult:
         """IJB-B or IJB-C in the layout of InsightFace: 1:1, and 1:N if the gallery lists are there."""
-        mode = TemplateMode(flip=self.settings.flip == "sum", feature_norm=feature_norm, detector=detector)
         if self.embedder is None:
             raise ValueError(f"protocols.{name} holds images, but there is no model to embed them")
+        mode = TemplateMode(flip=self.flip == "sum", feature_norm=feature_norm, detector=detector)
         return evaluate_ijb(self, name, root, subset, mode, identification)
 
     # --- details -----------------------------------------------------------------------------------------------------
@@ -333,6 +342,26 @@ class Suite:
             )
         return self.embedder.input_size
 
+    @property
+    def preprocessing(self) -> Preprocessing | None:
+        """How pictures are made for the model: what it says, but for the user's words; None without one."""
+        s = self.settings
+        if self.embedder is None:
+            return None
+        return preprocessing_of(self.embedder).changed(fit=s.fit, resampling=s.resampling, flip=s.flip)
+
+    @property
+    def flip(self) -> Flip:
+        """Whether the embeddings of mirror images are added."""
+        known = self.preprocessing
+        return known.flip if known else self.settings.flip or "none"
+
+    def _pictures(self, name: str, encoded: Any) -> EncodedFaces:
+        self.input_size(name)  # refuses where there is no model
+        known = self.preprocessing
+        assert known is not None
+        return EncodedFaces(encoded, known, max_pixels=self.settings.max_pixels)
+
     def embed(self, images: ImageTable) -> Tensor:
         """Embeddings of all pictures, (N, D), the same on every rank."""
         if self.embedder is None:
@@ -341,14 +370,14 @@ class Suite:
         return embed_images(
             self.embedder,
             images,
-            flip=s.flip,
+            flip=self.flip,
             batch_size=s.batch_size,
             num_workers=s.num_workers,
             peers=self.peers,
         )
 
     def _open(self, name: str, path: str) -> tuple[FaceSet, Tensor]:
-        faces = open_faces(path, None if self.embedder is None else self.embedder.input_size)
+        faces = open_faces(path, self.preprocessing, max_pixels=self.settings.max_pixels)
         if faces.embeddings is not None:
             return faces, faces.embeddings
         if faces.images is None:

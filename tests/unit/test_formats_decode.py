@@ -42,7 +42,7 @@ def test_decodes_as_pillow_does(
     kind: str, mode: str, channels: int, fast: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if not fast:
-        monkeypatch.setattr("lightning_pfc.data.formats.decoding._simplejpeg", lambda: None)
+        monkeypatch.setattr("lightning_pfc.data.pictures.decoding._simplejpeg", lambda: None)
     data = encoded(kind=kind, mode=mode)
     image = decode(data, channels=channels)
     wanted = np.asarray(Image.open(io.BytesIO(data)).convert("RGB" if channels == 3 else "L")).reshape(40, 30, channels)
@@ -74,7 +74,7 @@ def test_a_jpeg_of_the_right_size_is_decoded_in_place(channels: int) -> None:
 @pytest.mark.parametrize("kind", ["JPEG", "PNG"])
 def test_a_cut_off_image_is_an_error(fast: bool, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if not fast:
-        monkeypatch.setattr("lightning_pfc.data.formats.decoding._simplejpeg", lambda: None)
+        monkeypatch.setattr("lightning_pfc.data.pictures.decoding._simplejpeg", lambda: None)
     data = encoded(kind=kind)
     for end in (0, 1, 3, 10, len(data) // 2, len(data) * 3 // 4):
         with pytest.raises(BrokenImageError, match=r"^here: the image cannot be decoded"):

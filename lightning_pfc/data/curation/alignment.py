@@ -11,10 +11,10 @@ import numpy.typing as npt
 from PIL import Image
 from tqdm import tqdm
 
-from lightning_pfc.data.formats.decoding import decode
-from lightning_pfc.data.formats.errors import FormatError, missing_library
+from lightning_pfc.data.errors import FormatError, missing_library
 from lightning_pfc.data.formats.folder import read_image_file
 from lightning_pfc.data.formats.lists import text_lines
+from lightning_pfc.data.pictures.decoding import decode
 from lightning_pfc.storage.whole_files import write_whole
 
 # Left eye, right eye (as seen), nose tip, left and right corner of the mouth in a picture of 112 x 112: the ArcFace

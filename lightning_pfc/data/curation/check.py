@@ -14,9 +14,9 @@ import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
+from lightning_pfc.data.errors import FormatError
 from lightning_pfc.data.formats.base import EncodedImages
-from lightning_pfc.data.formats.decoding import decode
-from lightning_pfc.data.formats.errors import FormatError
+from lightning_pfc.data.pictures.decoding import decode
 
 _CHUNK = 256
 _DIGEST = 16  # bytes; two different images of a billion share one with probability 1e-21

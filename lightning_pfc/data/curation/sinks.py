@@ -12,10 +12,10 @@ import numpy as np
 import numpy.typing as npt
 
 from lightning_pfc.data.curation.names import image_names, image_suffix
+from lightning_pfc.data.errors import BrokenImageError, missing_library
 from lightning_pfc.data.formats.base import EncodedImages
-from lightning_pfc.data.formats.decoding import decode
-from lightning_pfc.data.formats.errors import BrokenImageError, missing_library
 from lightning_pfc.data.formats.recordio_writer import RecordWriter, pack_image, pack_range
+from lightning_pfc.data.pictures.decoding import decode
 from lightning_pfc.storage.whole_files import write_whole
 
 ROW_GROUP = 64  # rows; a shuffled read fetches a whole group

@@ -14,8 +14,8 @@ from lightning_pfc.data.batches import TrainingBatches
 from lightning_pfc.data.dali.encoded import EncodedBatches, tables_of
 from lightning_pfc.data.dali.loader import DaliLoader
 from lightning_pfc.data.dali.steps import steps_of
+from lightning_pfc.data.errors import MissingLibraryError
 from lightning_pfc.data.formats.decoded import DecodedImages
-from lightning_pfc.data.formats.errors import MissingLibraryError
 from lightning_pfc.data.images import ImageTable
 
 

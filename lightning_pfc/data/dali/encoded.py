@@ -11,8 +11,8 @@ from torch.utils.data import Dataset
 
 from lightning_pfc.data.batches import BatchNumber, TrainingBatches
 from lightning_pfc.data.dali.steps import draw
+from lightning_pfc.data.errors import FormatError
 from lightning_pfc.data.formats.decoded import DecodedImages
-from lightning_pfc.data.formats.errors import FormatError
 from lightning_pfc.data.images import ImageTable
 from lightning_pfc.data.joint import JoinedImages
 
@@ -53,11 +53,6 @@ class EncodedBatches(Dataset[EncodedBatch]):
         self.batches = batches
         self._tables = [table for table in tables_of(batches.images) if isinstance(table, DecodedImages)]
         self._bounds = np.cumsum([0, *(len(table) for table in self._tables)])
-
-    @property
-    def fit(self) -> str:
-        """What happens to images of another size."""
-        return self._tables[0].fit
 
     def __len__(self) -> int:
         return len(self.batches)

@@ -106,12 +106,10 @@ class _Decoder:
 
 def _pipeline(batches: EncodedBatches, **options: Any) -> Any:
     import nvidia.dali as dali
-    from nvidia.dali import fn, math, types
+    from nvidia.dali import fn, types
 
     shape = batches.batches.images.image_shape
-    channels, height, width = shape
     operations = operations_of(batches.batches.augment, shape)
-    fit = batches.fit
 
     # Its source is rewritten by DALI: an `if` over data divides the batch.
     @dali.pipeline_def(enable_conditionals=True, prefetch_queue_depth=1, **options)  # type: ignore[untyped-decorator]
@@ -120,23 +118,10 @@ def _pipeline(batches: EncodedBatches, **options: Any) -> Any:
         images = fn.decoders.image(
             encoded,
             device="cpu" if options["device_id"] is None else "mixed",
-            output_type=types.RGB if channels == 3 else types.GRAY,
+            output_type=types.RGB if shape[0] == 3 else types.GRAY,
             adjust_orientation=False,
             jpeg_fancy_upsampling=True,
         )
-        if fit == "stretch":
-            images = fn.resize(images, size=[float(height), float(width)])
-        if fit == "crop":
-            # The largest rectangle of the wanted shape in the middle.
-            have = fn.cast(fn.peek_image_shape(encoded, adjust_orientation=False), dtype=types.FLOAT)[:2]
-            scale = math.min(have[0] / float(height), have[1] / float(width))
-            cut = fn.stack(scale * float(height), scale * float(width))
-            images = fn.resize(
-                images,
-                size=[float(height), float(width)],
-                roi_start=(have - cut) * 0.5,
-                roi_end=(have + cut) * 0.5,
-            )
         if len(operations) > 0:
             images = fn.cast(images, dtype=types.FLOAT)
         for number, operation in operations:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from lightning_pfc.data.formats.base import EncodedImages
-from lightning_pfc.data.formats.decoded import DecodedImages
-from lightning_pfc.data.formats.decoding import decode
-from lightning_pfc.data.formats.errors import (
+from lightning_pfc.data.errors import (
     BrokenImageError,
     FormatError,
     MissingLibraryError,
     TooManyBrokenImagesError,
 )
+from lightning_pfc.data.formats.base import EncodedImages
+from lightning_pfc.data.formats.decoded import DecodedImages
 from lightning_pfc.data.formats.folder import FolderImages
 from lightning_pfc.data.formats.huggingface import HuggingFaceImages
 from lightning_pfc.data.formats.lists import ListImages
@@ -20,6 +19,7 @@ from lightning_pfc.data.formats.recordio_images import RecordIOImages
 from lightning_pfc.data.formats.recordio_writer import RecordWriter
 from lightning_pfc.data.formats.subset import Subset
 from lightning_pfc.data.formats.webdataset import WebDatasetImages
+from lightning_pfc.data.pictures.decoding import decode
 
 __all__ = [
     "BrokenImageError",

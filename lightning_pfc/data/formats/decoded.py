@@ -8,17 +8,16 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 import torch
-from PIL import Image
 from torch import Tensor
 
+from lightning_pfc.data.errors import BrokenImageError, FormatError, TooManyBrokenImagesError
 from lightning_pfc.data.formats.base import EncodedImages
-from lightning_pfc.data.formats.decoding import JPEG_END, JPEG_START, MAX_PIXELS, decode, dimensions
-from lightning_pfc.data.formats.errors import BrokenImageError, FormatError, TooManyBrokenImagesError
+from lightning_pfc.data.pictures.decoding import MAX_PIXELS, MOST_PIXELS, decode, is_plain_jpeg
+from lightning_pfc.data.preprocessing import Fit, Preprocessing, Resampling, as_bitmap
 
 _log = logging.getLogger(__name__)
 
 OnBroken = Literal["raise", "skip"]
-Fit = Literal["exact", "stretch", "crop"]
 
 
 class DecodedImages:
@@ -30,13 +29,14 @@ class DecodedImages:
 
     Args:
         encoded: where the bytes come from.
+        preprocessing: what is done to each picture; in place of the next four.
         size: ``(height, width)`` of all pictures; by default that of the first image.
         channels: 3 for RGB, 1 for grey.
-        fit: what happens to images of another size: ``"exact"`` refuses them, ``"stretch"`` resizes each side,
-            ``"crop"`` resizes until the image covers ``size`` and cuts out the middle.
+        fit, resampling: what happens to images of another size, see
+            :class:`~lightning_pfc.data.preprocessing.Preprocessing`.
         on_broken: ``"raise"`` or ``"skip"``.
         max_broken: share of the images that may be skipped, from 0 to 1. One more stops the run.
-        max_pixels: images that announce more pixels count as broken.
+        max_pixels: bound of what is decoded, see :func:`~lightning_pfc.data.pictures.decoding.decode`.
 
     Raises:
         ValueError: an argument has none of the values above.
@@ -47,29 +47,32 @@ class DecodedImages:
         self,
         encoded: EncodedImages,
         *,
+        preprocessing: Preprocessing | None = None,
         size: tuple[int, int] | None = None,
         channels: int = 3,
         fit: Fit = "exact",
+        resampling: Resampling = "bilinear",
         on_broken: OnBroken = "raise",
         max_broken: float = 0.01,
         max_pixels: int = MAX_PIXELS,
     ) -> None:
-        if fit not in ("exact", "stretch", "crop"):
-            raise ValueError(f"fit is {fit!r}; use 'exact', 'stretch' or 'crop'.")
         if on_broken not in ("raise", "skip"):
             raise ValueError(f"on_broken is {on_broken!r}; use 'raise' or 'skip'.")
         if not 0 <= max_broken <= 1:
             raise ValueError(f"max_broken is {max_broken}; it is a share of the images, from 0 to 1.")
+        if not 1 <= max_pixels <= MOST_PIXELS:
+            raise ValueError(f"max_pixels is {max_pixels}; it is 1 to {MOST_PIXELS}.")
         self.encoded = encoded
-        self.channels = channels
-        self.fit = fit
         self.on_broken = on_broken
         self.max_broken = max_broken
         self.max_pixels = max_pixels
-        if size is None:
-            first = decode(encoded.read(0), channels=channels, where=encoded.locate(0), max_pixels=max_pixels)
-            size = (first.shape[0], first.shape[1])
-        self.size = (int(size[0]), int(size[1]))
+        if preprocessing is None:
+            known = Preprocessing(size=size or (1, 1), channels=channels, fit=fit, resampling=resampling)
+            if size is None:
+                first = decode(encoded.read(0), channels=channels, where=encoded.locate(0), max_pixels=max_pixels)
+                known = known.changed(size=(first.shape[0], first.shape[1]))
+            preprocessing = known
+        self.preprocessing = preprocessing
         # Shared memory, so that what workers mark is seen here; a mark is one byte, so no lock is needed.
         self._broken = torch.zeros(len(encoded) if on_broken == "skip" else 0, dtype=torch.uint8)
         self._broken.share_memory_()  # type: ignore[no-untyped-call]
@@ -77,7 +80,22 @@ class DecodedImages:
     @property
     def image_shape(self) -> tuple[int, int, int]:
         """(C, H, W) of every picture."""
-        return (self.channels, *self.size)
+        return self.preprocessing.image_shape
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """``(height, width)`` of every picture."""
+        return self.preprocessing.size
+
+    @property
+    def channels(self) -> int:
+        """3 for RGB, 1 for grey."""
+        return self.preprocessing.channels
+
+    @property
+    def fit(self) -> Fit:
+        """What happens to images of another size."""
+        return self.preprocessing.fit
 
     @property
     def broken(self) -> npt.NDArray[np.int64]:
@@ -103,31 +121,28 @@ class DecodedImages:
         return torch.from_numpy(batch).permute(0, 3, 1, 2)
 
     def read(self, place: int) -> bytes:
-        """The encoded bytes of a picture, for another decoder: refused here if its header is not what it should be.
+        """A picture for another decoder: its own bytes if they are a JPEG of the right size, else a bitmap of it.
+
+        So nothing is left to that decoder in which it could differ: no way up, no kind of pixels, no fitting.
 
         Raises:
-            BrokenImageError: the image is too large, has another size where ``fit`` is "exact", is a JPEG that was cut
-                off, or no image.
+            BrokenImageError: the image has another size where ``fit`` is "exact", or is broken as far as is seen
+                without decoding a plain JPEG.
         """
         data = self.encoded.read(place)
-        size = dimensions(data, where=lambda: self.encoded.locate(place), max_pixels=self.max_pixels)
-        if data.startswith(JPEG_START) and data.rfind(JPEG_END) < 0:  # which other decoders may fill up with grey
-            raise BrokenImageError(f"{self.encoded.locate(place)}: the image is cut off ({len(data)} bytes)")
-        if self.fit == "exact" and size != self.size:
-            raise self._other_size(place, size)
-        return data
+        if is_plain_jpeg(data, self.size):
+            return data
+        picture = self.preprocessing.picture(data, where=lambda: self.encoded.locate(place), max_pixels=self.max_pixels)
+        return as_bitmap(picture)
 
     def _picture(self, place: int, room: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
         """The picture, in ``room`` if it can be decoded there."""
-        image = decode(
+        return self.preprocessing.picture(
             self.encoded.read(place),
-            channels=self.channels,
             where=lambda: self.encoded.locate(place),
             max_pixels=self.max_pixels,
-            at_least=None if self.fit == "exact" else self.size,
             out=room,
         )
-        return image if image.shape[:2] == self.size else self._fitted(image, place)
 
     def _picture_or_other(self, place: int, room: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
         if not self._broken[place]:
@@ -159,25 +174,3 @@ class DecodedImages:
                 f"{count} of {len(self)} images are broken, more than max_broken={self.max_broken:g} of them. The "
                 f"last one: {error}"
             ) from error
-
-    def _fitted(self, image: npt.NDArray[np.uint8], place: int) -> npt.NDArray[np.uint8]:
-        height, width = self.size
-        have_height, have_width = image.shape[:2]
-        if self.fit == "exact":
-            raise self._other_size(place, (have_height, have_width))
-        box: tuple[float, float, float, float] = (0, 0, have_width, have_height)
-        if self.fit == "crop":
-            scale = min(have_height / height, have_width / width)
-            cut_height, cut_width = height * scale, width * scale
-            top, left = (have_height - cut_height) / 2, (have_width - cut_width) / 2
-            box = (left, top, left + cut_width, top + cut_height)
-        picture = Image.fromarray(image if self.channels == 3 else image[:, :, 0])
-        resized = np.asarray(picture.resize((width, height), Image.Resampling.BILINEAR, box=box))
-        return resized.reshape(height, width, self.channels)
-
-    def _other_size(self, place: int, have: tuple[int, int]) -> BrokenImageError:
-        return BrokenImageError(
-            f"{self.encoded.locate(place)}: the image has {have[1]} x {have[0]} pixels instead of "
-            f"{self.size[1]} x {self.size[0]}. "
-            "Align the images (`pfc-data align`), or choose fit='stretch' or fit='crop'."
-        )

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 from typing_extensions import override
 
+from lightning_pfc.data.errors import FormatError
 from lightning_pfc.data.formats.base import EncodedImages, contiguous_labels
-from lightning_pfc.data.formats.errors import FormatError
 
 IMAGE_SUFFIXES = frozenset(
     (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff", ".gif", ".jfif", ".img")

@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 from typing_extensions import override
 
+from lightning_pfc.data.errors import FormatError
 from lightning_pfc.data.formats.base import EncodedImages, contiguous_labels
-from lightning_pfc.data.formats.errors import FormatError
 from lightning_pfc.data.formats.folder import read_image_file
 
 PATH_NAMES = ("path", "image", "file", "filename", "image_path", "file_name")

@@ -6,7 +6,7 @@ import mmap
 import os
 from pathlib import Path
 
-from lightning_pfc.data.formats.errors import FormatError
+from lightning_pfc.data.errors import FormatError
 
 
 class MappedFile:

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from typing_extensions import override
 
+from lightning_pfc.data.errors import FormatError, missing_library
 from lightning_pfc.data.formats.base import EncodedImages, contiguous_labels
-from lightning_pfc.data.formats.errors import FormatError, missing_library
 from lightning_pfc.data.formats.folder import read_image_file
 
 if TYPE_CHECKING:

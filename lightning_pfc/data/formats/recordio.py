@@ -20,7 +20,7 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from lightning_pfc.data.formats.errors import FormatError
+from lightning_pfc.data.errors import FormatError
 from lightning_pfc.data.formats.mapped import MappedFile
 
 MAGIC = 0xCED7230A

@@ -9,8 +9,8 @@ import numpy as np
 import numpy.typing as npt
 from typing_extensions import override
 
+from lightning_pfc.data.errors import FormatError
 from lightning_pfc.data.formats.base import EncodedImages, contiguous_labels
-from lightning_pfc.data.formats.errors import FormatError
 from lightning_pfc.data.formats.recordio import (
     FLOAT32_EXACT,
     MAX_RECORD,

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 from typing_extensions import override
 
+from lightning_pfc.data.errors import FormatError, missing_library
 from lightning_pfc.data.formats.base import EncodedImages, contiguous_labels
-from lightning_pfc.data.formats.errors import FormatError, missing_library
 from lightning_pfc.data.formats.mapped import MappedFile
 
 IMAGE_ENDINGS = frozenset(("jpg", "jpeg", "png", "webp", "bmp", "ppm", "pgm", "img", "gif", "tif", "tiff"))

@@ -1,0 +1,52 @@
+"""Errors of files that are read: each names the file and, where there is one, the byte at which it went wrong."""
+
+from __future__ import annotations
+
+import os
+
+
+class FormatError(ValueError):
+    """A file does not hold what its format promises.
+
+    Attributes:
+        path: the file, or ``None`` when the bytes did not come from one.
+        offset: byte (in text files: of the start of the line) at which the trouble was found, or ``None``.
+    """
+
+    def __init__(self, message: str, *, path: str | os.PathLike[str] | None = None, offset: int | None = None) -> None:
+        # A data loader rebuilds a worker's error from its message alone, so the message holds everything.
+        if path is not None:
+            where = os.fspath(path) if offset is None else f"{os.fspath(path)}, byte {offset}"
+            message = f"{where}: {message}"
+        super().__init__(message)
+        self.path = None if path is None else os.fspath(path)
+        self.offset = offset
+
+
+class BrokenImageError(FormatError):
+    """The bytes of one image cannot be decoded, or only in part."""
+
+
+class TooManyBrokenImagesError(FormatError):
+    """More images were skipped than the policy allows."""
+
+
+class MissingLibraryError(ImportError):
+    """A format needs a library that is not installed; the message says how to get it."""
+
+    def __init__(self, message: str, *, library: str | None = None) -> None:
+        super().__init__(message, name=library)
+
+
+def missing_library(library: str, what: str) -> MissingLibraryError:
+    """An error that says which library a format lacks and how to install it; to be raised by the caller.
+
+    Args:
+        library: name of the distribution on the package index.
+        what: what was asked for, the start of the sentence.
+    """
+    return MissingLibraryError(
+        f"{what} needs the library {library!r}, which is not installed. Install it with "
+        f"`pip install {library}`, or all data formats with `pip install 'lightning-pfc[data]'`.",
+        library=library,
+    )

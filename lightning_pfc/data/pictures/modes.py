@@ -1,0 +1,82 @@
+"""From the kinds of pixels that picture files hold to 8 bits, grey or RGB: converted rightly, or refused by name.
+
+=================================  ===================================================================================
+1 bit, grey to 8 bits, palettes    as they are; grey of 1, 2 and 4 bits is spread over 0 to 255
+8-bit RGB, with or without alpha   as it is; alpha is left out, the colours below it stay
+16-bit grey and colours            the high byte, as OpenCV takes it (of 12-bit grey the high 8 bits)
+CMYK, YCbCr                        to RGB
+32-bit, signed and floating-point  refused: nothing says which of their values is black and which is white
+CIE LAB                            refused: its white point is not known
+=================================  ===================================================================================
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+_PLAIN = frozenset(("1", "L", "P", "LA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr"))
+_BY_WAY_OF = {"La": "LA", "RGBa": "RGBA", "PA": "RGBA"}
+_DEEP = frozenset(("I;16", "I;16L", "I;16B", "I;16N"))
+_REFUSED = {
+    "I": "32-bit or signed integers, of which nothing says which is white",
+    "F": "floating-point numbers, of which nothing says which is white",
+    "LAB": "colours in CIE LAB, whose white point is not known",
+}
+_BITS, _PHOTOMETRIC = 258, 262  # tags of TIFF
+
+
+class RefusedPixels(ValueError):
+    """Pixels of a kind that has no one way to 8 bits; the message names it."""
+
+
+def to_bytes(image: Image.Image, channels: int, data: bytes) -> npt.NDArray[np.uint8]:
+    """The pixels of an opened image.
+
+    Args:
+        image: of Pillow; it may not be loaded yet.
+        channels: 3 for RGB, 1 for grey.
+        data: the file it was opened from.
+
+    Returns:
+        ``(H, W, channels)`` uint8, as stored: not turned.
+
+    Raises:
+        RefusedPixels: see the table above.
+    """
+    mode = "L" if channels == 1 else "RGB"
+    if (deep := _deep(image, data)) is not None:
+        if deep.ndim == 2 and channels == 3:
+            return np.repeat(deep[:, :, None], 3, axis=2)
+        if deep.ndim == 3 and channels == 1:
+            deep = np.asarray(Image.fromarray(deep).convert("L"))
+        return deep.reshape(*deep.shape[:2], channels)
+    if image.mode in _REFUSED or image.mode not in _PLAIN | set(_BY_WAY_OF):
+        what = _REFUSED.get(image.mode, f"of the kind {image.mode!r}, which is not known")
+        raise RefusedPixels(f"the {image.format}'s pixels are {what}; convert it to 8 or 16 bits of grey or RGB")
+    if image.mode in _BY_WAY_OF:
+        image = image.convert(_BY_WAY_OF[image.mode])
+    pixels = np.array(image.convert(mode), dtype=np.uint8)
+    return pixels.reshape(*pixels.shape[:2], channels)
+
+
+def _deep(image: Image.Image, data: bytes) -> npt.NDArray[np.uint8] | None:
+    """The high bytes of pixels that Pillow would cut off at 255, or round: ``(H, W)`` or ``(H, W, 3)``."""
+    if image.mode in _DEEP:
+        tags: Any = getattr(image, "tag_v2", {})  # before Pillow turns the picture and forgets them
+        bits, white_is_zero = int(tags.get(_BITS, (16,))[0]), tags.get(_PHOTOMETRIC) == 0
+        high: npt.NDArray[np.uint8] = (np.asarray(image) >> max(0, bits - 8)).astype(np.uint8)
+        return 255 - high if white_is_zero else high
+    if image.mode == "I" and image.format in ("PNG", "PPM"):  # 16 bits in 32
+        return (np.asarray(image).clip(0, 0xFFFF) >> 8).astype(np.uint8)
+    if image.format == "PPM" and image.mode == "RGB" and len(image.tile) == 1:
+        tile: Any = image.tile[0]
+        wide = tile[0] == "ppm" and isinstance(tile[3], tuple) and tile[3][-1] == 0xFFFF
+        count = image.width * image.height * 3
+        if wide and len(data) >= tile[2] + 2 * count:
+            words = np.frombuffer(data, ">u2", count, tile[2])
+            return (words >> 8).astype(np.uint8).reshape(image.height, image.width, 3)
+    return None
