@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import contextlib
 import faulthandler
+import itertools
 import logging
 import os
 import sys
 import threading
 import time
+from functools import partial
 from typing import Any
 
 import lightning as L
 from lightning.pytorch.callbacks import Callback
 
 from lightning_pfc.callbacks.preemption import Preempted
+from lightning_pfc.callbacks.ranks import comm_of
+from lightning_pfc.distributed.comm import shared_store
 from lightning_pfc.distributed.heartbeat import Heartbeat, Kind, Pace, Pulse
 
 _log = logging.getLogger(__name__)
+_meetings = itertools.count()
 
 
 class Watchdog(Callback):
@@ -65,7 +70,7 @@ class Watchdog(Callback):
     # -- life
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Connect the ranks; one broadcast of an address."""
+        """Connect the ranks; four messages of the control channel."""
         self.say_goodbye()
         self._step = 0
         self._leaving = threading.Event()
@@ -73,12 +78,12 @@ class Watchdog(Callback):
         heartbeat = Heartbeat(trainer.global_rank, trainer.world_size, self._pulse, self.pace, self._verdict)
         if trainer.world_size == 1:
             heartbeat.start()
+        elif (store := shared_store()) is None:
+            heartbeat.problem = "there is no store that all ranks share"
         else:
-            address: tuple[str, int, str] = ("", 0, "")
-            if trainer.is_global_zero:
-                address = (_own_address(trainer), *heartbeat.listen())
-            host, port, token = trainer.strategy.broadcast(address, src=0)
-            heartbeat.start(host, port, token)
+            meet = partial(comm_of(trainer).agreement.exchange, "Watchdog.setup")
+            number = meet([next(_meetings)])[0][0]  # rank 0's
+            heartbeat.connect(_own_address(trainer), store, f"lightning_pfc/heartbeat/{number}", meet)
         self._heartbeat = heartbeat
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:

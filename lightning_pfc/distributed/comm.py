@@ -111,7 +111,7 @@ def _no_comm() -> None:
 def _build(world: dist.ProcessGroup, rank: int, world_size: int, size: int, timeout: timedelta) -> Comm:
     ranks = dist.get_process_group_ranks(world)
     control: Any = dist.new_group(ranks, backend="gloo", timeout=timeout)
-    agreement = Agreement(control, rank, world_size, timeout, _default_store())
+    agreement = Agreement(control, rank, world_size, timeout, shared_store())
     if size == world_size:
         return Comm(rank, world_size, world, rank, world_size, world, None, agreement)
     shard_group: Any = None
@@ -127,8 +127,8 @@ def _build(world: dist.ProcessGroup, rank: int, world_size: int, size: int, time
     return Comm(rank, world_size, world, rank % size, size, shard_group, replica_group, agreement)
 
 
-def _default_store() -> Any:
-    """The store behind the default group, only to name absent ranks in an error; torch has no public door to it."""
+def shared_store() -> Any:
+    """The store behind the default group, None without one; torch has no public door to it."""
     try:
         return dist.distributed_c10d._get_default_store()
     except (AttributeError, ValueError, RuntimeError):

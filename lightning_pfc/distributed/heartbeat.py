@@ -3,110 +3,32 @@
 A collective can only say that somebody did not come. So every process has a thread that tells the one on rank 0 over a
 connection of its own where its main thread is, and hears from it that all is well; rank 0 sees a connection break, or
 fall silent, or a rank stay behind the others, and tells everyone its name. Nothing here takes part in the training
-itself: no collective, no lock that the main thread could wait for.
+itself: no collective, no lock that the main thread could wait for. Nothing that a stranger sends gets here: see
+:mod:`lightning_pfc.distributed.door`.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
 import os
+import queue
 import secrets
 import selectors
 import socket
-import sys
 import threading
 import time
-import traceback
-import weakref
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
-Kind = Literal["died", "silent", "stalled", "failed"]
+from lightning_pfc.distributed.door import Door, addresses_of, enter
+from lightning_pfc.distributed.lines import Ended, Line, close_in_children
+from lightning_pfc.distributed.pulse import Clock, Kind, Pace, Peer, Pulse, Report, judge
+
+__all__ = ["Heartbeat", "Kind", "Pace", "Pulse"]
+
 Verdict = Callable[[Kind, str], None]
-_LONGEST = 1 << 16  # bytes of a message; more is not from us
-
-_open_sockets: weakref.WeakSet[socket.socket] = weakref.WeakSet()
-
-
-def _close_in_child() -> None:
-    for each in list(_open_sockets):
-        each.close()
-
-
-if hasattr(os, "register_at_fork"):
-    # A data loader's worker must not hold the connection of a process that has died.
-    os.register_at_fork(after_in_child=_close_in_child)
-
-
-@dataclass(frozen=True)
-class Pace:
-    """How often, and how long, in seconds.
-
-    Attributes:
-        interval: between two heartbeats of a rank.
-        silent_after: without any sign of life, a rank counts as frozen or cut off.
-        stalled_after: without any progress of its main thread, the rank that is furthest behind counts as stuck.
-    """
-
-    interval: float = 2.0
-    silent_after: float = 60.0
-    stalled_after: float = 1800.0
-
-
-class Pulse:
-    """Where the main thread is; marked by it at no cost, read by the heartbeat."""
-
-    def __init__(self) -> None:
-        self._mark: tuple[int, tuple[int, int], str, float] = (0, (0, 0), "the start", time.monotonic())
-        self._thread = threading.main_thread().ident or 0
-
-    def mark(self, key: tuple[int, int], place: str) -> None:
-        """Say what comes next.
-
-        Args:
-            key: (step, stage within the step); grows, and is the same on every rank at the same place.
-            place: the same in words.
-        """
-        self._mark = (self._mark[0] + 1, key, place, time.monotonic())
-
-    def report(self) -> dict[str, Any]:
-        """What is sent."""
-        serial, key, place, since = self._mark
-        age = time.monotonic() - since
-        return {"serial": serial, "key": key, "place": place, "age": age, "at": self._stack() if age > 0.5 else ""}
-
-    def _stack(self) -> str:
-        frame = sys._current_frames().get(self._thread)
-        lines = [f"{os.path.basename(s.filename)}:{s.lineno} {s.name}" for s in traceback.extract_stack(frame, 200)]
-        return " < ".join(reversed(lines[-4:])) if frame is not None else ""
-
-
-@dataclass
-class _Peer:
-    rank: int
-    host: str = ""
-    pid: int = 0
-    heard: float = 0.0
-    moved: float = 0.0
-    serial: int = -1
-    key: tuple[int, int] = (0, 0)
-    place: str = "the start"
-    at: str = ""
-    watched: bool = False  # said hello, and not yet goodbye
-
-    def __str__(self) -> str:
-        return f"rank {self.rank} (host {self.host}, process {self.pid})"
-
-    def update(self, report: dict[str, Any], now: float) -> None:
-        self.heard = now
-        if "serial" not in report:
-            return
-        if report["serial"] != self.serial:
-            self.moved = now - min(float(report["age"]), now)
-        self.serial, self.key = int(report["serial"]), (int(report["key"][0]), int(report["key"][1]))
-        self.place, self.at = str(report["place"]), str(report["at"])
+_KINDS: tuple[Kind, ...] = ("died", "silent", "stalled", "failed")
+_FAREWELL = 1.0  # seconds for the others to read the last line
 
 
 class Heartbeat:
@@ -118,44 +40,89 @@ class Heartbeat:
         pace: how often and how long.
         verdict: called once, in a thread, with the kind and the text of what is wrong; the same text on all ranks that
             can be reached.
-
-    Attributes:
-        address: on rank 0, port and token for the others, to be handed to their :meth:`start`.
+        clock: seconds that only grow.
     """
 
-    def __init__(self, rank: int, world_size: int, pulse: Pulse, pace: Pace, verdict: Verdict) -> None:
-        self.rank, self.world_size, self.pulse, self.pace = rank, world_size, pulse, pace
+    def __init__(
+        self,
+        rank: int,
+        world_size: int,
+        pulse: Pulse,
+        pace: Pace,
+        verdict: Verdict,
+        clock: Clock = time.monotonic,
+    ) -> None:
+        self.rank, self.world_size, self.pulse, self.pace, self.clock = rank, world_size, pulse, pace, clock
         self._verdict = verdict
-        self._said = False
-        self._failure = ""
-        self._stop = threading.Event()
-        self._wake, self._waker = socket.socketpair()
-        self._wake.setblocking(False)
+        self.failure = ""
+        self.said = False
+        self.problem: str | None = None
+        """Why not every rank is watched, if so."""
+        self.door: Door | None = None
+        self.arrivals: queue.SimpleQueue[tuple[int, Line, Sequence[str]]] = queue.SimpleQueue()
+        self.stopped = threading.Event()
+        self.connected = rank == 0
+        self.wake, self._waker = socket.socketpair()
+        self.wake.setblocking(False)
         self._thread: threading.Thread | None = None
-        self._listener: socket.socket | None = None
-        self._token = ""
-        self._problem: str | None = None
 
-    def listen(self) -> tuple[int, str]:
-        """On rank 0: open a port; returns it, with the token that the others must show."""
-        family = socket.AF_INET6 if socket.has_dualstack_ipv6() else socket.AF_INET
-        self._listener = socket.create_server(("", 0), family=family, dualstack_ipv6=family == socket.AF_INET6)
-        self._listener.setblocking(False)
-        self._token = secrets.token_hex(16)
-        _open_sockets.add(self._listener)
-        return int(self._listener.getsockname()[1]), self._token
+    def listen(self, addresses: Sequence[str] | None = None) -> tuple[int, str]:
+        """On rank 0: open a port until all others have come.
 
-    def start(self, host: str = "", port: int = 0, token: str = "") -> None:
+        Args:
+            addresses: where the others look for rank 0, as numbers; by default those of ``localhost``.
+
+        Returns:
+            The port, and the secret that the others must know.
+
+        Raises:
+            OSError: if none of the addresses is this host's.
+        """
+        secret = secrets.token_hex(32)
+        addresses = addresses_of("localhost") if addresses is None else addresses
+        self.door = Door(addresses, secret, range(1, self.world_size), self._admit)
+        self.door.open()
+        return self.door.port, secret
+
+    def connect(self, host: str, store: Any, name: str, meet: Callable[[], object]) -> None:
+        """Begin on all ranks of a group; the secret goes through its store, and is taken out of it again.
+
+        Rank 0 listens on the addresses by which the others know ``host``, and on no other.
+
+        Args:
+            host: where the others have found rank 0 already.
+            store: of the process group.
+            name: of this meeting, the same on all ranks, and another one each time.
+            meet: a barrier, which raises on every rank if one does not come; called three times.
+        """
+        known = [] if self.rank == 0 else _known_addresses(host)
+        store.set(f"{name}/{self.rank}", " ".join(known))
+        meet()
+        if self.rank == 0:
+            texts = [bytes(store.get(f"{name}/{rank}")).decode() for rank in range(1, self.world_size)]
+            try:
+                port, secret = self.listen(list(dict.fromkeys(" ".join(texts).split())))
+            except OSError as error:
+                self.problem = f"rank 0 could not listen at {host}: {error}"
+                port, secret = 0, ""
+            store.set(name, " ".join([str(port), secret, *(self.door.addresses if self.door else ())]))
+        meet()
+        number, secret, *places = bytes(store.get(name)).decode().split(" ")
+        meet()
+        if self.rank == 0:
+            store.delete_key(name)
+        elif not set(known) & set(places):
+            self.problem = f"rank 0 is not at {host} ({', '.join(known)}), where rank {self.rank} looked for it"
+            return
+        self.start(next((each for each in known if each in places), ""), int(number), secret)
+
+    def start(self, host: str = "", port: int = 0, secret: str = "") -> None:
         """Begin; on ranks other than 0 with the address of rank 0. Returns at once, never raises."""
-        _open_sockets.update((self._wake, self._waker))
-        target = _Hub(self).run if self.rank == 0 else _Spoke(self, host, port, token).run
+        for each in (self.wake, self._waker):
+            close_in_children(each)
+        target = _Hub(self).run if self.rank == 0 else _Spoke(self, host, port, secret).run
         self._thread = threading.Thread(target=target, name="heartbeat", daemon=True)
         self._thread.start()
-
-    @property
-    def problem(self) -> str | None:
-        """Why this rank is not watched, if it is not."""
-        return self._problem
 
     def stop(self) -> None:
         """Say goodbye: this rank is done, and its silence means nothing from now on."""
@@ -165,73 +132,31 @@ class Heartbeat:
         """Tell the others that this rank is about to leave because of an error."""
         self._end(reason)
 
-    def _end(self, reason: str) -> None:
-        self._failure = reason
-        self._said = True  # whatever comes now concerns a process that is leaving by itself
-        self._stop.set()
-        with contextlib.suppress(OSError):
-            self._waker.send(b"x")
-        if self._thread is not None and self._thread is not threading.current_thread():
-            self._thread.join(self.pace.interval + 2)
-        for each in (self._wake, self._waker, self._listener):
-            if each is not None:
-                each.close()
-
-    def _say(self, kind: Kind, text: str) -> None:
-        if not self._said:
-            self._said = True
+    def say(self, kind: Kind, text: str) -> None:
+        """What is wrong; only the first time."""
+        if not self.said:
+            self.said = True
             self._verdict(kind, text)
 
+    def _end(self, reason: str) -> None:
+        self.failure = reason
+        self.said = True  # whatever comes now concerns a process that is leaving by itself
+        self.stopped.set()
+        self._nudge()
+        if self.door is not None:
+            self.door.close()
+        if self._thread is not None and self._thread is not threading.current_thread():
+            self._thread.join(self.pace.interval + 2 if self.connected else 0.0)
+        for each in (self.wake, self._waker):
+            each.close()
 
-class _Line:
-    """A connection that carries one JSON object per line, and never blocks."""
+    def _admit(self, rank: int, line: Line, about: Sequence[str]) -> None:
+        self.arrivals.put((rank, line, about))
+        self._nudge()
 
-    def __init__(self, connection: socket.socket) -> None:
-        self.socket = connection
-        self.peer: _Peer | None = None
-        self._buffer = b""
-        connection.setblocking(False)
+    def _nudge(self) -> None:
         with contextlib.suppress(OSError):
-            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        _open_sockets.add(connection)
-
-    def send(self, message: dict[str, Any]) -> None:
-        # A full buffer or a broken line shows itself as silence or as an end when reading.
-        with contextlib.suppress(OSError):
-            self.socket.send(json.dumps(message).encode() + b"\n")
-
-    def receive(self) -> list[dict[str, Any]] | None:
-        """What has come; None at the end of the connection."""
-        ended = False
-        try:
-            while chunk := self.socket.recv(_LONGEST):
-                self._buffer += chunk
-            ended = True
-        except BlockingIOError:
-            pass
-        except OSError:
-            ended = True
-        *lines, self._buffer = self._buffer.split(b"\n")
-        messages = []
-        for line in lines:
-            with contextlib.suppress(ValueError):
-                message = json.loads(line)
-                if isinstance(message, dict):
-                    messages.append(message)
-        if len(self._buffer) > _LONGEST or (ended and not messages):
-            return None
-        return messages
-
-    def close(self) -> None:
-        """End the connection when the other side has read everything: a plain close could take back what was sent."""
-        deadline = time.monotonic() + 1.0
-        with contextlib.suppress(OSError):
-            self.socket.shutdown(socket.SHUT_WR)
-            while (left := deadline - time.monotonic()) > 0:
-                self.socket.settimeout(left)
-                if not self.socket.recv(_LONGEST):
-                    break
-        self.socket.close()
+            self._waker.send(b"x")
 
 
 class _Hub:
@@ -240,158 +165,173 @@ class _Hub:
     def __init__(self, owner: Heartbeat) -> None:
         self.owner = owner
         self.selector = selectors.DefaultSelector()
-        self.lines: list[_Line] = []
-        self.peers = [_Peer(rank) for rank in range(owner.world_size)]
+        self.lines: dict[int, Line] = {}
+        self.peers = [Peer(rank) for rank in range(owner.world_size)]
 
     def run(self) -> None:
+        own = self.owner
+        try:
+            self.watch()
+        except Exception as error:  # a fault of ours leaves a run unwatched, and does not end it
+            own.problem = f"the heartbeat of rank 0 ended with {type(error).__name__}: {error}"
+        self.admit(own.clock())
+        self.tell(*(("verdict", "failed", f"rank 0: {own.failure}") if own.failure else ("bye",)))
+        self.selector.close()
+        end = time.monotonic() + _FAREWELL
+        for line in self.lines.values():
+            line.close(max(0.0, end - time.monotonic()))
+
+    def watch(self) -> None:
         own, pace = self.owner, self.owner.pace
-        now = started = time.monotonic()
-        me = self.peers[0]
-        me.host, me.pid, me.watched, me.heard, me.moved = socket.gethostname(), os.getpid(), True, now, now
-        self.selector.register(own._wake, selectors.EVENT_READ)
-        if own._listener is not None:
-            self.selector.register(own._listener, selectors.EVENT_READ)
-        beat = now
-        while not own._stop.is_set():
-            before = time.monotonic()
+        beat = started = own.clock()
+        self.peers[0].greet(socket.gethostname(), os.getpid(), started)
+        self.selector.register(own.wake, selectors.EVENT_READ)
+        while not own.stopped.is_set():
+            before = own.clock()
             ready = [key for key, _ in self.selector.select(max(0.0, beat - before))]
-            now = time.monotonic()
+            now = own.clock()
             if now - before > 3 * pace.interval + 5:  # this process was suspended, and others may have been
                 for peer in self.peers:
                     peer.heard = peer.moved = now
             for key in ready:
-                if key.fileobj is own._listener:
-                    self.accept()
-                elif key.data is not None:
-                    self.read(key.data, now)
+                if key.data is None:
+                    _drain(own.wake)
+                    self.admit(now)
+                else:
+                    self.read(self.peers[key.data], now)
             if now < beat:
                 continue
             beat = now + pace.interval
-            me.update(own.pulse.report(), now)
-            self.tell({"beat": 1})
-            if not own._said:
-                self.judge(now)
-            if now - started > pace.silent_after and own._problem is None:
+            self.peers[0].hear(own.pulse.report(), now)
+            self.tell("beat")
+            if not own.said and (found := judge(self.peers, pace, now)) is not None:
+                self.conclude(*found)
+            if own.door is not None:
                 absent = [str(peer.rank) for peer in self.peers if not peer.host]
-                own._problem = f"rank {', '.join(absent)} could not reach rank 0" if absent else None
-        message = {"verdict": "failed", "text": f"rank 0: {own._failure}"} if own._failure else {"bye": 1}
-        self.tell(message)
-        self.selector.close()
-        for line in self.lines:
-            line.close()
+                late = absent and now - started > pace.silent_after
+                own.problem = f"rank {', '.join(absent)} could not reach rank 0" if late else None
 
-    def accept(self) -> None:
-        with contextlib.suppress(OSError):
-            assert self.owner._listener is not None
-            line = _Line(self.owner._listener.accept()[0])
-            self.lines.append(line)
-            self.selector.register(line.socket, selectors.EVENT_READ, line)
+    def admit(self, now: float) -> None:
+        while not self.owner.arrivals.empty():
+            rank, line, about = self.owner.arrivals.get()
+            host, pid = (*about, "", "")[:2]
+            self.peers[rank].greet(host or "?", int(pid) if pid.isdecimal() else 0, now)
+            self.lines[rank] = line
+            if not self.owner.stopped.is_set():
+                self.selector.register(line.socket, selectors.EVENT_READ, rank)
 
-    def read(self, line: _Line, now: float) -> None:
-        messages = line.receive()
-        for message in messages or ():
-            if line.peer is None:
-                if message.get("hello") != self.owner._token:
-                    messages = None
-                    break
-                line.peer = peer = self.peers[int(message["rank"])]
-                peer.host, peer.pid, peer.watched = str(message["host"]), int(message["pid"]), True
-                peer.heard = peer.moved = now
-            elif "bye" in message:
-                line.peer.watched = False
-            elif "failed" in message:
-                line.peer.watched = False
-                self.conclude("failed", f"rank {line.peer.rank}: {message['failed']}")
-            else:
-                line.peer.update(message, now)
-        if messages is None:
+    def read(self, peer: Peer, now: float) -> None:
+        line = self.lines[peer.rank]
+        try:
+            for fields in line.receive():
+                self.hear(peer, fields, now)
+        except (Ended, ValueError):
             self.selector.unregister(line.socket)
             line.socket.close()
-            self.lines.remove(line)
-            if line.peer is not None and line.peer.watched:
-                line.peer.watched = False
-                self.conclude("died", f"{line.peer} has died, last heard of at '{line.peer.place}'")
+            del self.lines[peer.rank]
+            if peer.watched:
+                peer.watched = False
+                self.conclude("died", f"{peer} has died, last heard of at '{peer.last.place}'")
 
-    def judge(self, now: float) -> None:
-        pace = self.owner.pace
-        watched = [peer for peer in self.peers if peer.watched]
-        silent = [peer for peer in watched if peer.rank and now - peer.heard > pace.silent_after]
-        if silent:
-            names = ", ".join(map(str, silent))
-            self.conclude("silent", f"no sign of {names} for {pace.silent_after:g} s: frozen, or its network is cut")
-            return
-        stuck = [peer for peer in watched if now - peer.moved > pace.stalled_after]
-        if stuck:
-            self.conclude("stalled", _who_is_stuck(watched, now))
+    def hear(self, peer: Peer, fields: list[str], now: float) -> None:
+        match fields:
+            case ["at", numbers, place, stack]:
+                peer.hear(Report.parse(numbers, place, stack), now)
+            case ["bye"]:
+                peer.watched = False
+            case ["failed", reason]:
+                peer.watched = False
+                self.conclude("failed", f"rank {peer.rank}: {reason}")
 
     def conclude(self, kind: Kind, text: str) -> None:
-        if not self.owner._said:
-            self.tell({"verdict": kind, "text": text})
-            self.owner._say(kind, text)
+        if not self.owner.said:
+            self.tell("verdict", kind, text)
+            self.owner.say(kind, text)
 
-    def tell(self, message: dict[str, Any]) -> None:
-        for line in self.lines:
-            line.send(message)
-
-
-def _who_is_stuck(peers: Sequence[_Peer], now: float) -> str:
-    """Those that are behind all others are what the others wait for."""
-    least = min(peer.key for peer in peers)
-    behind = [peer for peer in peers if peer.key == least]
-    others = [peer for peer in peers if peer.key != least]
-    parts = [f"{peer} has not moved for {now - peer.moved:.0f} s at '{peer.place}' ({peer.at})" for peer in behind]
-    if others:
-        parts.append("; ".join(f"rank {peer.rank} waits at '{peer.place}'" for peer in others))
-    elif len(behind) > 1:
-        parts.append("all ranks are at the same place: the stacks below tell which of them waits for which")
-    return "; ".join(parts)
+    def tell(self, *fields: str) -> None:
+        for line in self.lines.values():
+            line.send(*fields)
 
 
 class _Spoke:
     """The thread on every other rank."""
 
-    def __init__(self, owner: Heartbeat, host: str, port: int, token: str) -> None:
-        self.owner, self.host, self.port, self.token = owner, host, port, token
+    def __init__(self, owner: Heartbeat, host: str, port: int, secret: str) -> None:
+        self.owner, self.host, self.port, self.secret = owner, host, port, secret
+        self.heard = 0.0
 
     def run(self) -> None:
-        own, pace = self.owner, self.owner.pace
-        try:
-            connection = socket.create_connection((self.host, self.port), timeout=pace.silent_after)
-        except OSError as error:
-            own._problem = f"rank 0 cannot be reached at {self.host}:{self.port} ({error})"
+        own = self.owner
+        line = self.connect()
+        if line is None:
             return
-        line = _Line(connection)
-        line.send({"hello": self.token, "rank": own.rank, "host": socket.gethostname(), "pid": os.getpid()})
-        selector = selectors.DefaultSelector()
-        selector.register(own._wake, selectors.EVENT_READ)
-        selector.register(connection, selectors.EVENT_READ, line)
-        heard = beat = time.monotonic()
+        try:
+            self.watch(line)
+        except Exception as error:
+            own.problem = f"the heartbeat of rank {own.rank} ended with {type(error).__name__}: {error}"
+        line.send(*(("failed", own.failure) if own.failure else ("bye",)))
+        line.close(_FAREWELL)
+
+    def connect(self) -> Line | None:
+        """Try until it works or is not wanted any more: the port may be busy with strangers."""
+        own, line = self.owner, None
+        while line is None and not own.stopped.is_set():
+            try:
+                line = enter(self.host, self.port, self.secret, own.rank, (socket.gethostname(), os.getpid()), 1.0)
+            except OSError as error:  # noqa: PERF203
+                own.problem = f"rank 0 cannot be reached at {self.host}:{self.port} ({error})"
+                own.stopped.wait(0.1)
+        if line is not None:
+            own.problem, own.connected = None, True
+        return line
+
+    def watch(self, line: Line) -> None:
+        own, pace = self.owner, self.owner.pace
         rank0 = f"rank 0 ({self.host})"
-        while not own._stop.is_set():
-            before = time.monotonic()
-            ready = [key for key, _ in selector.select(max(0.0, beat - before))]
-            now = time.monotonic()
-            if now - before > 3 * pace.interval + 5:
-                heard = now
-            if any(key.data is line for key in ready):
-                messages = line.receive()
-                heard = now
-                for message in messages or ():
-                    if "verdict" in message:
-                        own._say(message["verdict"], str(message["text"]))
-                    elif "bye" in message:
-                        own._said = True
-                        own._stop.set()
-                if messages is None:
-                    own._say("died", f"{rank0} has died")
-                    break
-            if now >= beat:
+        with selectors.DefaultSelector() as selector:
+            selector.register(own.wake, selectors.EVENT_READ)
+            selector.register(line.socket, selectors.EVENT_READ, line)
+            self.heard = beat = own.clock()
+            self.hear(line, self.heard)
+            while not own.stopped.is_set():
+                before = own.clock()
+                ready = [key.data for key, _ in selector.select(max(0.0, beat - before))]
+                now = own.clock()
+                if now - before > 3 * pace.interval + 5:
+                    self.heard = now
+                try:
+                    if line in ready:
+                        self.hear(line, now)
+                except Ended:
+                    own.say("died", f"{rank0} has died")
+                    return
+                if now < beat:
+                    continue
                 beat = now + pace.interval
-                line.send(own.pulse.report())
-                if now - heard > pace.silent_after:
+                line.send("at", *own.pulse.report().fields())
+                if now - self.heard > pace.silent_after:
                     text = f"no sign of {rank0} for {pace.silent_after:g} s: frozen, or the network to it is cut"
-                    own._say("silent", text)
-                    break
-        line.send({"failed": own._failure} if own._failure else {"bye": 1})
-        selector.close()
-        line.close()
+                    own.say("silent", text)
+                    return
+
+    def hear(self, line: Line, now: float) -> None:
+        for fields in line.receive():
+            self.heard = now
+            match fields:
+                case ["verdict", kind, text]:
+                    self.owner.say(next((each for each in _KINDS if each == kind), "failed"), text)
+                case ["bye"]:
+                    self.owner.said = True
+                    self.owner.stopped.set()
+
+
+def _known_addresses(host: str) -> list[str]:
+    try:
+        return addresses_of(host)
+    except OSError:
+        return []
+
+
+def _drain(wake: socket.socket) -> None:
+    with contextlib.suppress(OSError):
+        wake.recv(4096)

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import lightning as L
 import pytest
 import torch
+from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
 from lightning_pfc.callbacks import Watchdog
@@ -145,3 +148,43 @@ class Slow(TheirModule):
 def test_a_run_that_is_only_slow_is_left_alone(ranks: RankPool, tmp_path: Path) -> None:
     assert ranks.run(2, finish, str(tmp_path), timeout=60) == [18, 18]
     assert not list(tmp_path.iterdir())
+
+
+class Look(Callback):
+    """At the port of the heartbeat, once all ranks have come."""
+
+    def __init__(self, watchdog: Watchdog) -> None:
+        self.watchdog = watchdog
+        self.seen: list[Any] = []
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        beat = self.watchdog._heartbeat
+        assert beat is not None
+        self.seen.append(beat.problem)
+        if beat.door is not None:
+            assert beat.door.wait(10.0)
+            self.seen += [sorted(beat.door.addresses), can_connect(beat.door.port)]
+
+
+def can_connect(port: int) -> bool:
+    try:
+        socket.create_connection(("127.0.0.1", port), timeout=2.0).close()
+    except OSError:
+        return False
+    return True
+
+
+def watched(rank: int, world_size: int) -> list[Any]:
+    watchdog = Watchdog(interval=0.1, silent_after=3.0)
+    look = Look(watchdog)
+    make_trainer(rank, world_size, callbacks=[watchdog, look]).fit(TheirModule(), make_loader(rank, world_size))
+    return look.seen
+
+
+def test_the_port_is_that_of_the_rendezvous_and_closes_when_all_have_come(ranks: RankPool) -> None:
+    seen = ranks.run(3, watched, timeout=60)
+    assert seen[1:] == [[None], [None]]
+    problem, addresses, open_still = seen[0]
+    assert problem is None
+    assert addresses in (["127.0.0.1"], ["127.0.0.1", "::1"])
+    assert not open_still
