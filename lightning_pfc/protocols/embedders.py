@@ -138,7 +138,7 @@ def checkpoint_embedder(
     """
     from lightning_pfc.module import PartialFCModule  # imports lightning
 
-    content = _checkpoint(Path(path))
+    content = network_checkpoint(Path(path))
     if "state_dict" not in content or "backbone" not in content.get("hyper_parameters", {}):
         raise ValueError(
             f"{path} is no checkpoint of a PartialFCModule whose backbone has a name; export it to ONNX instead"
@@ -177,7 +177,13 @@ class _Network:
         return key.startswith(("state_dict/backbone.", "state_dict/neck."))
 
 
-def _checkpoint(path: Path) -> dict[str, Any]:
+def network_checkpoint(path: Path) -> dict[str, Any]:
+    """A checkpoint, a file or a folder, as far as it is needed to embed pictures: of a folder the head stays unread.
+
+    Raises:
+        FileNotFoundError: it is not there, or is a folder that was never finished.
+        CheckpointError: a file of the folder is missing or damaged.
+    """
     if is_checkpoint_folder(path):
         content: Any = load_folder(path, Comm.single(), _Network())[0]
     elif path.is_file():

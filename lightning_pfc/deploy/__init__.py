@@ -1,0 +1,38 @@
+"""From trained to used: exports that are checked, and a recogniser that opens them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from lightning_pfc.calibration.thresholds import NotCalibratedError, Threshold, Thresholds
+from lightning_pfc.deploy.errors import EngineError, ExportError, GateError, NoFaceError
+
+if TYPE_CHECKING:
+    from lightning_pfc.deploy.network import EmbeddingModel
+    from lightning_pfc.deploy.recogniser import Comparison, Match, Recogniser
+
+__all__ = [
+    "Comparison",
+    "EmbeddingModel",
+    "EngineError",
+    "ExportError",
+    "GateError",
+    "Match",
+    "NoFaceError",
+    "NotCalibratedError",
+    "Recogniser",
+    "Threshold",
+    "Thresholds",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in ("Comparison", "Match", "Recogniser"):
+        from lightning_pfc.deploy import recogniser
+
+        return getattr(recogniser, name)
+    if name == "EmbeddingModel":
+        from lightning_pfc.deploy.network import EmbeddingModel
+
+        return EmbeddingModel
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

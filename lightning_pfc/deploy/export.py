@@ -1,0 +1,253 @@
+"""From a run folder to an export: each product is compared with the step before it, and only then published."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from lightning_pfc.calibration.thresholds import Thresholds
+from lightning_pfc.deploy.card import write_card
+from lightning_pfc.deploy.class_centers import write_centers
+from lightning_pfc.deploy.description import FILE, Alignment, Centers, ModelDescription, ModelFile, Precision
+from lightning_pfc.deploy.engines import Engine, open_engine
+from lightning_pfc.deploy.errors import ExportError
+from lightning_pfc.deploy.fidelity import FLOAT32_BOUND, Fidelity, compare_engines
+from lightning_pfc.deploy.figures import as_dict, figures_of, set_scores
+from lightning_pfc.deploy.folder import checksums, publish
+from lightning_pfc.deploy.network import EmbeddingModel
+from lightning_pfc.deploy.onnx_file import write_onnx, write_pt2
+from lightning_pfc.deploy.output import Output
+from lightning_pfc.deploy.preparing import Preprocessing
+from lightning_pfc.deploy.run_folder import Run
+from lightning_pfc.deploy.samples import Samples, open_samples
+from lightning_pfc.deploy.torch_engine import TorchEngine
+
+MODEL = {"onnx": "model.onnx", "pt2": "model.pt2"}
+_CHECKED = 256  # pictures
+_PACKAGES = ("lightning-pfc", "torch", "timm", "onnx", "onnxruntime", "onnxscript", "openvino")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportOptions:
+    """What ``pfc-export`` can be told.
+
+    Attributes:
+        flip: the network adds the embedding of the mirror image.
+        normalize: the network gives embeddings of length one.
+        format: ``"onnx"`` or ``"pt2"``.
+        precision: what the network computes in.
+        engine: that the model is for; a reduced precision is tried in it.
+        max_loss: how much of the true accept rate at FAR 0.1 % a reduced precision may cost.
+        centers: write the class centers too.
+        fit: what is done to pictures of another size; None takes what the run was trained with, and ``"crop"`` where it
+            was trained on pictures of one size.
+        images: a folder of pictures to check on, in place of those of the run.
+        detector: an ONNX file that finds faces in photos.
+        pack: ``"insightface"`` makes sure that InsightFace's package loads the folder.
+        license: what the model card says.
+        replace: put it in the place of an export that is there.
+    """
+
+    flip: bool = False
+    normalize: bool = False
+    format: Literal["onnx", "pt2"] = "onnx"
+    precision: Precision = "float32"
+    engine: str = "onnxruntime"
+    max_loss: float = 0.002
+    centers: bool = False
+    fit: str | None = None
+    images: str | os.PathLike[str] | None = None
+    detector: str | os.PathLike[str] | None = None
+    pack: str | None = None
+    license: str = "unknown"
+    replace: bool = False
+
+
+def export_run(
+    run: str | os.PathLike[str],
+    out: str | os.PathLike[str] | None = None,
+    *,
+    checkpoint: str | os.PathLike[str] | None = None,
+    options: ExportOptions | None = None,
+) -> ModelDescription:
+    """Do what ``pfc-export RUN`` does.
+
+    Args:
+        run: folder of the run.
+        out: the folder to write, whole or not at all; ``RUN/export`` by default.
+        checkpoint: another one than the run's last.
+        options: see there.
+
+    Returns:
+        What ``model.json`` says.
+
+    Raises:
+        ExportError: there is nothing to export, the export is not what was trained, or the folder is there already.
+        GateError: a reduced precision loses too much or gains nothing; has the figures.
+        EngineError: a package is missing.
+        OSError: the folder cannot be written.
+    """
+    wanted = options or ExportOptions()
+    _refuse_what_is_not_there_yet(wanted)
+    opened = Run(run, checkpoint)
+    target = Path(out) if out is not None else opened.folder / "export"
+    with publish(target, replace=wanted.replace) as folder:
+        return _Exporting(opened, wanted, folder, target.name).description()
+
+
+def _refuse_what_is_not_there_yet(options: ExportOptions) -> None:
+    for name in ("precision", "detector", "pack"):
+        if (value := getattr(options, name)) not in (None, "float32"):
+            raise ExportError(f"{name}={value}: not possible yet")
+
+
+class _Exporting:
+    """The steps, each of which may end it."""
+
+    def __init__(self, run: Run, options: ExportOptions, folder: Path, name: str) -> None:
+        self.run, self.options, self.folder, self.name = run, options, folder, name
+        fit = options.fit or ("crop" if run.preprocessing.fit == "exact" else None)
+        self.preprocessing: Preprocessing = type(run.preprocessing).from_config(
+            run.preprocessing.changed(fit=fit).to_config()
+        )
+        self.network: EmbeddingModel = run.network
+        self.samples: Samples = open_samples(run, run.preprocessing, options.images)
+
+    def description(self) -> ModelDescription:
+        """Write and check everything; the description is written last."""
+        options = self.options
+        model = self._model_file()
+        self.network.save_pretrained(self.folder)
+        fidelity = self._write_model(model)
+        centers = self._centers()
+        thresholds, left_out = self._thresholds()
+        about = ModelDescription(
+            model=model,
+            preprocessing=self.preprocessing,
+            alignment=self._alignment(),
+            centers=centers,
+            thresholds=thresholds,
+            weights=self.network.fingerprint(),
+            trained_on=self._trained_on(),
+            checks={"fidelity": fidelity.to_dict(), "figures": self._figures(model), "left_out": left_out},
+            versions=_versions(),
+        )
+        write_card(self.folder / "README.md", self.name, about, license=options.license)
+        about = about.changed(sha256=checksums(self.folder))
+        about.write(self.folder / FILE)
+        return about
+
+    def _model_file(self) -> ModelFile:
+        options = self.options
+        return ModelFile(
+            file=MODEL[options.format],
+            kind=options.format,
+            precision=options.precision,
+            engine="torch" if options.format == "pt2" else options.engine,
+            width=self.network.config.embedding_dim,
+            flip="sum" if options.flip else "none",
+            unit=options.normalize,
+        )
+
+    def _write_model(self, model: ModelFile) -> Fidelity:
+        network = Output(self.network, flip=model.flip, unit=model.unit).eval()
+        path = self.folder / model.file
+        if model.kind == "onnx":
+            write_onnx(
+                network,
+                self.preprocessing.image_shape,
+                path,
+                input_name=model.input,
+                output_name=model.output,
+            )
+            engine: Engine = open_engine(model.engine, path)
+        else:
+            write_pt2(network, self.preprocessing.image_shape, path)
+            engine = _Program(path)
+        return self._checked(TorchEngine(network), engine)
+
+    def _checked(self, reference: Engine, engine: Engine) -> Fidelity:
+        found = compare_engines(reference, engine, self.samples.floats(_CHECKED, self.preprocessing))
+        if found.cosine_loss > FLOAT32_BOUND:
+            raise ExportError(
+                f"the exported network is not the one that was trained: on {found.pictures} pictures of "
+                f"{self.samples.source} the cosine of an embedding to the module's own is as low as 1 - "
+                f"{found.cosine_loss:.1e}, and {FLOAT32_BOUND:.0e} is allowed; nothing was written"
+            )
+        return found
+
+    def _figures(self, model: ModelFile) -> Mapping[str, Any]:
+        engine = TorchEngine(Output(self.network, flip=model.flip).eval())
+        found = [
+            figure
+            for name, part in self.samples.sets.items()
+            for figure in figures_of(set_scores(engine, part, self.preprocessing), name, part)
+        ]
+        return as_dict(found)
+
+    def _centers(self) -> Centers | None:
+        if not self.options.centers:
+            return None
+        names = None if self.samples.data is None else self.samples.data.class_names
+        return write_centers(self.folder, self.run.checkpoint, self.run.hyper_parameters, names)
+
+    def _thresholds(self) -> tuple[Thresholds, list[str]]:
+        """Those of the run that were chosen on these very weights, and the names of the others."""
+        mine = self.network.fingerprint()
+        found = self.run.thresholds
+        kept = {name: threshold for name, threshold in found.items() if threshold.model == mine}
+        return Thresholds(kept), [name for name in found if name not in kept]
+
+    def _alignment(self) -> Alignment | None:
+        from lightning_pfc.data.curation.alignment import TEMPLATE
+
+        channels, height, width = self.preprocessing.image_shape
+        if channels != 3 or height != width:
+            return None
+        return Alignment(template=tuple((float(x), float(y)) for x, y in TEMPLATE), size=112)
+
+    def _trained_on(self) -> Mapping[str, Any]:
+        values, results = self.run.hyper_parameters, self.run.results
+        loss = values.get("loss")
+        found = {
+            "data": self.samples.source if self.samples.data is not None else None,
+            "images": None if self.samples.data is None else self.samples.data.num_images,
+            "classes": values.get("num_classes"),
+            "backbone": values.get("backbone"),
+            "loss": loss.get("name") if isinstance(loss, Mapping) else loss,
+            "sample_rate": values.get("sample_rate"),
+            "steps": results.get("steps"),
+            "seed": results.get("seed"),
+        }
+        return {key: value for key, value in found.items() if value is not None}
+
+
+class _Program:
+    """A ``torch.export`` file that was just written here."""
+
+    name = "torch.export"
+
+    def __init__(self, path: Path) -> None:
+        self._module = torch.export.load(path).module()
+
+    def __call__(self, images: Any) -> Any:
+        """(b, C, H, W) float32 to (b, D) float32."""
+        with torch.inference_mode():
+            return self._module(torch.from_numpy(images)).numpy()
+
+
+def _versions() -> dict[str, str]:
+    return {name: version for name in _PACKAGES if (version := _version(name))}
+
+
+def _version(name: str) -> str:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return ""

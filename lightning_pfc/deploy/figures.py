@@ -1,0 +1,80 @@
+"""What a model does on verification sets: for the model card, and for the gate of reduced precisions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lightning_pfc.data.verification import VerificationSet
+from lightning_pfc.deploy.engines import Engine
+from lightning_pfc.deploy.preparing import Preprocessing
+from lightning_pfc.deploy.samples import limited
+from lightning_pfc.metrics.functional import cosine_from_squared_distance, pair_squared_distances, tar_at_far
+from lightning_pfc.metrics.verification import rate_name
+from lightning_pfc.protocols.bootstrap import tar_interval
+
+FARS = (1e-2, 1e-3)
+BATCH = 64
+
+
+class Figure(NamedTuple):
+    """A true accept rate.
+
+    Attributes:
+        name: ``SET/tar@far=RATE``.
+        value: The rate.
+        low, high: 95 % interval by identity.
+    """
+
+    name: str
+    value: float
+    low: float
+    high: float
+
+
+def embed_set(engine: Engine, part: VerificationSet, preprocessing: Preprocessing) -> Tensor:
+    """(N, D) embeddings of the pictures that a set's pairs use; rows that no pair uses are zero."""
+    part = limited(part)
+    used = torch.unique(torch.cat([part.pairs.first, part.pairs.second])).numpy()
+    rows: Tensor | None = None
+    for start in range(0, len(used), BATCH):
+        places = used[start : start + BATCH].astype(np.int64)
+        images = preprocessing.tensor(part.images.fetch(places)).contiguous().numpy()
+        found = torch.from_numpy(engine(images))
+        if rows is None:
+            rows = torch.zeros(int(used.max()) + 1, found.shape[1])
+        rows[places] = found
+    assert rows is not None
+    return rows
+
+
+def set_scores(engine: Engine, part: VerificationSet, preprocessing: Preprocessing) -> Tensor:
+    """(P,) float64 cosines of a set's pairs."""
+    part = limited(part)
+    rows = embed_set(engine, part, preprocessing)
+    return cosine_from_squared_distance(pair_squared_distances(rows, part.pairs.first, part.pairs.second))
+
+
+def figures_of(scores: Tensor, name: str, part: VerificationSet) -> list[Figure]:
+    """True accept rates of a set at the rates that its pairs resolve, with intervals by identity."""
+    part = limited(part)
+    pairs = part.pairs
+    sides = (part.identity[pairs.first], part.identity[pairs.second])
+    impostors = int((~pairs.same).sum())
+    found = []
+    for far in FARS:
+        if far * impostors < 10 or not bool(pairs.same.any()):
+            continue
+        point = tar_at_far(scores, pairs.same, far)
+        interval = tar_interval(scores, pairs.same, far, sides, replicates=200)
+        found.append(Figure(f"{name}/tar@far={rate_name(far)}", point.tar, interval.low, interval.high))
+    return found
+
+
+def as_dict(figures: list[Figure]) -> Mapping[str, Any]:
+    """By name, for JSON."""
+    return {figure.name: {"value": figure.value, "interval": [figure.low, figure.high]} for figure in figures}

@@ -1,0 +1,149 @@
+"""An export's folder: it appears whole or not at all, and every file is the one that was checked."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from lightning_pfc.deploy.description import FILE, ModelDescription
+from lightning_pfc.deploy.errors import ExportError
+
+
+@contextlib.contextmanager
+def publish(target: str | os.PathLike[str], *, replace: bool = False) -> Iterator[Path]:
+    """A folder to write into; it gets its name when the block ends, and is gone if the block raises.
+
+    Args:
+        target: the folder to be.
+        replace: put it in the place of one that is there.
+
+    Raises:
+        ExportError: something lies there already.
+    """
+    final = Path(target)
+    if not replace and (final.exists() or final.is_symlink()):
+        raise ExportError("is there already; give another --out, or --force to replace it", final)
+    if final.is_symlink() or (final.exists() and not _is_export(final)):
+        raise ExportError("is no export, so it is not replaced; give another --out", final)
+    final.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=f".{final.name}.", suffix=".part", dir=final.parent))
+    partial.chmod(0o755)
+    try:
+        yield partial
+        for file in partial.rglob("*"):
+            _to_disk(file)
+        _to_disk(partial)
+        _move(partial, final)
+        _to_disk(final.parent)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _is_export(folder: Path) -> bool:
+    return folder.is_dir() and ((folder / FILE).is_file() or not any(folder.iterdir()))
+
+
+def _move(partial: Path, final: Path) -> None:
+    if not final.exists():
+        partial.rename(final)
+        return
+    old = Path(tempfile.mkdtemp(prefix=f".{final.name}.", suffix=".old", dir=final.parent))
+    final.rename(old / final.name)
+    try:
+        partial.rename(final)
+    except OSError:
+        (old / final.name).rename(final)
+        raise
+    finally:
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def _to_disk(path: Path) -> None:
+    number = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(number)
+    finally:
+        os.close(number)
+
+
+def sha256(path: str | os.PathLike[str]) -> str:
+    """The digest of a file."""
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _digest(file)
+
+
+def _digest(file: object) -> str:  # Python 3.10
+    digest = hashlib.sha256()
+    while part := file.read(1 << 20):  # type: ignore[attr-defined]
+        digest.update(part)
+    return digest.hexdigest()
+
+
+def checksums(folder: Path) -> dict[str, str]:
+    """The digest of every file of a folder but its description, by name."""
+    files = sorted(path for path in folder.iterdir() if path.is_file() and path.name != FILE)
+    return {path.name: sha256(path) for path in files}
+
+
+def open_folder(folder: str | os.PathLike[str]) -> ModelDescription:
+    """The description of an export.
+
+    Raises:
+        ExportError: it is no export, or its description is damaged.
+    """
+    path = Path(folder)
+    if not path.is_dir():
+        raise ExportError(
+            f"is {'a file' if path.exists() else 'not there'}; give the folder that pfc-export wrote", path
+        )
+    if not (path / FILE).is_file():
+        raise ExportError(f"holds no {FILE}; give the folder that pfc-export wrote", path)
+    return ModelDescription.read(path / FILE)
+
+
+def checked_file(folder: str | os.PathLike[str], name: str, description: ModelDescription) -> Path:
+    """The path of a file of an export, which is the one that was exported.
+
+    Raises:
+        ExportError: it is missing, or its digest is another one.
+    """
+    path = Path(folder) / name
+    wanted = description.sha256.get(name)
+    if wanted is None:
+        raise ExportError(f"{FILE} has no sha256 of {name}; export again", folder)
+    if not path.is_file():
+        raise ExportError("is missing; export again, or copy the whole folder", path)
+    found = sha256(path)
+    if found != wanted:
+        raise ExportError(
+            f"was changed after the export (sha256 {found[:12]}..., {FILE} says {wanted[:12]}...); export again, or "
+            "copy the folder again",
+            path,
+        )
+    return path
+
+
+def local_folder(name: str | os.PathLike[str], revision: str | None = None) -> Path:
+    """A folder as it is, or that of a repository of the hub, fetched.
+
+    Raises:
+        ExportError: there is no such folder, and it is no name of the hub either.
+    """
+    path = Path(name)
+    if path.is_dir():
+        return path
+    parts = str(name).split("/")
+    if len(parts) != 2 or not all(part.replace("-", "").replace("_", "").replace(".", "").isalnum() for part in parts):
+        raise ExportError("is neither a folder nor OWNER/NAME of the Hugging Face hub", name)
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(str(name), revision=revision))
+    except Exception as error:  # its errors share no class
+        lines = str(error).splitlines() or [type(error).__name__]
+        raise ExportError(f"is no folder, and could not be fetched from the hub: {lines[0][:200]}", name) from error

@@ -1,0 +1,213 @@
+"""The network that a run leaves: backbone and neck, without the head; also in the layout of the Hugging Face hub."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lightning_pfc.deploy.errors import ExportError
+from lightning_pfc.deploy.folder import local_folder
+from lightning_pfc.deploy.plain import Reader, read_json
+from lightning_pfc.models.backbone import create_backbone, output_width
+from lightning_pfc.models.neck import create_neck
+from lightning_pfc.storage.whole_files import write_json
+
+CONFIG, WEIGHTS = "config.json", "model.safetensors"
+LIBRARY = "lightning-pfc"
+# Of timm.create_model, what would read another file or open a connection.
+_NEVER_FROM_A_FILE = frozenset(
+    ("pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir", "weights", "scriptable")
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetworkConfig:
+    """What an :class:`EmbeddingModel` is made of: the arguments of the same names of ``PartialFCModule``."""
+
+    backbone: str
+    input_size: tuple[int, int, int]
+    embedding_dim: int
+    neck: str = "bn"
+    dropout: float = 0.0
+    backbone_options: Mapping[str, Any] = field(default_factory=dict)
+    channels_last: bool = False
+
+    @classmethod
+    def read(cls, path: str | os.PathLike[str]) -> NetworkConfig:
+        """From the ``config.json`` of an export.
+
+        Raises:
+            ExportError: it is not there, or holds something that a file must not decide.
+        """
+        reader = Reader(read_json(path), path)
+        if reader.content.get("library_name") != LIBRARY:
+            raise ExportError(f"is of {reader.content.get('library_name')!r}, not of {LIBRARY}", path)
+        size = reader.numbers("input_size", 3)
+        options = reader.at("backbone_options").content if "backbone_options" in reader else {}
+        check_options(reader.text("backbone"), options, path)
+        return cls(
+            backbone=reader.text("backbone"),
+            input_size=(int(size[0]), int(size[1]), int(size[2])),
+            embedding_dim=reader.integer("embedding_dim", 1, 1 << 20),
+            neck=reader.text("neck"),
+            dropout=reader.number("dropout", 0.0, 1.0, 0.0),
+            backbone_options=dict(options),
+            channels_last=reader.boolean("channels_last", False),
+        )
+
+    def write(self, path: str | os.PathLike[str]) -> None:
+        """As ``config.json``."""
+        write_json(path, {"library_name": LIBRARY, **asdict(self)})
+
+
+def check_options(backbone: str, options: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
+    """See that a file asks for a model that timm knows, and for nothing that reads other files.
+
+    Raises:
+        ExportError: it does; names it.
+    """
+    import timm
+
+    if backbone not in timm.list_models():
+        raise ExportError(f"backbone={backbone!r} is no model of timm or of this package", path)
+    for name, value in options.items():
+        if name in _NEVER_FROM_A_FILE or not _is_plain(value):
+            raise ExportError(f"backbone_options.{name}={value!r} must not come from a file", path)
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, list | tuple):
+        return all(isinstance(item, bool | int | float | str) for item in value)
+    return value is None or isinstance(value, bool | int | float | str)
+
+
+class EmbeddingModel(nn.Module):
+    """Images (b, C, H, W) float32 -> embeddings (b, D), as the ``forward`` of the module that was trained.
+
+    Args:
+        config: what it is made of; weights are random until some are loaded.
+    """
+
+    def __init__(self, config: NetworkConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.backbone = create_backbone(
+            config.backbone, input_size=config.input_size, pretrained=False, options=config.backbone_options
+        )
+        width = output_width(self.backbone, config.input_size)
+        self.neck = create_neck(config.neck, width, config.embedding_dim, dropout=config.dropout)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(b, C, H, W) -> (b, D)."""
+        embeddings: Tensor = self.neck(self.backbone(images))
+        return embeddings
+
+    def fingerprint(self) -> str:
+        """Of all weights: the same for the same numbers, wherever they came from."""
+        digest = hashlib.sha256()
+        for name, tensor in sorted(self.state_dict().items()):
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()
+
+    def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
+        """Write ``model.safetensors`` and ``config.json`` into a folder that is there."""
+        from safetensors.torch import save_file
+
+        weights = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in self.state_dict().items()}
+        save_file(weights, Path(folder) / WEIGHTS, {"format": "pt"})
+        self.config.write(Path(folder) / CONFIG)
+
+    @classmethod
+    def from_pretrained(cls, name: str | os.PathLike[str], *, revision: str | None = None) -> EmbeddingModel:
+        """The model in a folder that ``pfc-export`` wrote, or of a repository of the hub.
+
+        Args:
+            name: the folder, or ``"owner/name"`` (fetched by huggingface_hub).
+            revision: of the repository.
+
+        Returns:
+            The model in evaluation mode.
+
+        Raises:
+            ExportError: a file is missing, or holds other weights than the model has.
+        """
+        folder = local_folder(name, revision)
+        model = cls(NetworkConfig.read(folder / CONFIG))
+        model.load_weights(folder / WEIGHTS)
+        return model.eval()
+
+    def load_weights(self, path: str | os.PathLike[str]) -> None:
+        """Take all weights from a safetensors file.
+
+        Raises:
+            ExportError: it is not there or damaged, or its names or shapes are others.
+        """
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        try:
+            weights = load_file(path)
+        except (OSError, SafetensorError) as error:
+            raise ExportError(f"cannot be read: {error}", path) from error
+        own = self.state_dict()
+        wrong = [n for n in {**own, **weights} if n not in own or n not in weights or own[n].shape != weights[n].shape]
+        if wrong:
+            raise ExportError(f"does not hold the weights of {self.config.backbone}; the first is {wrong[0]}", path)
+        self.load_state_dict(weights)
+
+
+def load_network(checkpoint: str | os.PathLike[str]) -> tuple[EmbeddingModel, dict[str, Any]]:
+    """Backbone and neck of a checkpoint of :class:`~lightning_pfc.module.PartialFCModule`, in evaluation mode.
+
+    Returns:
+        The network, and the module's hyper-parameters.
+
+    Raises:
+        FileNotFoundError: the checkpoint is not there, or was never finished.
+        ExportError: it is of another kind of module, or lacks weights.
+        CheckpointError: a file of it is damaged.
+    """
+    from lightning_pfc.protocols.embedders import network_checkpoint
+
+    content = network_checkpoint(Path(checkpoint))
+    values = content.get("hyper_parameters", {})
+    if "state_dict" not in content or not isinstance(values, Mapping) or not isinstance(values.get("backbone"), str):
+        raise ExportError(
+            "is no checkpoint of a PartialFCModule whose backbone has a name; export it from Python: "
+            "lightning_pfc.deploy.export.export_network(...)",
+            checkpoint,
+        )
+    options = dict(values.get("backbone_options") or {})
+    check_options(values["backbone"], options, checkpoint)
+    config = NetworkConfig(
+        backbone=values["backbone"],
+        input_size=_input_size(values, options, checkpoint),
+        embedding_dim=int(values.get("embedding_dim", 512)),
+        neck=str(values.get("neck", "bn")),
+        dropout=float(values.get("dropout", 0.0)),
+        backbone_options=options,
+        channels_last=bool(values.get("channels_last", False)),
+    )
+    model = EmbeddingModel(config)
+    weights = {k: v for k, v in content["state_dict"].items() if k.startswith(("backbone.", "neck."))}
+    if missing := [name for name in model.state_dict() if name not in weights]:
+        raise ExportError(f"lacks {len(missing)} weights of the model, the first is {missing[0]}", checkpoint)
+    model.load_state_dict(weights)
+    return model.eval(), dict(values)
+
+
+def _input_size(
+    values: Mapping[str, Any], options: Mapping[str, Any], path: str | os.PathLike[str]
+) -> tuple[int, int, int]:
+    from lightning_pfc.models.backbone import as_input_size, native_input_size
+
+    given = as_input_size(values.get("input_size"))
+    return given or native_input_size(create_backbone(values["backbone"], options=options))

@@ -1,0 +1,104 @@
+"""Whatever people call a picture, made into what the model was trained on, by the code that training uses."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, TypeAlias, cast
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageFile, ImageOps
+
+from lightning_pfc.data.formats.folder import read_image_file
+from lightning_pfc.deploy.preparing import Preprocessing
+
+Picture: TypeAlias = str | os.PathLike[str] | bytes | Image.Image | npt.NDArray[np.uint8]
+"""A path, the encoded bytes, a PIL image, or a uint8 array (H, W), (H, W, 1) or (H, W, 3) in the order RGB."""
+
+Pixels = npt.NDArray[np.uint8]
+
+
+def one_by_one(pictures: Picture | Iterable[Picture]) -> Iterator[Picture]:
+    """A single picture, or each of several (also a generator, or an array (N, H, W, C))."""
+    if isinstance(pictures, str | os.PathLike | bytes | bytearray | memoryview | Image.Image):
+        yield cast("Picture", pictures)
+    elif isinstance(pictures, np.ndarray) and (pictures.ndim < 4):
+        yield pictures
+    else:
+        yield from cast("Iterable[Picture]", pictures)
+
+
+def prepare(picture: Picture, preprocessing: Preprocessing) -> Pixels:
+    """(H, W, C) uint8: the picture as training would have it, byte for byte.
+
+    Encoded bytes, files, and PIL images that were opened but not used yet take the very path of training. Arrays and
+    other PIL images have been decoded by somebody else; they are turned as their EXIF tag says, if they still have
+    one, and fitted as training does.
+
+    Args:
+        picture: see :data:`Picture`.
+        preprocessing: of the model.
+
+    Raises:
+        BrokenImageError: the picture is damaged, or has another size and ``fit`` is ``"exact"``.
+        FormatError: the file cannot be read.
+        TypeError, ValueError: it is no picture.
+    """
+    if isinstance(picture, str | os.PathLike):
+        return preprocessing.picture(read_image_file(Path(picture)), where=os.fspath(picture))
+    if isinstance(picture, bytes | bytearray | memoryview):
+        return preprocessing.picture(bytes(picture))
+    if isinstance(picture, Image.Image) and (data := _not_yet_decoded(picture)) is not None:
+        return preprocessing.picture(data, where=str(getattr(picture, "filename", "") or "image"))
+    pixels = pixels_of(picture, preprocessing.channels)
+    if pixels.shape[:2] == preprocessing.size:
+        return pixels
+    return preprocessing.fitted(pixels)
+
+
+def _not_yet_decoded(image: Image.Image) -> bytes | None:
+    """The file of an image that ``PIL.Image.open`` gave and nobody has touched."""
+    file = getattr(image, "fp", None)
+    if file is None or not getattr(image, "tile", None) or not isinstance(image, ImageFile.ImageFile):
+        return None
+    try:
+        place = file.tell()
+        file.seek(0)
+        data = file.read()
+        file.seek(place)
+    except (OSError, ValueError):  # closed, or a stream
+        return None
+    return bytes(data)
+
+
+def pixels_of(picture: Any, channels: int) -> Pixels:
+    """A decoded picture as (H, W, channels) uint8.
+
+    Raises:
+        TypeError, ValueError: it is no picture; names what it is.
+    """
+    if isinstance(picture, Image.Image):
+        upright = ImageOps.exif_transpose(picture)
+        array = np.asarray(upright.convert("RGB" if channels == 3 else "L"))
+        return array.reshape(*array.shape[:2], channels)
+    array = _array(picture)
+    if array.shape[2] == channels:
+        return np.ascontiguousarray(array)
+    if channels == 3:
+        return np.repeat(array, 3, axis=2)
+    return np.asarray(Image.fromarray(array).convert("L"))[:, :, None]
+
+
+def _array(picture: Any) -> Pixels:
+    if not isinstance(picture, np.ndarray):
+        raise TypeError(
+            f"a picture is a path, bytes, a PIL image or a uint8 array (H, W, C), not {type(picture).__name__}"
+        )
+    array = picture[:, :, None] if picture.ndim == 2 else picture
+    if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] not in (1, 3) or 0 in array.shape:
+        raise ValueError(
+            f"an array of {picture.dtype} {picture.shape} is no picture: give uint8 (H, W), (H, W, 1) or (H, W, 3), RGB"
+        )
+    return array

@@ -1,0 +1,321 @@
+"""A recogniser: pictures in, embeddings, comparisons and names out."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from lightning_pfc.calibration.thresholds import Kind, NotCalibratedError, Threshold, Thresholds
+from lightning_pfc.deploy.centers import CenterGallery
+from lightning_pfc.deploy.description import ModelDescription
+from lightning_pfc.deploy.engines import Engine, Floats, open_engine
+from lightning_pfc.deploy.folder import checked_file, local_folder, open_folder
+from lightning_pfc.deploy.pictures import Picture, Pixels, one_by_one, prepare
+
+BATCH_SIZE = 64
+
+
+class Comparison(NamedTuple):
+    """Two pictures compared.
+
+    Attributes:
+        score: Cosine of their embeddings.
+        same: Whether it is above the threshold; None where the model was never calibrated.
+        far: False accept rate that the threshold stands for; None likewise.
+    """
+
+    score: float
+    same: bool | None
+    far: float | None
+
+
+class Match(NamedTuple):
+    """One answer of a search.
+
+    Attributes:
+        identity: Name of the class.
+        score: Cosine to it (its logit, for a loss without normalisation).
+        same: Whether it is above the threshold; None where there is none for this gallery.
+    """
+
+    identity: str
+    score: float
+    same: bool | None
+
+
+class Recogniser:
+    """An exported model, ready to use. :meth:`load` makes one.
+
+    Calls from several threads are safe. A model that computes the sum of a picture and its mirror image, or embeddings
+    of length one, does so by option: both are off, unless the export itself was made so.
+
+    Args:
+        network: (b, C, H, W) float32 to (b, D) float32.
+        description: of the model.
+        folder: where it lies.
+        flip: add the embedding of the mirror image.
+        normalize: give embeddings of length one.
+
+    Attributes:
+        description: all that the export knows.
+        thresholds: by name.
+    """
+
+    def __init__(
+        self,
+        network: Engine,
+        description: ModelDescription,
+        folder: str | os.PathLike[str] | None = None,
+        *,
+        flip: bool = False,
+        normalize: bool = False,
+    ) -> None:
+        if flip and description.model.flip == "sum":
+            raise ValueError("flip=True: the model adds mirror images itself (it was exported so); leave flip out")
+        self.description = description
+        self.network = network
+        self.flip = flip
+        self.normalize = normalize
+        self.folder = None if folder is None else Path(folder)
+        self._centers: CenterGallery | None = None
+
+    @classmethod
+    def load(
+        cls,
+        folder: str | os.PathLike[str],
+        engine: str | None = None,
+        *,
+        flip: bool = False,
+        normalize: bool = False,
+        fit: str | None = None,
+        threads: int = 0,
+    ) -> Recogniser:
+        """Open what ``pfc-export`` wrote.
+
+        Args:
+            folder: of the export.
+            engine: ``"onnxruntime"``, ``"openvino"``, or ``"torch"`` (the weights in ``model.safetensors``); None takes
+                the one that the export was made for.
+            flip: add the embedding of the mirror image to that of each picture.
+            normalize: give embeddings of length one.
+            fit: what is done to pictures of another size, in place of what the export says: ``"exact"``, ``"stretch"``,
+                ``"crop"``.
+            threads: that one call may use; 0 leaves it to the engine.
+
+        Raises:
+            ExportError: the folder is no export, or a file of it is missing or was changed.
+            EngineError: the engine is not installed.
+            ValueError: an argument has a value that does not exist.
+        """
+        description = open_folder(folder)
+        if fit is not None:
+            record = description.preprocessing.to_config() | {"fit": fit}
+            description = description.changed(preprocessing=type(description.preprocessing).from_config(record))
+        network = _network(Path(folder), description, engine, threads)
+        return cls(network, description, folder, flip=flip, normalize=normalize)
+
+    @classmethod
+    def from_pretrained(
+        cls, name: str | os.PathLike[str], *, revision: str | None = None, **options: Any
+    ) -> Recogniser:
+        """As :meth:`load`, also for a repository ``"owner/name"`` of the Hugging Face hub, which is fetched."""
+        return cls.load(local_folder(name, revision), **options)
+
+    # --- what it is ---------------------------------------------------------------------------------------------------
+
+    @property
+    def input_shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of the network's input."""
+        return self.description.preprocessing.image_shape
+
+    @property
+    def width(self) -> int:
+        """D of an embedding."""
+        return self.description.model.width
+
+    @property
+    def thresholds(self) -> Thresholds:
+        """By name; the first is the one that is meant where none is named."""
+        return self.description.thresholds
+
+    @property
+    def model_id(self) -> str:
+        """Changes with anything that changes embeddings: for whoever keeps some."""
+        about = self.description
+        parts = [
+            about.weights or about.sha256.get(about.model.file, ""),
+            about.model.precision,
+            self._flips(),
+            json.dumps(about.preprocessing.to_config(), sort_keys=True),
+        ]
+        return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+    def threshold(self, name: str | None = None, kind: Kind = "verification") -> Threshold | None:
+        """The threshold of a name; without one the first of its kind, or None where the model was never calibrated.
+
+        Raises:
+            NotCalibratedError: there is none of that name, or it was chosen with flips and this recogniser has none (or
+                the other way round); says what to do.
+        """
+        flip = self._flips()
+        if name is None:
+            return next((t for t in self.thresholds.values() if (t.kind, t.flip) == (kind, flip)), None)
+        found = self.thresholds.get_named(name)
+        if found.flip != flip:
+            raise NotCalibratedError(
+                f"threshold {name!r} was chosen with flip={found.flip}, and this recogniser has flip={flip}: load it "
+                f"with flip={found.flip == 'sum'}, or calibrate with calibrate.flip={flip}"
+            )
+        if found.kind != kind:
+            raise NotCalibratedError(
+                f"threshold {name!r} is for {found.kind}, and is asked for {kind}: a best match in a gallery and a "
+                "single pair are wrong at different rates"
+            )
+        return found
+
+    def _flips(self) -> str:
+        return "sum" if self.flip or self.description.model.flip == "sum" else "none"
+
+    # --- pictures to embeddings ---------------------------------------------------------------------------------------
+
+    def prepare(self, picture: Picture) -> Pixels:
+        """A picture as (H, W, C) uint8, as training would have it; errors as :func:`~.pictures.prepare`."""
+        return prepare(picture, self.description.preprocessing)
+
+    def embed(self, pictures: Picture | Iterable[Picture], *, batch_size: int = BATCH_SIZE) -> Floats:
+        """Embeddings of pictures.
+
+        Args:
+            pictures: one or several, a generator too: paths, encoded bytes, PIL images, uint8 arrays (H, W, C), of any
+                sizes.
+            batch_size: how many the network sees at once.
+
+        Returns:
+            (N, D) float32, one row for each picture, in order; as the network gives them, unless ``normalize`` is set.
+
+        Raises:
+            BrokenImageError: a picture is damaged; names the file, or the number of the picture.
+            ValueError, TypeError: something is no picture.
+        """
+        rows = list(self.embed_batches(pictures, batch_size=batch_size))
+        return np.concatenate(rows) if rows else np.zeros((0, self.width), np.float32)
+
+    def embed_batches(self, pictures: Picture | Iterable[Picture], *, batch_size: int = BATCH_SIZE) -> Iterator[Floats]:
+        """As :meth:`embed`, a batch at a time: for more pictures than memory holds."""
+        if batch_size < 1:
+            raise ValueError(f"batch_size={batch_size} must be at least 1")
+        batch: list[Pixels] = []
+        for picture in one_by_one(pictures):
+            batch.append(self.prepare(picture))
+            if len(batch) == batch_size:
+                yield self.embed_pixels(np.stack(batch))
+                batch = []
+        if batch:
+            yield self.embed_pixels(np.stack(batch))
+
+    def embed_pixels(self, pixels: npt.NDArray[np.uint8]) -> Floats:
+        """(b, H, W, C) uint8, each as :meth:`prepare` gives it, to (b, D) float32."""
+        images = self.description.preprocessing.tensor(torch.from_numpy(pixels).permute(0, 3, 1, 2))
+        rows = self.network(images.contiguous().numpy())
+        if self.flip:
+            mirrored = self.network(images.flip(-1).contiguous().numpy())
+            rows = (rows.astype(np.float64) + mirrored).astype(np.float32)
+        return unit(rows) if self.normalize else rows
+
+    # --- decisions ----------------------------------------------------------------------------------------------------
+
+    def compare(self, a: Picture | Floats, b: Picture | Floats, *, threshold: str | None = None) -> Comparison:
+        """Whether two pictures show one identity.
+
+        Args:
+            a: a picture, or an embedding (D,) float.
+            b: likewise.
+            threshold: by name; None takes the model's first.
+
+        Raises:
+            NotCalibratedError: there is no threshold of that name.
+        """
+        wanted = self.threshold(threshold, "verification")
+        first, second = unit(self._rows([a, b])).astype(np.float64)
+        score = float(first @ second)
+        return Comparison(
+            score, None if wanted is None else wanted.accepts(score), None if wanted is None else wanted.rate
+        )
+
+    def search(self, picture: Picture | Floats, k: int = 5, *, threshold: str | None = None) -> list[Match]:
+        """The classes whose centers are nearest to a picture; needs an export with ``--centers``.
+
+        Args:
+            picture: a picture, or an embedding (D,) float.
+            k: how many at most.
+            threshold: by name; None takes the first for identification, if there is one.
+
+        Returns:
+            The best first.
+
+        Raises:
+            ExportError: the export holds no centers.
+            NotCalibratedError: there is no threshold of that name.
+        """
+        if k < 1:
+            raise ValueError(f"k={k} must be at least 1")
+        wanted = self.threshold(threshold, "identification")
+        names, scores = self.centers.nearest(self._rows([picture])[0], k)
+        return [
+            Match(name, score, None if wanted is None else wanted.accepts(score))
+            for name, score in zip(names, scores, strict=True)
+        ]
+
+    @property
+    def centers(self) -> CenterGallery:
+        """The exported class centers.
+
+        Raises:
+            ExportError: the export holds none.
+        """
+        if self._centers is None:
+            self._centers = CenterGallery.load(self.folder, self.description)
+        return self._centers
+
+    def _rows(self, things: list[Any]) -> Floats:
+        """Embeddings (N, D) of pictures or of what already are embeddings."""
+        known = [isinstance(thing, np.ndarray) and thing.dtype.kind == "f" for thing in things]
+        pictures = [thing for thing, is_row in zip(things, known, strict=True) if not is_row]
+        made = iter(self.embed(pictures) if pictures else np.zeros((0, self.width), np.float32))
+        rows = [
+            np.asarray(thing, np.float32).reshape(-1) if is_row else next(made)
+            for thing, is_row in zip(things, known, strict=True)
+        ]
+        if wrong := [len(row) for row in rows if len(row) != self.width]:
+            raise ValueError(
+                f"an embedding of {wrong[0]} numbers is not of this model, whose embeddings have {self.width}"
+            )
+        return np.stack(rows)
+
+
+def unit(rows: Floats) -> Floats:
+    """Rows of length one; a row of zeros stays."""
+    norms = np.sqrt(np.square(rows.astype(np.float64)).sum(1, keepdims=True))
+    return (rows / np.where(norms == 0, 1.0, norms)).astype(np.float32)
+
+
+def _network(folder: Path, description: ModelDescription, engine: str | None, threads: int) -> Engine:
+    model = description.model
+    name = engine or ("torch" if model.kind == "pt2" else model.engine)
+    if name == "torch":
+        from lightning_pfc.deploy.torch_engine import TorchEngine  # builds a model of timm, which takes seconds
+
+        return TorchEngine.load(folder, description)
+    if model.kind != "onnx":
+        raise ValueError(f"engine={name!r}: {folder} holds no ONNX file ({model.file}); use engine='torch'")
+    path = checked_file(folder, model.file, description)
+    precision = model.precision if model.precision != "bfloat16" or name == "openvino" else "float32"
+    return open_engine(name, path, threads=threads, precision=precision)

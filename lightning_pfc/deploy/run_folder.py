@@ -1,0 +1,184 @@
+"""What a run folder of ``pfc-train`` holds for whoever uses the model: weights, words, pictures, figures."""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from torch import Tensor
+
+from lightning_pfc.calibration.thresholds import Thresholds
+from lightning_pfc.deploy.errors import ExportError
+from lightning_pfc.deploy.network import EmbeddingModel, load_network
+from lightning_pfc.deploy.plain import read_json
+from lightning_pfc.deploy.preparing import Preprocessing
+
+CHECKPOINT = Path("checkpoints") / "last.ckpt"
+THRESHOLDS = "thresholds.json"
+_SOURCES = ("Files", "Glyphs", "Joint", "Synthetic")
+_TARGETS = {f"lightning_pfc.data.{name}" for name in _SOURCES}
+
+
+class Run:
+    """A run folder.
+
+    Args:
+        folder: of the run.
+        checkpoint: another one than ``checkpoints/last.ckpt``.
+
+    Raises:
+        ExportError: it is no run folder, or has no finished checkpoint; says what is there.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str], checkpoint: str | os.PathLike[str] | None = None) -> None:
+        self.folder = Path(folder)
+        if not self.folder.is_dir():
+            what = "is a file" if self.folder.exists() else "is not there"
+            raise ExportError(f"{what}; give the run folder that pfc-train printed, such as runs/DATE_TIME", folder)
+        self.checkpoint = self._checkpoint() if checkpoint is None else Path(checkpoint)
+
+    def _checkpoint(self) -> Path:
+        path = self.folder / CHECKPOINT
+        if path.exists():
+            return path
+        others = sorted(self.folder.glob("checkpoints/*.ckpt"))
+        if others:
+            raise ExportError(f"has no {CHECKPOINT}; give --checkpoint, for example {others[-1]}", self.folder)
+        known = (self.folder / "config.yaml").is_file()
+        why = (
+            "training has not saved one yet; wait for the end of its first epoch" if known else "this is no run folder"
+        )
+        raise ExportError(f"has no {CHECKPOINT}: {why}, or give --checkpoint FILE", self.folder)
+
+    @functools.cached_property
+    def _loaded(self) -> tuple[EmbeddingModel, dict[str, Any]]:
+        return load_network(self.checkpoint)
+
+    @property
+    def network(self) -> EmbeddingModel:
+        """Backbone and neck, in evaluation mode."""
+        return self._loaded[0]
+
+    @property
+    def hyper_parameters(self) -> dict[str, Any]:
+        """Of the module."""
+        return self._loaded[1]
+
+    @functools.cached_property
+    def config(self) -> dict[str, Any]:
+        """The words of the run; empty where there is no ``config.yaml``. Nothing in it is instantiated here."""
+        path = self.folder / "config.yaml"
+        if not path.is_file():
+            return {}
+        try:
+            found = OmegaConf.to_container(OmegaConf.load(path))
+        except (OmegaConfBaseException, OSError, ValueError) as error:
+            raise ExportError(f"cannot be read: {error}", path) from error
+        except Exception as error:  # the YAML parser's own
+            raise ExportError(f"is no YAML: {str(error).splitlines()[0]}", path) from error
+        return {str(k): v for k, v in found.items()} if isinstance(found, dict) else {}
+
+    @property
+    def results(self) -> Mapping[str, Any]:
+        """``results.json``; empty where there is none."""
+        path = self.folder / "results.json"
+        return read_json(path) if path.is_file() else {}
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """How its pictures are made ready."""
+        channels, height, width = self.network.config.input_size
+        fit = _source(self.config).get("fit", "exact")
+        return Preprocessing(
+            size=(height, width), channels=channels, fit=fit if fit in ("stretch", "crop") else "exact"
+        )
+
+    @property
+    def thresholds(self) -> Thresholds:
+        """What ``pfc-eval calibrate...`` wrote.
+
+        Raises:
+            ExportError: the file is damaged.
+        """
+        return read_thresholds(self.folder / THRESHOLDS)
+
+    @functools.cached_property
+    def data(self) -> Any:
+        """The opened data of the run, an :class:`~lightning_pfc.data.IdentityData`.
+
+        Raises:
+            ExportError: the run's words do not say what they were, they are of a kind that only its own program knows,
+                or they are not there any more.
+        """
+        from hydra.utils import instantiate
+
+        source = _source(self.config)
+        if not source:
+            raise ExportError(
+                "has no config.yaml that names its data, so there are no pictures to check the export on; "
+                "give some with --images FOLDER",
+                self.folder,
+            )
+        if unknown := [target for target in _targets(source) if target not in _TARGETS]:
+            raise ExportError(
+                f"was trained on data of {unknown[0]}, which is not opened for a file's word; "
+                "give pictures with --images FOLDER",
+                self.folder,
+            )
+        try:
+            made = instantiate(OmegaConf.create(source), _convert_="all")
+            made.prepare()
+            return made.open()
+        except Exception as error:
+            lines = str(error.__cause__ or error).splitlines() or [type(error).__name__]
+            raise ExportError(
+                f"the data of the run cannot be opened ({lines[0][:300]}); give pictures with --images FOLDER",
+                self.folder,
+            ) from error
+
+
+def read_thresholds(path: Path) -> Thresholds:
+    """Thresholds of a file; none where there is no file.
+
+    Raises:
+        ExportError: the file is damaged.
+    """
+    if not path.is_file():
+        return Thresholds(source=str(path.parent))
+    try:
+        return Thresholds.from_dict(read_json(path).get("thresholds", {}), str(path.parent))
+    except ValueError as error:
+        raise error if isinstance(error, ExportError) else ExportError(str(error), path) from error
+
+
+def _source(config: Mapping[str, Any]) -> dict[str, Any]:
+    data = config.get("data")
+    source = data.get("source") if isinstance(data, Mapping) else None
+    return {str(key): value for key, value in source.items()} if isinstance(source, Mapping) else {}
+
+
+def _targets(node: Any) -> Iterator[str]:
+    if isinstance(node, Mapping):
+        if "_target_" in node:
+            yield str(node["_target_"])
+        if "_args_" in node or "_partial_" in node:
+            yield "hydra"
+        for value in node.values():
+            yield from _targets(value)
+    elif isinstance(node, list | tuple):
+        for value in node:
+            yield from _targets(value)
+
+
+def spread(table: Any, count: int) -> Tensor:
+    """(n, C, H, W) uint8: some pictures of a table, evenly spread over it."""
+    places = np.unique(np.linspace(0, len(table) - 1, min(count, len(table))).astype(np.int64))
+    found: Tensor = table.fetch(places)
+    return found if found.dtype == torch.uint8 else found.to(torch.uint8)

@@ -1,0 +1,282 @@
+"""pfc-export: checked against the module, whole or absent, and one line for what is wrong."""
+
+from __future__ import annotations
+
+import errno
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+
+from lightning_pfc.calibration import Threshold
+from lightning_pfc.commands.export import main
+from lightning_pfc.deploy import ExportError, Recogniser
+from lightning_pfc.deploy import export as export_module
+from lightning_pfc.deploy.description import ModelDescription
+from lightning_pfc.deploy.export import ExportOptions, export_run
+from lightning_pfc.deploy.fidelity import compare_engines
+from lightning_pfc.deploy.folder import publish, sha256
+from lightning_pfc.deploy.run_folder import Run
+from lightning_pfc.storage.whole_files import write_json
+
+
+@pytest.fixture
+def run(run_folder: Path, tmp_path: Path) -> Path:
+    """A copy of the run that a test may change."""
+    return Path(shutil.copytree(run_folder, tmp_path / "run"))
+
+
+@pytest.fixture
+def traced_once(export_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Spares tracing the same network again, seconds each time; it is compared with the module all the same."""
+
+    def copied(network: torch.nn.Module, shape: Any, path: Path, **_: Any) -> None:
+        shutil.copy(export_folder / "model.onnx", path)
+
+    monkeypatch.setattr(export_module, "write_onnx", copied)
+
+
+def nothing_left(folder: Path) -> bool:
+    return not any(path.name.startswith(".") for path in folder.iterdir())
+
+
+def test_the_folder_holds_what_the_page_promises(export_folder: Path) -> None:
+    names = {path.name for path in export_folder.iterdir()}
+    assert names == {
+        "model.onnx",
+        "model.json",
+        "model.safetensors",
+        "config.json",
+        "README.md",
+        "centers.safetensors",
+        "classes.txt",
+    }
+    about = ModelDescription.read(export_folder / "model.json")
+    assert set(about.sha256) == names - {"model.json"}
+    assert all(sha256(export_folder / name) == value for name, value in about.sha256.items())
+    assert about.checks["fidelity"]["cosine_loss"] < 1e-5
+    assert about.checks["fidelity"]["batches"] == [1, 3, 64]
+    assert about.checks["figures"]["test/tar@far=1e-2"]["value"] > 0.3
+    assert about.trained_on["classes"] == 36
+    graph = onnx.load(export_folder / "model.onnx")
+    assert [entry.version for entry in graph.opset_import if not entry.domain] == [20]
+    [images] = graph.graph.input
+    dimensions = images.type.tensor_type.shape.dim
+    assert [d.dim_param or d.dim_value for d in dimensions] == ["batch", 3, 24, 24]
+    assert graph.graph.output[0].name == "embeddings"
+    assert not [node.name for node in graph.graph.node if node.metadata_props]  # no paths of this machine
+
+
+def test_nothing_of_this_machine_is_in_it(export_folder: Path, pictures: Path) -> None:
+    for path in export_folder.iterdir():
+        content = path.read_bytes()
+        assert str(pictures.parent).encode() not in content, path.name
+        assert b"site-packages" not in content, path.name
+
+
+def test_flip_and_length_may_be_in_the_network(
+    run_folder: Path, export_folder: Path, tmp_path: Path, pictures: Path
+) -> None:
+    export_run(run_folder, tmp_path / "out", options=ExportOptions(flip=True, normalize=True))
+    paths = sorted(pictures.rglob("*.png"))[:4]
+    inside = Recogniser.load(tmp_path / "out")
+    outside = Recogniser.load(export_folder, flip=True, normalize=True)
+    np.testing.assert_allclose(inside.embed(paths), outside.embed(paths), atol=1e-5)
+    np.testing.assert_allclose(
+        Recogniser.load(tmp_path / "out", engine="torch").embed(paths), inside.embed(paths), atol=1e-5
+    )
+    with pytest.raises(ValueError, match="adds mirror images itself"):
+        Recogniser.load(tmp_path / "out", flip=True)
+
+
+def test_pt2(run_folder: Path, export_folder: Path, tmp_path: Path, pictures: Path) -> None:
+    assert main([str(run_folder), "--out", str(tmp_path / "out"), "--format", "pt2"]) == 0
+    paths = sorted(pictures.rglob("*.png"))[:3]
+    found = Recogniser.load(tmp_path / "out")
+    assert found.network.name == "torch"
+    np.testing.assert_allclose(found.embed(paths), Recogniser.load(export_folder).embed(paths), atol=1e-4)
+    program = torch.export.load(tmp_path / "out" / "model.pt2").module()
+    images = torch.randn(5, 3, 24, 24)
+    torch.testing.assert_close(program(images), torch.from_numpy(found.network(images.numpy())))
+    with pytest.raises(ValueError, match="holds no ONNX file"):
+        Recogniser.load(tmp_path / "out", engine="onnxruntime")
+
+
+@pytest.mark.usefixtures("traced_once")
+def test_fit_is_that_of_training_unless_it_had_one_size(run: Path, tmp_path: Path) -> None:
+    assert Run(run).preprocessing.fit == "crop"
+    assert export_run(run, tmp_path / "a", options=ExportOptions(fit="stretch")).preprocessing.fit == "stretch"
+    words = (run / "config.yaml").read_text()
+    (run / "config.yaml").write_text(words.replace("fit: crop", "fit: exact"))
+    assert Run(run).preprocessing.fit == "exact"
+
+
+@pytest.mark.usefixtures("traced_once")
+def test_the_thresholds_of_these_weights_come_along(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mine = Run(run).network.fingerprint()
+    kept = Threshold(name="far=1e-2", kind="verification", value=0.4, rate=0.01, interval=(0.005, 0.02), model=mine)
+    other = Threshold(name="far=1e-3", kind="verification", value=0.6, rate=0.001, interval=(5e-4, 2e-3), model="x")
+    write_json(run / "thresholds.json", {"thresholds": {t.name: t.to_dict() for t in (kept, other)}})
+    assert main([str(run)]) == 0
+    assert "far=1e-3 is left out: it was chosen on other weights" in capsys.readouterr().err
+    found = Recogniser.load(run / "export")
+    assert dict(found.thresholds) == {"far=1e-2": kept}
+    picture = np.zeros((24, 24, 3), np.uint8)
+    assert found.compare(picture, picture)[1:] == (True, 0.01)
+    assert "far=1e-2" in (run / "export" / "README.md").read_text()
+
+
+def test_a_wrong_network_is_never_published(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write = export_module.write_onnx
+
+    def spoilt(network: torch.nn.Module, *arguments: Any, **options: Any) -> None:
+        last = next(m for m in network.modules() if isinstance(m, torch.nn.Linear))
+        saved = last.weight.detach().clone()
+        with torch.no_grad():
+            last.weight[0] += 0.05
+        write(network, *arguments, **options)
+        with torch.no_grad():
+            last.weight.copy_(saved)
+
+    monkeypatch.setattr(export_module, "write_onnx", spoilt)
+    with pytest.raises(ExportError, match=r"not the one that was trained.*nothing was written"):
+        export_run(run, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    assert nothing_left(tmp_path)
+
+
+def test_engines_are_compared_at_every_batch() -> None:
+    class Counting:
+        name = "counting"
+
+        def __init__(self, wrong_at: int = 0) -> None:
+            self.sizes: list[int] = []
+            self.wrong_at = wrong_at
+
+        def __call__(self, images: Any) -> Any:
+            self.sizes.append(len(images))
+            rows = images.reshape(len(images), -1)[:, :8] + 1
+            return rows[::-1] if len(images) == self.wrong_at else rows
+
+    images = np.random.default_rng(0).random((100, 1, 4, 4), dtype=np.float32)
+    right = Counting()
+    assert compare_engines(Counting(), right, images).cosine_loss < 1e-12
+    assert set(right.sizes) == {1, 3, 64}
+    for size in (3, 64):
+        assert compare_engines(Counting(), Counting(size), images).cosine_loss > 1e-3
+    assert compare_engines(Counting(), Counting(), images[:2]).pictures == 2  # fewer than a batch
+
+
+# --- what is wrong ----------------------------------------------------------------------------------------------------
+
+
+def refused(capsys: pytest.CaptureFixture[str], *words: str) -> str:
+    status = main(list(words))
+    output = capsys.readouterr().err.strip()
+    assert status == 1
+    assert output.startswith("pfc-export: ")
+    assert "\n" not in output
+    return output
+
+
+def test_a_run_without_a_checkpoint(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "is not there; give the run folder" in refused(capsys, str(tmp_path / "nowhere"))
+    (run / "checkpoints" / "last.ckpt").unlink()
+    assert "for example" in refused(capsys, str(run))
+    shutil.rmtree(run / "checkpoints")
+    assert "training has not saved one yet" in refused(capsys, str(run))
+    (run / "checkpoints" / "last.ckpt").mkdir(parents=True)  # of several ranks, and never finished
+    assert "manifest.json" in refused(capsys, str(run))
+    assert nothing_left(run)
+
+
+def test_a_checkpoint_that_is_none(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    torch.save({"state_dict": {}}, tmp_path / "other.ckpt")
+    said = refused(capsys, str(run), "--checkpoint", str(tmp_path / "other.ckpt"))
+    assert "no checkpoint of a PartialFCModule" in said
+
+
+@pytest.mark.usefixtures("traced_once")
+def test_what_is_there_is_replaced_only_by_force(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(run)]) == 0
+    before = (run / "export" / "model.json").read_bytes()
+    assert "--force" in refused(capsys, str(run))
+    assert (run / "export" / "model.json").read_bytes() == before
+    assert main([str(run), "--force", "--license", "mit"]) == 0
+    assert "license: mit" in (run / "export" / "README.md").read_text()
+    assert "is no export" in refused(capsys, str(run), "--force", "--out", str(run / "checkpoints"))
+    assert (run / "checkpoints" / "last.ckpt").exists()
+    assert nothing_left(run)
+
+
+@pytest.mark.usefixtures("traced_once")
+def test_a_full_disk_leaves_nothing(
+    run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", "model.onnx")
+
+    monkeypatch.setattr(export_module, "write_card", full)
+    assert "the disk is full; nothing was written" in refused(capsys, str(run))
+    assert not (run / "export").exists()
+    assert nothing_left(run)
+
+
+def test_a_killed_export_is_absent(tmp_path: Path) -> None:
+    def half() -> None:
+        with publish(tmp_path / "out") as folder:
+            (folder / "model.onnx").write_bytes(b"half")
+            assert not (tmp_path / "out").exists()
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        half()
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.usefixtures("traced_once")
+def test_data_that_are_gone(run: Path, tmp_path: Path, pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = (run / "config.yaml").read_text().replace(str(pictures), str(tmp_path / "gone"))
+    (run / "config.yaml").write_text(words)
+    assert "--images FOLDER" in refused(capsys, str(run))
+    assert main([str(run), "--images", str(pictures)]) == 0
+    (run / "config.yaml").unlink()
+    assert "--images FOLDER" in refused(capsys, str(run), "--force")
+
+
+@pytest.mark.parametrize(
+    "target", ["os.system", "lightning_pfc.commands.train.os.system", "lightning_pfc.data.files.os"]
+)
+def test_a_config_runs_nothing(
+    run: Path, tmp_path: Path, target: str, pictures: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = (run / "config.yaml").read_text().replace("lightning_pfc.data.Files", target)
+    words = words.replace(f"path: {pictures}", f"command: touch {tmp_path / 'ran'}")
+    (run / "config.yaml").write_text(words)
+    assert "not opened for a file's word" in refused(capsys, str(run))
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize(
+    "options", [{"pretrained_cfg": {"file": "x"}}, {"checkpoint_path": "x"}, {"cache_dir": "x"}, {"pretrained": True}]
+)
+def test_a_config_of_a_model_reads_nothing(export_folder: Path, tmp_path: Path, options: dict[str, Any]) -> None:
+    folder = Path(shutil.copytree(export_folder, tmp_path / "copy"))
+    config = json.loads((folder / "config.json").read_text())
+    config["backbone_options"] |= options
+    (folder / "config.json").write_text(json.dumps(config))
+    about = ModelDescription.read(folder / "model.json")
+    about.changed(sha256={**about.sha256, "config.json": sha256(folder / "config.json")}).write(folder / "model.json")
+    with pytest.raises(ExportError, match="must not come from a file"):
+        Recogniser.load(folder, engine="torch")
+    config.update(backbone="hf-hub:someone/model", backbone_options={})
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ExportError, match="no model of timm"):
+        export_module.EmbeddingModel.from_pretrained(folder)
