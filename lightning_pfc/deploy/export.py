@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from typing import Any, Literal
 import torch
 
 from lightning_pfc.calibration.thresholds import Thresholds
+from lightning_pfc.data.preprocessing import METADATA_KEY, Preprocessing
 from lightning_pfc.deploy.card import write_card
 from lightning_pfc.deploy.class_centers import write_centers
 from lightning_pfc.deploy.description import FILE, Alignment, Centers, ModelDescription, ModelFile, Precision
@@ -23,7 +25,6 @@ from lightning_pfc.deploy.folder import checksums, publish
 from lightning_pfc.deploy.network import EmbeddingModel
 from lightning_pfc.deploy.onnx_file import write_onnx, write_pt2
 from lightning_pfc.deploy.output import Output
-from lightning_pfc.deploy.preparing import Preprocessing
 from lightning_pfc.deploy.run_folder import Run
 from lightning_pfc.deploy.samples import Samples, open_samples
 from lightning_pfc.deploy.torch_engine import TorchEngine
@@ -113,9 +114,7 @@ class _Exporting:
     def __init__(self, run: Run, options: ExportOptions, folder: Path, name: str) -> None:
         self.run, self.options, self.folder, self.name = run, options, folder, name
         fit = options.fit or ("crop" if run.preprocessing.fit == "exact" else None)
-        self.preprocessing: Preprocessing = type(run.preprocessing).from_config(
-            run.preprocessing.changed(fit=fit).to_config()
-        )
+        self.preprocessing: Preprocessing = run.preprocessing.changed(fit=fit)
         self.network: EmbeddingModel = run.network
         self.samples: Samples = open_samples(run, run.preprocessing, options.images)
 
@@ -165,12 +164,17 @@ class _Exporting:
                 path,
                 input_name=model.input,
                 output_name=model.output,
+                metadata={METADATA_KEY: json.dumps(self._judged(model).to_config())},
             )
             engine: Engine = open_engine(model.engine, path)
         else:
             write_pt2(network, self.preprocessing.image_shape, path)
             engine = _Program(path)
         return self._checked(TorchEngine(network), engine)
+
+    def _judged(self, model: ModelFile) -> Preprocessing:
+        """The record in the file itself: whoever opens it alone must not add mirror images a second time."""
+        return self.preprocessing.changed(flip="none") if model.flip == "sum" else self.preprocessing
 
     def _checked(self, reference: Engine, engine: Engine) -> Fidelity:
         found = compare_engines(reference, engine, self.samples.floats(_CHECKED, self.preprocessing))

@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lightning_pfc.data.preprocessing import Preprocessing
 from lightning_pfc.data.verification import VerificationSet
 from lightning_pfc.deploy.engines import Engine
-from lightning_pfc.deploy.preparing import Preprocessing
 from lightning_pfc.deploy.samples import limited
 from lightning_pfc.metrics.functional import cosine_from_squared_distance, pair_squared_distances, tar_at_far
 from lightning_pfc.metrics.verification import rate_name

@@ -7,7 +7,7 @@ import io
 import logging
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,13 @@ LARGEST = 1_900_000_000  # bytes of weights in the file itself: protobuf ends at
 
 
 def write_onnx(
-    network: nn.Module, input_shape: tuple[int, int, int], path: Path, *, input_name: str, output_name: str
+    network: nn.Module,
+    input_shape: tuple[int, int, int],
+    path: Path,
+    *,
+    input_name: str,
+    output_name: str,
+    metadata: Mapping[str, str],
 ) -> None:
     """Trace a network and write it, for batches of any size.
 
@@ -32,6 +38,7 @@ def write_onnx(
         path: the file to write; the weights of a very large network lie beside it, as NAME.data.
         input_name: of the tensor of images.
         output_name: of the tensor of embeddings.
+        metadata: names and texts to keep in the file.
 
     Raises:
         ExportError: PyTorch cannot express the network; names its type.
@@ -56,6 +63,7 @@ def write_onnx(
         raise ExportError(f"the network cannot be exported to ONNX: {_reason(error)}") from error
     assert program is not None
     _strip(program.model)
+    program.model.metadata_props.update(metadata)
     large = sum(tensor.numel() * tensor.element_size() for tensor in network.state_dict().values()) > LARGEST
     program.save(os.fspath(path), external_data=large)
 

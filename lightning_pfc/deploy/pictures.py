@@ -12,7 +12,7 @@ import numpy.typing as npt
 from PIL import Image, ImageFile, ImageOps
 
 from lightning_pfc.data.formats.folder import read_image_file
-from lightning_pfc.deploy.preparing import Preprocessing
+from lightning_pfc.data.preprocessing import Preprocessing
 
 Picture: TypeAlias = str | os.PathLike[str] | bytes | Image.Image | npt.NDArray[np.uint8]
 """A path, the encoded bytes, a PIL image, or a uint8 array (H, W), (H, W, 1) or (H, W, 3) in the order RGB."""
@@ -55,6 +55,8 @@ def prepare(picture: Picture, preprocessing: Preprocessing) -> Pixels:
     pixels = pixels_of(picture, preprocessing.channels)
     if pixels.shape[:2] == preprocessing.size:
         return pixels
+    if preprocessing.fit == "exact":
+        raise preprocessing.other_size("image", (pixels.shape[0], pixels.shape[1]))
     return preprocessing.fitted(pixels)
 
 

@@ -117,8 +117,7 @@ class Recogniser:
         """
         description = open_folder(folder)
         if fit is not None:
-            record = description.preprocessing.to_config() | {"fit": fit}
-            description = description.changed(preprocessing=type(description.preprocessing).from_config(record))
+            description = description.changed(preprocessing=description.preprocessing.changed(fit=fit))
         network = _network(Path(folder), description, engine, threads)
         return cls(network, description, folder, flip=flip, normalize=normalize)
 

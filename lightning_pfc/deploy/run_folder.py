@@ -15,10 +15,10 @@ from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor
 
 from lightning_pfc.calibration.thresholds import Thresholds
+from lightning_pfc.data.preprocessing import Preprocessing
 from lightning_pfc.deploy.errors import ExportError
 from lightning_pfc.deploy.network import EmbeddingModel, load_network
 from lightning_pfc.deploy.plain import read_json
-from lightning_pfc.deploy.preparing import Preprocessing
 
 CHECKPOINT = Path("checkpoints") / "last.ckpt"
 THRESHOLDS = "thresholds.json"
@@ -95,10 +95,10 @@ class Run:
     def preprocessing(self) -> Preprocessing:
         """How its pictures are made ready."""
         channels, height, width = self.network.config.input_size
-        fit = _source(self.config).get("fit", "exact")
-        return Preprocessing(
-            size=(height, width), channels=channels, fit=fit if fit in ("stretch", "crop") else "exact"
-        )
+        stored = self.hyper_parameters.get(METADATA_KEY)
+        if stored is None:  # of before there was a record
+            return Preprocessing(size=(height, width), channels=channels)
+        return Preprocessing.from_config(stored).changed(size=(height, width), channels=channels)
 
     @property
     def thresholds(self) -> Thresholds:

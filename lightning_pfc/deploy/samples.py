@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 import torch
 
+from lightning_pfc.data.preprocessing import Preprocessing
 from lightning_pfc.data.source import IdentityData, LabelledSet
 from lightning_pfc.data.verification import FOLDS, Pairs, VerificationSet, make_pairs
 from lightning_pfc.deploy.engines import Floats
 from lightning_pfc.deploy.errors import ExportError
-from lightning_pfc.deploy.preparing import Preprocessing
 from lightning_pfc.deploy.run_folder import Run, spread
 
 MOST_PICTURES = 20_000
@@ -70,8 +70,7 @@ def _of_folder(folder: Path, preprocessing: Preprocessing) -> Samples:
         encoded = open_images(folder)
     except (FileNotFoundError, ValueError) as error:
         raise ExportError(f"--images: {error}", folder) from error
-    fit: Any = preprocessing.fit
-    table = DecodedImages(encoded, size=preprocessing.size, channels=preprocessing.channels, fit=fit)
+    table = DecodedImages(encoded, preprocessing=preprocessing)
     sets = _by_labels(folder.name, table, np.asarray(encoded.labels[:MOST_PICTURES]))
     return Samples(table, sets, folder.name)
 

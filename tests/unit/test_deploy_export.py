@@ -12,9 +12,11 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from PIL import Image
 
 from lightning_pfc.calibration import Threshold
 from lightning_pfc.commands.export import main
+from lightning_pfc.data.errors import BrokenImageError
 from lightning_pfc.deploy import ExportError, Recogniser
 from lightning_pfc.deploy import export as export_module
 from lightning_pfc.deploy.description import ModelDescription
@@ -108,12 +110,25 @@ def test_pt2(run_folder: Path, export_folder: Path, tmp_path: Path, pictures: Pa
 
 
 @pytest.mark.usefixtures("traced_once")
-def test_fit_is_that_of_training_unless_it_had_one_size(run: Path, tmp_path: Path) -> None:
+def test_fit_is_that_of_training_unless_it_had_one_size(run: Path, tmp_path: Path, pictures: Path) -> None:
+    one_size = tmp_path / "one" / "a"
+    one_size.mkdir(parents=True)
+    for number, path in enumerate(sorted(pictures.rglob("*.png"))[:8]):
+        with Image.open(path) as image:
+            image.resize((24, 24)).save(one_size / f"{number}.png")
     assert Run(run).preprocessing.fit == "crop"
     assert export_run(run, tmp_path / "a", options=ExportOptions(fit="stretch")).preprocessing.fit == "stretch"
-    words = (run / "config.yaml").read_text()
-    (run / "config.yaml").write_text(words.replace("fit: crop", "fit: exact"))
+    content = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
+    content["hyper_parameters"]["preprocessing"]["fit"] = "exact"
+    torch.save(content, run / "checkpoints" / "last.ckpt")
     assert Run(run).preprocessing.fit == "exact"
+    assert main([str(run), "--images", str(one_size.parent)]) == 0
+    found = Recogniser.load(run / "export")
+    assert found.description.preprocessing.fit == "crop"
+    pixels = np.zeros((30, 20, 3), np.uint8)
+    assert found.embed(pixels).shape == (1, 16)
+    with pytest.raises(BrokenImageError, match="20 x 30 pixels instead of 24 x 24"):
+        Recogniser.load(run / "export", fit="exact").embed(pixels)
 
 
 @pytest.mark.usefixtures("traced_once")
