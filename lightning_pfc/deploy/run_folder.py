@@ -15,7 +15,7 @@ from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor
 
 from lightning_pfc.calibration.thresholds import Thresholds
-from lightning_pfc.data.preprocessing import Preprocessing
+from lightning_pfc.data.preprocessing import METADATA_KEY, Preprocessing
 from lightning_pfc.deploy.errors import ExportError
 from lightning_pfc.deploy.network import EmbeddingModel, load_network
 from lightning_pfc.deploy.plain import read_json
