@@ -1,0 +1,1 @@
+"""A recogniser and its gallery over HTTP."""

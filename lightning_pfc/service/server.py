@@ -1,0 +1,98 @@
+"""Listening: where, who may, and how it ends."""
+
+from __future__ import annotations
+
+import contextlib
+import ipaddress
+import signal
+import socket
+import threading
+from collections.abc import Iterator
+from types import FrameType
+
+import uvicorn
+from starlette.types import ASGIApp
+
+_HANDLED = (signal.SIGINT, signal.SIGTERM)
+
+
+class ListenError(ValueError):
+    """The service may not, or cannot, listen there."""
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches an address."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def listening_socket(host: str, port: int) -> socket.socket:
+    """A socket that listens; port 0 takes a free one.
+
+    Raises:
+        ListenError: if the port is taken or the address is not this machine's.
+    """
+    try:
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        found = socket.socket(family, socket.SOCK_STREAM)
+        found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        found.bind(address)
+    except OSError as error:
+        raise ListenError(f"port={port} on {host}: {error.strerror or error}; choose another with --port.") from error
+    found.listen(2048)
+    return found
+
+
+def raise_file_limit() -> None:
+    """Let as many clients be connected as the system allows this process."""
+    with contextlib.suppress(ImportError, ValueError, OSError):
+        import resource
+
+        _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+class Server(uvicorn.Server):
+    """Ends on SIGTERM or SIGINT as if nothing had happened: what is under way is finished, and the status is 0."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """While it serves; uvicorn's own raises the signal again afterwards."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+
+        def stop(number: int, frame: FrameType | None) -> None:
+            self.should_exit = True
+
+        before = {number: signal.signal(number, stop) for number in _HANDLED}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+def serve(app: ASGIApp, sock: socket.socket, *, grace: float = 30.0, tls: tuple[str, str] | None = None) -> None:
+    """Answer requests until a signal ends it.
+
+    Args:
+        app: the application.
+        sock: listens already.
+        grace: seconds that requests under way have to finish.
+        tls: files of certificate and key; None: plain HTTP.
+    """
+    raise_file_limit()
+    config = uvicorn.Config(
+        app,
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=round(grace),
+        timeout_keep_alive=30,
+        ssl_certfile=tls[0] if tls else None,
+        ssl_keyfile=tls[1] if tls else None,
+    )
+    Server(config).run(sockets=[sock])
