@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -33,12 +34,20 @@ class NewPicture:
     Attributes:
         vector: (D,) float; its length does not matter, its direction does.
         source: where the picture came from, for people to read.
+        digest: what tells it from the identity's other pictures, such as the hash of its file; an identity has each
+            picture once. Left out, it is the hash of the vector.
         preview: a small encoded image to show, or None.
     """
 
     vector: Vectors
     source: str = ""
     preview: bytes | None = None
+    digest: str = ""
+
+    @property
+    def key(self) -> str:
+        """``digest``, or what stands for it."""
+        return self.digest or hashlib.sha256(np.asarray(self.vector, dtype="<f4").tobytes()).hexdigest()
 
 
 @dataclass(frozen=True)

@@ -28,9 +28,10 @@ CREATE TABLE identities (
 CREATE TABLE pictures (
     id INTEGER PRIMARY KEY AUTOINCREMENT,
     identity INTEGER NOT NULL REFERENCES identities (id) ON DELETE CASCADE,
-    source TEXT NOT NULL DEFAULT ''
+    source TEXT NOT NULL DEFAULT '',
+    digest TEXT NOT NULL,
+    UNIQUE (identity, digest)
 );
-CREATE INDEX pictures_of_identity ON pictures (identity);
 -- id is (model << 40) | picture: the vectors of one model lie together, in the order of their pictures, so that the
 -- next model's can be made while these serve
 CREATE TABLE vectors (id INTEGER PRIMARY KEY, vector BLOB NOT NULL);

@@ -106,6 +106,16 @@ class SqliteStore:
                 self._add_picture(identity, picture)
         return self.identity(name)
 
+    def has(self, name: str, digest: str) -> bool:
+        """See :meth:`Store.has`."""
+        with self._file.reading():
+            found = self._file.execute(
+                "SELECT 1 FROM pictures JOIN identities ON identities.id = pictures.identity "
+                "WHERE identities.name = ? AND pictures.digest = ?",
+                (name, digest),
+            ).fetchone()
+        return found is not None
+
     def extend(self, pictures: Iterable[tuple[str, NewPicture]]) -> int:
         """See :meth:`Store.extend`."""
         rest, count = iter(pictures), 0
@@ -294,7 +304,13 @@ class SqliteStore:
 
     def _add_picture(self, identity: int, picture: NewPicture) -> None:
         vector = as_unit(picture.vector, self.model.width)
-        number = self._file.insert("INSERT INTO pictures (identity, source) VALUES (?, ?)", identity, picture.source)
+        added = self._file.execute(
+            "INSERT OR IGNORE INTO pictures (identity, source, digest) VALUES (?, ?, ?)",
+            (identity, picture.source, picture.key),
+        )
+        if not added.rowcount or added.lastrowid is None:  # the identity has it already
+            return
+        number = added.lastrowid
         self._file.put_vector(self._file.model_id, number, vector)
         if picture.preview is not None:
             self._file.insert("INSERT INTO previews VALUES (?, ?)", number, picture.preview)

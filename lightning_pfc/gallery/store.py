@@ -72,10 +72,14 @@ class Store(Protocol):
             UnknownIdentityError: if there is none of this name.
         """
 
+    def has(self, name: str, digest: str) -> bool:
+        """Whether an identity has a picture already."""
+
     def extend(self, pictures: Iterable[tuple[str, NewPicture]]) -> int:
         """Many pictures by their identities' names, made where they are missing; returns how many there were.
 
-        They are committed some thousand at a time; one batch is whole or absent.
+        They are committed some thousand at a time; one batch is whole or absent. What is there already is left as it
+        is, so that a job that was killed may begin again.
         """
 
     def remove(self, name: str) -> None:

@@ -55,7 +55,11 @@ def create_app(state: ServiceState, keys: Callable[[], Keys] = Keys) -> FastAPI:
         state.close()
 
     app = FastAPI(
-        title="lightning-pfc", version=lightning_pfc.__version__, lifespan=lifespan, responses=_REFUSALS, redoc_url=None,
+        title="lightning-pfc",
+        version=lightning_pfc.__version__,
+        lifespan=lifespan,
+        responses=_REFUSALS,
+        redoc_url=None,
         docs_url=None,
     )
     app.state.service = state
@@ -186,8 +190,14 @@ def _add_questions(app: FastAPI, state: ServiceState) -> None:
         if app.openapi_schema is None:
             schema = FastAPI.openapi(app)
             parts = schema.setdefault("components", {}).setdefault("schemas", {})
-            for kind in (bodies.EmbedRequest, bodies.CompareRequest, bodies.SearchRequest, bodies.EnrolRequest,
-                         bodies.AddPicturesRequest, bodies.ChangeRequest):
+            for kind in (
+                bodies.EmbedRequest,
+                bodies.CompareRequest,
+                bodies.SearchRequest,
+                bodies.EnrolRequest,
+                bodies.AddPicturesRequest,
+                bodies.ChangeRequest,
+            ):
                 parts[kind.__name__] = kind.model_json_schema(ref_template="#/components/schemas/{model}")
             schema["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
             app.openapi_schema = schema

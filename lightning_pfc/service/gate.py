@@ -122,7 +122,9 @@ class Gate:
                 try:
                     message = await asyncio.wait_for(receive(), max(deadline - time.monotonic(), 0.001))
                 except asyncio.TimeoutError:
-                    raise RequestError(408, f"the request did not arrive within {self._limits.body_seconds:g} s.") from None
+                    raise RequestError(
+                        408, f"the request did not arrive within {self._limits.body_seconds:g} s."
+                    ) from None
                 if message["type"] == "http.disconnect":
                     raise RequestError(400, "the client has gone.")
                 part = message.get("body", b"")

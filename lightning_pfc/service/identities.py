@@ -60,9 +60,7 @@ async def enrol(
     return await _once(state, idempotency_key, digest, lambda: gallery.enrol(body.name, pictures, body.metadata))
 
 
-@router.post(
-    "/identities/{name:path}/pictures", status_code=201, openapi_extra=content_of(bodies.AddPicturesRequest)
-)
+@router.post("/identities/{name:path}/pictures", status_code=201, openapi_extra=content_of(bodies.AddPicturesRequest))
 async def add_pictures(
     name: str,
     state: Service,
@@ -168,4 +166,3 @@ async def _once(
             return answer
 
     return await state.keep(done)
-

@@ -97,7 +97,9 @@ class Keys:
             KeyFileError: if there is none.
         """
         if all(key.name != name for key in self._keys):
-            raise KeyFileError(f"there is no key {name!r}; there are {', '.join(key.name for key in self._keys) or 'none'}.")
+            raise KeyFileError(
+                f"there is no key {name!r}; there are {', '.join(key.name for key in self._keys) or 'none'}."
+            )
         return Keys(key for key in self._keys if key.name != name)
 
     def find(self, secret: str) -> Key | None:

@@ -37,7 +37,9 @@ def check(data: bytes, limits: Limits, where: str = "image") -> bytes:
         RequestError: 413 for too many bytes or pixels, 422 for another format.
     """
     if len(data) > limits.image:
-        raise RequestError(413, f"{where} has {len(data)} bytes, at most {limits.image} are taken; send a smaller picture.")
+        raise RequestError(
+            413, f"{where} has {len(data)} bytes, at most {limits.image} are taken; send a smaller picture."
+        )
     found = format_of(data)
     if found not in FORMATS:
         raise RequestError(422, f"{where} is no JPEG, PNG or WebP picture; convert it to one.")
@@ -46,5 +48,7 @@ def check(data: bytes, limits: Limits, where: str = "image") -> bytes:
     except BrokenImageError as error:
         raise RequestError(422, str(error)) from error
     if height * width > limits.pixels:
-        raise RequestError(413, f"{where} has {width} x {height} pixels, at most {limits.pixels} are taken; make it smaller.")
+        raise RequestError(
+            413, f"{where} has {width} x {height} pixels, at most {limits.pixels} are taken; make it smaller."
+        )
     return data

@@ -45,8 +45,12 @@ def reads(model: type[Body], *fields: str) -> Callable[[HttpRequest], Awaitable[
         if kind == "multipart/form-data":
             return await _form(request, model, fields, limits)
         if kind not in ("application/json", ""):
-            raise RequestError(415, f"content-type {kind[:80]!r} is not taken; send application/json or multipart/form-data.")
-        body = _validated(lambda: model.model_validate_json(content), model) if (content := await request.body()) else None
+            raise RequestError(
+                415, f"content-type {kind[:80]!r} is not taken; send application/json or multipart/form-data."
+            )
+        body = (
+            _validated(lambda: model.model_validate_json(content), model) if (content := await request.body()) else None
+        )
         if body is None:
             raise RequestError(422, "the request is empty; send a JSON object.")
         return Read(body, {name: _decoded(getattr(body, name, None), limits, name) for name in fields})

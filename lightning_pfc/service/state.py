@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import io
+import hashlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 import numpy as np
-from PIL import Image
 
 from lightning_pfc.calibration.thresholds import NotCalibratedError, Threshold
 from lightning_pfc.deploy.recogniser import Recogniser
 from lightning_pfc.gallery import Gallery, NewPicture
+from lightning_pfc.gallery.previews import preview_of
 from lightning_pfc.service.batcher import Batcher, Pixels, Rows
 from lightning_pfc.service.errors import RequestError
 from lightning_pfc.service.limits import Limits
@@ -78,7 +78,9 @@ class ServiceState:
         )
         rows = await self.batcher.embed(pixels)
         if not np.isfinite(rows).all():
-            raise RequestError(422, f"{where}: the network gave numbers that are not finite for it; send another picture.")
+            raise RequestError(
+                422, f"{where}: the network gave numbers that are not finite for it; send another picture."
+            )
         return rows, pixels
 
     def _prepare(self, picture: bytes, where: str) -> Pixels:
@@ -91,7 +93,10 @@ class ServiceState:
     async def new_pictures(self, pictures: Sequence[bytes]) -> list[NewPicture]:
         """Pictures to be enrolled, with a small image to show of each."""
         rows, pixels = await self.embed(pictures)
-        return [NewPicture(row, "service", preview_of(one)) for row, one in zip(rows, pixels, strict=True)]
+        return [
+            NewPicture(row, "service", preview_of(one), hashlib.sha256(data).hexdigest())
+            for row, one, data in zip(rows, pixels, pictures, strict=True)
+        ]
 
     def threshold(self, name: str | None, *kinds: str) -> Threshold | None:
         """The threshold of a name, or the first one of the kinds, in their order.
@@ -113,12 +118,3 @@ class ServiceState:
         self._keeper.shutdown()
         if self._gallery is not None:
             self._gallery.close()
-
-
-def preview_of(pixels: Pixels, edge: int = 112) -> bytes:
-    """A small JPEG of what the network saw, to show to people."""
-    image = Image.fromarray(pixels if pixels.shape[2] == 3 else pixels[:, :, 0])
-    image.thumbnail((edge, edge))
-    file = io.BytesIO()
-    image.save(file, "JPEG", quality=85)
-    return file.getvalue()

@@ -24,11 +24,17 @@ class Telemetry:
         self._log = log
         self.registry = CollectorRegistry()
         self._requests = Counter(
-            "pfc_requests_total", "Requests by route, method and status", ["route", "method", "status"], registry=self.registry
+            "pfc_requests_total",
+            "Requests by route, method and status",
+            ["route", "method", "status"],
+            registry=self.registry,
         )
         self._seconds = Histogram("pfc_request_seconds", "Seconds until an answer", ["route"], registry=self.registry)
         self._batches = Histogram(
-            "pfc_batch_pictures", "Pictures in a call of the network", buckets=(1, 2, 4, 8, 16, 32, 64), registry=self.registry
+            "pfc_batch_pictures",
+            "Pictures in a call of the network",
+            buckets=(1, 2, 4, 8, 16, 32, 64),
+            registry=self.registry,
         )
         self.queue = Gauge("pfc_queue_pictures", "Pictures that wait or are being embedded", registry=self.registry)
         self.identities = Gauge("pfc_identities", "Identities in the gallery", registry=self.registry)

@@ -198,6 +198,19 @@ def test_only_galleries_are_opened(tmp_path: Path) -> None:
     assert sorted(file.name for file in tmp_path.iterdir()) == ["g", DATABASE]
 
 
+def test_an_identity_has_a_picture_once(tmp_path: Path) -> None:
+    vectors = random_vectors(4)
+    pictures = [("a", NewPicture(vectors[0], digest="x")), ("b", NewPicture(vectors[1], digest="x"))]
+    with Gallery.create(tmp_path / "g", MODEL) as gallery:
+        gallery.extend(pictures)
+        gallery.extend([*pictures, ("a", NewPicture(vectors[2], digest="y")), ("a", NewPicture(vectors[2]))])
+        gallery.extend([("a", NewPicture(vectors[2]))])
+        assert gallery.store.has("a", "y")
+        assert not gallery.store.has("b", "y")
+        assert gallery.store.count() == (2, 4)
+        assert gallery.search(vectors[0], 5)[0].identity == "a"
+
+
 def test_another_model_is_refused(tmp_path: Path) -> None:
     with Gallery.create(tmp_path / "g", MODEL) as gallery:
         gallery.check_model(MODEL)

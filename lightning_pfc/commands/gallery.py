@@ -1,0 +1,329 @@
+"""``pfc-gallery``: enrol identities, search them, look after them."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lightning_pfc.deploy.commands import run_command
+
+if TYPE_CHECKING:
+    from lightning_pfc.deploy.recogniser import Recogniser
+    from lightning_pfc.gallery import Gallery
+    from lightning_pfc.gallery.enrolling import Candidate, EnrolReport
+
+_EPILOG = """examples
+  pfc-gallery build staff photos/ --model runs/X/export
+      a gallery of photos/anna/1.jpg, photos/anna/2.jpg, photos/bert/1.jpg; the model is remembered
+  pfc-gallery add staff more-photos/
+      the same for what is new; pictures that are there already are left alone, so a job that was killed begins again
+  pfc-gallery add staff --name anna new.jpg
+  pfc-gallery search staff someone.jpg --k 5
+  pfc-gallery remove staff anna
+      overwritten on the disk when the command returns
+  pfc-gallery list staff; pfc-gallery info staff; pfc-gallery verify staff
+  pfc-gallery export staff copy-of-staff
+      a copy, while a service goes on with the gallery
+  pfc-gallery reembed staff --model runs/Y/export --folder photos/
+      another model; the old vectors serve until all pictures have new ones
+
+A gallery is a folder with one SQLite file, or a database of PostgreSQL with the extension pgvector, given as
+postgresql://HOST/DATABASE. Vectors are kept in float32; encryption of the disk is the file system's business."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; returns its exit status."""
+    options = _parser().parse_args(arguments)
+    handler: Callable[[argparse.Namespace], int] = options.handler
+    return run_command("pfc-gallery", lambda: handler(options))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="pfc-gallery",
+        description="A gallery of enrolled identities: nothing acknowledged is lost, nothing deleted is kept.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+
+    def command(name: str, handler: Callable[[argparse.Namespace], int], text: str) -> argparse.ArgumentParser:
+        found = commands.add_parser(name, help=text, description=text)
+        found.add_argument("gallery", metavar="GALLERY", help="folder of the gallery, or postgresql://...")
+        found.set_defaults(handler=handler)
+        return found
+
+    build = command("build", _build, "make a gallery of a folder with one folder of pictures per identity")
+    build.add_argument("folder", type=Path, help="folder of folders of pictures")
+    build.add_argument("--model", type=Path, required=True, metavar="EXPORT", help="what pfc-export wrote")
+    build.add_argument(
+        "--pooling",
+        choices=("max", "mean"),
+        default="max",
+        help="how the scores of an identity's pictures become one (default: max)",
+    )
+    add = command("add", _add, "enrol what is new in a folder, or pictures of one identity")
+    add.add_argument(
+        "pictures", type=Path, nargs="+", help="a folder of folders; with --name, pictures of that identity"
+    )
+    add.add_argument("--name", help="the identity that the pictures show")
+    remove = command("remove", _remove, "forget identities, or single pictures")
+    remove.add_argument("names", nargs="*", metavar="NAME", help="identities")
+    remove.add_argument("--picture", type=int, action="append", default=[], metavar="N", help="a picture by its number")
+    rename = command("rename", _rename, "call an identity otherwise")
+    rename.add_argument("name", metavar="NAME")
+    rename.add_argument("new", metavar="NEW")
+    search = command("search", _search, "the identities nearest to a picture")
+    search.add_argument("image", type=Path)
+    search.add_argument("--k", type=int, default=5, help="how many (default: 5)")
+    search.add_argument("--threshold", metavar="NAME", help="a threshold of the model by its name")
+    search.add_argument("--json", action="store_true", help="for programs")
+    for name, handler, text in (
+        ("list", _list, "the identities with the numbers of their pictures"),
+        ("info", _info, "figures of the gallery"),
+        ("verify", _verify, "read all of it and say what is wrong; status 1 if anything is"),
+        ("compact", _compact, "give back the room of what was deleted"),
+    ):
+        found = command(name, handler, text)
+        if name == "info":
+            found.add_argument("--json", action="store_true", help="for programs")
+    export = command("export", _export, "copy the gallery as it is now, while others use it")
+    export.add_argument("out", type=Path, metavar="OUT", help="folder of the copy")
+    reembed = command("reembed", _reembed, "move the gallery to another model; killed, it goes on where it was")
+    reembed.add_argument("--folder", type=Path, help="where the pictures lie that the gallery was built from")
+    reembed.add_argument(
+        "--from-previews", action="store_true", help="use the small images of pictures that are not in the folder"
+    )
+    for one in (add, search, reembed):
+        one.add_argument(
+            "--model", type=Path, metavar="EXPORT", required=one is reembed, help="default: the one it was made with"
+        )
+    for one in (build, add):
+        one.add_argument("--no-previews", action="store_true", help="keep no small images of the pictures")
+    for one in (build, add, search, reembed):
+        one.add_argument("--engine", help="onnxruntime, openvino or torch (default: what the export was made for)")
+    return parser
+
+
+# --- commands ---------------------------------------------------------------------------------------------------------
+
+
+def _build(options: argparse.Namespace) -> int:
+    from lightning_pfc.gallery.enrolling import model_record
+    from lightning_pfc.gallery.opening import create_gallery
+
+    images = list(_folder(options.folder))
+    recogniser = _recogniser(options.model, options.engine)
+    with create_gallery(options.gallery, model_record(recogniser), options.pooling) as gallery:
+        return _enrol(gallery, recogniser, images, options)
+
+
+def _add(options: argparse.Namespace) -> int:
+    with _gallery(options) as gallery:
+        if options.name is not None:
+            images = [(options.name, path) for path in options.pictures]
+        elif len(options.pictures) == 1 and options.pictures[0].is_dir():
+            images = list(_folder(options.pictures[0]))
+        else:
+            raise ValueError("add takes a folder of folders, or --name NAME and pictures.")
+        return _enrol(gallery, _model_of(gallery, options), images, options)
+
+
+def _remove(options: argparse.Namespace) -> int:
+    if not options.names and not options.picture:
+        raise ValueError("nothing to remove: give names, or --picture N.")
+    with _gallery(options) as gallery:
+        for name in options.names:
+            gallery.remove(name)
+            print(f"removed {name}")
+        for picture in options.picture:
+            gallery.remove_picture(picture)
+            print(f"removed picture {picture}")
+    return 0
+
+
+def _rename(options: argparse.Namespace) -> int:
+    with _gallery(options) as gallery:
+        gallery.store.rename(options.name, options.new)
+    return 0
+
+
+def _search(options: argparse.Namespace) -> int:
+    from lightning_pfc.gallery.deciding import decide
+
+    with _gallery(options) as gallery:
+        recogniser = _model_of(gallery, options)
+        row = recogniser.embed(options.image)[0]
+        found = decide(gallery.search(row, options.k), recogniser, options.threshold)
+    if options.json:
+        print(json.dumps({"matches": [dataclasses.asdict(one) for one in found]}))
+        return 0
+    for one in found:
+        verdict = {None: "", True: "  same", False: "  not the same"}[one.same]
+        print(f"{one.score:7.4f}  {one.identity}{verdict}")
+    if found and found[0].threshold is None:
+        print(
+            "The model was never calibrated, so nothing says which score is enough: `pfc-eval ... calibrate.far=1e-4`."
+        )
+    return 0
+
+
+def _list(options: argparse.Namespace) -> int:
+    with _gallery(options) as gallery:
+        last = ""
+        while page := gallery.store.identities(last):
+            for one in page:
+                print(f"{one.name}\t{','.join(map(str, one.pictures))}")
+            last = page[-1].name
+    return 0
+
+
+def _info(options: argparse.Namespace) -> int:
+    with _gallery(options) as gallery:
+        found: dict[str, Any] = dataclasses.asdict(gallery.info())
+    if options.json:
+        print(json.dumps(found))
+        return 0
+    model = found.pop("model")
+    for name, value in {
+        **found,
+        "model": model["sha256"][:12],
+        "width": model["width"],
+        "export": model["source"],
+    }.items():
+        print(f"{name.replace('_', ' '):14} {value:,}" if isinstance(value, int) else f"{name:14} {value}")
+    return 0
+
+
+def _verify(options: argparse.Namespace) -> int:
+    with _gallery(options) as gallery:
+        faults = gallery.store.verify()
+        identities, pictures = gallery.store.count()
+    for fault in faults[:100]:
+        print(fault)
+    print(f"{pictures} pictures of {identities} identities read: {len(faults)} faults")
+    return 1 if faults else 0
+
+
+def _compact(options: argparse.Namespace) -> int:
+    with _gallery(options) as gallery:
+        before = gallery.store.bytes_on_disk()
+        gallery.store.compact()
+        print(f"{before:,} bytes before, {gallery.store.bytes_on_disk():,} now")
+    return 0
+
+
+def _export(options: argparse.Namespace) -> int:
+    with _gallery(options) as gallery:
+        gallery.store.backup(options.out)
+    print(f"copied to {options.out}")
+    return 0
+
+
+def _reembed(options: argparse.Namespace) -> int:
+    from lightning_pfc.gallery.reembedding import reembed
+
+    with _gallery(options) as gallery:
+        recogniser = _recogniser(options.model, options.engine)
+        _, pictures = gallery.store.count()
+        missing: list[str] = []
+        for _ in _progress(reembed(gallery, recogniser, options.folder, options.from_previews, missing), pictures):
+            pass
+        if missing:
+            for line in missing[:20]:
+                print(line, file=sys.stderr)
+            raise ValueError(
+                f"{len(missing)} pictures could not be read again; the old model goes on to serve. Give --folder (and "
+                "--from-previews), or remove these pictures with `pfc-gallery remove --picture N`; what is done is kept."
+            )
+        gallery.store.adopt_next()
+    print(f"{pictures} pictures have vectors of {options.model}")
+    return 0
+
+
+# --- helpers ----------------------------------------------------------------------------------------------------------
+
+
+def _gallery(options: argparse.Namespace) -> Gallery:
+    from lightning_pfc.gallery.opening import open_gallery
+
+    return open_gallery(options.gallery)
+
+
+def _recogniser(export: Path, engine: str | None) -> Recogniser:
+    from lightning_pfc.deploy.recogniser import Recogniser
+
+    return Recogniser.load(export, engine)
+
+
+def _model_of(gallery: Gallery, options: argparse.Namespace) -> Recogniser:
+    from lightning_pfc.gallery.enrolling import model_record
+
+    known = gallery.store.model
+    source = options.model or (Path(known.source) if known.source else None)
+    if source is None or not source.exists():
+        raise ValueError(
+            f"the model of this gallery is not at {known.source or 'any place'} any more; give --model EXPORT."
+        )
+    recogniser = _recogniser(source, options.engine)
+    gallery.check_model(model_record(recogniser))
+    return recogniser
+
+
+def _folder(folder: Path) -> Iterator[tuple[str, Path]]:
+    from lightning_pfc.data.formats.folder import FolderImages
+
+    images = FolderImages(folder)
+    for i, label in enumerate(images.labels.tolist()):
+        yield images.identities[label], folder / images.locate(i)[len(str(folder)) + 1 :]
+
+
+def _enrol(
+    gallery: Gallery, recogniser: Recogniser, images: list[tuple[str, Path]], options: argparse.Namespace
+) -> int:
+    from lightning_pfc.gallery.enrolling import Candidate, EnrolReport, enrol_all
+
+    report = EnrolReport()
+
+    def candidates() -> Iterator[Candidate]:
+        from lightning_pfc.data.errors import FormatError
+        from lightning_pfc.data.formats.folder import read_image_file
+
+        for name, path in images:
+            try:
+                yield Candidate(name, str(path), read_image_file(path))
+            except FormatError as error:
+                report.broken.append(str(error))
+
+    done = enrol_all(gallery, recogniser, candidates(), report, not options.no_previews)
+    for _ in _progress(done, len(images)):
+        pass
+    return _tell(gallery, report)
+
+
+def _tell(gallery: Gallery, report: EnrolReport) -> int:
+    for line in report.broken[:20]:
+        print(f"left out: {line}", file=sys.stderr)
+    if len(report.broken) > 20:
+        print(f"left out: {len(report.broken) - 20} more", file=sys.stderr)
+    identities, pictures = gallery.store.count()
+    known = f", {report.known} were there already" if report.known else ""
+    broken = f", {len(report.broken)} could not be read" if report.broken else ""
+    print(f"{report.enrolled} pictures enrolled{known}{broken}; the gallery has {pictures} of {identities} identities")
+    if not report.enrolled and not report.known:
+        raise ValueError("no picture could be enrolled.")
+    return 0
+
+
+def _progress(sizes: Iterable[int], total: int) -> Iterator[int]:
+    from tqdm import tqdm
+
+    with tqdm(total=total, unit=" pictures", disable=None) as bar:
+        for size in sizes:
+            bar.update(size)
+            yield size

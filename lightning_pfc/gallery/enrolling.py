@@ -1,0 +1,87 @@
+"""From files to a gallery: what is new is embedded in batches, and what is broken is told."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import NamedTuple
+
+import numpy as np
+
+from lightning_pfc.data.errors import FormatError
+from lightning_pfc.deploy.recogniser import Recogniser
+from lightning_pfc.gallery.gallery import Gallery
+from lightning_pfc.gallery.previews import preview_of
+from lightning_pfc.gallery.records import ModelRecord, NewPicture, Vectors
+
+BATCH = 64
+
+
+class Candidate(NamedTuple):
+    """A picture that is to be enrolled: the identity's name, where it came from, and its encoded bytes."""
+
+    identity: str
+    source: str
+    data: bytes
+
+
+@dataclass
+class EnrolReport:
+    """What became of candidates: enrolled, there already, and broken ones with the reason."""
+
+    enrolled: int = 0
+    known: int = 0
+    broken: list[str] = field(default_factory=list)
+
+
+def model_record(recogniser: Recogniser) -> ModelRecord:
+    """How a gallery knows a recogniser."""
+    return ModelRecord(
+        recogniser.model_id, recogniser.width, "" if recogniser.folder is None else str(recogniser.folder.resolve())
+    )
+
+
+def enrol_all(
+    gallery: Gallery,
+    recogniser: Recogniser,
+    candidates: Iterable[Candidate],
+    report: EnrolReport,
+    previews: bool = True,
+) -> Iterator[int]:
+    """Enrol candidates, in batches that are whole or absent; yields how many candidates each batch took.
+
+    Args:
+        gallery: where they go.
+        recogniser: what embeds them; the gallery's model.
+        candidates: a generator will do.
+        report: counts are added to it.
+        previews: keep a small image of each.
+    """
+    gallery.check_model(model_record(recogniser))
+    rest = iter(candidates)
+    while batch := list(islice(rest, BATCH)):
+        digests = [hashlib.sha256(one.data).hexdigest() for one in batch]
+        new = [(one, d) for one, d in zip(batch, digests, strict=True) if not gallery.store.has(one.identity, d)]
+        report.known += len(batch) - len(new)
+        pixels = []
+        kept = []
+        for one, digest in new:
+            try:
+                pixels.append(recogniser.prepare(one.data))
+                kept.append((one, digest))
+            except FormatError as error:
+                report.broken.append(f"{one.source}: {error}")
+        if kept:
+            rows = _embedded(recogniser, pixels)
+            gallery.extend(
+                (one.identity, NewPicture(row, one.source, preview_of(seen) if previews else None, digest))
+                for (one, digest), row, seen in zip(kept, rows, pixels, strict=True)
+            )
+            report.enrolled += len(kept)
+        yield len(batch)
+
+
+def _embedded(recogniser: Recogniser, pixels: list[np.ndarray]) -> Vectors:
+    return recogniser.embed_pixels(np.stack(pixels))

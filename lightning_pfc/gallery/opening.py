@@ -1,0 +1,36 @@
+"""Galleries by their address: a folder, or a database of PostgreSQL."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from lightning_pfc.gallery.gallery import Gallery
+from lightning_pfc.gallery.records import ModelRecord
+
+_POSTGRES = ("postgresql://", "postgres://")
+
+
+def create_gallery(address: str, model: ModelRecord, pooling: str = "max") -> Gallery:
+    """A new, empty gallery.
+
+    Raises:
+        GalleryError: if there is one already, or it cannot be made.
+    """
+    if address.startswith(_POSTGRES):
+        from lightning_pfc.gallery.postgres_store import PostgresStore
+
+        return Gallery(PostgresStore.create(address, model, pooling))
+    return Gallery.create(Path(address), model, pooling=pooling)
+
+
+def open_gallery(address: str) -> Gallery:
+    """A gallery that exists.
+
+    Raises:
+        NotAGalleryError: if there is none.
+    """
+    if address.startswith(_POSTGRES):
+        from lightning_pfc.gallery.postgres_store import PostgresStore
+
+        return Gallery(PostgresStore(address))
+    return Gallery.open(Path(address))

@@ -1,0 +1,42 @@
+"""One service for one gallery."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from lightning_pfc.gallery.errors import GalleryBusyError
+
+_LOCK, _HOLDER = "service.lock", "service.holder"
+
+
+@contextlib.contextmanager
+def service_lock(gallery: str | None) -> Iterator[None]:
+    """Hold a gallery's folder for a service; the system lets go of it when the process ends, however it does.
+
+    Raises:
+        GalleryBusyError: if another service holds it; names it.
+    """
+    if gallery is None or "://" in gallery or not Path(gallery).is_dir():
+        yield
+        return
+    folder = Path(gallery)
+    lock = FileLock(folder / _LOCK)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        with contextlib.suppress(OSError):
+            holder = (folder / _HOLDER).read_text(encoding="utf-8")[:200]
+            raise GalleryBusyError(f"{gallery} is served already by {holder}; end that, or serve another.") from None
+        raise GalleryBusyError(f"{gallery} is served already by another process; end that, or serve another.") from None
+    try:
+        (folder / _HOLDER).write_text(f"process {os.getpid()} on {socket.gethostname()}", encoding="utf-8")
+        yield
+    finally:
+        (folder / _HOLDER).unlink(missing_ok=True)
+        lock.release()
