@@ -267,9 +267,7 @@ def _model_of(gallery: Gallery, options: argparse.Namespace) -> Recogniser:
     known = gallery.store.model
     source = options.model or (Path(known.source) if known.source else None)
     if source is None or not source.exists():
-        raise ValueError(
-            f"the model of this gallery is not at {known.source or 'any place'} any more; give --model EXPORT."
-        )
+        raise ValueError(f"the gallery's model is not at {known.source or 'any place'} any more; give --model EXPORT.")
     recogniser = _recogniser(source, options.engine)
     gallery.check_model(model_record(recogniser))
     return recogniser
@@ -286,19 +284,15 @@ def _folder(folder: Path) -> Iterator[tuple[str, Path]]:
 def _enrol(
     gallery: Gallery, recogniser: Recogniser, images: list[tuple[str, Path]], options: argparse.Namespace
 ) -> int:
-    from lightning_pfc.gallery.enrolling import Candidate, EnrolReport, enrol_all
+    from lightning_pfc.gallery.enrolling import EnrolReport, enrol_all, read_candidate
 
     report = EnrolReport()
 
     def candidates() -> Iterator[Candidate]:
-        from lightning_pfc.data.errors import FormatError
-        from lightning_pfc.data.formats.folder import read_image_file
-
         for name, path in images:
-            try:
-                yield Candidate(name, str(path), read_image_file(path))
-            except FormatError as error:
-                report.broken.append(str(error))
+            candidate = read_candidate(name, path, report)
+            if candidate is not None:
+                yield candidate
 
     done = enrol_all(gallery, recogniser, candidates(), report, not options.no_previews)
     for _ in _progress(done, len(images)):

@@ -108,8 +108,8 @@ def _serve(path: Path | None, options: argparse.Namespace) -> int:
     keys = KeyFile(path)
     if not is_loopback(options.host) and not len(keys()) and not options.insecure:
         raise ValueError(
-            f"host={options.host} is reached from other machines, and there are no keys: make one with --make-key NAME, "
-            "or give --insecure."
+            f"host={options.host} is reached from other machines, and there are no keys: make one with "
+            "--make-key NAME, or give --insecure."
         )
     limits = Limits(**_limits(options))
     recogniser = Recogniser.load(options.export, options.engine, threads=options.threads)

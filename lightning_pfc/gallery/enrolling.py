@@ -6,15 +6,18 @@ import hashlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from lightning_pfc.data.errors import FormatError
+from lightning_pfc.data.formats.folder import read_image_file
+from lightning_pfc.deploy.pictures import Pixels
 from lightning_pfc.deploy.recogniser import Recogniser
 from lightning_pfc.gallery.gallery import Gallery
 from lightning_pfc.gallery.previews import preview_of
-from lightning_pfc.gallery.records import ModelRecord, NewPicture, Vectors
+from lightning_pfc.gallery.records import ModelRecord, NewPicture
 
 BATCH = 64
 
@@ -65,23 +68,31 @@ def enrol_all(
         digests = [hashlib.sha256(one.data).hexdigest() for one in batch]
         new = [(one, d) for one, d in zip(batch, digests, strict=True) if not gallery.store.has(one.identity, d)]
         report.known += len(batch) - len(new)
-        pixels = []
-        kept = []
-        for one, digest in new:
-            try:
-                pixels.append(recogniser.prepare(one.data))
-                kept.append((one, digest))
-            except FormatError as error:
-                report.broken.append(f"{one.source}: {error}")
-        if kept:
-            rows = _embedded(recogniser, pixels)
+        seen = [
+            (one, digest, pixels) for one, digest in new if (pixels := _prepared(recogniser, one, report)) is not None
+        ]
+        if seen:
+            rows = recogniser.embed_pixels(np.stack([pixels for _, _, pixels in seen]))
             gallery.extend(
-                (one.identity, NewPicture(row, one.source, preview_of(seen) if previews else None, digest))
-                for (one, digest), row, seen in zip(kept, rows, pixels, strict=True)
+                (one.identity, NewPicture(row, one.source, preview_of(pixels) if previews else None, digest))
+                for (one, digest, pixels), row in zip(seen, rows, strict=True)
             )
-            report.enrolled += len(kept)
+            report.enrolled += len(seen)
         yield len(batch)
 
 
-def _embedded(recogniser: Recogniser, pixels: list[np.ndarray]) -> Vectors:
-    return recogniser.embed_pixels(np.stack(pixels))
+def read_candidate(name: str, path: Path, report: EnrolReport) -> Candidate | None:
+    """A candidate of a file; None for one that cannot be read, which the report then has."""
+    try:
+        return Candidate(name, str(path), read_image_file(path))
+    except FormatError as error:
+        report.broken.append(str(error))
+        return None
+
+
+def _prepared(recogniser: Recogniser, one: Candidate, report: EnrolReport) -> Pixels | None:
+    try:
+        return recogniser.prepare(one.data)
+    except FormatError as error:
+        report.broken.append(f"{one.source}: {error}")
+        return None

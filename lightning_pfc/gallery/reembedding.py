@@ -32,11 +32,8 @@ def reembed(
     last = 0
     while waiting := store.pending(last, BATCH):
         last = waiting[-1].picture
-        read = [
-            (one.picture, pixels)
-            for one in waiting
-            if (pixels := _pixels(one, recogniser, folder, from_previews, missing)) is not None
-        ]
+        found = [(one.picture, _pixels(one, recogniser, folder, from_previews, missing)) for one in waiting]
+        read = [(picture, pixels) for picture, pixels in found if pixels is not None]
         if read:
             rows = recogniser.embed_pixels(np.stack([pixels for _, pixels in read]))
             store.put_next([(picture, row) for (picture, _), row in zip(read, rows, strict=True)])
@@ -58,7 +55,7 @@ def _pixels(
 
 
 def _below(folder: Path, source: str) -> Path | None:
-    """The file of a source in the folder, by as much of its path's end as fits; a gallery decides no paths of its own."""
+    """The file of a source in the folder, by the end of its path that fits: a gallery decides no paths by itself."""
     parts = [part for part in Path(source).parts if part not in ("/", "..", ".")]
     for start in range(len(parts)):
         path = folder.joinpath(*parts[start:])

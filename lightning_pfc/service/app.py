@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from importlib import resources
 from typing import Annotated, Any
 
 from fastapi import Depends, FastAPI, Request, Response
@@ -13,6 +12,7 @@ from fastapi.responses import JSONResponse, RedirectResponse
 from starlette.exceptions import HTTPException
 
 import lightning_pfc
+from lightning_pfc.gallery.deciding import decide
 from lightning_pfc.service import bodies
 from lightning_pfc.service.errors import RequestError, as_request_error
 from lightning_pfc.service.gate import Gate
@@ -150,7 +150,7 @@ def _add_questions(app: FastAPI, state: ServiceState) -> None:
         read: Annotated[Read[bodies.CompareRequest], Depends(reads(bodies.CompareRequest, "a", "b"))],
     ) -> bodies.CompareAnswer:
         """How alike two pictures are, and whether they show one identity."""
-        threshold = state.threshold(read.body.threshold, "verification")
+        threshold = state.threshold(read.body.threshold)
         rows, _ = await state.embed(read.every("a", "b"), "picture")
         found = state.recogniser.compare(rows[0], rows[1], threshold=None if threshold is None else threshold.name)
         return bodies.CompareAnswer(
@@ -169,21 +169,18 @@ def _add_questions(app: FastAPI, state: ServiceState) -> None:
         gallery, k = state.gallery, read.body.k
         if k > state.limits.k:
             raise RequestError(422, f"k={k}, at most {state.limits.k} identities are answered.")
-        threshold = state.threshold(read.body.threshold, "identification", "verification")
+        state.threshold(read.body.threshold)  # an unknown one is refused before anything is embedded
         rows, _ = await state.embed(read.every("image"))
         found = await state.keep(lambda: gallery.search(rows[0], k))
+        decisions = decide(found, state.recogniser, read.body.threshold)
+        first = decisions[0] if decisions else None
         return bodies.SearchAnswer(
             matches=[
-                bodies.MatchAnswer(
-                    identity=match.identity,
-                    score=match.score,
-                    same=None if threshold is None else threshold.accepts(match.score),
-                    picture=match.picture,
-                )
-                for match in found
+                bodies.MatchAnswer(identity=one.identity, score=one.score, same=one.same, picture=one.picture)
+                for one in decisions
             ],
-            threshold=None if threshold is None else threshold.name,
-            rate=None if threshold is None else threshold.rate,
+            threshold=None if first is None else first.threshold,
+            rate=None if first is None else first.rate,
         )
 
     def openapi() -> dict[str, Any]:
@@ -204,8 +201,3 @@ def _add_questions(app: FastAPI, state: ServiceState) -> None:
         return app.openapi_schema
 
     app.openapi = openapi  # type: ignore[method-assign]
-
-
-def page_file(name: str) -> bytes:
-    """A file of the page."""
-    return (resources.files("lightning_pfc.service") / "static" / name).read_bytes()

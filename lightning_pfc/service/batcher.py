@@ -1,7 +1,7 @@
 """Requests that wait together are embedded together.
 
-The engine takes whatever has come while it was busy, and begins at once when it is idle: a single client pays nothing for
-the batches of many.
+The engine takes whatever has come while it was busy, and begins at once when it is idle: a single client pays nothing
+for the batches of many.
 """
 
 from __future__ import annotations

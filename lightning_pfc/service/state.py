@@ -98,16 +98,14 @@ class ServiceState:
             for row, one, data in zip(rows, pixels, pictures, strict=True)
         ]
 
-    def threshold(self, name: str | None, *kinds: str) -> Threshold | None:
-        """The threshold of a name, or the first one of the kinds, in their order.
+    def threshold(self, name: str | None) -> Threshold | None:
+        """The threshold for pairs of a name, or the first one; None where the model was never calibrated.
 
         Raises:
             RequestError: 422 if there is none of that name.
         """
         try:
-            if name is not None:
-                return self.recogniser.threshold(name)
-            return next((found for kind in kinds if (found := self.recogniser.threshold(None, kind))), None)
+            return self.recogniser.threshold(name)
         except NotCalibratedError as error:
             raise RequestError(422, str(error)) from error
 
