@@ -239,7 +239,7 @@ def _reembed(options: argparse.Namespace) -> int:
                 print(line, file=sys.stderr)
             raise ValueError(
                 f"{len(missing)} pictures could not be read again; the old model goes on to serve. Give --folder (and "
-                "--from-previews), or remove these pictures with `pfc-gallery remove --picture N`; what is done is kept."
+                "--from-previews), or remove them with `pfc-gallery remove --picture N`; what is done is kept."
             )
         gallery.store.adopt_next()
     print(f"{pictures} pictures have vectors of {options.model}")

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from lightning_pfc.gallery.index import ExactIndex
 from lightning_pfc.gallery.records import Match, VectorBatch, Vectors
-from lightning_pfc.gallery.store import Position, Store
+from lightning_pfc.gallery.store import Position, SearchingStore, Store
 
 Numbers = npt.NDArray[np.int64]
 Scores = dict[int, tuple[float, int]]
@@ -18,8 +19,35 @@ Scores = dict[int, tuple[float, int]]
 _MEANS_AT_ONCE = 1000
 
 
-def follower(store: Store, precision: str) -> Follower:
-    """The index that a store's pooling asks for, still empty."""
+class Searcher(Protocol):
+    """What finds the nearest identities."""
+
+    def catch_up(self) -> None:
+        """Take over what was changed since the last call, in this process or another."""
+
+    def search(self, unit: Vectors, k: int) -> list[Match]:
+        """The ``k`` best identities for a unit vector (D,)."""
+
+
+class StoreSearch:
+    """Leaves the search to a store that can do it."""
+
+    def __init__(self, store: SearchingStore) -> None:
+        self._store = store
+
+    def catch_up(self) -> None:
+        """Nothing to take over, but a model that may have changed."""
+        self._store.position()
+
+    def search(self, unit: Vectors, k: int) -> list[Match]:
+        """See :class:`Searcher`."""
+        return self._store.nearest(unit, k)
+
+
+def follower(store: Store, precision: str) -> Searcher:
+    """The index that a store's pooling asks for, still empty; none for a store that searches by itself."""
+    if isinstance(store, SearchingStore):
+        return StoreSearch(store)
     kind = FollowMeans if store.pooling == "mean" else FollowPictures
     return kind(store, precision)
 

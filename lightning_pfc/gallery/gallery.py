@@ -12,7 +12,7 @@ import numpy.typing as npt
 from typing_extensions import Self
 
 from lightning_pfc.gallery.errors import GalleryError, OtherModelError
-from lightning_pfc.gallery.followers import Follower, follower
+from lightning_pfc.gallery.followers import Searcher, follower
 from lightning_pfc.gallery.records import GalleryInfo, Identity, Match, ModelRecord, NewPicture, as_unit
 from lightning_pfc.gallery.schema import VERSION
 from lightning_pfc.gallery.sqlite_store import SqliteStore
@@ -32,7 +32,7 @@ class Gallery:
     def __init__(self, store: Store, precision: str = "float16") -> None:
         self.store = store
         self._precision = precision
-        self._follower: Follower | None = None
+        self._follower: Searcher | None = None
         self._lock = threading.Lock()
 
     @classmethod
@@ -151,7 +151,7 @@ class Gallery:
             if make or self._follower is not None:
                 self._current()
 
-    def _current(self) -> Follower:
+    def _current(self) -> Searcher:
         if self._follower is None:
             self._follower = follower(self.store, self._precision)
         self._follower.catch_up()

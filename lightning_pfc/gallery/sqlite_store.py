@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from lightning_pfc.gallery import sqlite_care, sqlite_moving
 from lightning_pfc.gallery.errors import GalleryError, IdentityExistsError, UnknownIdentityError
+from lightning_pfc.gallery.names import check_name, metadata_json, unknown
 from lightning_pfc.gallery.records import Identity, ModelRecord, NewPicture, VectorBatch, Vectors, as_unit
 from lightning_pfc.gallery.schema import DATABASE, create_database
 from lightning_pfc.gallery.sqlite_file import SqliteFile
@@ -84,11 +85,11 @@ class SqliteStore:
 
     def enrol(self, name: str, pictures: Sequence[NewPicture], metadata: Mapping[str, Any] | None = None) -> Identity:
         """See :meth:`Store.enrol`."""
-        _check_name(name)
+        check_name(name)
         with self._file.writing():
             try:
                 identity = self._file.insert(
-                    "INSERT INTO identities (name, metadata) VALUES (?, ?)", name, _json(metadata)
+                    "INSERT INTO identities (name, metadata) VALUES (?, ?)", name, metadata_json(metadata)
                 )
             except sqlite3.IntegrityError as error:
                 raise IdentityExistsError(
@@ -122,7 +123,7 @@ class SqliteStore:
         while batch := list(islice(rest, BATCH)):
             with self._file.writing():
                 for name, picture in batch:
-                    _check_name(name)
+                    check_name(name)
                     self._file.execute("INSERT OR IGNORE INTO identities (name) VALUES (?)", (name,))
                     self._add_picture(self._number(name), picture)
             count += len(batch)
@@ -145,7 +146,7 @@ class SqliteStore:
 
     def rename(self, name: str, new: str) -> Identity:
         """See :meth:`Store.rename`."""
-        _check_name(new)
+        check_name(new)
         with self._file.writing():
             number = self._number(name)
             try:
@@ -157,7 +158,9 @@ class SqliteStore:
     def set_metadata(self, name: str, metadata: Mapping[str, Any]) -> Identity:
         """See :meth:`Store.set_metadata`."""
         with self._file.writing():
-            self._file.execute("UPDATE identities SET metadata = ? WHERE id = ?", (_json(metadata), self._number(name)))
+            self._file.execute(
+                "UPDATE identities SET metadata = ? WHERE id = ?", (metadata_json(metadata), self._number(name))
+            )
         return self.identity(name)
 
     # --- requests that may come twice ---------------------------------------------------------------------------------
@@ -218,7 +221,7 @@ class SqliteStore:
         with self._file.reading():
             row = self._file.execute("SELECT id, name, metadata FROM identities WHERE name = ?", (name,)).fetchone()
             if row is None:
-                raise _unknown(name)
+                raise unknown(name)
             return self._identity(*row)
 
     def identities(self, after: str = "", limit: int = BATCH) -> list[Identity]:
@@ -318,25 +321,9 @@ class SqliteStore:
     def _number(self, name: str) -> int:
         row = self._file.execute("SELECT id FROM identities WHERE name = ?", (name,)).fetchone()
         if row is None:
-            raise _unknown(name)
+            raise unknown(name)
         return int(row[0])
 
     def _identity(self, number: int, name: str, metadata: str) -> Identity:
         pictures = self._file.execute("SELECT id FROM pictures WHERE identity = ? ORDER BY id", (number,)).fetchall()
         return Identity(name, tuple(row[0] for row in pictures), json.loads(metadata))
-
-
-def _check_name(name: str) -> None:
-    if not name or len(name) > 500 or not name.isprintable():
-        raise GalleryError(f"identity {name[:80]!r} must be 1 to 500 printable characters.")
-
-
-def _unknown(name: str) -> UnknownIdentityError:
-    return UnknownIdentityError(f"there is no identity {name[:200]!r} in the gallery; enrol it first.")
-
-
-def _json(metadata: Mapping[str, Any] | None) -> str:
-    try:
-        return json.dumps(metadata or {}, allow_nan=False)
-    except (TypeError, ValueError) as error:
-        raise GalleryError(f"metadata must be plain JSON values: {error}.") from error

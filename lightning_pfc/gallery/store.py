@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
 
-from lightning_pfc.gallery.records import Identity, ModelRecord, NewPicture, VectorBatch, Vectors
+from lightning_pfc.gallery.records import Identity, Match, ModelRecord, NewPicture, VectorBatch, Vectors
 
 
 class Position(NamedTuple):
@@ -188,3 +188,14 @@ class Store(Protocol):
 
     def names_of(self, identities: npt.NDArray[np.int64]) -> dict[int, str]:
         """Names by the numbers of identities."""
+
+
+@runtime_checkable
+class SearchingStore(Protocol):
+    """A store that searches where its vectors lie."""
+
+    def nearest(self, unit: Vectors, k: int) -> list[Match]:
+        """The ``k`` identities nearest to a unit vector (D,), best first."""
+
+    def position(self) -> Position:
+        """How far the store has come."""

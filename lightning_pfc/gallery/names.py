@@ -1,0 +1,36 @@
+"""Names and notes of identities: what is allowed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from lightning_pfc.gallery.errors import GalleryError, UnknownIdentityError
+
+
+def check_name(name: str) -> None:
+    """Refuse a name that cannot be shown or typed.
+
+    Raises:
+        GalleryError: then.
+    """
+    if not name or len(name) > 500 or not name.isprintable():
+        raise GalleryError(f"identity {name[:80]!r} must be 1 to 500 printable characters.")
+
+
+def unknown(name: str) -> UnknownIdentityError:
+    """The error for a name that nobody has; to be raised by the caller."""
+    return UnknownIdentityError(f"there is no identity {name[:200]!r} in the gallery; enrol it first.")
+
+
+def metadata_json(metadata: Mapping[str, Any] | None) -> str:
+    """Notes as JSON.
+
+    Raises:
+        GalleryError: for what JSON has no word for.
+    """
+    try:
+        return json.dumps(metadata or {}, allow_nan=False)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise GalleryError(f"metadata must be plain JSON values: {error}.") from error
