@@ -1,0 +1,475 @@
+"""The service: what it answers, what it refuses and before what, how it ends."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import io
+import json
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+pytest.importorskip("fastapi", reason="needs the extra serve")
+pytest.importorskip("faiss", reason="needs the extra serve")
+
+import httpx
+
+from lightning_pfc.calibration import Threshold, Thresholds
+from lightning_pfc.deploy import Recogniser
+from lightning_pfc.gallery import Gallery
+from lightning_pfc.gallery.enrolling import model_record
+from lightning_pfc.service.app import create_app
+from lightning_pfc.service.batcher import Batcher, QueueFullError
+from lightning_pfc.service.keys import KeyFileError, Keys
+from lightning_pfc.service.limits import Limits
+from lightning_pfc.service.server import listening_socket, serve
+from lightning_pfc.service.state import ServiceState
+from lightning_pfc.service.telemetry import Telemetry
+
+CALIBRATED = Threshold(name="far=1e-2", kind="verification", value=0.5, rate=0.01, interval=(0.005, 0.02))
+
+
+class Running:
+    """A service on a real socket in a thread of this process."""
+
+    def __init__(
+        self, export: Path, gallery: Path | None, *, keys: Keys | None = None, calibrated: bool = True, **limits: Any
+    ):
+        recogniser = Recogniser.load(export, threads=1)
+        if calibrated:
+            known = recogniser.description.changed(thresholds=Thresholds({CALIBRATED.name: CALIBRATED}))
+            recogniser = Recogniser(recogniser.network, known, recogniser.folder)
+        self.log = io.StringIO()
+        self.recogniser, self.keys = recogniser, keys or Keys()
+        opened = None
+        if gallery is not None:
+            made = gallery.exists()
+            opened = Gallery.open(gallery) if made else Gallery.create(gallery, model_record(recogniser))
+        self.state = ServiceState(recogniser, opened, Limits(**limits), Telemetry(self.log))
+        sock = listening_socket("127.0.0.1", 0)
+        self.address = sock.getsockname()
+        self.url = f"http://127.0.0.1:{self.address[1]}"
+        from lightning_pfc.service import server
+
+        self._server = server.Server(
+            server.uvicorn.Config(create_app(self.state, lambda: self.keys), log_level="error")
+        )
+        self._thread = threading.Thread(target=self._server.run, kwargs={"sockets": [sock]}, daemon=True)
+        self._thread.start()
+        self.client = httpx.Client(base_url=self.url, timeout=30, trust_env=False)
+
+    def close(self) -> None:
+        self.client.close()
+        self._server.should_exit = True
+        self._thread.join(timeout=20)
+        assert not self._thread.is_alive()
+
+
+@pytest.fixture(scope="module")
+def service(export_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    running = Running(export_folder, tmp_path_factory.mktemp("served") / "gallery")
+    yield running
+    running.close()
+
+
+@pytest.fixture(scope="module")
+def encoded(pictures: Path) -> dict[str, list[bytes]]:
+    return {
+        folder.name: [file.read_bytes() for file in sorted(folder.iterdir())] for folder in sorted(pictures.iterdir())
+    }
+
+
+def b64(data: bytes) -> str:
+    return base64.b64encode(data).decode()
+
+
+def unit(rows: Any) -> np.ndarray:
+    rows = np.asarray(rows, dtype=np.float64)
+    return rows / np.linalg.norm(rows, axis=-1, keepdims=True)
+
+
+# --- answers ----------------------------------------------------------------------------------------------------------
+
+
+def test_embeddings_are_the_recogniser_s(service: Running, encoded: dict[str, list[bytes]]) -> None:
+    data = [one for several in list(encoded.values())[:5] for one in several]
+    expected = service.recogniser.embed(data)
+    found = service.client.post("/embed", json={"images": [b64(one) for one in data]}).json()["embeddings"]
+    assert (unit(found) * unit(expected)).sum(1).min() > 1 - 1e-5
+    single = service.client.post("/embed", json={"image": b64(data[0])}).json()
+    assert list(single) == ["embedding"]
+    assert unit(single["embedding"]) @ unit(expected[0]) > 1 - 1e-5
+    form = service.client.post("/embed", files=[("image", ("a", data[0])), ("image", ("b", data[1]))]).json()
+    np.testing.assert_allclose(form["embeddings"], expected[:2], rtol=1e-3, atol=1e-4)
+    form = service.client.post("/embed", files={"image": ("a", data[0])}).json()
+    np.testing.assert_allclose(form["embedding"], expected[0], rtol=1e-3, atol=1e-4)
+
+
+def test_comparing(service: Running, encoded: dict[str, list[bytes]]) -> None:
+    (a, b, *_), (c, *_) = list(encoded.values())[:2]
+    for body in ({"json": {"a": b64(a), "b": b64(b)}}, {"files": {"a": a, "b": b}}):
+        same = service.client.post("/compare", **body).json()
+        assert same["score"] == pytest.approx(service.recogniser.compare(a, b).score, abs=1e-5)
+        assert same["same"] is (same["score"] > 0.5)
+        assert (same["far"], same["interval"], same["threshold"]) == (0.01, [0.005, 0.02], "far=1e-2")
+    named = service.client.post("/compare", json={"a": b64(a), "b": b64(c), "threshold": "far=1e-2"})
+    assert named.json()["far"] == 0.01
+    unknown = service.client.post("/compare", json={"a": b64(a), "b": b64(c), "threshold": "far=1e-3"})
+    assert (unknown.status_code, "far=1e-3" in unknown.json()["detail"]) == (422, True)
+
+
+def test_an_export_that_was_never_calibrated_decides_nothing(
+    export_folder: Path, tmp_path: Path, encoded: dict[str, list[bytes]]
+) -> None:
+    running = Running(export_folder, tmp_path / "g", calibrated=False)
+    try:
+        a, b, *_ = next(iter(encoded.values()))
+        found = running.client.post("/compare", json={"a": b64(a), "b": b64(b)}).json()
+        assert (found["same"], found["far"]) == (None, None)
+        running.client.post("/identities", json={"name": "x", "image": b64(a)})
+        match = running.client.post("/search", json={"image": b64(b)}).json()["matches"][0]
+        assert match["same"] is None
+        refused = running.client.post("/compare", json={"a": b64(a), "b": b64(b), "threshold": "far=1e-4"})
+        assert refused.status_code == 422
+        assert "calibrate" in refused.json()["detail"]
+    finally:
+        running.close()
+
+
+def test_life_of_an_identity(service: Running, encoded: dict[str, list[bytes]]) -> None:
+    client, names = service.client, list(encoded)[:12]
+    for name in names:
+        answer = client.post("/identities", json={"name": name, "images": [b64(one) for one in encoded[name][:2]]})
+        assert answer.status_code == 201, answer.text
+        assert len(answer.json()["pictures"]) == 2
+    again = client.post("/identities", files={"image": encoded["id00"][0]}, data={"name": "id00"})
+    assert (again.status_code, "exists already" in again.json()["detail"]) == (409, True)
+    found = client.post("/search", json={"image": b64(encoded["id05"][0]), "k": 3}).json()
+    assert found["matches"][0]["identity"] == "id05"
+    assert found["matches"][0]["score"] == pytest.approx(1.0, abs=1e-5)
+    assert [match["same"] for match in found["matches"]] == [match["score"] > 0.5 for match in found["matches"]]
+    more = client.post("/identities/id05/pictures", files={"image": encoded["id05"][2]})
+    assert (more.status_code, len(more.json()["pictures"])) == (201, 3)
+    shown = client.get(f"/pictures/{more.json()['pictures'][0]}")
+    assert Image.open(io.BytesIO(shown.content)).size == (24, 24)
+    renamed = client.patch("/identities/id05", json={"name": "Zoë/5", "metadata": {"age": 5}})
+    assert (renamed.json()["name"], renamed.json()["metadata"]) == ("Zoë/5", {"age": 5})
+    assert client.get("/identities/Zo%C3%AB%2F5").json() == renamed.json()
+    first = client.get("/identities", params={"limit": 5}).json()
+    second = client.get("/identities", params={"limit": 50, "after": first["next"]}).json()
+    listed = [one["name"] for one in first["identities"] + second["identities"]]
+    assert listed == sorted([*names[:5], *names[6:], "Zoë/5"])
+    assert second["next"] is None
+    assert client.delete("/identities/Zo%C3%AB%2F5").status_code == 204
+    assert client.get("/identities/Zo%C3%AB%2F5").status_code == 404
+    gone = client.post("/search", json={"image": b64(encoded["id05"][0]), "k": 100}).json()["matches"]
+    assert "Zoë/5" not in [match["identity"] for match in gone]
+    assert len(gone) == 11
+    assert client.delete("/pictures/123456").status_code == 404
+
+
+def test_a_request_sent_twice_is_done_once(service: Running, encoded: dict[str, list[bytes]]) -> None:
+    body = {"name": "twice", "images": [b64(one) for one in encoded["id20"][:2]]}
+    with_key = {"headers": {"Idempotency-Key": "k1"}}
+    answers = [service.client.post("/identities", json=body, **with_key) for _ in range(2)]
+    assert [answer.status_code for answer in answers] == [201, 201]
+    assert answers[0].json() == answers[1].json()
+    other = service.client.post("/identities", json=body | {"name": "thrice"}, **with_key)
+    assert (other.status_code, "another request" in other.json()["detail"]) == (422, True)
+
+
+def test_what_the_service_tells_of_itself(service: Running) -> None:
+    assert service.client.get("/health").json() == {"status": "alive"}
+    assert service.client.get("/ready").json()["status"] == "ready"
+    model = service.client.get("/model").json()
+    assert (model["width"], list(model["thresholds"])) == (16, ["far=1e-2"])
+    figures = service.client.get("/metrics").text
+    assert 'pfc_requests_total{method="GET",route="health",status="200"}' in figures
+    assert "pfc_identities" in figures
+    description = service.client.get("/openapi.json").json()
+    assert description["paths"]["/embed"]["post"]["requestBody"]["content"]["application/json"]["schema"]
+    assert "EmbedRequest" in description["components"]["schemas"]
+
+
+def test_the_log_has_no_names_and_no_pictures(service: Running, encoded: dict[str, list[bytes]]) -> None:
+    service.client.post("/identities", json={"name": "secretname", "image": b64(encoded["id30"][0])})
+    service.client.get("/identities/secretname")
+    service.client.delete("/identities/secretname")
+    lines = [json.loads(line) for line in service.log.getvalue().splitlines()]
+    assert {"route", "method", "status", "seconds"} <= lines[-1].keys()
+    assert "secretname" not in service.log.getvalue()
+
+
+# --- refusals ---------------------------------------------------------------------------------------------------------
+
+
+def png(width: int, height: int) -> bytes:
+    file = io.BytesIO()
+    Image.new("L", (width, height)).save(file, "PNG")
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "word"),
+    [
+        (b"", 422, "empty"),
+        (b"[1]", 422, "EmbedRequest"),
+        (b"{", 422, "JSON"),
+        (b"[" * 200_000, 422, "JSON"),
+        (b'{"image": ' + b"[" * 100_000, 422, "JSON"),
+        (b'{"image": "AAAA", "other": 1}', 422, "other"),
+        (b'{"image": 5}', 422, "image"),
+        (b'{"image": "%%%"}', 422, "base64"),
+        (b'{"image": ""}', 422, "no JPEG"),
+        (b'{"images": []}', 422, "images"),
+        (b'{"image": "AAAA", "images": ["AAAA"]}', 422, "either"),
+        (b'{"image": "\xff\xfe"}', 422, ""),
+        (json.dumps({"image": b64(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n")}).encode(), 422, "no JPEG"),
+        (json.dumps({"image": b64(b"<svg xmlns='http://www.w3.org/2000/svg'/>")}).encode(), 422, "no JPEG"),
+        (json.dumps({"image": b64(b"\xff\xd8\xff\xe0" + b"\0" * 50)}).encode(), 422, ""),
+        (json.dumps({"image": b64(png(9000, 9000))}).encode(), 413, "pixels"),
+    ],
+)
+def test_bad_requests_get_a_sentence(service: Running, body: bytes, status: int, word: str) -> None:
+    answer = service.client.post("/embed", content=body, headers={"Content-Type": "application/json"})
+    assert answer.status_code == status, answer.text
+    assert word in answer.json()["detail"]
+    assert "\n" not in answer.json()["detail"]
+
+
+def test_limits_come_before_decoding(export_folder: Path, encoded: dict[str, list[bytes]], monkeypatch: Any) -> None:
+    running = Running(export_folder, None, body=200_000, image=20_000, pictures=3, pixels=10_000, body_seconds=0.5)
+    decoded: list[int] = []
+    prepare = running.recogniser.prepare
+    monkeypatch.setattr(running.recogniser, "prepare", lambda data: decoded.append(1) or prepare(data))
+    good = next(iter(encoded.values()))[0]
+    try:
+        client = running.client
+        for answer, status in (
+            (client.post("/embed", content=b"x" * 200_001), 413),
+            (client.post("/embed", content=iter([b"x" * 70_000] * 3)), 413),
+            (client.post("/embed", json={"image": b64(b"\xff" * 20_001)}), 413),
+            (client.post("/embed", files={"image": b"\xff" * 20_001}), 413),
+            (client.post("/embed", json={"image": b64(png(101, 100))}), 413),
+            (client.post("/embed", json={"images": [b64(good)] * 4}), 413),
+            (client.post("/embed", content=b"x", headers={"Content-Type": "text/plain"}), 415),
+            (client.post("/search", json={"image": b64(good)}), 404),
+            (client.post("/nothing", json={}), 404),
+            (client.put("/embed", json={}), 405),
+        ):
+            assert answer.status_code == status, answer.text
+            assert answer.json()["detail"]
+        assert decoded == []
+        assert client.post("/embed", json={"image": b64(good)}).status_code == 200
+        with socket.create_connection(running.address) as slow:
+            slow.sendall(b"POST /embed HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{")
+            started = time.monotonic()
+            assert slow.recv(100).startswith(b"HTTP/1.1 408")
+            assert time.monotonic() - started < 5
+    finally:
+        running.close()
+
+
+def test_busy_is_said_with_a_time(export_folder: Path, encoded: dict[str, list[bytes]], monkeypatch: Any) -> None:
+    running = Running(export_folder, None, queue=2, per_client=4, pictures=3)
+    free = threading.Event()
+    embed = running.state.batcher._embed
+    monkeypatch.setattr(running.state.batcher, "_embed", lambda pixels: (free.wait(20), embed(pixels))[1])
+    good = b64(next(iter(encoded.values()))[0])
+    try:
+        assert running.client.post("/embed", json={"images": [good] * 3}).headers["retry-after"] == "1"
+        answers: list[httpx.Response] = []
+
+        def ask() -> None:
+            answers.append(httpx.post(running.url + "/embed", json={"image": good}, timeout=30, trust_env=False))
+
+        threads = [threading.Thread(target=ask) for _ in range(8)]
+        for thread in threads:
+            thread.start()
+        deadline = time.monotonic() + 10
+        while len(answers) < 6 and time.monotonic() < deadline:
+            time.sleep(0.02)
+        free.set()
+        for thread in threads:
+            thread.join()
+        status = sorted(answer.status_code for answer in answers)
+        assert status.count(200) == 2
+        assert set(status) == {200, 429, 503}
+        assert all("retry-after" in answer.headers for answer in answers if answer.status_code != 200)
+    finally:
+        free.set()
+        running.close()
+
+
+def test_keys_and_scopes(export_folder: Path, tmp_path: Path, encoded: dict[str, list[bytes]]) -> None:
+    keys, reader = Keys().with_new("reader", ["read"])
+    keys, writer = keys.with_new("writer", ["read", "enrol"])
+    keys, owner = keys.with_new("owner", ["admin", "enrol", "read"])
+    keys.write(tmp_path / "keys.json")
+    assert (tmp_path / "keys.json").stat().st_mode & 0o077 == 0
+    assert all(secret not in (tmp_path / "keys.json").read_text() for secret in (reader, writer, owner))
+    running = Running(export_folder, tmp_path / "g", keys=Keys.read(tmp_path / "keys.json"))
+    picture = b64(next(iter(encoded.values()))[0])
+
+    def ask(method: str, path: str, secret: str | None, body: Any = None) -> int:
+        headers = {} if secret is None else {"Authorization": f"Bearer {secret}"}
+        return running.client.request(method, path, json=body, headers=headers).status_code
+
+    enrol = {"name": "anna", "image": picture}
+    try:
+        for secret in (None, "wrong", reader[:-1] + "x", "x" + reader[1:], reader + "x"):
+            assert ask("POST", "/embed", secret, {"image": picture}) == 401
+        assert ask("POST", "/embed", reader, {"image": picture}) == 200
+        assert ask("GET", "/metrics", None) == 401
+        assert ask("GET", "/health", None) == 200
+        assert ask("GET", "/page/", None) == 200
+        assert ask("POST", "/identities", reader, enrol) == 403
+        assert ask("POST", "/identities", writer, enrol) == 201
+        assert ask("DELETE", "/identities/anna", writer) == 403
+        assert ask("PATCH", "/identities/anna", writer, {"name": "b"}) == 403
+        assert ask("DELETE", "/identities/anna", owner) == 204
+        running.keys = running.keys.without("owner")
+        assert ask("GET", "/identities", owner) == 401
+    finally:
+        running.close()
+
+
+def test_a_file_of_keys(tmp_path: Path) -> None:
+    with pytest.raises(KeyFileError, match="scope 'root'"):
+        Keys().with_new("a", ["root"])
+    keys, _ = Keys().with_new("a", ["read"])
+    with pytest.raises(KeyFileError, match="exists already"):
+        keys.with_new("a", ["read"])
+    with pytest.raises(KeyFileError, match="no key 'b'"):
+        keys.without("b")
+    for bad in ("", "[]", '{"version": 2}', "[" * 100_000, '{"version": 1, "keys": [{"name": 1}]}'):
+        (tmp_path / "keys.json").write_text(bad)
+        with pytest.raises(KeyFileError, match="no file of keys"):
+            Keys.read(tmp_path / "keys.json")
+
+
+def test_the_page_takes_nothing_from_elsewhere(service: Running) -> None:
+    answer = service.client.get("/page/")
+    policy = answer.headers["content-security-policy"]
+    assert "default-src 'none'" in policy
+    assert "unsafe" not in policy
+    assert "http" not in policy
+    for name in ("", "app.js", "style.css"):
+        text = service.client.get(f"/page/{name}").text
+        assert "http://" not in text.replace("http://www.w3.org/2000/svg", "")
+        assert "https://" not in text
+    assert service.client.get("/page/keys.json").status_code == 404
+    assert service.client.get("/page/../keys.json").status_code == 404
+
+
+# --- the batcher ------------------------------------------------------------------------------------------------------
+
+
+def test_what_waits_is_embedded_together() -> None:
+    sizes: list[int] = []
+    busy = threading.Event()
+
+    def embed(pixels: np.ndarray) -> np.ndarray:
+        sizes.append(len(pixels))
+        busy.wait(5)
+        return pixels[:, 0, 0, :].astype(np.float32)
+
+    async def work() -> list[np.ndarray]:
+        batcher = Batcher(embed, largest=8, waiting=30)
+        first = asyncio.create_task(batcher.embed([np.full((2, 2, 3), 0, np.uint8)]))
+        while not sizes:
+            await asyncio.sleep(0.01)
+        rest = [asyncio.create_task(batcher.embed([np.full((2, 2, 3), i, np.uint8)] * 2)) for i in range(1, 10)]
+        await asyncio.sleep(0.05)
+        with pytest.raises(QueueFullError):
+            await batcher.embed([np.zeros((2, 2, 3), np.uint8)] * 12)
+        busy.set()
+        rows = await asyncio.gather(first, *rest)
+        batcher.close()
+        assert batcher.pending == 0
+        return rows
+
+    rows = asyncio.run(work())
+    assert sizes == [1, 8, 8, 2]
+    assert [row[0, 0] for row in rows] == list(range(10))
+
+
+def test_a_batch_that_fails_fails_its_requests_only() -> None:
+    def embed(pixels: np.ndarray) -> np.ndarray:
+        if pixels.max() > 9:
+            raise ValueError("too bright")
+        return pixels[:, 0, 0, :].astype(np.float32)
+
+    async def work() -> None:
+        batcher = Batcher(embed, largest=1)
+        bad = asyncio.create_task(batcher.embed([np.full((1, 1, 3), 99, np.uint8)]))
+        good = asyncio.create_task(batcher.embed([np.full((1, 1, 3), 1, np.uint8)]))
+        with pytest.raises(ValueError, match="too bright"):
+            await bad
+        assert (await good)[0, 0] == 1
+        batcher.close()
+
+    asyncio.run(work())
+
+
+# --- the command ------------------------------------------------------------------------------------------------------
+
+
+def run(*words: str, **options: Any) -> subprocess.CompletedProcess[str]:
+    program = f"import sys; from lightning_pfc.commands.{words[0]} import main; sys.exit(main(sys.argv[1:]))"
+    return subprocess.run(
+        [sys.executable, "-c", program, *words[1:]], capture_output=True, text=True, timeout=120, **options
+    )
+
+
+def test_from_a_folder_to_answers_and_a_clean_end(
+    export_folder: Path, pictures: Path, tmp_path: Path, encoded: dict[str, list[bytes]]
+) -> None:
+    gallery = tmp_path / "g"
+    (tmp_path / "some").mkdir()
+    for name in ("id01", "id02"):
+        (tmp_path / "some" / name).symlink_to(pictures / name)
+    built = run("gallery", "build", str(gallery), str(tmp_path / "some"), "--model", str(export_folder))
+    assert built.returncode == 0, built.stderr
+    assert "8 pictures enrolled; the gallery has 8 of 2 identities" in built.stdout
+    program = "import sys; from lightning_pfc.commands.serve import main; sys.exit(main(sys.argv[1:]))"
+    words = [sys.executable, "-c", program, str(export_folder), "--gallery", str(gallery), "--port", "0"]
+    with subprocess.Popen(words, stderr=subprocess.PIPE, text=True) as process:
+        first = json.loads(process.stderr.readline())
+        url = first["address"]
+        second = run("serve", str(export_folder), "--gallery", str(gallery), "--port", "0")
+        assert (second.returncode, "served already by process" in second.stderr) == (1, True)
+        taken = run("serve", str(export_folder), "--port", url.rpartition(":")[2])
+        assert (taken.returncode, "port=" in taken.stderr, taken.stderr.count("\n")) == (1, True, 1)
+        found = httpx.post(f"{url}/search", files={"image": encoded["id02"][1]}, trust_env=False, timeout=30).json()
+        assert found["matches"][0]["identity"] == "id02"
+        key = run("serve", str(export_folder), "--gallery", str(gallery), "--make-key", "k", "--scopes", "read,enrol")
+        secret = key.stdout.strip()
+        refused = httpx.get(f"{url}/identities", trust_env=False, timeout=30)
+        assert refused.status_code == 401  # the service that runs knows of the key
+        headers = {"Authorization": f"Bearer {secret}"}
+        assert httpx.get(f"{url}/identities", headers=headers, trust_env=False, timeout=30).status_code == 200
+        process.terminate()
+        assert process.wait(30) == 0
+    searched = run("gallery", "search", str(gallery), str(pictures / "id01" / "p0.png"), "--k", "1")
+    assert searched.returncode == 0, searched.stderr
+    assert "id01" in searched.stdout
+
+
+def test_listening_to_others_needs_keys(export_folder: Path, tmp_path: Path) -> None:
+    open_door = run("serve", str(export_folder), "--host", "0.0.0.0", "--port", "0")
+    assert (open_door.returncode, "--make-key" in open_door.stderr, open_door.stderr.count("\n")) == (1, True, 1)
+
+
+def test_serve_is_importable_for_others() -> None:
+    assert callable(serve)
