@@ -5,13 +5,18 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from lightning_pfc.after_import import after_import
+from lightning_pfc.launching import follow_rank_0
 from lightning_pfc.lazy import lazy_names
+from lightning_pfc.signals import catch_from_the_start
 
 if TYPE_CHECKING:
     from lightning_pfc.commands.train import train
     from lightning_pfc.heads import PartialFC
     from lightning_pfc.module import PartialFCModule
     from lightning_pfc.strategies import PartialFCStrategy
+
+catch_from_the_start()  # both before what takes seconds to import
+follow_rank_0()
 
 __version__ = "0.1.0"
 __all__ = ["PartialFC", "PartialFCModule", "PartialFCStrategy", "train"]

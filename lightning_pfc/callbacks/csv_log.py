@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import logging
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,6 +14,8 @@ from lightning_utilities.core.rank_zero import rank_zero_only
 from typing_extensions import override
 
 from lightning_pfc.storage.whole_files import write_whole
+
+_log = logging.getLogger(__name__)
 
 
 class CSVLogger(Logger):
@@ -96,10 +99,23 @@ class CSVLogger(Logger):
 
 
 def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
-    """Rows of a ``metrics.csv``, each with what was logged at its ``step``."""
-    with Path(path).open(newline="") as file:
-        rows: list[dict[str, Any]] = []
-        for line in csv.DictReader(file):
-            numbers: dict[str, Any] = {name: float(value) for name, value in line.items() if value and name != "step"}
-            rows.append(numbers | {"step": int(line["step"])})
-        return rows
+    """Rows of a ``metrics.csv``, each with what was logged at its ``step``.
+
+    The process that writes it may end within a line: a last line without an end is left out, since half a number looks
+    like a whole one. So is any other line that is no row, with a warning.
+    """
+    text = Path(path).read_bytes().decode(errors="replace")
+    header, *lines = csv.reader(text[: text.rfind("\n") + 1].splitlines()) if "\n" in text else [[]]
+    rows = [row for line in lines if (row := _row(header, line)) is not None]
+    if len(rows) < len(lines):
+        _log.warning("%s: %d lines are no rows of metrics, and are left out.", path, len(lines) - len(rows))
+    return rows
+
+
+def _row(header: list[str], line: list[str]) -> dict[str, Any] | None:
+    try:
+        named = dict(zip(header, line, strict=True))
+        numbers: dict[str, Any] = {name: float(value) for name, value in named.items() if value and name != "step"}
+        return numbers | {"step": int(named["step"])}
+    except (ValueError, KeyError):
+        return None

@@ -5,9 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import re
 import signal
-import subprocess
 import sys
 import threading
 from collections.abc import Sequence
@@ -20,6 +18,7 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning_utilities.core.rank_zero import rank_zero_warn
 
 from lightning_pfc.callbacks.ranks import comm_of
+from lightning_pfc.signals import requeue_job, slurm_job, wants_requeue
 from lightning_pfc.strategies.pfc import PartialFCStrategy
 
 _log = logging.getLogger(__name__)
@@ -188,20 +187,20 @@ class Preemption(Callback):
             connector.update_train_step_metrics()  # what the trainer would do next; else this step's row were missing
         requeued, problem = False, ""
         if trainer.is_global_zero and self._requeues(number):
-            requeued, problem = _requeue_job()
+            requeued, problem = requeue_job()
         # All have saved, and rank 0 has had its word with the controller, before any process ends.
         requeued = bool(comm_of(trainer).agreement.exchange("preempted", [int(requeued)])[0][0])
         limit.cancel()
         if trainer.is_global_zero:
             who = f"rank {', '.join(map(str, ranks))}" if trainer.world_size > 1 else "this process"
-            what = f"requeued job {_slurm_job()}" if requeued else "leaving"
+            what = f"requeued job {slurm_job()}" if requeued else "leaving"
             _log.info(
                 "%s reached %s: saved %s at step %d, %s.",
                 signal.Signals(number).name, who or "a rank", path, trainer.global_step, what,
             )  # fmt: skip
             if problem:
                 _log.warning(
-                    "Job %s could not be requeued (%s). Submit it again with ckpt_path=%s.", _slurm_job(), problem, path
+                    "Job %s could not be requeued (%s). Submit it again with ckpt_path=%s.", slurm_job(), problem, path
                 )
         if requeued or _under_submitit():
             # Not an exception: a launcher that waits for a result would take the job for finished.
@@ -213,7 +212,7 @@ class Preemption(Callback):
         raise Preempted(number, path)
 
     def _requeues(self, number: int) -> bool:
-        return self.requeue and _slurm_job() is not None and (number != signal.SIGTERM or _is_preempted())
+        return self.requeue and wants_requeue(number)
 
     def _path(self, trainer: L.Trainer) -> Path:
         first = next(
@@ -249,8 +248,8 @@ class Preemption(Callback):
             signal.signal(each, signal.SIG_IGN)
         requeued = False
         if trainer.is_global_zero and self._requeues(number):
-            requeued, problem = _requeue_job()
-            _log.info("%s: %s.", signal.Signals(number).name, problem or f"requeued job {_slurm_job()}")
+            requeued, problem = requeue_job()
+            _log.info("%s: %s.", signal.Signals(number).name, problem or f"requeued job {slurm_job()}")
         _flush(trainer)
         os._exit(0 if requeued else 128 + number)
 
@@ -272,38 +271,6 @@ class Preemption(Callback):
         others = (p for p in path.parent.glob(f"*{path.suffix}") if p != path and not p.name.startswith("."))
         if any(p.exists() and p.stat().st_mtime > made for p in others):
             trainer.strategy.remove_checkpoint(path)
-
-
-def _slurm_job() -> str | None:
-    """What ``scontrol requeue`` calls this job; None outside of one."""
-    if "SLURM_PROCID" not in os.environ:
-        return None
-    if array := os.environ.get("SLURM_ARRAY_JOB_ID"):
-        return f"{array}_{os.environ.get('SLURM_ARRAY_TASK_ID', '0')}"
-    job = os.environ.get("SLURM_JOB_ID")
-    return job if job is not None and re.fullmatch(r"[0-9]+", job) else None
-
-
-def _is_preempted() -> bool:
-    """Whether the controller is about to take this job's nodes for another one, and waits for it to end."""
-    command = ["scontrol", "show", "job", str(_slurm_job())]
-    try:
-        shown = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False).stdout
-    except (OSError, subprocess.TimeoutExpired):
-        return False
-    return "JobState=RUNNING" in shown and re.search(r"PreemptTime=\d", shown) is not None
-
-
-def _requeue_job() -> tuple[bool, str]:
-    """Whether the controller has taken the job back into its queue, and otherwise why not."""
-    job = _slurm_job()
-    try:
-        done = subprocess.run(
-            ["scontrol", "requeue", str(job)], capture_output=True, text=True, timeout=60, check=False
-        )
-    except (OSError, subprocess.TimeoutExpired) as error:
-        return False, str(error)
-    return done.returncode == 0, (done.stderr or done.stdout).strip()
 
 
 def _under_submitit() -> bool:

@@ -15,25 +15,47 @@ class Throughput(Callback):
     Ranks are taken to have batches of the same size; no collective is run.
 
     Attributes:
-        samples: seen in training since the start of ``fit``, over all ranks.
-        seconds: spent in training, without validation and without the first step.
+        samples: seen in training, over all ranks; a resumed run counts on from its checkpoint, here and below.
+        seconds: spent in training, without validation and without the first step of each start.
+        seconds_before: from the making of this callback to the checkpoint, in all starts before this one.
     """
 
     def __init__(self) -> None:
+        self._born = time.perf_counter()
+        self._reset()
+
+    def _reset(self) -> None:
         self.samples = 0
         self.seconds = 0.0
+        self.seconds_before = 0.0
         self._timed_samples = 0  # the first step compiles kernels and touches memory for the first time
         self._mark: float | None = None
         self._window = (0, 0.0)
 
+    def state_dict(self) -> dict[str, Any]:
+        """Counts so far."""
+        return {
+            "samples": self.samples,
+            "seconds": self.seconds,
+            "timed_samples": self._timed_samples,
+            "run_seconds": self.seconds_before + time.perf_counter() - self._born,
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Count on from there."""
+        self.samples, self.seconds = int(state_dict["samples"]), float(state_dict["seconds"])
+        self._timed_samples = int(state_dict["timed_samples"])
+        self.seconds_before = float(state_dict["run_seconds"])
+
     @property
     def samples_per_second(self) -> float | None:
-        """Over the whole run; None before the second step."""
+        """Over the whole run, all its starts; None before the second step."""
         return self._timed_samples / self.seconds if self.seconds > 0 else None
 
-    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Start to count."""
-        self.samples, self._timed_samples, self.seconds, self._mark, self._window = 0, 0, 0.0, None, (0, 0.0)
+        if stage == "fit":
+            self._reset()
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int

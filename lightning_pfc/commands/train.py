@@ -18,7 +18,6 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from hydra.types import RunMode
 from hydra.utils import instantiate
-from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.pytorch.callbacks import Callback, LearningRateMonitor, ModelCheckpoint
 from lightning.pytorch.callbacks import ProgressBar as LightningProgressBar
 from lightning.pytorch.loggers import Logger
@@ -27,10 +26,12 @@ from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_only
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
-from lightning_pfc.callbacks import Throughput
+from lightning_pfc import signals
+from lightning_pfc.callbacks import Preemption, Throughput
 from lightning_pfc.checkpoint.publish import newest_of_any_kind
+from lightning_pfc.commands.preflight import check_launch, explain_launcher
 from lightning_pfc.config import RUN_DIR_VARIABLE, compose, config_dir, explain, register_resolvers
-from lightning_pfc.distributed.jobs import job_name, refuse_lonely_task, restart_count
+from lightning_pfc.distributed.jobs import adopt_step, job_name, restart_count, step_host
 from lightning_pfc.distributed.rendezvous import agree_on_text
 from lightning_pfc.evaluation import VerificationEvaluation
 from lightning_pfc.report import draw, peak_memory, print_results, versions
@@ -59,6 +60,7 @@ def train(*overrides: str, config_dirs: Sequence[str | os.PathLike[str]] = ()) -
         With several devices and neither torchrun nor srun, the processes are started by running your script again, as
         every Trainer does: keep the call under ``if __name__ == "__main__":``.
     """
+    adopt_step()
     config = compose(overrides, config_dirs=config_dirs)
     folder = Path(str(config.output_dir)).absolute()
     with _run_dir_for_children(folder):
@@ -74,28 +76,28 @@ def run(config: DictConfig, folder: Path, overrides: Sequence[str] = ()) -> dict
     started = time.perf_counter()
     with open_dict(config):
         config.output_dir = str(folder)
-    refuse_lonely_task()
+    check_launch(config)
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     warnings.filterwarnings("ignore", message=".*`srun` command is available.*")  # a job of one process needs none
     L.seed_everything(config.seed, workers=True, verbose=False)
+    callbacks = _callbacks(config)
+    trainer = _trainer(config, callbacks, folder)  # first: what it refuses is known before data and model are built
+    with _signals_of(callbacks):
+        return _fit_and_test(config, trainer, folder, overrides, started)
 
-    data: L.LightningDataModule = instantiate(config.data, _convert_="all")
-    data.prepare_data()  # before there are ranks: the head needs the number of classes
-    data.setup("fit")
-    module: L.LightningModule = instantiate(
-        config.model,
-        num_classes=data.num_classes,  # type: ignore[attr-defined]
-        input_size=list(data.input_size),  # type: ignore[attr-defined]
-        _convert_="all",
-    )
+
+def _callbacks(config: DictConfig) -> list[Callback]:
     callbacks: list[Callback] = _instantiate_each(config.callbacks)
-    loggers: list[Logger] = _instantiate_each(config.logger)
     unwanted: list[type[Callback]] = []  # a Trainer refuses callbacks that have nothing to do
     if not config.trainer.get("enable_progress_bar", True):
         unwanted.append(LightningProgressBar)
-    if not loggers:
+    if not any((config.logger or {}).values()):
         unwanted.append(LearningRateMonitor)
-    callbacks = [callback for callback in callbacks if not isinstance(callback, tuple(unwanted))]
+    return [callback for callback in callbacks if not isinstance(callback, tuple(unwanted))]
+
+
+def _trainer(config: DictConfig, callbacks: list[Callback], folder: Path) -> L.Trainer:
+    loggers: list[Logger] = _instantiate_each(config.logger)
     trainer: L.Trainer = instantiate(
         config.trainer,
         callbacks=callbacks,
@@ -105,6 +107,33 @@ def run(config: DictConfig, folder: Path, overrides: Sequence[str] = ()) -> dict
         _convert_="all",
     )
     _refuse_sweep_over_children(trainer)
+    return trainer
+
+
+@contextlib.contextmanager
+def _signals_of(callbacks: Sequence[Callback]) -> Iterator[None]:
+    """Outside of fit, where the callback catches them itself, they are caught as it says."""
+    preemption = next((callback for callback in callbacks if isinstance(callback, Preemption)), None)
+    if preemption is None:
+        signals.release()
+        yield
+    else:
+        with signals.caught([each.name for each in preemption.signals], preemption.requeue):
+            yield
+
+
+def _fit_and_test(
+    config: DictConfig, trainer: L.Trainer, folder: Path, overrides: Sequence[str], started: float
+) -> dict[str, Any]:
+    data: L.LightningDataModule = instantiate(config.data, _convert_="all")
+    data.prepare_data()  # before there are ranks: the head needs the number of classes
+    data.setup("fit")
+    module: L.LightningModule = instantiate(
+        config.model,
+        num_classes=data.num_classes,  # type: ignore[attr-defined]
+        input_size=list(data.input_size),  # type: ignore[attr-defined]
+        _convert_="all",
+    )
     _save_config(config, folder)
 
     metrics: dict[str, float] = {}
@@ -116,7 +145,8 @@ def run(config: DictConfig, folder: Path, overrides: Sequence[str] = ()) -> dict
         trainer.test(module, datamodule=data, ckpt_path=test_path, verbose=False)
         metrics |= _numbers(trainer)
 
-    throughput = next((callback for callback in callbacks if isinstance(callback, Throughput)), None)
+    throughput = next((c for c in trainer.callbacks if isinstance(c, Throughput)), None)  # type: ignore[attr-defined]
+    started -= throughput.seconds_before if throughput else 0.0  # a requeued job counts on
     results: dict[str, Any] = {
         "metrics": metrics,
         **metrics,
@@ -137,6 +167,7 @@ def run(config: DictConfig, folder: Path, overrides: Sequence[str] = ()) -> dict
         results["seconds"] = time.perf_counter() - started
         write_json(folder / "results.json", results)
         print_results(results)
+    signals.all_is_done()
     return results
 
 
@@ -146,11 +177,14 @@ def main() -> None:
     before = os.environ.get(_FULL_ERROR)
     os.environ[_FULL_ERROR] = "1"  # Hydra then raises what it would print, so that it can be said better
     try:
+        adopt_step()
         application(before)()
-    except (HydraException, OmegaConfBaseException) as error:
-        if before == "1":
+    except Exception as error:
+        known = isinstance(error, HydraException | OmegaConfBaseException | ValueError)
+        text = explain(error) if known else explain_launcher(error)
+        if before == "1" or text is None:
             raise
-        sys.exit(f"pfc-train: {explain(error)}")
+        sys.exit(f"pfc-train: {text}")
     finally:
         _restore(_FULL_ERROR, before)
 
@@ -190,10 +224,9 @@ def _starting_point(config: DictConfig, folder: Path, trainer: L.Trainer) -> str
     def choose() -> str:
         return str(newest_of_any_kind(folders) or "")
 
-    host = SLURMEnvironment.resolve_root_node_address(os.environ.get("SLURM_NODELIST", "localhost"))
     # All ranks take what rank 0 finds: a folder on a network may look older from another host.
     what = f"checkpoint of {folder} after {restart_count()} restarts"
-    found = agree_on_text(what, choose, "ckpt_path=FILE", os.environ.get("MASTER_ADDR", host))
+    found = agree_on_text(what, choose, "ckpt_path=FILE", os.environ.get("MASTER_ADDR") or step_host())
     if not found:
         return str(config.ckpt_path) if config.ckpt_path else None
     if isinstance(trainer.strategy, PartialFCStrategy):
@@ -272,7 +305,7 @@ def _cause(error: BaseException) -> BaseException:
 
 def _is_the_users(error: BaseException) -> bool:
     """Whether a message says enough: for bad values and missing files; anything else is shown with its traceback."""
-    return isinstance(_cause(error), ValueError | TypeError | FileNotFoundError | MissingMandatoryValue | ImportError)
+    return isinstance(_cause(error), ValueError | TypeError | OSError | MissingMandatoryValue | ImportError)
 
 
 if __name__ == "__main__":

@@ -13,11 +13,12 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.strategies import DDPStrategy, ParallelStrategy, Strategy
 
 from lightning_pfc.distributed.owner import foreign_strategy_message, get_owner, set_owner
+from lightning_pfc.strategies.epoch_sums import EpochSums
 
 
 def callbacks() -> list[Callback]:
-    """What the entry point gives to each new Trainer: one callback that does nothing during training."""
-    return [ForeignStrategyGuard()]
+    """What the entry point gives to each new Trainer; nothing of it acts in a step under a strategy of others."""
+    return [ForeignStrategyGuard(), EpochSums()]
 
 
 class ForeignStrategyGuard(Callback):

@@ -8,7 +8,6 @@ from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
-from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from lightning.fabric.strategies.registry import _StrategyRegistry
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
@@ -25,16 +24,16 @@ from lightning_pfc.checkpoint.opening import explain_folders
 from lightning_pfc.distributed import Comm
 from lightning_pfc.distributed.leaving import leave_at_exit, stay_at_exit
 from lightning_pfc.distributed.owner import set_owner
-from lightning_pfc.distributed.rendezvous import start_group_after_restart
 from lightning_pfc.heads.partial_fc import iter_heads
 from lightning_pfc.optim.base import updates_in_backward
 from lightning_pfc.strategies.checkpoints import CheckpointFolders
 from lightning_pfc.strategies.precision import ShardAware, ShardedPrecision, shard_aware
+from lightning_pfc.strategies.start import StartTogether
 
 Clip = Literal["global", "backbone"]
 
 
-class PartialFCStrategy(CheckpointFolders):
+class PartialFCStrategy(CheckpointFolders, StartTogether):
     """Distributed data parallel training in which each rank keeps its own classes of every :class:`PartialFC` head.
 
     It owns the process group: it hands it to the heads, shards those that were built before it existed, keeps their
@@ -92,12 +91,6 @@ class PartialFCStrategy(CheckpointFolders):
         if self._comm is None:
             raise RuntimeError("PartialFCStrategy.comm exists once the Trainer has set up its process group.")
         return self._comm
-
-    def setup_distributed(self) -> None:
-        """Start the process group as Lightning does; after a restart by torchrun, apart from what died before."""
-        if isinstance(self.cluster_environment, TorchElasticEnvironment):
-            start_group_after_restart(self._get_process_group_backend(), self._timeout)
-        super().setup_distributed()
 
     def setup_environment(self) -> None:
         """Start the process group, and shard the heads that exist already: callbacks may copy the model soon."""

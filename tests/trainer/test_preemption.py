@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from lightning_pfc.callbacks import Preempted, Preemption
 from tests.ranks import RankPool
-from tests.trainer.world import TheirModule, make_loader, make_trainer
+from tests.trainer.world import Resumable, TheirModule, make_loader, make_trainer
 
 Batch = tuple[Tensor, Tensor]
 
@@ -50,30 +50,6 @@ class Average(Callback):
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         self.steps = state["steps"]
-
-
-class Resumable:
-    """Batches that know where they are."""
-
-    def __init__(self, rank: int, world_size: int) -> None:
-        self.batches = list(make_loader(rank, world_size, sizes=(5, 3) if world_size == 2 else (8,)))
-        self.done = 0
-
-    def __len__(self) -> int:
-        return len(self.batches)
-
-    def __iter__(self) -> Any:
-        if self.done == len(self.batches):  # the end of an epoch
-            self.done = 0
-        while self.done < len(self.batches):
-            self.done += 1
-            yield self.batches[self.done - 1]
-
-    def state_dict(self) -> dict[str, int]:
-        return {"done": self.done}
-
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        self.done = state["done"]
 
 
 def fit(rank: int, world_size: int, folder: str, model: L.LightningModule, **options: Any) -> tuple[Any, dict, int]:

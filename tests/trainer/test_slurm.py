@@ -1,18 +1,13 @@
-"""pfc-train on a real SLURM controller with two nodes: jobs, requeues, preemption, sweeps through submitit."""
+"""pfc-train on a real SLURM controller: jobs, signals at every moment, requeues, preemption, salloc, sweeps."""
 
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import subprocess
 import sys
-import sysconfig
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -20,16 +15,16 @@ from torch import Tensor
 
 from lightning_pfc.callbacks.csv_log import read_metrics
 from lightning_pfc.checkpoint.surgery import read_checkpoint
+from tests.trainer.cluster.controller import REPOSITORY, Cluster, Job, wait_for, why_not
 
-REPOSITORY = Path(__file__).parents[2]
 RECIPES = REPOSITORY / "recipes" / "slurm"
-PROGRAMS = ("slurmctld", "slurmd", "sbatch", "srun", "munged", "ip", "unshare", "nsenter")
-PLAIN = ["--nodes=2", "--ntasks-per-node=1", "--gpus-per-node=0", "--cpus-per-task=1"]
+ONE = ["--nodes=1", "--ntasks-per-node=1", "--gpus-per-node=0", "--cpus-per-task=1"]
+TWO = ["--nodes=2", *ONE[1:]]
 WORDS = [
     "experiment=none",
     "data=synthetic",
     "data.source.num_classes=203",
-    "data.source.images_per_class=40",
+    "data.source.images_per_class=10",
     "data.source.image_size=8",
     "data.source.test_classes=20",
     "data.source.impostors=500",
@@ -42,83 +37,16 @@ WORDS = [
     "trainer.log_every_n_steps=1",
     "trainer.max_epochs=2",
     "trainer.enable_progress_bar=false",
+    "trainer.enable_model_summary=false",
+    "callbacks.watchdog.silent_after=20",
+    "logger.tensorboard=null",
     "plots=false",
 ]
+GATE = "+callbacks.gate._target_=tests.trainer.cluster.gate.Gate"
+IN_STEP = [GATE, "+callbacks.gate.step=20"]
+AT_END = ["+logger.last._target_=tests.trainer.cluster.gate.LastLogger"]
 
-missing = [name for name in PROGRAMS if shutil.which(name) is None]
-reason = f"{', '.join(missing)} not installed (apt-get install slurmctld slurmd slurm-client munge)" if missing else ""
-if not reason and os.geteuid() != 0:
-    reason = "a SLURM controller with two nodes in namespaces of their own needs root"
-if not reason:
-    tried = subprocess.run(
-        ["unshare", "--net", "--mount", "--pid", "--fork", "ip", "link", "add", "name", "v0", "type", "veth"],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if tried.returncode:
-        reason = f"no network namespaces here: {tried.stderr.strip()}"
-
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(bool(reason), reason=reason), pytest.mark.timeout(600)]
-
-
-class Cluster:
-    """A controller and two nodes that live as long as this object."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        folder.chmod(0o755)  # munge insists that its socket is within everyone's reach
-        script = Path(__file__).parent / "cluster" / "slurm.sh"
-        command = ["bash", str(script), str(folder / "slurm"), "sleep", "infinity"]
-        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-        lines: list[str] = []
-        assert self.process.stdout is not None
-        for line in self.process.stdout:
-            lines.append(line)
-            if line.startswith("slurm is up"):
-                break
-        if "slurm is up" not in "".join(lines[-1:]):
-            self.process.kill()
-            # Daemons that this machine does not let start are no fault of what is tested here.
-            pytest.skip(f"SLURM is installed, but its controller does not come up here: {''.join(lines)[-2000:]}")
-        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children")
-        self.inside = children.read_text().split()[0]
-
-    def environment(self) -> dict[str, str]:
-        kept = {k: v for k, v in os.environ.items() if not k.startswith(("PL_", "MASTER_", "RANK", "WORLD_", "LOCAL_"))}
-        path = f"{sysconfig.get_path('scripts')}:{os.environ['PATH']}"
-        here = {"SLURM_CONF": str(self.folder / "slurm" / "slurm.conf"), "PATH": path, "OMP_NUM_THREADS": "1"}
-        return kept | here | {"PYTHONPATH": str(REPOSITORY), "PYTHONUNBUFFERED": "1"}
-
-    def run(self, *command: str, folder: Path | None = None, timeout: float = 60) -> str:
-        enter = ["nsenter", "--target", self.inside, "--mount", "--net", "--uts", "--pid"]
-        done = subprocess.run(
-            [*enter, f"--wd={folder or self.folder}", *command],
-            env=self.environment(),
-            capture_output=True,
-            text=True,
-            timeout=timeout,
-            check=False,
-        )
-        assert done.returncode == 0, done.stdout + done.stderr
-        return done.stdout
-
-    def submit(self, folder: Path, *words: str) -> str:
-        folder.mkdir(exist_ok=True)
-        return self.run("sbatch", "--parsable", *words, folder=folder).strip()
-
-    def state(self, job: str) -> set[str]:
-        return set(self.run("squeue", "-h", "-j", job, "-t", "all", "-o", "%T").split())
-
-    def finish(self, job: str, folder: Path, seconds: float = 240) -> None:
-        wait_for(lambda: self.state(job) <= {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT"}, seconds, log(folder))
-        assert self.state(job) == {"COMPLETED"}, log(folder)()
-
-    def close(self) -> None:
-        self.process.kill()  # unshare takes everything inside with it
-        self.process.wait()
-        if self.process.stdout is not None:
-            self.process.stdout.close()
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(bool(reason := why_not()), reason=reason), pytest.mark.timeout(600)]
 
 
 @pytest.fixture(scope="module")
@@ -130,94 +58,158 @@ def cluster() -> Iterator[Cluster]:
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def log(folder: Path) -> Callable[[], str]:
-    return lambda: "\n".join(path.read_text() for path in sorted(folder.glob("slurm-*.out")))
+def start(cluster: Cluster, name: str, nodes: list[str], *words: str, options: tuple[str, ...] = ()) -> Job:
+    return cluster.submit(name, *nodes, *options, str(RECIPES / "train.sbatch"), *WORDS, *words)
 
 
-def wait_for(condition: Callable[[], Any], seconds: float, explain: Callable[[], str]) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, explain()
-        time.sleep(0.2)
+@pytest.fixture(scope="module")
+def jobs(cluster: Cluster) -> dict[str, Job]:
+    """All submitted at once: while one of them starts, another one waits for its signal or in the queue."""
+    return {
+        "alone": start(cluster, "alone", TWO),
+        "warned": start(cluster, "warned", TWO, *IN_STEP),
+        "requeued": start(cluster, "requeued", TWO, *IN_STEP),
+        "preempted": start(cluster, "preempted", TWO, *IN_STEP, options=("--nodelist=n3,n4",)),
+        "one": start(cluster, "one", ONE),
+        "script": start(cluster, "script", ONE, *IN_STEP),
+        "early": start(cluster, "early", ONE, GATE),
+        "preempted early": start(cluster, "preempted early", ONE, GATE, options=("--nodelist=n4",)),
+        "late": start(cluster, "late", ONE, *AT_END),
+        "cancelled": start(cluster, "cancelled", ONE, *IN_STEP),
+        "died": cluster.submit("died", *ONE, "--export=ALL,RETRIES=1", str(RECIPES / "train.sbatch"), *WORDS, *IN_STEP),
+    }
 
 
-def steps(run: Path) -> int:
-    path = run / "metrics.csv"
-    return len(path.read_text().splitlines()) - 1 if path.exists() else 0
-
-
-def end(run: Path) -> tuple[dict[str, Tensor], list[float]]:
-    """Everything that a run has learned, and the losses on the way."""
+def end(run: Path) -> tuple[dict[str, Tensor], list[float], dict[str, float]]:
+    """Everything that a run has learned, the losses on the way, and what it says of itself."""
     checkpoint = read_checkpoint(run / "checkpoints" / "last.ckpt")
     tensors = dict(checkpoint["state_dict"])
     for number, optimizer in enumerate(checkpoint["optimizer_states"]):
         for index, state in optimizer["state"].items():
             tensors |= {f"{number}/{index}/{k}": v for k, v in state.items() if isinstance(v, Tensor)}
-    return tensors, [row["train/loss"] for row in read_metrics(run / "metrics.csv") if "train/loss" in row]
+    losses = [row["train/loss"] for row in read_metrics(run / "metrics.csv") if "train/loss" in row]
+    results = json.loads((run / "results.json").read_text())["metrics"]
+    return tensors, losses, {name: results[name] for name in results if "samples_per_second" not in name}
 
 
-def same(one: Path, other: Path) -> bool:
-    (a, losses), (b, others) = end(one), end(other)
+def same(one: Path, other: Path, steps: int) -> bool:
+    (a, losses, results), (b, others, expected) = end(one), end(other)
     assert a.keys() == b.keys()
-    assert len(losses) == 2 * (203 * 40 // 32)
+    assert len(losses) == steps
+    assert results == expected
     return losses == others and all(torch.equal(a[name], b[name]) for name in a)
 
 
-@pytest.fixture(scope="module")
-def left_alone(cluster: Cluster) -> Path:
-    """The run that nobody disturbs."""
-    folder = cluster.folder / "alone"
-    job = cluster.submit(folder, *PLAIN, str(RECIPES / "train.sbatch"), *WORDS)
-    cluster.finish(job, folder)
-    (run,) = (folder / "runs").iterdir()
-    assert run.name == f"slurm-{job}"
-    results = json.loads((run / "results.json").read_text())
-    assert results["ranks"] == 2
-    assert "test/accuracy" in results
-    return run
+def warned(cluster: Cluster, job: Job) -> None:
+    cluster.run("scancel", "--signal=USR1", job.number)
 
 
-def requeue(cluster: Cluster, job: str) -> None:
-    cluster.run("scontrol", "requeue", job)
+def script(cluster: Cluster, job: Job) -> None:
+    cluster.run("scancel", "--signal=USR1", "--batch", job.number)  # as --signal=B: does
 
 
-def warn(cluster: Cluster, job: str) -> None:
-    cluster.run("scancel", "--signal=USR1", job)
+def requeued(cluster: Cluster, job: Job) -> None:
+    cluster.run("scontrol", "requeue", job.number)
 
 
-def preempt(cluster: Cluster, job: str) -> None:
-    urgent = cluster.submit(cluster.folder / "urgent", "-purgent", "-N2", "--exclusive", "--wrap", "sleep 1")
-    wait_for(lambda: cluster.state(urgent) == {"COMPLETED"}, 120, lambda: cluster.run("squeue"))
+def preempted(cluster: Cluster, job: Job) -> None:
+    where = cluster.run("squeue", "-h", "-j", job.number, "-o", "%N").strip()
+    urgent = cluster.submit("urgent", "-purgent", "-w", where, "--exclusive", "--wrap", "sleep 0.1")
+    wait_for(lambda: urgent.state() == {"COMPLETED"}, 120, lambda: cluster.run("squeue"))
 
 
-@pytest.mark.parametrize("disturb", [requeue, warn, preempt])
-def test_a_disturbed_job_ends_with_the_bits_of_the_one_left_alone(
-    cluster: Cluster, left_alone: Path, disturb: Callable[[Cluster, str], None]
+@pytest.mark.parametrize(
+    ("disturb", "alone"), [(warned, "alone"), (requeued, "alone"), (preempted, "alone"), (script, "one")]
+)
+def test_a_job_disturbed_in_training_ends_with_the_bits_of_the_one_left_alone(
+    cluster: Cluster, jobs: dict[str, Job], disturb: Callable[[Cluster, Job], None], alone: str
 ) -> None:
-    folder = cluster.folder / disturb.__name__
-    job = cluster.submit(folder, *PLAIN, str(RECIPES / "train.sbatch"), *WORDS)
-    run = folder / "runs" / f"slurm-{job}"
-    wait_for(lambda: steps(run) >= 50, 120, log(folder))
+    job = jobs[disturb.__name__]
+    job.wait_for_file("at-step")
     disturb(cluster, job)
-    wait_for(lambda: list((run / "checkpoints").glob("last-preempted.ckpt")), 60, log(folder))
-    cluster.finish(job, folder)
-    text = log(folder)()
-    assert "it goes on from" in text
-    assert f"slurm-{job}/checkpoints/last-preempted.ckpt" in text
-    assert ("requeued job" in text) == (disturb is not requeue)  # there the controller has done it already
-    assert [path.name for path in (folder / "runs").iterdir()] == [run.name]
-    assert same(run, left_alone), text
-    assert not (run / "checkpoints" / "last-preempted.ckpt").exists()
+    job.wait_for(job.preempted.exists, 60)
+    job.finish()
+    jobs[alone].finish()
+    text = job.log()
+    assert f"slurm-{job.number}/checkpoints/last-preempted.ckpt" in text
+    assert ("requeued job" in text) == (disturb is not requeued)  # there the controller has done it already
+    assert [path.name for path in (job.folder / "runs").iterdir()] == [job.run.name]
+    assert same(job.run, jobs[alone].run, 126 if alone == "alone" else 252), text
+    assert not job.preempted.exists()
 
 
-def test_a_cancelled_job_saves_and_stays_cancelled(cluster: Cluster) -> None:
-    folder = cluster.folder / "cancelled"
-    job = cluster.submit(folder, *PLAIN, str(RECIPES / "train.sbatch"), *WORDS)
-    run = folder / "runs" / f"slurm-{job}"
-    wait_for(lambda: steps(run) >= 50, 120, log(folder))
-    cluster.run("scancel", job)
-    wait_for(lambda: cluster.state(job) == {"CANCELLED"}, 60, log(folder))
-    wait_for(lambda: list((run / "checkpoints").glob("last-preempted.ckpt")), 30, log(folder))
+@pytest.mark.parametrize(
+    ("name", "disturb", "place"),
+    [("early", warned, "start"), ("preempted early", preempted, "start"), ("late", warned, "end")],
+)
+def test_a_job_disturbed_outside_of_training_goes_back_into_the_queue(
+    cluster: Cluster, jobs: dict[str, Job], name: str, disturb: Callable[[Cluster, Job], None], place: str
+) -> None:
+    job = jobs[name]
+    job.wait_for_file(f"at-{place}")
+    disturb(cluster, job)
+    job.finish()
+    jobs["one"].finish()
+    text = job.log()
+    assert "while no training is under way; requeued job" in text
+    assert text.count("while no training") == 1
+    assert same(job.run, jobs["one"].run, 252), text
+
+
+def test_a_cancelled_job_saves_and_stays_cancelled(cluster: Cluster, jobs: dict[str, Job]) -> None:
+    job = jobs["cancelled"]
+    job.wait_for_file("at-step")
+    cluster.run("scancel", job.number)
+    assert job.end(60) == {"CANCELLED"}
+    job.wait_for(job.preempted.exists, 30)
+
+
+def test_a_job_whose_process_died_is_tried_again_where_asked_for(cluster: Cluster, jobs: dict[str, Job]) -> None:
+    job = jobs["died"]
+    job.wait_for_file("at-step")
+    cluster.run("scancel", "--signal=KILL", f"{job.number}.0")
+    job.finish()
+    jobs["one"].finish()
+    assert same(job.run, jobs["one"].run, 252), job.log()
+    assert len((job.folder / f"slurm-{job.number}.failures").read_text().splitlines()) == 1
+
+
+def test_other_numbers_of_tasks_are_found_before_the_data_are_read(cluster: Cluster) -> None:
+    words = ["trainer.num_nodes=2", "trainer.devices=1", *WORDS]
+    done = cluster.attempt("srun", "--nodes=1", "--ntasks-per-node=2", "pfc-train", *words)
+    lines = [line for line in done.stderr.splitlines() if line.startswith("pfc-train: ")]
+    assert done.returncode != 0
+    assert len(lines) == 2, done.stderr  # one a task
+    assert "this SLURM step has 2, on 1. Give trainer.num_nodes=1 trainer.devices=2" in lines[0]
+    assert "Traceback" not in done.stderr
+    assert "203 classes" not in done.stdout + done.stderr
+
+
+def test_srun_after_salloc_runs_on_all_tasks(cluster: Cluster) -> None:
+    folder = cluster.folder / "salloc"
+    folder.mkdir()
+    words = ["srun", "pfc-train", "profile=slurm", *WORDS, "trainer.max_steps=5"]
+    done = cluster.attempt("salloc", "--nodes=2", *words, folder=folder, timeout=240)
+    assert done.returncode == 0, done.stderr
+    (run,) = (folder / "runs").iterdir()
+    assert json.loads((run / "results.json").read_text())["ranks"] == 2
+
+
+SIDE_BY_SIDE = """#!/bin/bash
+srun -n2 --exact --output=0.out pfc-train profile=slurm {words} seed=0 &
+srun -n2 --exact --output=1.out pfc-train profile=slurm {words} seed=1 &
+wait
+"""
+
+
+def test_two_steps_side_by_side_in_one_job_and_node(cluster: Cluster) -> None:
+    folder = cluster.folder / "side"
+    folder.mkdir()
+    (folder / "side.sbatch").write_text(SIDE_BY_SIDE.format(words=" ".join([*WORDS, "trainer.max_steps=5"])))
+    job = cluster.submit("side", "--nodes=1", "--ntasks-per-node=4", "--nodelist=n2", "side.sbatch")
+    job.finish()
+    results = [json.loads(path.read_text()) for path in (folder / "runs").glob("*/results.json")]
+    assert {result["seed"]: result["ranks"] for result in results} == {0: 2, 1: 2}, job.log()
 
 
 def test_a_sweep_through_submitit_over_two_nodes(cluster: Cluster) -> None:
@@ -233,7 +225,6 @@ def test_a_sweep_through_submitit_over_two_nodes(cluster: Cluster) -> None:
 
 
 def test_a_batch_script_without_srun_is_told_so(cluster: Cluster) -> None:
-    folder = cluster.folder / "no-srun"
-    job = cluster.submit(folder, *PLAIN, "--wrap", f"pfc-train profile=slurm {' '.join(WORDS[:10])}")
-    wait_for(lambda: cluster.state(job) == {"FAILED"}, 60, log(folder))
-    assert "Put srun before the command." in log(folder)()
+    job = cluster.submit("no-srun", *TWO, "--wrap", f"pfc-train profile=slurm {' '.join(WORDS[:10])}")
+    assert job.end(60) == {"FAILED"}
+    assert "Put srun before the command." in job.log()

@@ -156,6 +156,30 @@ def make_loader(rank: int, world_size: int, steps: int = 6, sizes: tuple[int, ..
     return DataLoader(Steps(batches), batch_size=None)
 
 
+class Resumable:
+    """Batches that know where they are."""
+
+    def __init__(self, rank: int, world_size: int) -> None:
+        self.batches = list(make_loader(rank, world_size, sizes=(5, 3) if world_size == 2 else (8,)))
+        self.done = 0
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Any:
+        if self.done == len(self.batches):  # the end of an epoch
+            self.done = 0
+        while self.done < len(self.batches):
+            self.done += 1
+            yield self.batches[self.done - 1]
+
+    def state_dict(self) -> dict[str, int]:
+        return {"done": self.done}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.done = state["done"]
+
+
 def plain_loader(samples: int = 16, batch_size: int = 4) -> DataLoader[Any]:
     """The same samples on every rank, for tests that only need something to run on."""
     generator = torch.Generator().manual_seed(7)

@@ -1,0 +1,63 @@
+"""How the processes of a run start: who starts them, where they meet, and what is refused before that."""
+
+from __future__ import annotations
+
+from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
+from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
+from lightning.pytorch.accelerators import Accelerator, MPSAccelerator
+from lightning.pytorch.strategies import DDPStrategy
+
+from lightning_pfc.distributed.jobs import in_slurm, step_rank, step_size
+from lightning_pfc.distributed.rendezvous import start_group_after_restart, start_group_in_slurm
+from lightning_pfc.launching import all_are_there, saying_what_it_waits_for
+from lightning_pfc.strategies.launcher import ScriptLauncher
+
+
+class StartTogether(DDPStrategy):
+    """The start of :class:`lightning_pfc.PartialFCStrategy`."""
+
+    @property
+    def accelerator(self) -> Accelerator | None:
+        """Lightning's, except Apple's GPU.
+
+        Raises:
+            ValueError: for ``MPSAccelerator``, which Lightning takes by itself on Apple's machines.
+        """
+        return super().accelerator
+
+    @accelerator.setter
+    def accelerator(self, accelerator: Accelerator | None) -> None:
+        if isinstance(accelerator, MPSAccelerator):
+            raise ValueError(
+                'strategy="pfc" does not train on Apple\'s GPU (accelerator="mps", which "auto" means here): give '
+                'Trainer(accelerator="cpu").'
+            )
+        DDPStrategy.accelerator.fset(self, accelerator)  # type: ignore[attr-defined]
+
+    def _configure_launcher(self) -> None:
+        super()._configure_launcher()
+        if self._start_method == "popen" and self.cluster_environment is not None:
+            self._launcher = ScriptLauncher(self.cluster_environment, self.num_processes, self.num_nodes)
+
+    def setup_distributed(self) -> None:
+        """Start the process group as Lightning does.
+
+        After a restart by torchrun apart from what died before; in a step of SLURM at a port that is free.
+
+        Raises:
+            ValueError: in a step of SLURM with several tasks that Lightning takes for one process.
+        """
+        environment, timeout, backend = self.cluster_environment, self._timeout, self._get_process_group_backend()
+        if environment is not None and not environment.creates_processes_externally and in_slurm() and step_size() > 1:
+            raise ValueError(
+                f"This is task {step_rank()} of a SLURM step of {step_size()} tasks, which Lightning takes for a shell "
+                "by the name of its job: give it another one, srun --job-name=pfc ..."
+            )
+        size = self.num_nodes * self.num_processes
+        with saying_what_it_waits_for(f"waiting for all {size} processes of this run to start"):
+            if isinstance(environment, TorchElasticEnvironment):
+                start_group_after_restart(backend, timeout)
+            elif isinstance(environment, SLURMEnvironment):
+                start_group_in_slurm(backend, timeout)
+            super().setup_distributed()
+        all_are_there()
