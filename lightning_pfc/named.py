@@ -45,6 +45,11 @@ class Named:
         if value not in choices:
             raise ValueError(f"{type(self).__name__}({name}={value!r}): {name} must be one of {', '.join(choices)}.")
 
+    def _check_flag(self, name: str) -> None:
+        value = getattr(self, name)
+        if not isinstance(value, bool):
+            raise TypeError(f"{type(self).__name__}({name}={value!r}): {name} must be True or False.")
+
     def to_config(self) -> dict[str, Any]:
         """``name`` and the arguments that differ from the defaults: plain values for hyper-parameters and YAML."""
         values = {f.name: getattr(self, f.name) for f in fields(self) if f.init}

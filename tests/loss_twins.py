@@ -12,6 +12,7 @@ from torch import Tensor
 
 from lightning_pfc import losses as L
 from lightning_pfc.losses.keyed import keyed_normal
+from tests.reference import falling_cosine
 
 
 @dataclass
@@ -133,7 +134,7 @@ def warmup(loss: L.MarginWarmup, b: Batch) -> Tensor:
     if isinstance(inner, L.CurricularFace):
         return curricularface(L.CurricularFace(scale=inner.scale, margin=inner.margin * share), b)
     assert isinstance(inner, L.SphereFace)
-    value = torch.cos((1 + (inner.margin - 1) * share) * acos(b.own))
+    value = falling_cosine((1 + (inner.margin - 1) * share) * acos(b.own))
     return softmax_mean(b, inner.scale * value, inner.scale * b.cosine)
 
 

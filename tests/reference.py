@@ -22,10 +22,19 @@ def dense_target_logit(loss: L.Loss, cosine: Tensor) -> Tensor:
     if m1 is None:
         return loss.scale * cosine
     theta = torch.acos(cosine.clamp(-1 + 1e-7, 1 - 1e-7))
-    modified = torch.cos(m1 * theta + m2) - m3
+    modified = (falling_cosine(m1 * theta + m2) if m1 > 1 else torch.cos(m1 * theta + m2)) - m3
     if loss.margin_grad == "straight_through":
         modified = cosine + (modified - cosine).detach()
     return loss.scale * modified
+
+
+def falling_cosine(angle: Tensor) -> Tensor:
+    """SphereFace's psi, arch by arch: the cosine of each, turned over where it would rise, set where one ended."""
+    value = torch.full_like(angle, torch.nan)
+    for k in range(64):
+        arch = (angle >= k * math.pi) & (angle <= (k + 1) * math.pi)
+        value = torch.where(arch, (-1) ** k * torch.cos(angle) - 2 * k, value)
+    return value
 
 
 def dense_loss(

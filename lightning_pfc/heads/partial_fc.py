@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import warnings
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -15,9 +17,11 @@ from lightning_pfc.distributed.comm import Comm
 from lightning_pfc.heads.chunks import target_cosines
 from lightning_pfc.heads.cross_entropy import sharded_softmax_sums
 from lightning_pfc.heads.gathered import Gathered, Gatherer, gather_uneven, rows_of_all
+from lightning_pfc.heads.init import initial_centers
 from lightning_pfc.heads.plan import Plan
 from lightning_pfc.heads.prototypes import Prototypes
 from lightning_pfc.heads.ranking import TargetRanks, rank_targets
+from lightning_pfc.heads.recomputation import Pass, Passes
 from lightning_pfc.heads.row_memory import recall, remember_
 from lightning_pfc.heads.samplers import Sampler, Step, sampler_from_config
 from lightning_pfc.heads.sampling import Sample, all_classes, class_budget
@@ -25,6 +29,7 @@ from lightning_pfc.heads.sharded_rows import MEMORY_PREFIX, SAMPLED_PREFIX, Plac
 from lightning_pfc.heads.validation import DeferredCheck
 from lightning_pfc.losses import Loss, Rows, loss_from_config
 from lightning_pfc.losses.additions import Addition, addition_from_config
+from lightning_pfc.losses.base import DEFAULTS_VERSION, CenterInit
 from lightning_pfc.storage.row_files import row_files
 
 _STATE_PREFIX = "loss_"
@@ -55,7 +60,11 @@ class PartialFC(ShardedRows):
         comm: whom to talk to; None finds out (the strategy's ranks, the default process group, or nobody).
         device, dtype: of the centers; the dtype or its name. bfloat16 halves their memory; computation is in float32
             (float64 for float64 embeddings).
-        init_std: standard deviation of the initial centers.
+        init: how centers begin: "normal", N(0, init_std^2); "unit", directions at random and length 1; "kaiming",
+            N(0, 1/D); "xavier", N(0, 2/(C + D)). None: as the loss's authors have it, which is "unit" for AdaFace,
+            MagFace and MVSoftmax, "kaiming" for UniFace and "normal" for the others; "normal" where ``init_std`` is
+            given.
+        init_std: standard deviation of "normal"; None: 0.01.
         row_folder: where the centers, and their state in an optimizer of ``lightning_pfc.optim``, are kept in
             memory-mapped files instead of memory, every rank's in a folder of its own; beside a GPU together with
             ``rows_on="host"``. Rows of the next step's negatives are read ahead. Files that are there already are gone
@@ -89,9 +98,12 @@ class PartialFC(ShardedRows):
         weight: Parameter (c, D), this rank's centers; (c, K D) for a loss with K centers per class, side by side.
         bias: Parameter (c,), or None.
         step: () int64 buffer, training forwards so far; part of the checkpoint.
+        defaults_version: () int64 buffer, which version's defaults the head began with; part of the checkpoint. A head
+            that goes on from an older one trains with what the older one meant by the arguments that were left out.
     """
 
     step: Tensor
+    defaults_version: Tensor
 
     def __init__(
         self,
@@ -104,7 +116,8 @@ class PartialFC(ShardedRows):
         comm: Comm | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | str = torch.float32,
-        init_std: float = 0.01,
+        init: CenterInit | None = None,
+        init_std: float | None = None,
         row_folder: str | os.PathLike[str] | None = None,
         rows_on: Place = "device",
         memory_budget: int = 512 << 20,
@@ -135,7 +148,7 @@ class PartialFC(ShardedRows):
             width=embedding_dim * loss.num_centers,
             has_bias=loss.has_bias,
             seed=seed,
-            init_std=init_std,
+            initial_centers=initial_centers(init, init_std, loss.center_init, (num_classes, embedding_dim)),
             device=device,
             dtype=dtype,
             row_folder=row_folder,
@@ -143,6 +156,7 @@ class PartialFC(ShardedRows):
         )
         self.embedding_dim = embedding_dim
         self.loss = loss
+        self._init_left_out = init is None and init_std is None
         self.additions = tuple(addition_from_config(addition) for addition in additions)
         self.sample_rate = sample_rate
         self.sampler = sampler_from_config(sampler)
@@ -157,9 +171,12 @@ class PartialFC(ShardedRows):
                 f"{self.loss.label_smoothing} sums their logits as they are; leave out one of the two."
             )
         self._deferred = DeferredCheck()
+        self._passes = Passes()
+        self._prototypes: list[weakref.ref[Prototypes]] = []  # of passes whose backward may be to come
         self._sampler_cache: dict[str, Any] = {}
 
         self.register_buffer("step", torch.zeros((), dtype=torch.int64, device="cpu"))
+        self.register_buffer("defaults_version", torch.tensor(DEFAULTS_VERSION, device="cpu"))
         for name, value in self.loss.initial_state(num_classes).items():
             self.register_buffer(_STATE_PREFIX + name, value.cpu())
         for name, value in self.loss.initial_parameters(num_classes).items():
@@ -182,6 +199,7 @@ class PartialFC(ShardedRows):
     def __getstate__(self) -> dict[str, Any]:
         state = self.__dict__.copy()
         state["_deferred"] = DeferredCheck()
+        state["_passes"], state["_prototypes"] = Passes(), []
         state["_sampler_cache"] = {}  # threads and indexes, which are made anew
         return state
 
@@ -198,7 +216,25 @@ class PartialFC(ShardedRows):
             self._ensure_storage()
         for key in own:
             state_dict.setdefault(key, self._buffers[key.removeprefix(prefix)])
+        if prefix + "step" in state_dict:  # a head that goes on: of the first version if it does not say
+            version = state_dict.setdefault(prefix + "defaults_version", torch.tensor(1))
+            self._keep_defaults_of(int(version))
         super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, *args)
+
+    def _keep_defaults_of(self, version: int) -> None:
+        """Go on with what the arguments that were left out meant in that version, and say so where it differs."""
+        loss = self.loss.with_defaults_of(version)
+        if loss != self.loss:
+            self.loss = loss
+            if self.comm.rank == 0:
+                warnings.warn(
+                    f"this head began with other defaults and goes on with them: {loss}. Give the arguments by name to "
+                    "change that.",
+                    stacklevel=2,
+                )
+        if self._init_left_out:
+            init = loss.center_init if version > 1 else "normal"
+            self.initial_centers = initial_centers(init, None, init, (self.num_classes, self.embedding_dim))
 
     # --- training -----------------------------------------------------------------------------------------------------
 
@@ -235,15 +271,20 @@ class PartialFC(ShardedRows):
             )
         with torch.autocast(embeddings.device.type, enabled=False):
             batch = self._gather(embeddings, labels, "PartialFC.forward", other, share)
-            if self.training and self.samples:
-                sample = self._sample(batch.all_labels, batch.labels, batch)
-            else:
-                sample = all_classes(batch.labels, self.shard)
-            loss = self._loss(batch, sample)
-        if self.training:
+            now = (self._passes.first_of(batch) if self.training else None) or self._new_pass(batch)
+            loss = self._loss(batch, now)
+        if self.training and not now.again:
+            self._passes.keep(now, batch, loss)
             self.step += 1
             self._read_ahead()
         return loss
+
+    def _new_pass(self, batch: Gathered) -> Pass:
+        if self.training and self.samples:
+            sample = self._sample(batch.all_labels, batch.labels, batch)
+        else:
+            sample = all_classes(batch.labels, self.shard)
+        return Pass(self.step.clone(), sample)
 
     @property
     def device(self) -> torch.device:
@@ -323,8 +364,9 @@ class PartialFC(ShardedRows):
             cache=self._sampler_cache,
         )
 
-    def _loss(self, batch: Gathered, sample: Sample) -> Tensor:
-        comm, loss = self.comm, self.loss
+    def _loss(self, batch: Gathered, now: Pass) -> Tensor:
+        comm, loss, sample = self.comm, self.loss, now.sample
+        moves_on = self.training and not now.again  # averages and memory
         state = self._loss_state()
         norms = torch.linalg.vector_norm(batch.x, dim=1)
         x = batch.x / norms.clamp(min=1e-12)[:, None] if loss.normalize else batch.x
@@ -334,24 +376,25 @@ class PartialFC(ShardedRows):
             norms=shared_gradient(norms, comm.shard_size),
             target_cosine=None,
             seed=self.seed,
-            step=self.step.clone(),
+            step=now.step,
             index=batch.places(),
         )
         if loss.needs_target_cosine:
             plan = self._plan(rows, {}, sample)
             rows = replace(rows, target_cosine=target_cosines(x, self.weight, self.bias, plan))
-        if self.training and state:
+        if moves_on and state:
             with torch.no_grad():
                 loss.update_state(state, rows_of_all(rows, batch, comm)[0])
-        # The buffers move on, perhaps before this step's backward; its graph keeps the values of now.
-        now = {name: value.clone() for name, value in state.items()}
-        plan = self._plan(rows, now | learned, sample)
+        if now.state is None:  # the buffers move on, perhaps before this step's backward; its graph keeps these values
+            now.state = {name: value.clone() for name, value in state.items()}
         memory = self._memory_of(loss)
-        if memory and self.training:
-            plan = replace(plan, prototypes=Prototypes(memory["feature"], loss.prototype_shares(memory, rows)))
+        if memory and self.training and now.prototypes is None:
+            now.prototypes = Prototypes(memory["feature"], loss.prototype_shares(memory, rows))
+            self._prototypes.append(weakref.ref(now.prototypes))
+        plan = replace(self._plan(rows, now.state | learned, sample), prototypes=now.prototypes)
         sums = sharded_softmax_sums(x, self.weight, self.bias, plan, tuple(learned))
         self.last_target_cosine = sums.target_cosine.detach()[batch.own_pictures]
-        values = now | {name: shared_gradient(value, comm.shard_size) for name, value in learned.items()}
+        values = now.state | {name: shared_gradient(value, comm.shard_size) for name, value in learned.items()}
         row_losses = loss.row_losses(
             loss.target_logits(sums.target_cosine, rows, values),
             sums.negative_logsumexp,
@@ -360,23 +403,26 @@ class PartialFC(ShardedRows):
             rows,
             values,
         )
-        if self.training and state:
+        if moves_on and state:
             with torch.no_grad():
                 known = replace(rows, target_cosine=sums.target_cosine.detach())
                 loss.finish_state(state, *rows_of_all(known, batch, comm, sums.negative_logsumexp.detach()))
-        if plan.prototypes is not None:
+        if moves_on and memory:
             with torch.no_grad():
-                self._remember(loss, memory, x, rows, plan.prototypes)
+                self._remember(loss, memory, x, rows)
         weighted = row_losses if batch.weights is None else row_losses * batch.weights
         total = weighted.sum() / batch.num_pictures
+        remembered = iter(now.recalled if now.again else ())
         for addition in self.additions:
             memory = self._memory_of(addition)
             for embeddings, labels, counts in batch.labelled():
-                recalled = recall(memory, labels, self.shard, comm.shard_group)
+                recalled = next(remembered, None) or recall(memory, labels, self.shard, comm.shard_group)
+                if moves_on:
+                    now.recalled.append(recalled)
                 value = addition(embeddings, labels, recalled)
                 share = labels.shape[0] / batch.num_pictures
                 total = total + shared_gradient(value, comm.shard_size) * (addition.weight * share * counts)
-                if self.training and memory:
+                if moves_on and memory:
                     with torch.no_grad():
                         remember_(memory, addition.remembered(embeddings, labels, recalled), labels, self.shard)
         if comm.num_replicas > 1:
@@ -389,12 +435,16 @@ class PartialFC(ShardedRows):
         names = part.row_memory(self.embedding_dim)
         return {name: rows for name in names if (rows := self._buffers[MEMORY_PREFIX + name]) is not None}
 
-    def _remember(self, loss: Loss, memory: dict[str, Tensor], x: Tensor, rows: Rows, prototypes: Prototypes) -> None:
-        """Write what the loss remembers of this batch; the backward pass still to come keeps the memory as it was."""
+    def _remember(self, loss: Loss, memory: dict[str, Tensor], x: Tensor, rows: Rows) -> None:
+        """Write what the loss remembers of this batch; backward passes still to come keep the memory as it was."""
         shard = self.shard
         owned = (rows.labels >= shard.start) & (rows.labels < shard.stop)
         local = torch.where(owned, rows.labels - shard.start, shard.num_local)
-        prototypes.keep(local, memory["feature"][local.clamp(max=shard.num_local - 1)])
+        before = memory["feature"][local.clamp(max=shard.num_local - 1)]
+        alive = [(ref, prototypes) for ref in self._prototypes if (prototypes := ref()) is not None]
+        for _, prototypes in alive:
+            prototypes.keep(local, before)
+        self._prototypes = [ref for ref, _ in alive]
         remember_(memory, loss.remembered(x, rows), rows.labels, shard)
 
     def _plan(self, rows: Rows, state: dict[str, Tensor], sample: Sample) -> Plan:

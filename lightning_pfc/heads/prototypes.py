@@ -18,12 +18,12 @@ class Prototypes:
 
     def __init__(self, feature: Tensor, share: Tensor) -> None:
         self.feature, self.share = feature, share
-        self._changed: tuple[Tensor, Tensor] | None = None
+        self._changed: list[tuple[Tensor, Tensor]] = []
 
     def keep(self, ids: Tensor, before: Tensor) -> None:
         """Go on with ``before`` (B, D) for the local rows ``ids`` (B,), which the memory is about to overwrite."""
         order = ids.argsort()
-        self._changed = (ids[order].contiguous(), before[order])
+        self._changed.append((ids[order].contiguous(), before[order]))
 
     def mix(self, rows: Tensor, ids: slice | Tensor) -> Tensor:
         """Centers (n, D) of the local rows ``ids`` -> prototypes (n, D), in new storage."""
@@ -41,10 +41,8 @@ class Prototypes:
 
     def _features(self, ids: slice | Tensor) -> Tensor:
         found = self.feature[ids]
-        if self._changed is None:
-            return found
-        changed, before = self._changed
-        if isinstance(ids, slice):
-            ids = torch.arange(ids.start, ids.stop, device=found.device)
-        place = torch.searchsorted(changed, ids).clamp_(max=changed.shape[0] - 1)
-        return torch.where((changed[place] == ids)[:, None], before[place], found)
+        rows = torch.arange(ids.start, ids.stop, device=found.device) if isinstance(ids, slice) else ids
+        for changed, before in reversed(self._changed):  # what was there first comes last
+            place = torch.searchsorted(changed, rows).clamp_(max=changed.shape[0] - 1)
+            found = torch.where((changed[place] == rows)[:, None], before[place], found)
+        return found

@@ -15,7 +15,8 @@ from typing_extensions import Self
 from lightning_pfc.distributed.comm import Comm
 from lightning_pfc.distributed.owner import foreign_strategy_message, get_owner
 from lightning_pfc.distributed.shard import ClassShard
-from lightning_pfc.heads.init import init_centers_
+from lightning_pfc.heads.init import InitialCenters
+from lightning_pfc.heads.unallocated import refuse_writes, refuse_written
 from lightning_pfc.storage.huge_pages import ask_for_huge_pages
 from lightning_pfc.storage.row_files import RowFiles
 
@@ -38,7 +39,7 @@ class ShardedRows(nn.Module):
         width: numbers of a row of ``weight``.
         has_bias: whether there is a ``bias``, one number a class, zero at first.
         seed: of the initial rows of ``weight``.
-        init_std: their standard deviation.
+        initial_centers: how these are drawn.
         device, dtype: of the rows.
         row_folder: where ``weight`` is kept in files, or None; see :class:`~lightning_pfc.heads.partial_fc.PartialFC`.
         rows_on: "device", or "host": ``weight`` stays in the host's memory wherever the module is moved.
@@ -54,7 +55,7 @@ class ShardedRows(nn.Module):
         width: int,
         has_bias: bool,
         seed: int,
-        init_std: float,
+        initial_centers: InitialCenters,
         device: torch.device | str | None,
         dtype: torch.dtype,
         row_folder: str | os.PathLike[str] | None,
@@ -66,7 +67,7 @@ class ShardedRows(nn.Module):
         self.rows_on: Place = rows_on
         self.num_classes = num_classes
         self.seed = seed
-        self.init_std = init_std
+        self.initial_centers = initial_centers
         self.row_folder = None if row_folder is None else Path(row_folder)
         self._comm: Comm | None = None
         self._build_device = torch.device(device) if device is not None else torch.get_default_device()
@@ -79,11 +80,23 @@ class ShardedRows(nn.Module):
         comm = comm or _comm_at_birth()
         if comm is not None:
             self.attach(comm)
+        else:
+            for tensor in self.sharded_tensors().values():
+                refuse_writes(tensor, self._planned_device)
 
     @property
     def comm(self) -> Comm:
         """Whom this head talks to; a single process until it is attached."""
         return self._comm if self._comm is not None else Comm.single()
+
+    @property
+    def init_std(self) -> float:
+        """Standard deviation of the initial centers' numbers."""
+        return self.initial_centers.std
+
+    @init_std.setter
+    def init_std(self, std: float) -> None:
+        self.initial_centers = self.initial_centers._replace(std=std)
 
     @property
     def shard(self) -> ClassShard:
@@ -158,12 +171,17 @@ class ShardedRows(nn.Module):
             name: rows for name, rows in self._buffers.items() if name.startswith(_ROW_PREFIXES) and rows is not None
         }
 
+    @property
+    def _planned_device(self) -> torch.device:
+        return torch.device("cpu") if self._build_device.type == "meta" else self._build_device
+
     def _allocate(self, shard: ClassShard, device: torch.device) -> None:
+        refuse_written(self.sharded_tensors().values())
         if device.type == "meta":
             device = torch.device("cpu")
 
         def fill(out: Tensor) -> Tensor:
-            return init_centers_(out, shard.start, self.seed, self.init_std)
+            return self.initial_centers.fill_(out, shard.start, self.seed)
 
         shape, dtype = (shard.num_local, self.weight.shape[1]), self.weight.dtype
         files = self._files(shard, device)

@@ -34,8 +34,7 @@ class AdaCos(Loss):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not isinstance(self.dynamic, bool):
-            raise TypeError(f"AdaCos(dynamic={self.dynamic!r}): dynamic must be True or False.")
+        self._check_flag("dynamic")
 
     def initial_state(self, num_classes: int) -> State:
         """``scale``: sqrt(2) log(C - 1), for at least three classes."""

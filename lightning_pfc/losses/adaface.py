@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from lightning_pfc.losses.base import Loss, MarginGrad, Rows, State, angle, with_margin_grad
+from lightning_pfc.losses.base import CenterInit, Loss, MarginGrad, Rows, State, angle, with_margin_grad
 
 _NORM_RANGE = (1e-3, 100.0)
 _EPS = 1e-3
@@ -36,6 +37,8 @@ class AdaFace(Loss):
     h: float = 0.333
     momentum: float = 0.01
     margin_grad: MarginGrad = "exact"
+
+    center_init: ClassVar[CenterInit] = "unit"
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -19,17 +19,24 @@ gradients over the ranks, and the loss finds them in ``state``.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from typing_extensions import Self
 
 from lightning_pfc.named import Named
 
 MarginGrad = Literal["exact", "straight_through"]
+BeyondPi = Literal["psi", "cosine"]
+CenterInit = Literal["normal", "unit", "kaiming", "xavier"]
+
+DEFAULTS_VERSION = 2
+"""Counts up when an argument that is left out comes to mean another number; a head keeps the version it began with."""
 
 # d acos(x)/dx is infinite at |x| = 1; one float32 step inside, it is finite and the angle is off by at most 5e-4 rad.
 COSINE_LIMIT = 1.0 - 1e-7
@@ -84,12 +91,40 @@ class Loss(Named):
     num_centers: ClassVar[int] = 1  # centers per class, side by side in a row of the head's weight; the nearest counts
     linear_negatives: ClassVar[bool] = True  # negative_logits is `scale * cosine` (but for the filter)
     softplus_negatives: ClassVar[bool] = False  # the head sums softplus(z) instead of z in `negative_sum`
+    center_init: ClassVar[CenterInit] = "normal"  # how the loss's authors begin, where the head is not told
+    versioned_defaults: ClassVar[Mapping[str, Mapping[int, Any]]] = {}  # what None means, by argument and version
+
+    _left_out: ClassVar[tuple[str, ...]] = ()  # of the versioned arguments, those that were None; set on the instance
 
     def __post_init__(self) -> None:
+        self._fill_in(DEFAULTS_VERSION)
         self._check_number("scale", low=0.0, open_low=True)
         self._check_number("label_smoothing", low=0.0, high=1.0, open_high=True)
         if self.interclass_filter is not None:
             self._check_number("interclass_filter", low=-1.0, high=1.0, open_low=True, open_high=True)
+
+    def with_defaults_of(self, version: int) -> Self:
+        """This loss with the arguments that were left None as that version meant them.
+
+        Args:
+            version: see :data:`DEFAULTS_VERSION`.
+        """
+        former = copy.copy(self)
+        for name in self._left_out:
+            object.__setattr__(former, name, None)
+        former._fill_in(version)
+        return former
+
+    def _fill_in(self, version: int) -> None:
+        left_out = [name for name in self.versioned_defaults if getattr(self, name) is None]
+        for name in left_out:
+            by_version = self.versioned_defaults[name]
+            object.__setattr__(self, name, by_version[max(v for v in by_version if v <= version)])
+        object.__setattr__(self, "_left_out", tuple(left_out))
+
+    def to_config(self) -> dict[str, Any]:
+        """As :class:`Named`; an argument that was left None is left out, for a head to say what it means."""
+        return {name: value for name, value in super().to_config().items() if name not in self._left_out}
 
     # --- what the head asks -------------------------------------------------------------------------------------------
 
@@ -196,6 +231,22 @@ def with_margin_grad(cosine: Tensor, modified: Tensor, margin_grad: MarginGrad) 
     return modified if margin_grad == "exact" else cosine + (modified - cosine).detach()
 
 
+def with_easy_margin(cosine: Tensor, modified: Tensor) -> Tensor:
+    """``modified`` where the cosine is above 0, the cosine itself elsewhere: no margin beyond a right angle."""
+    return torch.where(cosine > 0.0, modified, cosine)
+
+
 def angle(cosine: Tensor) -> Tensor:
     """The angle arccos(cosine) in radians, with the cosine kept one float32 step inside (-1, 1) for its derivative."""
     return torch.arccos(cosine.clamp(-COSINE_LIMIT, COSINE_LIMIT))
+
+
+def psi(angle: Tensor) -> Tensor:
+    """The cosine of an angle in [0, pi], continued so that it falls for ever (SphereFace, arXiv:1704.08063, eq. 8).
+
+    ``(-1)^k cos(angle) - 2k`` for angles in ``[k pi, (k+1) pi]``. A factor on the angle takes it beyond pi where
+    samples start: the cosine itself would rise again there, and the loss would fall as a sample turns away from its
+    center.
+    """
+    k = torch.floor(angle.detach() / torch.pi)
+    return (1.0 - 2.0 * torch.remainder(k, 2.0)) * torch.cos(angle) - 2.0 * k

@@ -43,8 +43,7 @@ class ElasticFace(Loss):
         self._check_number("std", low=0.0)
         self._check_choice("margin_type", ("angular", "additive"))
         self._check_choice("margin_grad", ("exact", "straight_through"))
-        if not isinstance(self.plus, bool):
-            raise TypeError(f"ElasticFace(plus={self.plus!r}): plus must be True or False.")
+        self._check_flag("plus")
 
     def _margins(self, rows: Rows, cosine: Tensor) -> Tensor:
         margins = self.margin + self.std * keyed_normal(rows.seed, rows.step, rows.index).to(cosine.dtype)

@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from lightning_pfc.losses.base import Loss, MarginGrad, Rows, State, angle, with_margin_grad
+from lightning_pfc.losses.base import (
+    CenterInit,
+    Loss,
+    MarginGrad,
+    Rows,
+    State,
+    angle,
+    with_easy_margin,
+    with_margin_grad,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,6 +33,9 @@ class MagFace(Loss):
         lower_norm, upper_norm: 0 < lower < upper.
         lower_margin, upper_margin: in radians, 0 <= lower <= upper.
         regularizer: lambda_g >= 0.
+        easy_margin: leave the margin out where the target's cosine is not above 0, as the authors' published models
+            were trained; the paper has no such thing. The logit then rises by the margin's part where the angle passes
+            a right one, and the loss falls; its gradient still points to the center, and it trains.
         margin_grad: "exact" or "straight_through" (then the norms' gradient through the margin is lost as well).
         label_smoothing, interclass_filter: see :class:`Loss`.
     """
@@ -32,7 +45,10 @@ class MagFace(Loss):
     lower_margin: float = 0.45
     upper_margin: float = 0.8
     regularizer: float = 35.0
+    easy_margin: bool = False
     margin_grad: MarginGrad = "exact"
+
+    center_init: ClassVar[CenterInit] = "unit"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -41,6 +57,7 @@ class MagFace(Loss):
         self._check_number("lower_margin", low=0.0)
         self._check_number("upper_margin", low=self.lower_margin)
         self._check_number("regularizer", low=0.0)
+        self._check_flag("easy_margin")
         self._check_choice("margin_grad", ("exact", "straight_through"))
 
     def target_logits(self, cosine: Tensor, rows: Rows, state: State) -> Tensor:
@@ -48,6 +65,8 @@ class MagFace(Loss):
         norm = rows.norms.clamp(self.lower_norm, self.upper_norm)
         slope = (self.upper_margin - self.lower_margin) / (self.upper_norm - self.lower_norm)
         modified = torch.cos(angle(cosine) + self.lower_margin + slope * (norm - self.lower_norm))
+        if self.easy_margin:
+            modified = with_easy_margin(cosine, modified)
         return self.scale * with_margin_grad(cosine, modified, self.margin_grad)
 
     def row_losses(

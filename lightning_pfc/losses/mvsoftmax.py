@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
-from lightning_pfc.losses.base import Loss, MarginGrad, Rows, State, angle, with_margin_grad
+from lightning_pfc.losses.base import (
+    CenterInit,
+    Loss,
+    MarginGrad,
+    Rows,
+    State,
+    angle,
+    with_easy_margin,
+    with_margin_grad,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,8 +34,12 @@ class MVSoftmax(Loss):
         scale: s > 0.
         margin: m >= 0: a cosine offset for "additive", radians for "angular".
         margin_type: "additive" (MV-AM-Softmax, f = cos theta - m) or "angular" (MV-Arc-Softmax, f = cos(theta + m)).
-        hard_weight: t >= 1.
+        hard_weight: t >= 1. None: 1.2, as in the authors' code; a head that began with 1.12 under None, in a version
+            before, goes on with it.
         weighting: "adaptive" or "fixed".
+        easy_margin: leave the margin out where the target's cosine is not above 0, as the authors' code does unless
+            told otherwise; the paper has no such thing. The logit then rises by the margin where the angle passes a
+            right one, and the loss falls; its gradient still points to the center, and it trains.
         margin_grad: "exact" or "straight_through", for the target.
         label_smoothing: see :class:`Loss`.
     """
@@ -33,10 +47,13 @@ class MVSoftmax(Loss):
     scale: float = 32.0
     margin: float = 0.35
     margin_type: Literal["additive", "angular"] = "additive"
-    hard_weight: float = 1.12
+    hard_weight: float | None = None
     weighting: Literal["adaptive", "fixed"] = "adaptive"
+    easy_margin: bool = False
     margin_grad: MarginGrad = "exact"
 
+    center_init: ClassVar[CenterInit] = "unit"
+    versioned_defaults: ClassVar[Mapping[str, Mapping[int, Any]]] = {"hard_weight": {1: 1.12, 2: 1.2}}
     needs_target_cosine: ClassVar[bool] = True
     linear_negatives: ClassVar[bool] = False
 
@@ -44,6 +61,7 @@ class MVSoftmax(Loss):
         super().__post_init__()
         self._check_number("margin", low=0.0)
         self._check_number("hard_weight", low=1.0)
+        self._check_flag("easy_margin")
         self._check_choice("margin_type", ("additive", "angular"))
         self._check_choice("weighting", ("adaptive", "fixed"))
         self._check_choice("margin_grad", ("exact", "straight_through"))
@@ -55,10 +73,15 @@ class MVSoftmax(Loss):
     def negative_logits(self, cosine: Tensor, rows: Rows, state: State) -> Tensor:
         """``s cos_j``, re-weighted where hard; (B, n) -> (B, n)."""
         assert rows.target_cosine is not None
-        extra = self.hard_weight - 1.0
-        harder = cosine * self.hard_weight + extra if self.weighting == "adaptive" else cosine + extra
+        weight = self.hard_weight
+        assert weight is not None
+        extra = weight - 1.0
+        harder = cosine * weight + extra if self.weighting == "adaptive" else cosine + extra
         return self.scale * torch.where(cosine > self._with_margin(rows.target_cosine)[:, None], harder, cosine)
 
     def target_logits(self, cosine: Tensor, rows: Rows, state: State) -> Tensor:
         """``s f(m, theta_y)``, (B,) -> (B,)."""
-        return self.scale * with_margin_grad(cosine, self._with_margin(cosine), self.margin_grad)
+        modified = self._with_margin(cosine)
+        if self.easy_margin:
+            modified = with_easy_margin(cosine, modified)
+        return self.scale * with_margin_grad(cosine, modified, self.margin_grad)

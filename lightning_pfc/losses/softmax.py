@@ -24,8 +24,7 @@ class Softmax(Loss):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not isinstance(self.bias, bool):
-            raise TypeError(f"Softmax(bias={self.bias!r}): bias must be True or False.")
+        self._check_flag("bias")
         if self.interclass_filter is not None:
             raise ValueError(
                 f"Softmax(interclass_filter={self.interclass_filter!r}): the filter compares cosines, and Softmax has "

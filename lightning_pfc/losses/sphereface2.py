@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lightning_pfc.losses.base import Loss, Rows, State
+from lightning_pfc.losses.base import Loss, MarginGrad, Rows, State, with_margin_grad
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +28,8 @@ class SphereFace2(Loss):
         power: t > 0.
         balance: lambda in (0, 1), the weight of the positive.
         weight: w > 0, a factor on the whole loss, for learning rates that suit a softmax.
+        margin_grad: "exact" differentiates through g, as the equations have it; "straight_through" takes the derivative
+            of g for one, for positives and negatives, as the authors' code does ("characteristic gradient detachment").
     """
 
     scale: float = 40.0
@@ -35,6 +37,7 @@ class SphereFace2(Loss):
     power: float = 3.0
     balance: float = 0.7
     weight: float = 50.0
+    margin_grad: MarginGrad = "exact"
 
     linear_negatives: ClassVar[bool] = False
     softplus_negatives: ClassVar[bool] = True
@@ -45,10 +48,12 @@ class SphereFace2(Loss):
         self._check_number("power", low=0.0, open_low=True)
         self._check_number("balance", low=0.0, high=1.0, open_high=True, open_low=True)
         self._check_number("weight", low=0.0, open_low=True)
+        self._check_choice("margin_grad", ("exact", "straight_through"))
         self._refuse_softmax_options()
 
     def _g(self, cosine: Tensor) -> Tensor:
-        return 2.0 * ((cosine.clamp(-1.0, 1.0) + 1.0) / 2.0) ** self.power - 1.0
+        modified = 2.0 * ((cosine.clamp(-1.0, 1.0) + 1.0) / 2.0) ** self.power - 1.0
+        return with_margin_grad(cosine, modified, self.margin_grad)
 
     def initial_parameters(self, num_classes: int) -> State:
         """``bias``: where, at cosine 0, the positive's gradient equals that of all negatives together."""

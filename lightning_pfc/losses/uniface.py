@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lightning_pfc.losses.base import Loss, Rows, State
+from lightning_pfc.losses.base import CenterInit, Loss, Rows, State
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,11 +27,15 @@ class UniFace(Loss):
         scale: s > 0.
         margin: m >= 0, a cosine offset.
         balance: lambda > 0, the weight of the negatives.
+        clamp_logits: keep each ``s cos - b`` within [-s, s], as the authors' code does. A positive whose cosine is
+            below ``(b - s) / s + m`` then has no gradient; the paper has no such thing.
     """
 
     margin: float = 0.4
     balance: float = 1.0
+    clamp_logits: bool = False
 
+    center_init: ClassVar[CenterInit] = "kaiming"
     linear_negatives: ClassVar[bool] = False
     softplus_negatives: ClassVar[bool] = True
 
@@ -39,6 +43,7 @@ class UniFace(Loss):
         super().__post_init__()
         self._check_number("margin", low=0.0)
         self._check_number("balance", low=0.0, open_low=True)
+        self._check_flag("clamp_logits")
         self._refuse_softmax_options()
 
     def initial_parameters(self, num_classes: int) -> State:
@@ -47,11 +52,14 @@ class UniFace(Loss):
 
     def negative_logits(self, cosine: Tensor, rows: Rows, state: State) -> Tensor:
         """``s cos_j - b``, (B, n) -> (B, n)."""
-        return self.scale * cosine - state["threshold"]
+        return self._clamped(self.scale * cosine - state["threshold"])
 
     def target_logits(self, cosine: Tensor, rows: Rows, state: State) -> Tensor:
         """``s (cos_y - m) - b``, (B,) -> (B,)."""
-        return self.scale * (cosine - self.margin) - state["threshold"]
+        return self._clamped(self.scale * (cosine - self.margin) - state["threshold"])
+
+    def _clamped(self, logits: Tensor) -> Tensor:
+        return logits.clamp(-self.scale, self.scale) if self.clamp_logits else logits
 
     def row_losses(
         self,

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from torch import Tensor
+from typing_extensions import Self
 
-from lightning_pfc.losses.base import Loss, Rows, State
+from lightning_pfc.losses.base import CenterInit, Loss, Rows, State
 
 # The value at which an argument of this name does nothing, by class where it is not the usual one.
 _NEUTRAL: dict[str, dict[str, float]] = {
@@ -81,7 +82,16 @@ class MarginWarmup(Loss):
             object.__setattr__(warmed, name, neutral + (getattr(self.inner, name) - neutral) * share)
         return warmed
 
+    def with_defaults_of(self, version: int) -> Self:
+        """The inner loss with that version's defaults, warmed up."""
+        return replace(self, loss=self.inner.with_defaults_of(version))
+
     # --- everything else is the inner loss's --------------------------------------------------------------------------
+
+    @property
+    def center_init(self) -> CenterInit:  # type: ignore[override]
+        """Of the inner loss."""
+        return self.inner.center_init
 
     @property
     def normalize(self) -> bool:  # type: ignore[override]

@@ -19,7 +19,6 @@ from torchmetrics.utilities.distributed import gather_all_tensors
 
 from lightning_pfc.distributed.collectives import all_reduce
 from lightning_pfc.distributed.shard import ClassShard
-from lightning_pfc.heads.init import init_centers_
 from lightning_pfc.heads.partial_fc import PartialFC
 
 COSINE_BINS = 200
@@ -359,7 +358,7 @@ def _untouched(head: PartialFC) -> int:
     weight, same = head.weight.detach(), 0
     for low in range(0, len(weight), _BIRTH_ROWS):
         part = weight[low : low + _BIRTH_ROWS]
-        born = init_centers_(torch.empty_like(part), head.shard.start + low, head.seed, head.init_std)
+        born = head.initial_centers.fill_(torch.empty_like(part), head.shard.start + low, head.seed)
         same += int((part == born).all(1).sum())
     return same
 

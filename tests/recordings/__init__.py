@@ -1,0 +1,1 @@
+"""Numbers of the head from before a change, to be compared after it."""

@@ -1,0 +1,203 @@
+"""A forward that autograd computes again gives the gradients of the first one, and counts and remembers nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from lightning_pfc import PartialFC
+from lightning_pfc import losses as L
+from lightning_pfc.heads.samplers import Mixed, Recent
+
+DIM, CLASSES, BATCH = 6, 60, 7
+Forward = Callable[[PartialFC, nn.Module, Tensor, Tensor], Tensor]
+
+
+def plain(head: PartialFC, net: nn.Module, x: Tensor, labels: Tensor) -> Tensor:
+    return head(net(x), labels)
+
+
+def of_the_head(reentrant: bool) -> Forward:
+    return lambda head, net, x, labels: checkpoint(head, net(x), labels, use_reentrant=reentrant)
+
+
+def of_everything(reentrant: bool) -> Forward:
+    """Operations before and after the head belong to the region."""
+
+    def forward(head: PartialFC, net: nn.Module, x: Tensor, labels: Tensor) -> Tensor:
+        return checkpoint(lambda x: head(net(x), labels).square().sqrt(), x.requires_grad_(), use_reentrant=reentrant)
+
+    return forward
+
+
+def compiled(forward: Forward) -> Forward:
+    return lambda *args: torch.compile(forward, backend="eager")(*args)
+
+
+WAYS = {
+    "head": of_the_head(False),
+    "head, reentrant": of_the_head(True),
+    "everything": of_everything(False),
+    "everything, reentrant": of_everything(True),
+}
+
+CASES: dict[str, dict[str, Any]] = {
+    "uniform": {"loss": L.CosFace(scale=8.0), "sample_rate": 0.2},
+    "no negatives": {"loss": L.CosFace(scale=8.0), "sample_rate": 0.0},
+    "mixed": {"loss": L.CosFace(scale=8.0), "sample_rate": 0.5, "sampler": Mixed(refresh=2)},
+    "recent": {"loss": L.CosFace(scale=8.0), "sample_rate": 0.3, "sampler": Recent()},
+    "random margins": {"loss": L.ElasticFace(scale=8.0, std=0.2), "sample_rate": 0.3},
+    "averages": {"loss": L.AdaFace(scale=8.0, momentum=0.5, h=1.0), "sample_rate": 0.3},
+    "averages of cosines": {"loss": L.CurricularFace(scale=8.0, momentum=0.5), "sample_rate": 0.3},
+    "scale": {"loss": L.AdaCos()},
+    "parameters": {"loss": L.UniFace(scale=8.0), "sample_rate": 0.3},
+    "warm-up": {"loss": L.MarginWarmup(loss=L.ArcFace(scale=8.0), steps=3), "sample_rate": 0.3},
+    "memory": {"loss": L.VPL(scale=8.0, share=0.4, start=0, lifetime=2), "sample_rate": 0.6},
+    "memory of additions": {"loss": L.CosFace(scale=8.0), "sample_rate": 0.3, "additions": ["center", "triplet"]},
+}
+
+
+def batch(number: int) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(number)
+    return torch.randn(BATCH, DIM, generator=generator), torch.randint(0, 12, (BATCH,), generator=generator)
+
+
+def one_by_one(forward: Forward, head: PartialFC, net: nn.Module) -> Iterable[Tensor]:
+    for number in range(4):
+        loss = forward(head, net, *batch(number))
+        loss.backward()
+        yield loss
+
+
+def thrown_away(forward: Forward, head: PartialFC, net: nn.Module) -> Iterable[Tensor]:
+    """Forwards without a backward count, and what comes after them is that of a later step."""
+    for number in range(4):
+        forward(head, net, *batch(number))
+        loss = forward(head, net, *batch(number))
+        loss.backward()
+        yield loss
+
+
+def first_of_two(forward: Forward, head: PartialFC, net: nn.Module) -> Iterable[Tensor]:
+    for number in range(3):
+        losses = [forward(head, net, *batch(2 * number + i)) for i in range(2)]
+        losses[0].backward()
+        yield from losses
+
+
+def together(forward: Forward, head: PartialFC, net: nn.Module) -> Iterable[Tensor]:
+    """Twice the same batch, and another, before any backward."""
+    losses = [forward(head, net, *batch(number)) for number in (0, 0, 1)]
+    torch.stack(losses).sum().backward()
+    return losses
+
+
+def twice(forward: Forward, head: PartialFC, net: nn.Module) -> Iterable[Tensor]:
+    losses = [forward(head, net, *batch(number)) for number in (0, 0)]
+    for _ in range(2):
+        torch.stack(losses).sum().backward(retain_graph=True)
+    return losses
+
+
+def in_order(forward: Forward, head: PartialFC, net: nn.Module) -> Iterable[Tensor]:
+    """Backward passes in the order of the forwards, which all have the same batch."""
+    losses = [forward(head, net, *batch(0)) for _ in range(3)]
+    for loss in losses:
+        loss.backward()
+    return losses
+
+
+def run(case: str, forward: Forward, order: Callable[..., Iterable[Tensor]]) -> dict[str, Tensor]:
+    torch.manual_seed(0)
+    net = nn.Linear(DIM, DIM)
+    head = PartialFC(embedding_dim=DIM, num_classes=CLASSES, init_std=1.0, seed=3, **CASES[case]).to("cpu")
+    losses = [loss.detach() for loss in order(forward, head, net)]
+    tensors = {name: value.clone() for name, value in head.state_dict().items()}
+    grads = {name: p.grad for name, p in [*head.named_parameters(), *net.named_parameters("net")]}
+    return tensors | {f"{name}.grad": grad for name, grad in grads.items()} | {"loss": torch.stack(losses)}
+
+
+def compare(case: str, forward: Forward, order: Callable[..., Iterable[Tensor]]) -> None:
+    want, got = run(case, plain, order), run(case, forward, order)
+    assert want.keys() == got.keys()
+    for name, value in want.items():
+        torch.testing.assert_close(got[name], value, rtol=1e-5, atol=1e-6, msg=lambda m, name=name: f"{name}: {m}")
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("case", CASES)
+def test_gradients_and_state_are_those_of_one_forward(case: str, way: str) -> None:
+    compare(case, WAYS[way], one_by_one)
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("order", [thrown_away, first_of_two, together, twice])
+@pytest.mark.parametrize("case", ["uniform", "averages", "memory", "memory of additions"])
+def test_whatever_lies_between(case: str, order: Callable[..., Iterable[Tensor]], way: str) -> None:
+    if "reentrant" in way and order is twice:
+        order = together  # it cannot go back twice
+    compare(case, WAYS[way], order)
+
+
+@pytest.mark.parametrize("case", ["uniform", "recent"])
+def test_the_same_batch_in_the_order_of_the_forwards(case: str) -> None:
+    for way in ("head", "everything"):
+        compare(case, WAYS[way], in_order)
+
+
+@pytest.mark.parametrize("way", ["head", "everything", "head, reentrant"])
+def test_compiled(way: str) -> None:
+    compare("uniform", compiled(WAYS[way]), one_by_one)
+    torch._dynamo.reset()
+
+
+def test_step_counts_forwards() -> None:
+    for way in WAYS.values():
+        assert run("uniform", way, one_by_one)["step"] == 4
+        assert run("uniform", way, thrown_away)["step"] == 8
+
+
+def test_a_new_forward_inside_a_backward_pass_draws_and_counts() -> None:
+    head = PartialFC(embedding_dim=DIM, num_classes=CLASSES, loss="cosface", sample_rate=0.1).to("cpu")
+    x, labels = batch(0)
+    loss = checkpoint(head, x.requires_grad_(), labels, use_reentrant=False)
+    other = batch(1)
+    loss.register_hook(lambda grad: head(*other) * 0 + grad)
+    loss.backward()
+    assert head.step == 2
+
+
+def test_nothing_is_kept_of_what_is_gone() -> None:
+    head = PartialFC(embedding_dim=DIM, num_classes=CLASSES, loss="cosface", sample_rate=0.1).to("cpu")
+    for number in range(100):
+        x, labels = batch(number)
+        checkpoint(head, x.requires_grad_(), labels, use_reentrant=False)
+        checkpoint(head, x, labels, use_reentrant=True)
+        head(x, labels).backward()
+    assert len(head._passes._kept) <= 33
+
+
+def test_memory_as_it_was_when_several_forwards_come_before_the_backward_passes() -> None:
+    """Also without a recomputation: what a later forward remembers is not what an earlier one was computed with."""
+
+    def together_of_classes_in_common(forward: Forward, head: PartialFC, net: nn.Module) -> Iterable[Tensor]:
+        losses = []
+        for number in range(3):
+            losses.append(forward(head, net, *batch(number)))
+            if separately:
+                losses[-1].backward()
+        if not separately:
+            torch.stack(losses).sum().backward()
+        return losses
+
+    separately = True
+    want = run("memory", plain, together_of_classes_in_common)
+    separately = False
+    for forward in (plain, *WAYS.values()):
+        got = run("memory", forward, together_of_classes_in_common)
+        torch.testing.assert_close(got["weight.grad"], want["weight.grad"], rtol=1e-5, atol=1e-6)
