@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_pfc.checkpoint.manifest import BLOCK, FileEntry, check_block, check_size, dtype_name
+from lightning_pfc.checkpoint.manifest import BLOCK, CheckpointError, FileEntry, check_block, dtype_name, open_checked
 
 # What torch's own HuggingFaceStorageReader looks for, so that it can read the data files too.
 _SHARDING_KEY = "DCP_SHARDING_INFO"
@@ -59,11 +59,17 @@ class BlockWriter:
                 os.fsync(self._file)
         finally:
             self._thread.shutdown(wait=True)
-            os.close(self._file)
-            for view in self._views:
-                view.release()
-            for buffer in self._buffers:
-                buffer.close()
+            try:
+                os.close(self._file)
+            except OSError:
+                if error is None:  # else it is not the first
+                    raise
+            # An error in the thread keeps hold of what it was writing; that goes with the error.
+            with contextlib.suppress(BufferError):
+                for view in self._views:
+                    view.release()
+                for buffer in self._buffers:
+                    buffer.close()
 
     def write(self, data: Any) -> None:
         """Append bytes, or anything that shows itself as a flat buffer of bytes."""
@@ -204,9 +210,8 @@ class BlockReader:
     """
 
     def __init__(self, folder: Path, name: str, entry: FileEntry) -> None:
-        check_size(folder, name, entry)
         self._folder, self._name, self._entry = folder, name, entry
-        self._file = open(folder / name, "rb", buffering=0)  # noqa: SIM115 - closed by __exit__
+        self._file = open(open_checked(folder, name, entry), "rb", buffering=0)  # noqa: SIM115 - closed by __exit__
         self._buffer = bytearray(min(BLOCK, max(entry.size, 1)))
         self._block = -1
 
@@ -274,8 +279,8 @@ class BlockReader:
         while done < len(part):
             count = self._file.readinto(part[done:])
             if not count:
-                check_size(self._folder, self._name, FileEntry(-1, []))  # it was cut short while being read
-            done += count or 0
+                raise CheckpointError(f"{self._folder / self._name} was cut short while it was read.")
+            done += count
 
 
 def _writable(tensor: Tensor) -> memoryview:

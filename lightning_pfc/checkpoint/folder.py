@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -138,12 +139,12 @@ class FolderWriter(StorageWriter):
 
     Args:
         folder: exists, is empty, and is seen by no one until ``publish`` is called.
-        small: this rank's rest of the checkpoint, serialised.
+        small: this rank's rest of the checkpoint.
         info: for the manifest.
         publish: called on rank 0 once everything is on the disk.
     """
 
-    def __init__(self, folder: Path, small: bytes, info: dict[str, Any], publish: Callable[[], None]) -> None:
+    def __init__(self, folder: Path, small: Any, info: dict[str, Any], publish: Callable[[], None]) -> None:
         self.folder, self.small, self.info, self.publish = folder, small, info, publish
         self.rank = 0
 
@@ -179,9 +180,7 @@ class FolderWriter(StorageWriter):
                 stored = ChunkEntry(name, start, offset, list(tensor.shape))
                 results.append(WriteResult(item.index, tensor.numel() * tensor.element_size(), stored))
         name = small_name(rank)
-        with BlockWriter(self.folder / name) as file:
-            file.write(self.small)
-        results.append(_file_result(name, file.entry()))
+        results.append(_file_result(name, save_small(self.folder / name, self.small)))
         done: Future[list[WriteResult]] = Future()
         done.set_result(results)
         return done
@@ -216,6 +215,15 @@ class FolderWriter(StorageWriter):
 def small_name(rank: int) -> str:
     """The file with everything of a rank that is not in the data files."""
     return f"rank-{rank:05d}.pt"
+
+
+def save_small(path: Path, rest: Any) -> FileEntry:
+    """Write everything of one rank that is not in the data files."""
+    buffer = io.BytesIO()
+    torch.save(rest, buffer)
+    with BlockWriter(path) as file:
+        file.write(buffer.getbuffer())
+    return file.entry()
 
 
 def _file_result(name: str, entry: FileEntry) -> WriteResult:

@@ -13,10 +13,14 @@ from typing import Any
 
 import torch
 
+from lightning_pfc.checkpoint.layout import check_layout
+from lightning_pfc.storage.regular import open_regular
+
 MANIFEST = "manifest.json"
 FORMAT = "lightning-pfc checkpoint"
 VERSION = 1
 BLOCK = 8 << 20  # bytes under one checksum
+_MOST_BYTES = 1 << 28  # of a manifest: the checksums of 100 TB take less
 
 _DTYPES = {
     "F64": torch.float64,
@@ -57,7 +61,7 @@ def dtype_of(name: str) -> torch.dtype:
     Raises:
         CheckpointError: for a name that is not known.
     """
-    if name not in _DTYPES:
+    if not isinstance(name, str) or name not in _DTYPES:
         raise CheckpointError(f"the checkpoint holds a tensor of dtype {name!r}, which this version does not know.")
     return _DTYPES[name]
 
@@ -95,14 +99,19 @@ class TensorEntry:
         return TensorEntry(dtype_name(tensor.dtype), list(tensor.shape), by_class, [])
 
     @property
+    def itemsize(self) -> int:
+        """Bytes of one number."""
+        return dtype_of(self.dtype).itemsize
+
+    @property
     def row_bytes(self) -> int:
         """Bytes of one row; of the whole for a tensor without dimensions."""
-        return math.prod(self.shape[1:]) * dtype_of(self.dtype).itemsize
+        return math.prod(self.shape[1:]) * self.itemsize
 
     @property
     def nbytes(self) -> int:
         """Bytes of all rows."""
-        return math.prod(self.shape) * dtype_of(self.dtype).itemsize
+        return math.prod(self.shape) * self.itemsize
 
     def with_rows(self, count: int) -> TensorEntry:
         """The same with another number of rows, not in any file yet."""
@@ -139,40 +148,47 @@ class Manifest:
         """Read and check it; the other files are not opened.
 
         Raises:
-            CheckpointError: if it is missing, damaged, or of another format.
+            CheckpointError: if it is missing, damaged, of another format, or says what cannot be: a file or a row that
+                is nowhere, twice, or behind the end of a file.
         """
         path = folder / MANIFEST
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
+            content = json.loads(_read_text(path, folder))
             if content.get("format") != FORMAT:
                 raise ValueError("it is not the manifest of a lightning-pfc checkpoint")
             if content.get("version") != VERSION:
-                raise ValueError(f"it has version {content.get('version')}; this release reads version {VERSION}")
+                raise ValueError(f"it has version {content.get('version')!r}; this release reads version {VERSION}")
             if content.pop("sha256", None) != _digest(content):
                 raise ValueError("its checksum does not match: it was altered or cut short")
-            manifest = Manifest(
-                tensors={
-                    key: TensorEntry(**{**entry, "chunks": [ChunkEntry(**chunk) for chunk in entry["chunks"]]})
-                    for key, entry in content["tensors"].items()
-                },
-                files={name: FileEntry(**entry) for name, entry in content["files"].items()},
-                world_size=content["world_size"],
-                info=content["info"],
-            )
+            manifest = Manifest._of(content)
+            check_layout(manifest, BLOCK, MANIFEST)
         except FileNotFoundError:
             raise CheckpointError(
                 f"{path} does not exist: {folder} is not a complete checkpoint of this package."
             ) from None
-        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-            raise CheckpointError(f"{path} cannot be used: {error}. Resume from another checkpoint.") from error
-        manifest._check_names(path)
+        except Exception as error:  # whatever a file holds, what leaves here is one kind of error
+            what = str(error) if isinstance(error, OSError | ValueError | CheckpointError) else type(error).__name__
+            raise CheckpointError(f"{path} cannot be used: {what}. Resume from another checkpoint.") from error
         return manifest
 
-    def _check_names(self, path: Path) -> None:
-        used = set(self.files) | {chunk.file for entry in self.tensors.values() for chunk in entry.chunks}
-        for name in used:
-            if name not in self.files or os.path.basename(name) != name or name in ("", ".", "..", MANIFEST):
-                raise CheckpointError(f"{path} names the file {name!r}, which is not a file of this checkpoint.")
+    @staticmethod
+    def _of(content: dict[str, Any]) -> Manifest:
+        return Manifest(
+            tensors={
+                key: TensorEntry(**{**entry, "chunks": [ChunkEntry(**chunk) for chunk in entry["chunks"]]})
+                for key, entry in content["tensors"].items()
+            },
+            files={name: FileEntry(**entry) for name, entry in content["files"].items()},
+            world_size=content["world_size"],
+            info=content["info"],
+        )
+
+
+def _read_text(path: Path, folder: Path) -> str:
+    with open(open_regular(path, folder), "rb") as file:
+        if (size := os.fstat(file.fileno()).st_size) > _MOST_BYTES:
+            raise ValueError(f"it has {size} bytes, and a manifest has at most {_MOST_BYTES}")
+        return file.read(_MOST_BYTES).decode("utf-8")
 
 
 def is_checkpoint_folder(path: str | os.PathLike[str]) -> bool:
@@ -197,18 +213,31 @@ def check_size(folder: Path, name: str, entry: FileEntry) -> None:
     """Compare a file's size with what was written.
 
     Raises:
-        CheckpointError: naming the file, if it is missing or of another size.
+        CheckpointError: naming the file, if it is missing, of another size, or no ordinary file of this folder.
+    """
+    os.close(open_checked(folder, name, entry))
+
+
+def open_checked(folder: Path, name: str, entry: FileEntry) -> int:
+    """A file descriptor for reading one file of a checkpoint.
+
+    Raises:
+        CheckpointError: naming the file, if it is missing, of another size, or no ordinary file of this folder.
     """
     path = folder / name
     try:
-        size = path.stat().st_size
+        handle = open_regular(path, folder)
     except OSError as error:
-        raise CheckpointError(f"{path} cannot be read: {error.strerror}. Resume from another checkpoint.") from error
+        reason = error.strerror or str(error)
+        raise CheckpointError(f"{path} cannot be read: {reason}. Resume from another checkpoint.") from error
+    size = os.fstat(handle).st_size
     if size != entry.size:
+        os.close(handle)
         raise CheckpointError(
             f"{path} is damaged: it has {size} bytes, {entry.size} were written. Resume from another checkpoint, or "
             "copy this one again."
         )
+    return handle
 
 
 def _digest(body: dict[str, Any]) -> str:

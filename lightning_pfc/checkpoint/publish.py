@@ -9,6 +9,7 @@ import secrets
 import shutil
 import socket
 import sys
+import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -17,6 +18,7 @@ import torch
 from lightning_pfc.checkpoint.manifest import CheckpointError, Manifest, is_checkpoint_folder
 
 _SAVING, _REMOVING = "saving", "removing"
+_DAY = 86_400.0
 _EXCHANGE = 2  # RENAME_EXCHANGE of Linux
 _HERE = -100  # AT_FDCWD
 
@@ -27,18 +29,30 @@ def prepare_folder(target: Path) -> Path:
     Raises:
         CheckpointError: if it cannot be made.
     """
+    folder = prepare_file(target)
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        _sweep(target.parent)
-        folder = _hidden(target, _SAVING)
         folder.mkdir()
     except OSError as error:
         raise CheckpointError(f"{target} cannot be written: {error}.") from error
     return folder
 
 
-def publish_folder(folder: Path, target: Path) -> None:
-    """Give a finished folder its name, in one step, in place of whatever had it; safe against a loss of power."""
+def prepare_file(target: Path) -> Path:
+    """A hidden name beside ``target``, for the file that is going to have its name; sweep up as above.
+
+    Raises:
+        CheckpointError: if the folder around it cannot be made.
+    """
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        _sweep(target.parent)
+    except OSError as error:
+        raise CheckpointError(f"{target} cannot be written: {error}.") from error
+    return _hidden(target, _SAVING)
+
+
+def publish(folder: Path, target: Path) -> None:
+    """Give a finished folder or file its name, in one step, in place of whatever had it; safe against loss of power."""
     sync_folder(folder)
     if os.path.lexists(target):
         if _exchange(folder, target):
@@ -138,13 +152,25 @@ def _hidden(target: Path, purpose: str) -> Path:
 
 
 def _sweep(folder: Path) -> None:
-    """Delete what processes of this machine that no longer run have left half-done."""
-    for purpose in (_SAVING, _REMOVING):
-        prefix = f".pfc-{purpose}-{socket.gethostname()}-"
-        for path in folder.glob(f"{prefix}*"):
-            pid = path.name.removeprefix(prefix).split("-")[0]
-            if pid.isdigit() and int(pid) != os.getpid() and not _runs(int(pid)):
-                _delete(path)
+    """Delete what dead processes have left half-done: those of this machine at once, those of others after a day."""
+    for path in folder.glob(".pfc-*-*-*-*"):
+        kind, _, rest = path.name.removeprefix(".pfc-").partition("-")
+        *host, pid, _ = rest.split("-")
+        if kind not in (_SAVING, _REMOVING) or not pid.isdigit() or int(pid) == os.getpid():
+            continue
+        here = "-".join(host) == socket.gethostname()
+        if not _runs(int(pid)) if here else _idle(path) > _DAY:
+            _delete(path)
+
+
+def _idle(path: Path) -> float:
+    """Seconds since anything in a folder was written."""
+    latest = 0.0
+    with contextlib.suppress(OSError):
+        latest = path.lstat().st_mtime
+        for inside in path.iterdir() if path.is_dir() and not path.is_symlink() else ():
+            latest = max(latest, inside.lstat().st_mtime)
+    return time.time() - latest if latest else 0.0
 
 
 def _runs(pid: int) -> bool:

@@ -6,7 +6,7 @@ import contextlib
 import io
 import pickle
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -17,12 +17,15 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 
-from lightning_pfc.checkpoint.blocks import BlockReader, BlockWriter
+from lightning_pfc.checkpoint.archive import check_archive, check_checkpoint, load_archive
+from lightning_pfc.checkpoint.blocks import BlockReader
 from lightning_pfc.checkpoint.folder import FolderReader, FolderWriter, RowsLoadPlanner, RowsSavePlanner, small_name
-from lightning_pfc.checkpoint.manifest import CheckpointError, FileEntry, Manifest, TensorEntry, check_size, dtype_of
-from lightning_pfc.checkpoint.publish import prepare_folder, publish_folder, remove
+from lightning_pfc.checkpoint.manifest import CheckpointError, Manifest, TensorEntry, check_size, dtype_of
+from lightning_pfc.checkpoint.publish import prepare_folder, publish, remove
 from lightning_pfc.checkpoint.tree import Rows, join_tree
 from lightning_pfc.distributed import ClassShard, Comm
+
+_OF_WRITING = (CheckpointError, OSError, ValueError, TypeError, AttributeError, pickle.PicklingError)
 
 
 class Targets(Protocol):
@@ -57,19 +60,19 @@ def save_folder(
         CheckpointError: on every rank, if any rank could not write; whatever had the name before is still there.
     """
     group = group if group is not None else comm.agreement.group
-    buffer = io.BytesIO()
-    torch.save(rest, buffer)
     folder = _agreed_folder(target, comm, group)
     by_class = sorted(key for key, item in tensors.items() if isinstance(item, Rows))
     facts = {**info, "torch": torch.__version__, "saved_at": time.time(), "by_class": by_class}
-    writer = FolderWriter(folder, buffer.getvalue(), facts, lambda: publish_folder(folder, target))
+    writer = FolderWriter(folder, rest, facts, lambda: publish(folder, target))
     planner = RowsSavePlanner(writes_rows=comm.rank < comm.shard_size)
     try:
         save(dict(tensors), storage_writer=writer, planner=planner, process_group=group, no_dist=comm.world_size == 1)
     except CheckpointException as failure:
         if comm.rank == 0:
             remove(folder)
-        reasons = "; ".join(f"rank {rank}: {error}" for rank, (error, _) in sorted(failure.failures.items()))
+        errors = {rank: error for rank, (error, _) in sorted(failure.failures.items())}
+        _raise_unless_of_writing(errors, comm.rank)
+        reasons = "; ".join(f"rank {rank}: {error}" for rank, error in errors.items())
         raise CheckpointError(
             f"the checkpoint {target} could not be written ({reasons}). What was there before is untouched; see that "
             "the disk has room and may be written, then resume."
@@ -78,6 +81,16 @@ def save_folder(
         if comm.rank == 0:
             remove(folder)
         raise
+
+
+def _raise_unless_of_writing(errors: Mapping[int, BaseException], rank: int) -> None:
+    """What a signal handler raised while a checkpoint was being written, such as of a killed loader worker, is news."""
+    for where, error in errors.items():
+        if isinstance(error, _OF_WRITING):
+            continue
+        if where == rank or not isinstance(error, Exception):
+            raise error
+        raise RuntimeError(f"rank {where}: {error}") from error
 
 
 def _agreed_folder(target: Path, comm: Comm, group: dist.ProcessGroup | None) -> Path:
@@ -95,15 +108,16 @@ def _agreed_folder(target: Path, comm: Comm, group: dist.ProcessGroup | None) ->
 
 
 def load_folder(
-    path: Path, comm: Comm, target: Targets, group: dist.ProcessGroup | None = None
+    path: Path, comm: Comm, target: Targets, group: dist.ProcessGroup | None = None, weights_only: bool = True
 ) -> tuple[Any, Manifest, bool]:
-    """Read a checkpoint folder that any number of ranks has written. Collective; never runs code from a file.
+    """Read a checkpoint folder that any number of ranks has written. Collective; runs no code from a file by default.
 
     Args:
         path: the folder.
         comm: the ranks that read; each gets its own rows.
         target: where the tensors go; rows by class are cut for ``comm``.
         group: the CPU group to talk through; None is that of ``comm.agreement``.
+        weights_only: False runs code that the small parts name; only ever by the user's own word.
 
     Returns:
         The checkpoint as Lightning made it, with this rank's rows; its manifest; and whether the small parts are this
@@ -113,12 +127,12 @@ def load_folder(
         CheckpointError: on every rank, if any file that any rank needs is missing or damaged; the message names it.
     """
     group = group if group is not None else comm.agreement.group
-    with _shared_errors(comm, path):
+    with shared_errors(comm, path):
         manifest = Manifest.read(path)
         for name, entry in manifest.files.items():
             check_size(path, name, entry)
         own = manifest.world_size == comm.world_size
-        rest = read_small(path, manifest, comm.rank if own else 0)
+        rest = read_small(path, manifest, comm.rank if own else 0, weights_only)
         targets: dict[str, Tensor | Rows] = {}
         for key, stored in manifest.tensors.items():
             if target.wants(key):
@@ -138,7 +152,10 @@ def load_folder(
         raise CheckpointError(f"rank {rank}: {error}") from failure
     local: dict[str, Any] = dict.fromkeys(manifest.tensors)
     local |= {key: item.tensor if isinstance(item, Rows) else item for key, item in targets.items()}
-    return join_tree(rest, local), manifest, own
+    try:
+        return join_tree(rest, local), manifest, own
+    except ValueError as error:
+        raise CheckpointError(f"{path} cannot be used: {error}.") from error
 
 
 def _make(stored: TensorEntry, comm: Comm) -> Tensor | Rows:
@@ -150,13 +167,18 @@ def _make(stored: TensorEntry, comm: Comm) -> Tensor | Rows:
 
 
 @contextlib.contextmanager
-def _shared_errors(comm: Comm, path: Path) -> Any:
-    """What goes wrong on one rank is raised on all, before anything collective begins."""
+def shared_errors(comm: Comm, path: Path) -> Iterator[None]:
+    """What goes wrong on one rank is raised on all, before anything collective begins. One exchange on the CPU.
+
+    Raises:
+        CheckpointError, OSError: on every rank.
+    """
     error: Exception | None = None
     try:
         yield
     except Exception as found:
-        error = found if isinstance(found, CheckpointError) else CheckpointError(f"{path} cannot be read: {found}")
+        known = isinstance(found, CheckpointError | FileNotFoundError)
+        error = found if known else CheckpointError(f"{path} cannot be read: {found}")
     try:
         comm.agreement.exchange("load_checkpoint", error=error)
     except RuntimeError as agreed:
@@ -165,17 +187,14 @@ def _shared_errors(comm: Comm, path: Path) -> Any:
         raise CheckpointError(str(agreed)) from agreed
 
 
-def save_small(path: Path, rest: Any) -> FileEntry:
-    """Write what :func:`read_small` reads."""
-    buffer = io.BytesIO()
-    torch.save(rest, buffer)
-    with BlockWriter(path) as file:
-        file.write(buffer.getbuffer())
-    return file.entry()
-
-
-def read_small(path: Path, manifest: Manifest, rank: int) -> Any:
+def read_small(path: Path, manifest: Manifest, rank: int, weights_only: bool = True) -> Any:
     """Everything of one rank that is not in the data files, checked and read without running anything from the file.
+
+    Args:
+        path: the folder.
+        manifest: what is in it.
+        rank: of those that wrote it.
+        weights_only: False runs code that the file names; only ever by the user's own word.
 
     Raises:
         CheckpointError: if it is damaged, or holds anything but plain values and tensors.
@@ -184,19 +203,22 @@ def read_small(path: Path, manifest: Manifest, rank: int) -> Any:
     if name not in manifest.files:
         raise CheckpointError(f"{path} has no file {name}.")
     entry = manifest.files[name]
-    data = bytearray(entry.size)
     with BlockReader(path, name, entry) as file:
+        data = bytearray(entry.size)  # no more than the file has
         file.read_into(0, memoryview(data))
+    content = io.BytesIO(data)
     try:
-        return torch.load(io.BytesIO(data), weights_only=True, map_location="cpu")
-    except pickle.UnpicklingError as error:
-        raise CheckpointError(
-            f"{path / name} holds something other than tensors and plain values, and loading it could run code: {error}"
-        ) from error
+        check_archive(content, entry.size)
+        content.seek(0)
+        rest = load_archive(content, weights_only=weights_only)
+        check_checkpoint(rest)
+        return rest
+    except ValueError as error:
+        raise CheckpointError(f"{path / name} cannot be used: {error}. Resume from another checkpoint.") from error
 
 
 def verify_folder(path: Path) -> Manifest:
-    """Read every byte of a checkpoint folder and compare all checksums.
+    """Read every byte of the files that a manifest names, at least one, and compare all checksums.
 
     Raises:
         CheckpointError: naming the first file that is missing or damaged.

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from lightning_pfc.checkpoint.blocks import BlockReader, BlockWriter, safetensors_header, tensor_bytes
-from lightning_pfc.checkpoint.folder import small_name
+from lightning_pfc.checkpoint.folder import save_small, small_name
 from lightning_pfc.checkpoint.manifest import (
     BLOCK,
     CheckpointError,
@@ -24,8 +24,9 @@ from lightning_pfc.checkpoint.manifest import (
     dtype_of,
     is_checkpoint_folder,
 )
-from lightning_pfc.checkpoint.publish import prepare_folder, publish_folder, remove
-from lightning_pfc.checkpoint.store import read_small, save_small
+from lightning_pfc.checkpoint.publish import prepare_folder, publish, remove
+from lightning_pfc.checkpoint.single import OWN, load_file, save_file
+from lightning_pfc.checkpoint.store import read_small
 from lightning_pfc.checkpoint.tree import join_tree, split_tree
 
 MODEL = "state_dict/"
@@ -37,12 +38,14 @@ class Source:
 
     Args:
         path: the folder or file.
+        check: whether a file is compared with its checksums, which reads it whole; those of a folder are compared as it
+            is read.
 
     Raises:
         CheckpointError: if it is neither, or damaged.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, check: bool = True) -> None:
         self.path = path
         self.manifest: Manifest | None = None
         self._whole: dict[str, Tensor] = {}
@@ -52,21 +55,20 @@ class Source:
             self.tensors = self.manifest.tensors
             self.info = self.manifest.info
         elif path.is_file():
-            self._open_file()
+            self._open_file(check)
         else:
             raise CheckpointError(f"{path} is neither a checkpoint folder with a manifest.json nor a checkpoint file.")
 
-    def _open_file(self) -> None:
-        try:
-            content = torch.load(self.path, map_location="cpu", weights_only=True, mmap=True)
-        except Exception as error:
-            raise CheckpointError(f"{self.path} cannot be read without running code from it: {error}") from error
-        if not isinstance(content, dict) or "state_dict" not in content:
-            raise CheckpointError(f"{self.path} is not a Lightning checkpoint: it has no state_dict.")
-        by_class = set(content.get("lightning_pfc", {}).get("by_class", ()))
+    def _open_file(self, check: bool) -> None:
+        content = load_file(self.path, check=check)
+        own = content.get(OWN)
+        by_class = set(map(str, own.get("by_class", ()))) if isinstance(own, Mapping) else set()
         self.rest, tensors = split_tree(content, lambda key, tensor: None, keep=by_class)
         self._whole = {key: tensor for key, tensor in tensors.items() if isinstance(tensor, Tensor)}
-        self.tensors = {key: TensorEntry.of(tensor, by_class=key in by_class) for key, tensor in self._whole.items()}
+        self.tensors = {
+            key: TensorEntry.of(tensor, by_class=key in by_class and tensor.dim() > 0)
+            for key, tensor in self._whole.items()
+        }
         names = ("epoch", "global_step", "pytorch-lightning_version")
         self.info = {name: content[name] for name in names if name in content}
 
@@ -123,6 +125,13 @@ class Source:
         self.fill(key, out)
         return out
 
+    def joined(self, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+        """The checkpoint, with these tensors in their places."""
+        try:
+            return dict(join_tree(self.rest, tensors))
+        except ValueError as error:
+            raise CheckpointError(f"{self.path} cannot be used: {error}.") from error
+
     def fill(self, key: str, out: Tensor) -> None:
         """Copy one tensor into another of its shape."""
         entry = self.tensors[key]
@@ -147,8 +156,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         CheckpointError: naming the damaged file.
     """
     source = Source(path)
-    checkpoint = join_tree(source.rest, {key: source.whole(key) for key in source.tensors})
-    return dict(checkpoint)
+    return source.joined({key: source.whole(key) for key in source.tensors})
 
 
 def merge_to_file(path: Path, target: Path) -> None:
@@ -165,14 +173,11 @@ def merge_to_file(path: Path, target: Path) -> None:
             mapped = _mapped(Path(folder) / str(number), entry)
             source.fill(key, mapped)
             tensors[key] = mapped
-        checkpoint = join_tree(source.rest, tensors)
-        added = dict(checkpoint.get("lightning_pfc", {}))
+        checkpoint = source.joined(tensors)
+        added = dict(checkpoint.get(OWN, {}))
         added.pop("random_state", None)  # of one rank of several
-        checkpoint["lightning_pfc"] = {**added, "by_class": [k for k, e in source.tensors.items() if e.by_class]}
-        made = Path(folder) / "whole"
-        torch.save(checkpoint, made)
-        _force_to_disk(made)
-        os.replace(made, target)
+        checkpoint[OWN] = {**added, "by_class": [k for k, e in source.tensors.items() if e.by_class]}
+        save_file(target, checkpoint)
 
 
 def _mapped(path: Path, entry: TensorEntry) -> Tensor:
@@ -284,7 +289,7 @@ def rewrite_classes(path: Path, target: Path, pieces: Sequence[Piece]) -> int:
                         file.write(piece)
         files: dict[str, FileEntry] = {name: file.entry()}
         rest = _with_num_classes(source.rest, old, new)
-        rest.get("lightning_pfc", {}).pop("random_state", None)
+        rest.get(OWN, {}).pop("random_state", None)
         files[small_name(0)] = save_small(folder / small_name(0), rest)
         tensors = {
             key: TensorEntry(
@@ -296,7 +301,7 @@ def rewrite_classes(path: Path, target: Path, pieces: Sequence[Piece]) -> int:
             for (key, entry), start in zip(entries.items(), starts, strict=True)
         }
         Manifest(tensors, files, 0, {**source.info, "rewritten_from": path.name}).write(folder)
-        publish_folder(folder, target)
+        publish(folder, target)
     except BaseException:
         remove(folder)
         raise
@@ -364,8 +369,3 @@ def joining(groups: Sequence[Sequence[int]], total: int) -> list[Piece]:
     if start < total:
         pieces.append(Kept(start, total))
     return pieces
-
-
-def _force_to_disk(path: Path) -> None:
-    with open(path, "rb") as file:
-        os.fsync(file.fileno())

@@ -91,10 +91,17 @@ def split_tree(
 
 
 def join_tree(rest: Any, tensors: Mapping[str, Any]) -> Any:
-    """Undo :func:`split_tree`."""
+    """Undo :func:`split_tree`.
+
+    Raises:
+        ValueError: if a tensor is missing.
+    """
     if isinstance(rest, dict):
         if set(rest) == {_MARK}:
-            return tensors[rest[_MARK]]
+            key = rest[_MARK]
+            if not isinstance(key, str) or key not in tensors:
+                raise ValueError(f"the checkpoint has no tensor {key!r}")
+            return tensors[key]
         return {key: join_tree(item, tensors) for key, item in rest.items()}
     if type(rest) in (list, tuple):
         return type(rest)(join_tree(item, tensors) for item in rest)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
+from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.fabric.utilities import rank_zero_warn
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.core.optimizer import LightningOptimizer
@@ -21,11 +22,13 @@ from lightning_pfc.checkpoint import CheckpointError, is_checkpoint_folder, load
 from lightning_pfc.checkpoint.manifest import TensorEntry, dtype_of
 from lightning_pfc.checkpoint.publish import newest, remove, replace_link, settle_last
 from lightning_pfc.checkpoint.rng import random_state, restore_random_state
+from lightning_pfc.checkpoint.single import OWN, load_file, save_file
+from lightning_pfc.checkpoint.store import shared_errors
 from lightning_pfc.checkpoint.tree import Rows, mark_rows, rows_of, split_tree
 from lightning_pfc.distributed import ClassShard, Comm
 from lightning_pfc.heads.partial_fc import PartialFC, iter_heads
+from lightning_pfc.storage.row_files import row_files
 
-_OWN = "lightning_pfc"  # the key of what this strategy adds to a checkpoint
 _MODEL, _OPTIMIZERS = "state_dict/", "optimizer_states/"
 
 
@@ -62,6 +65,9 @@ class CheckpointFolders(DDPStrategy):
 
     def _iter_heads(self) -> Iterator[tuple[str, PartialFC]]:
         return iter_heads(self.lightning_module) if self.lightning_module is not None else iter(())
+
+    def _attach_heads(self) -> None:
+        raise NotImplementedError
 
     def _has_heads(self) -> bool:
         return next(self._iter_heads(), None) is not None
@@ -103,10 +109,13 @@ class CheckpointFolders(DDPStrategy):
         if not self._has_heads():
             super().save_checkpoint(checkpoint, filepath, storage_options=storage_options)
             return
-        checkpoint = {**checkpoint, _OWN: {"random_state": random_state()}}
+        checkpoint = {**checkpoint, OWN: {"random_state": random_state()}}
         if self.world_size == 1:
-            checkpoint[_OWN]["by_class"] = self._paths_by_class(checkpoint)  # for pfc-ckpt
-            super().save_checkpoint(checkpoint, filepath, storage_options=storage_options)
+            checkpoint[OWN]["by_class"] = self._paths_by_class(checkpoint)  # for pfc-ckpt
+            if storage_options is not None or "://" in str(filepath) or not self._has_plain_files():
+                super().save_checkpoint(checkpoint, filepath, storage_options=storage_options)
+            else:
+                save_file(Path(filepath).absolute(), checkpoint)
             return
         if storage_options is not None or "://" in str(filepath):
             raise CheckpointError(
@@ -122,6 +131,10 @@ class CheckpointFolders(DDPStrategy):
             self._keep_last(path, None)
             save_folder(path, rest, tensors, self.comm, info)
             self._keep_last(path, path)
+
+    def _has_plain_files(self) -> bool:
+        """Whether the user has not given a plugin of their own for files."""
+        return type(self.checkpoint_io) is TorchCheckpointIO
 
     def remove_checkpoint(self, filepath: str | Path) -> None:
         """Remove a checkpoint, after those that are still being written."""
@@ -187,8 +200,8 @@ class CheckpointFolders(DDPStrategy):
 
     @property
     def restore_checkpoint_after_setup(self) -> bool:
-        """Rows can be read once the heads know theirs, and straight into place."""
-        return self._has_heads()
+        """False: in the same order as under DDP, before ``on_fit_start``; the heads know their rows by then."""
+        return False
 
     def load_checkpoint(self, checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
         """Read a folder or a file, written by any number of ranks. Collective; never runs code from it by default.
@@ -197,6 +210,7 @@ class CheckpointFolders(DDPStrategy):
             CheckpointError: on every rank, naming the damaged file; with ``fall_back`` only if no other one is left.
         """
         self.wait_for_checkpoints()
+        self._attach_heads()  # those that configure_model made
         path = Path(checkpoint_path).absolute()
         tried: list[Path] = []
         found: dict[str, Any] | None = None
@@ -219,8 +233,9 @@ class CheckpointFolders(DDPStrategy):
             return None, error
 
     def _load(self, path: Path, weights_only: bool | None) -> dict[str, Any]:
+        weights_only = True if weights_only is None else weights_only
         if not path.is_dir():
-            checkpoint = super().load_checkpoint(path, weights_only=True if weights_only is None else weights_only)
+            checkpoint = self._load_file(path, weights_only)
             own = self.world_size == 1
         else:
             if not is_checkpoint_folder(path):
@@ -228,14 +243,21 @@ class CheckpointFolders(DDPStrategy):
                     f"{path} is a folder without manifest.json: it is not a checkpoint of this package, or not a "
                     "complete one. Resume from another checkpoint."
                 )
-            loaded, _, own = load_folder(path, self.comm, _Targets(self, self._fitting()))
+            targets = _Targets(self, self._fitting())
+            loaded, _, own = load_folder(path, self.comm, targets, weights_only=weights_only)
             checkpoint = loaded
-        added = checkpoint.pop(_OWN, None)
+        added = checkpoint.pop(OWN, None)
         if added is not None and "random_state" in added and own and self._fitting():
             self._random_state = added["random_state"]
             progress = checkpoint.get("loops", {}).get("fit_loop", {}).get("epoch_loop.batch_progress", {})
             self._random_state_after_start = not progress.get("is_last_batch", True)
         return dict(checkpoint)
+
+    def _load_file(self, path: Path, weights_only: bool) -> dict[str, Any]:
+        if not self._has_plain_files():
+            return super().load_checkpoint(path, weights_only=weights_only)
+        with shared_errors(self.comm, path):  # each rank compares a part of the checksums
+            return load_file(path, weights_only=weights_only, share=(self.comm.rank, self.comm.world_size))
 
     def _one_before(self, path: Path, tried: list[Path]) -> Path | None:
         found: list[Any] = [None]
@@ -255,6 +277,7 @@ class CheckpointFolders(DDPStrategy):
                 for key, value in values.items():
                     if _has_rows(value, shard.num_classes) and shard.world_size > 1:
                         values[key] = value[shard.start : shard.stop].clone()
+            _take_out_of_file(optimizer, state)
         super().load_optimizer_state_dict(checkpoint)
 
     def _fitting(self) -> bool:
@@ -424,6 +447,17 @@ class _Saver:
 
 def _has_rows(value: Any, count: int) -> bool:
     return isinstance(value, Tensor) and value.dim() > 0 and value.shape[0] == count
+
+
+def _take_out_of_file(optimizer: Optimizer, state: dict[str, Any]) -> None:
+    """Give an optimizer tensors of its own, where it would go on with those that still lie in a file.
+
+    Optimizers of this package copy the state of rows that are kept in files by themselves.
+    """
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    for index, values in state["state"].items():
+        if isinstance(index, int) and index < len(parameters) and row_files(parameters[index]) is None:
+            values.update({key: value.clone() for key, value in values.items() if isinstance(value, Tensor)})
 
 
 def _copy(tensor: Tensor) -> Tensor:

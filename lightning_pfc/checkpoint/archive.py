@@ -1,0 +1,155 @@
+"""Reading what ``torch.save`` has written, and somebody else may have altered: bounded, checked, and never code."""
+
+from __future__ import annotations
+
+import pickle
+import zipfile
+from collections.abc import Mapping
+from typing import Any, BinaryIO
+
+import torch
+from torch import Tensor
+
+_MOST_NODES, _MOST_DEPTH = 20_000_000, 500
+_PIECE = 8 << 20
+
+
+def check_archive(file: BinaryIO, size: int) -> list[zipfile.ZipInfo]:
+    """See that a file is a zip file as ``torch.save`` writes it: nothing packed, nothing larger than the file.
+
+    Args:
+        file: open for reading.
+        size: its bytes.
+
+    Returns:
+        The records.
+
+    Raises:
+        ValueError: if it is not.
+    """
+    file.seek(0)
+    if file.read(4) != b"PK\x03\x04":
+        raise ValueError("it is not a file of torch.save (since torch 1.6)")
+    try:
+        records = zipfile.ZipFile(file).infolist()
+    except Exception as error:  # BadZipFile, struct.error, UnicodeDecodeError, NotImplementedError, ...
+        raise ValueError(f"it is damaged ({_line(error)})") from error
+    total = 0
+    for record in records:
+        if record.compress_type != zipfile.ZIP_STORED or record.flag_bits & 1:
+            raise ValueError(f"{record.filename!r} in it is packed, which torch.save never does")
+        if record.file_size != record.compress_size or record.header_offset + record.file_size > size:
+            raise ValueError(f"{record.filename!r} in it claims {record.file_size} bytes")
+        if record.filename.endswith("constants.pkl"):
+            raise ValueError("it is a TorchScript program, not a checkpoint")
+        total += record.file_size
+    if total > size:
+        raise ValueError(f"its records claim {total} bytes, and it has {size}")
+    return records
+
+
+def check_records(file: BinaryIO, records: list[zipfile.ZipInfo], share: tuple[int, int] = (0, 1)) -> None:
+    """Compare the records of a zip file with the checksums that it keeps of them.
+
+    Args:
+        file: open for reading.
+        records: of :func:`check_archive`.
+        share: (i, n) checks every n-th record, from record i on.
+
+    Raises:
+        ValueError: naming the record.
+    """
+    file.seek(0)
+    archive = zipfile.ZipFile(file)
+    for record in records[share[0] :: share[1]]:
+        _check_record(archive, record)
+
+
+def _check_record(archive: zipfile.ZipFile, record: zipfile.ZipInfo) -> None:
+    try:
+        with archive.open(record) as content:
+            while content.read(_PIECE):
+                pass
+    except Exception as error:
+        raise ValueError(f"{record.filename!r} in it does not match its checksum ({_line(error)})") from error
+
+
+def load_archive(source: Any, *, weights_only: bool = True, map_location: Any = "cpu", mmap: bool = False) -> Any:
+    """``torch.load``, with one kind of error.
+
+    Args:
+        source: a path, or an open file.
+        weights_only: False runs whatever code the file names; only ever by the user's own word.
+        map_location: as in ``torch.load``.
+        mmap: leave the tensors in the file, to be read when they are touched.
+
+    Raises:
+        ValueError: if it cannot be read, or holds something other than tensors and plain values.
+    """
+    try:
+        content = torch.load(source, map_location=map_location, weights_only=weights_only, mmap=mmap or None)
+    except pickle.UnpicklingError as error:
+        raise ValueError(
+            f"it holds something other than tensors and plain values, and loading it could run code ({_reason(error)})"
+        ) from error
+    except Exception as error:
+        raise ValueError(f"it is damaged ({type(error).__name__}: {_line(error)})") from error
+    check_tree(content)
+    return content
+
+
+def check_checkpoint(content: Any) -> None:
+    """See that something is what Lightning makes: a dict with a ``state_dict``, both with names as keys.
+
+    Raises:
+        ValueError: if it is not.
+    """
+    if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
+        raise ValueError(f"it holds a {type(content).__name__}, where a checkpoint is a dict")
+    state = content.get("state_dict")
+    if not isinstance(state, Mapping) or not all(isinstance(key, str) for key in state):
+        raise ValueError("it is not a Lightning checkpoint: it has no state_dict")
+
+
+def check_tree(tree: Any) -> None:
+    """See that a tree of dicts, lists and tuples can be walked, and that no tensor is larger than what is stored.
+
+    A few bytes can describe a tree that refers to itself, or a tensor of any size over one number.
+
+    Raises:
+        ValueError: if not.
+    """
+    pending: list[tuple[Any, int]] = [(tree, 0)]
+    visited = 0
+    while pending:
+        value, depth = pending.pop()
+        visited += 1
+        if visited > _MOST_NODES or depth > _MOST_DEPTH:
+            raise ValueError("it holds lists within lists without end")
+        if isinstance(value, Tensor):
+            _check_tensor(value)
+        elif isinstance(value, Mapping):
+            pending += [(item, depth + 1) for item in value.values()]
+        elif type(value) in (list, tuple):
+            pending += [(item, depth + 1) for item in value]
+
+
+def _check_tensor(tensor: Tensor) -> None:
+    if tensor.is_meta or tensor.layout != torch.strided or tensor.is_quantized:
+        return
+    stored = tensor.untyped_storage().nbytes()
+    if tensor.numel() * tensor.element_size() > stored:
+        raise ValueError(f"a tensor in it claims the shape {tuple(tensor.shape)}, and {stored} bytes are stored")
+
+
+def _line(error: BaseException) -> str:
+    """The first line of a message."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
+def _reason(error: BaseException) -> str:
+    """Of torch's page of advice, the line that says what was found."""
+    lines = [line.strip() for line in str(error).splitlines()]
+    found = next((line for line in lines if line.startswith(("WeightsUnpickler error:", "Unsupported"))), None)
+    text = found or _line(error)
+    return text.removeprefix("WeightsUnpickler error:").strip().split(". Please use")[0].rstrip(".")
