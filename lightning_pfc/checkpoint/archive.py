@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import warnings
 import zipfile
 from collections.abc import Mapping
 from typing import Any, BinaryIO
@@ -10,7 +11,7 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor
 
-_MOST_NODES, _MOST_DEPTH = 20_000_000, 500
+_MOST_NODES, _MOST_DEPTH = 20_000_000, 200
 _PIECE = 8 << 20
 
 
@@ -87,7 +88,9 @@ def load_archive(source: Any, *, weights_only: bool = True, map_location: Any = 
         ValueError: if it cannot be read, or holds something other than tensors and plain values.
     """
     try:
-        content = torch.load(source, map_location=map_location, weights_only=weights_only, mmap=mmap or None)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # such as of a protocol that does not exist
+            content = torch.load(source, map_location=map_location, weights_only=weights_only, mmap=mmap or None)
     except pickle.UnpicklingError as error:
         raise ValueError(
             f"it holds something other than tensors and plain values, and loading it could run code ({_reason(error)})"
@@ -119,19 +122,29 @@ def check_tree(tree: Any) -> None:
     Raises:
         ValueError: if not.
     """
-    pending: list[tuple[Any, int]] = [(tree, 0)]
-    visited = 0
-    while pending:
-        value, depth = pending.pop()
-        visited += 1
-        if visited > _MOST_NODES or depth > _MOST_DEPTH:
-            raise ValueError("it holds lists within lists without end")
-        if isinstance(value, Tensor):
-            _check_tensor(value)
-        elif isinstance(value, Mapping):
-            pending += [(item, depth + 1) for item in value.values()]
-        elif type(value) in (list, tuple):
-            pending += [(item, depth + 1) for item in value]
+    _count_nodes(tree, 0, {})
+
+
+def _count_nodes(value: Any, depth: int, known: dict[int, int]) -> int:
+    """How many steps it takes to walk a tree; what is in several places of it is looked at once, and counted for each.
+
+    Args:
+        value: the tree.
+        depth: how far down it hangs.
+        known: the result for lists and dicts by their id; 0 while they are being looked at.
+    """
+    if isinstance(value, Tensor):
+        _check_tensor(value)
+    if not isinstance(value, Mapping) and type(value) not in (list, tuple):
+        return 1
+    count = known.get(id(value))
+    if count is None and depth < _MOST_DEPTH:
+        known[id(value)] = 0
+        items = value.values() if isinstance(value, Mapping) else value
+        count = known[id(value)] = 1 + sum(_count_nodes(item, depth + 1, known) for item in items)
+    if not count or count > _MOST_NODES:
+        raise ValueError("it holds lists within lists without end")
+    return count
 
 
 def _check_tensor(tensor: Tensor) -> None:

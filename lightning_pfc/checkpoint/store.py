@@ -6,6 +6,7 @@ import contextlib
 import io
 import pickle
 import time
+import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -66,7 +67,10 @@ def save_folder(
     writer = FolderWriter(folder, rest, facts, lambda: publish(folder, target))
     planner = RowsSavePlanner(writes_rows=comm.rank < comm.shard_size)
     try:
-        save(dict(tensors), storage_writer=writer, planner=planner, process_group=group, no_dist=comm.world_size == 1)
+        with _quiet(comm):
+            save(
+                dict(tensors), storage_writer=writer, planner=planner, process_group=group, no_dist=comm.world_size == 1
+            )
     except CheckpointException as failure:
         if comm.rank == 0:
             remove(folder)
@@ -81,6 +85,15 @@ def save_folder(
         if comm.rank == 0:
             remove(folder)
         raise
+
+
+@contextlib.contextmanager
+def _quiet(comm: Comm) -> Iterator[None]:
+    """On one process torch would warn that there is no process group, which is as it should be."""
+    with warnings.catch_warnings() if comm.world_size == 1 else contextlib.nullcontext():
+        if comm.world_size == 1:
+            warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+        yield
 
 
 def _raise_unless_of_writing(errors: Mapping[int, BaseException], rank: int) -> None:
@@ -140,13 +153,14 @@ def load_folder(
                 targets[key] = found if found is not None else _make(stored, comm)
     reader = FolderReader(path, manifest)
     try:
-        load(
-            dict(targets),
-            storage_reader=reader,
-            planner=RowsLoadPlanner(),
-            process_group=group,
-            no_dist=comm.world_size == 1,
-        )
+        with _quiet(comm):
+            load(
+                dict(targets),
+                storage_reader=reader,
+                planner=RowsLoadPlanner(),
+                process_group=group,
+                no_dist=comm.world_size == 1,
+            )
     except CheckpointException as failure:
         rank, (error, _) = min(failure.failures.items(), key=lambda found: found[0])
         raise CheckpointError(f"rank {rank}: {error}") from failure

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -243,11 +243,16 @@ class Added:
 
     Attributes:
         count: how many.
-        centers: (count, D) of float.
+        centers: gives the centers of the new classes ``start`` to ``stop``, (stop - start, D) of float.
     """
 
     count: int
-    centers: Tensor
+    centers: Callable[[int, int], Tensor]
+
+    @staticmethod
+    def of(centers: Tensor) -> Added:
+        """With centers that are there already, (count, D)."""
+        return Added(len(centers), lambda start, stop: centers[start:stop])
 
 
 Piece = Kept | Joined | Added
@@ -321,14 +326,21 @@ def _new_rows(source: Source, key: str, pieces: Iterable[Piece]) -> Iterator[Ten
                 yield torch.cat(rows).mean(0, keepdim=True).to(dtype)
             else:
                 yield next(source.read(key, piece.classes[0], piece.classes[0] + 1))
-        elif is_center:
-            if tuple(piece.centers.shape) != (piece.count, entry.shape[1]):
-                raise CheckpointError(
-                    f"centers has shape {tuple(piece.centers.shape)}; {key} needs ({piece.count}, {entry.shape[1]})."
-                )
-            yield piece.centers.to(dtype)
         else:
-            yield torch.zeros((piece.count, *entry.shape[1:]), dtype=dtype)
+            yield from _added_rows(piece, key, entry, is_center)
+
+
+def _added_rows(piece: Added, key: str, entry: TensorEntry, is_center: bool) -> Iterator[Tensor]:
+    step = max(1, BLOCK // max(1, entry.row_bytes))
+    for start in range(0, piece.count, step):
+        count = min(step, piece.count - start)
+        if not is_center:
+            yield torch.zeros((count, *entry.shape[1:]), dtype=dtype_of(entry.dtype))
+            continue
+        rows = piece.centers(start, start + count)
+        if tuple(rows.shape) != (count, entry.shape[1]):
+            raise CheckpointError(f"the new centers have {rows.shape[-1]} numbers each; {key} needs {entry.shape[1]}.")
+        yield rows.to(dtype_of(entry.dtype))
 
 
 def _with_num_classes(rest: Any, old: int, new: int) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor
 
 from lightning_pfc.checkpoint import CheckpointError, verify_folder
-from lightning_pfc.checkpoint.manifest import is_checkpoint_folder
+from lightning_pfc.checkpoint.single import check_file, load_file
 from lightning_pfc.checkpoint.surgery import (
     MODEL,
     Added,
@@ -27,6 +28,7 @@ from lightning_pfc.checkpoint.surgery import (
     without,
 )
 from lightning_pfc.heads.init import init_centers_
+from lightning_pfc.storage.regular import open_regular
 
 _EPILOG = """examples
   pfc-ckpt inspect checkpoints/last.ckpt
@@ -60,8 +62,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except CheckpointError as error:
         print(f"pfc-ckpt {options.command}: {error}", file=sys.stderr)
         return 1
-    except (OSError, ValueError) as error:
-        print(f"pfc-ckpt {options.command}: {error}", file=sys.stderr)
+    except (OSError, ValueError, MemoryError) as error:
+        print(f"pfc-ckpt {options.command}: {str(error) or type(error).__name__}", file=sys.stderr)
         return 2
     return 0
 
@@ -114,7 +116,7 @@ def _add_classes(command: argparse.ArgumentParser, text: str) -> None:
 
 
 def _inspect(options: argparse.Namespace) -> None:
-    source = Source(options.checkpoint)
+    source = Source(options.checkpoint, check=False)
     ranks = source.manifest.world_size if source.manifest is not None else 1
     tensors = {
         key: {"shape": entry.shape, "dtype": entry.dtype, "bytes": entry.nbytes, "by_class": entry.by_class}
@@ -135,13 +137,20 @@ def _inspect(options: argparse.Namespace) -> None:
 
 
 def _verify(options: argparse.Namespace) -> None:
-    if not is_checkpoint_folder(options.checkpoint):
-        Source(options.checkpoint)
-        print(f"{options.checkpoint}: an ordinary file; it has no checksums, but it can be read.")
+    path: Path = options.checkpoint
+    if path.is_dir():
+        manifest = verify_folder(path)
+        count, size = len(manifest.files), sum(entry.size for entry in manifest.files.values())
+        rows = ", ".join(f"{key} {'x'.join(map(str, e.shape))}" for key, e in manifest.tensors.items() if e.by_class)
+        what = f"{len(manifest.tensors)} tensors, each row of them in one place" + (f" ({rows})" if rows else "")
+        print(f"{path}: complete: {what}; {count} files, {_size(size)}, all checksums match.")
         return
-    manifest = verify_folder(options.checkpoint)
-    size = sum(entry.size for entry in manifest.files.values())
-    print(f"{options.checkpoint}: complete, {len(manifest.files)} files, {_size(size)}, all checksums match.")
+    content = load_file(path)
+    seal = check_file(path, share=None)
+    sums = (
+        "the checksums of all its bytes match" if seal else "it has no seal of ours; the checksums of its records match"
+    )
+    print(f"{path}: complete: {len(content['state_dict'])} tensors of weights; {_size(path.stat().st_size)}, {sums}.")
 
 
 def _merge(options: argparse.Namespace) -> None:
@@ -177,24 +186,28 @@ def _append(options: argparse.Namespace) -> None:
     names = _read_names(options.identities, total)
     if (options.count is None) == (options.centers is None):
         raise ValueError("give either --count (random centers) or --centers (mean embeddings).")
-    if options.centers is not None:
-        centers = _read_centers(options.centers)
-    else:
-        if options.count < 1:
-            raise ValueError(f"--count={options.count} must be at least 1.")
-        widths = {
-            e.shape[1] for k, e in source.tensors.items() if e.by_class and k.startswith(MODEL) and len(e.shape) > 1
-        }
-        if len(widths) != 1:
-            raise ValueError(f"the heads have widths {sorted(widths)}; give --centers for one of them at a time.")
-        centers = init_centers_(torch.empty(options.count, widths.pop()), total, options.seed, options.std)
-    count = centers.shape[0]
+    new = Added.of(_read_centers(options.centers)) if options.centers is not None else _random(options, source, total)
     added = options.names.split(",") if options.names else []
-    if names is not None and len(added) != count:
-        raise ValueError(f"--names has {len(added)} names for {count} new classes.")
+    if names is not None and len(added) != new.count:
+        raise ValueError(f"--names has {len(added)} names for {new.count} new classes.")
     if names is None and added:
         raise ValueError("--names needs --identities, the names of the classes that are there.")
-    _rewrite(options, [Kept(0, total), Added(count, centers)], names, added)
+    _rewrite(options, [Kept(0, total), new], names, added)
+
+
+def _random(options: argparse.Namespace, source: Source, total: int) -> Added:
+    """New classes with the centers that a head would have drawn for them."""
+    if options.count < 1:
+        raise ValueError(f"--count={options.count} must be at least 1.")
+    widths = {e.shape[1] for k, e in source.tensors.items() if e.by_class and k.startswith(MODEL) and len(e.shape) > 1}
+    if len(widths) != 1:
+        raise ValueError(f"the heads have widths {sorted(widths)}; give --centers for one of them at a time.")
+    [width] = widths
+
+    def draw(start: int, stop: int) -> Tensor:
+        return init_centers_(torch.empty(stop - start, width), total + start, options.seed, options.std)
+
+    return Added(options.count, draw)
 
 
 def _rewrite(
@@ -241,32 +254,49 @@ def _classes(text: str, total: int, names: list[str] | None) -> list[int]:
 def _read_names(path: Path | None, total: int) -> list[str] | None:
     if path is None:
         return None
-    names = path.read_text(encoding="utf-8").splitlines()
+    with open(open_regular(path), encoding="utf-8") as file:
+        names = file.read().splitlines()
     if len(names) != total:
         raise ValueError(f"{path} has {len(names)} lines for {total} classes.")
     return names
 
 
 def _read_centers(path: Path) -> Tensor:
-    if path.suffix == ".npy":
-        import numpy as np
+    """(N, D) of float from a file.
 
-        centers: Any = torch.from_numpy(np.load(path, allow_pickle=False))
-    elif path.suffix == ".safetensors":
-        from safetensors.torch import load_file
-
-        tensors = list(load_file(path).values())
-        if len(tensors) != 1:
-            raise ValueError(f"{path} has {len(tensors)} tensors; one of shape (N, D) is needed.")
-        [centers] = tensors
-    else:
+    Raises:
+        ValueError: if the file holds anything else, or is damaged.
+        OSError: if it cannot be opened.
+    """
+    readers = {".npy": _read_npy, ".safetensors": _read_safetensors}
+    if path.suffix not in readers:
         raise ValueError(f"--centers={path} must be a .safetensors or .npy file.")
+    os.close(open_regular(path))
+    try:
+        centers = readers[path.suffix](path)
+    except Exception as error:  # of numpy's and safetensors' own kinds
+        raise ValueError(f"--centers={path} cannot be read: {error}") from error
     if centers.dim() != 2 or not centers.is_floating_point():
         raise ValueError(
             f"{path} holds {centers.dtype} of shape {tuple(centers.shape)}; floats of shape (N, D) are needed."
         )
-    found: Tensor = centers
-    return found
+    return centers
+
+
+def _read_npy(path: Path) -> Tensor:
+    import numpy as np
+
+    mapped: Any = np.load(path, mmap_mode="r", allow_pickle=False)  # a map is never larger than its file
+    return torch.from_numpy(np.array(mapped))
+
+
+def _read_safetensors(path: Path) -> Tensor:
+    from safetensors.torch import load_file as load_safetensors
+
+    tensors = list(load_safetensors(path).values())
+    if len(tensors) != 1:
+        raise ValueError(f"it has {len(tensors)} tensors; one of shape (N, D) is needed")
+    return tensors[0]
 
 
 def _size(count: float) -> str:
