@@ -1,0 +1,1 @@
+"""The kernels themselves, in Triton. Nothing outside imports these files until a device asks for them."""

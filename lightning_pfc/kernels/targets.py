@@ -1,0 +1,159 @@
+"""The targets apart: their cosines and what they add to both gradients, in float32.
+
+In half precision p - 1 is 0 from p = 1 - 1e-3 on, and with it the gradient of everything that is learned well.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Container
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_pfc.kernels.library import differentiable, operation
+from lightning_pfc.kernels.unit_rows import compute_dtype, inverse_norms, project
+
+
+def _target_rows(weight: Tensor, index: Tensor | None, targets: Tensor, normalize: bool) -> tuple[Tensor, Tensor]:
+    """Centers (B, P, D) of the targets, zero where there is none, and 1 / |w| (B, P)."""
+    flat = targets.flatten()
+    places = flat.clamp(min=0)
+    rows = weight.index_select(0, places if index is None else index.index_select(0, places)).to(compute_dtype(weight))
+    inverse = inverse_norms(rows) if normalize else rows.new_ones(rows.shape[0])
+    rows = rows * (flat >= 0)[:, None]
+    return rows.view(*targets.shape, -1), inverse.view(targets.shape)
+
+
+def _cosines_twin(x: Tensor, weight: Tensor, index: Tensor | None, targets: Tensor, normalize: bool) -> Tensor:
+    if weight.shape[0] == 0 or (index is not None and index.shape[0] == 0):
+        return x.new_zeros(targets.shape)
+    rows, inverse = _target_rows(weight, index, targets, normalize)
+    dots: Tensor = torch.linalg.vecdot(rows, x[:, None].to(rows.dtype))
+    return dots * inverse
+
+
+def _cosines_fake(x: Tensor, weight: Tensor, index: Tensor | None, targets: Tensor, normalize: bool) -> Tensor:
+    return x.new_empty(targets.shape)
+
+
+def _gradients_twin(
+    x: Tensor,
+    weight: Tensor,
+    index: Tensor | None,
+    targets: Tensor,
+    grad: Tensor,
+    x_grad: Tensor | None,
+    row_grad: Tensor | None,
+    normalize: bool,
+) -> None:
+    if weight.shape[0] == 0 or (index is not None and index.shape[0] == 0):
+        return
+    if x_grad is not None:
+        rows, inverse = _target_rows(weight, index, targets, normalize)
+        x_grad += torch.bmm((grad * inverse)[:, None].to(rows.dtype), rows)[:, 0].to(x_grad.dtype)
+    if row_grad is not None:
+        entries = grad[:, :, None] * x[:, None]
+        owned = targets.flatten() >= 0
+        entries = (entries.flatten(0, 1) * owned[:, None]).to(row_grad.dtype)
+        row_grad.index_add_(0, targets.flatten().clamp(min=0), entries)
+
+
+def _gradients_fake(*args: Any) -> None:
+    return None
+
+
+_cosines = operation(
+    "target_cosines(Tensor x, Tensor weight, Tensor? index, Tensor targets, bool normalize) -> Tensor",
+    _cosines_twin,
+    _cosines_fake,
+    "lightning_pfc.kernels.gpu.calls:target_cosines",
+    launches=1,
+)
+_gradients = operation(
+    "target_gradients_(Tensor x, Tensor weight, Tensor? index, Tensor targets, Tensor grad, Tensor(a!)? x_grad,"
+    " Tensor(b!)? row_grad, bool normalize) -> ()",
+    _gradients_twin,
+    _gradients_fake,
+    "lightning_pfc.kernels.gpu.calls:target_gradients_",
+    launches=3,
+)
+
+
+def target_cosines(
+    x: Tensor,
+    weight: Tensor,
+    index: Tensor | None,
+    targets: Tensor,
+    normalize: bool = True,
+    *,
+    kernels: Container[str] | None = None,
+) -> Tensor:
+    """Cosines of unit rows with their targets, in float32. Differentiable in ``x`` and ``weight``.
+
+    Args:
+        x: (B, D) float32, unit rows.
+        weight: (c, D) centers, any floating type.
+        index: (K,) int64, the rows that take part, or None for all.
+        targets: (B, P) int64, places among the K rows; -1 for none.
+        normalize: whether centers are divided by their length.
+        kernels: which operations run as kernels, as :func:`~lightning_pfc.kernels.choice.choose` says.
+
+    Returns:
+        (B, P) float32, 0 where there is no target.
+    """
+    cosines: Tensor = _cosines(x, weight, index, targets, normalize, kernels=kernels)
+    return cosines
+
+
+def target_gradients_(
+    x: Tensor,
+    weight: Tensor,
+    index: Tensor | None,
+    targets: Tensor,
+    grad: Tensor,
+    x_grad: Tensor | None,
+    row_grad: Tensor | None,
+    normalize: bool = True,
+    *,
+    kernels: Container[str] | None = None,
+) -> None:
+    """Add what the targets' cosines contribute to the gradients of ``x`` and of the *unit* rows, in a fixed order.
+
+    Args:
+        x: (B, D) float32, unit rows.
+        weight: (c, D) centers.
+        index: (K,) int64 or None, as in :func:`target_cosines`.
+        targets: (B, P) int64, as there.
+        grad: (B, P) float32, derivative of the loss by each cosine; whatever it is where there is no target.
+        x_grad: (B, D), added to; None for none.
+        row_grad: (K, D), added to; None for none. Rows that several entries share are added up in the order of entries.
+        normalize: as there.
+        kernels: as there.
+    """
+    _gradients(x, weight, index, targets, grad, x_grad, row_grad, normalize, kernels=kernels)
+
+
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, weight, index, targets, ctx.normalize = inputs
+    ctx.save_for_backward(x, weight, index, targets)
+
+
+def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    x, weight, index, targets = ctx.saved_tensors
+    x_grad = torch.zeros_like(x) if ctx.needs_input_grad[0] else None
+    count = weight.shape[0] if index is None else index.shape[0]
+    wants_weight = ctx.needs_input_grad[1]
+    row_grad = x.new_zeros((count, x.shape[1]), dtype=compute_dtype(weight)) if wants_weight else None
+    target_gradients_(x, weight, index, targets, grad.contiguous(), x_grad, row_grad, ctx.normalize)
+    weight_grad = None
+    if row_grad is not None:
+        rows = (weight if index is None else weight.index_select(0, index)).to(row_grad.dtype)
+        if ctx.normalize:
+            row_grad = project(row_grad, rows, inverse_norms(rows))
+        row_grad = row_grad.to(weight.dtype)
+        weight_grad = row_grad if index is None else torch.zeros_like(weight).index_add_(0, index, row_grad)
+    return x_grad, weight_grad, None, None, None
+
+
+differentiable(_cosines, _backward, _setup)
