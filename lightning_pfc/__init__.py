@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from lightning_pfc.after_import import after_import
 from lightning_pfc.launching import follow_rank_0
 from lightning_pfc.lazy import lazy_names
+from lightning_pfc.registration import register
 from lightning_pfc.signals import catch_from_the_start
 
 if TYPE_CHECKING:
@@ -33,11 +34,4 @@ __getattr__, __dir__ = lazy_names(
 )
 
 
-def _register() -> None:
-    """Make ``Trainer(strategy="pfc")`` known."""
-    from lightning_pfc.strategies import register
-
-    register()
-
-
-after_import("lightning", _register)
+after_import("lightning", register)  # Trainer(strategy="pfc")

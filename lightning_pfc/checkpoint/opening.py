@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import functools
 import inspect
 import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
-import lightning.fabric.plugins.io.torch_io as torch_io
-import lightning.pytorch.core.saving as saving
 import torch
 from lightning.pytorch import LightningModule
 
-from lightning_pfc.checkpoint.manifest import CheckpointError, is_checkpoint_folder
 from lightning_pfc.checkpoint.surgery import read_checkpoint
 
 M = TypeVar("M", bound=LightningModule)
@@ -58,30 +53,3 @@ def load_module(
     module.on_load_checkpoint(checkpoint)
     module.load_state_dict(checkpoint["state_dict"], strict=module.strict_loading if strict is None else strict)
     return module if map_location is None else module.to(torch.device(map_location))
-
-
-def explain_folders() -> None:
-    """Have Lightning say what to do about a folder where it can open files only, instead of "Is a directory".
-
-    This is ``load_from_checkpoint`` of other modules, and ``ckpt_path=`` under other strategies. They have no place
-    for a message of ours; nothing else about them is changed. Harmless twice.
-    """
-    for module in (saving, torch_io):
-        load: Any = vars(module).get("pl_load")
-        if load is not None and not getattr(load, "explains_folders", False):
-            vars(module)["pl_load"] = _explaining(load)
-
-
-def _explaining(load: Callable[..., Any]) -> Callable[..., Any]:
-    @functools.wraps(load)
-    def pl_load(path_or_url: Any, *args: Any, **kwargs: Any) -> Any:
-        if isinstance(path_or_url, str | Path) and is_checkpoint_folder(path_or_url):
-            raise CheckpointError(
-                f"{path_or_url} is a checkpoint folder of several ranks, where a file is needed. In a Trainer use "
-                f'strategy="pfc", also on one process; for load_from_checkpoint turn it into one file first: '
-                f"pfc-ckpt merge {path_or_url} whole.ckpt"
-            )
-        return load(path_or_url, *args, **kwargs)
-
-    pl_load.explains_folders = True  # type: ignore[attr-defined]
-    return pl_load

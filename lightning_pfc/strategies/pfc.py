@@ -12,7 +12,6 @@ from lightning.fabric.strategies.registry import _StrategyRegistry
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from lightning.pytorch.plugins.precision import Precision
-from lightning.pytorch.strategies import StrategyRegistry
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import STEP_OUTPUT
 from torch import nn
@@ -20,12 +19,12 @@ from torch.distributed.constants import default_pg_timeout
 from torch.nn.parallel import DistributedDataParallel
 
 from lightning_pfc.checkpoint.gather import gather_rows
-from lightning_pfc.checkpoint.opening import explain_folders
 from lightning_pfc.distributed import Comm
 from lightning_pfc.distributed.leaving import leave_at_exit, stay_at_exit
 from lightning_pfc.distributed.owner import set_owner
 from lightning_pfc.heads.partial_fc import iter_heads
 from lightning_pfc.optim.base import updates_in_backward
+from lightning_pfc.registration import add_names
 from lightning_pfc.strategies.checkpoints import CheckpointFolders
 from lightning_pfc.strategies.precision import ShardAware, ShardedPrecision, shard_aware
 from lightning_pfc.strategies.start import StartTogether
@@ -293,16 +292,7 @@ class PartialFCStrategy(CheckpointFolders, StartTogether):
     @classmethod
     def register_strategies(cls, strategy_registry: _StrategyRegistry) -> None:
         """Add ``"pfc"`` and ``"pfc_spawn"`` to a registry that does not have them."""
-        for name, start_method in (("pfc", "popen"), ("pfc_spawn", "spawn")):
-            if name not in strategy_registry:
-                description = f"DDP with sharded PartialFC heads, `start_method` '{start_method}'"
-                strategy_registry.register(name, cls, description=description, start_method=start_method)
-
-
-def register() -> None:
-    """Make ``Trainer(strategy="pfc")`` and ``"pfc_spawn"`` known; done when the package is imported, harmless twice."""
-    PartialFCStrategy.register_strategies(StrategyRegistry)
-    explain_folders()
+        add_names(strategy_registry, cls)
 
 
 def _make_heads_whole(

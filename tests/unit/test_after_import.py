@@ -23,6 +23,11 @@ KNOWN = "assert 'pfc' in lightning.pytorch.strategies.StrategyRegistry"
         "import lightning_pfc; from lightning.pytorch import Trainer; "
         "assert type(Trainer(strategy='pfc', accelerator='cpu', devices=1, logger=False).strategy).__name__ == "
         "'PartialFCStrategy'",
+        # Modules of ours that import Lightning, each as the first of all.
+        f"from lightning_pfc.strategies import PartialFCStrategy; import lightning; {KNOWN}",
+        f"import lightning_pfc.checkpoint.opening, lightning; {KNOWN}",
+        f"import lightning_pfc.module, lightning; {KNOWN}",
+        f"import lightning_pfc.callbacks, lightning; {KNOWN}",
         "from lightning_pfc import PartialFC, PartialFCModule, PartialFCStrategy, train; import inspect, lightning; "
         "inspect.getsource(lightning)",
     ],

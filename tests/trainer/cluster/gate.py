@@ -9,7 +9,7 @@ from typing import Any
 
 import lightning as L
 from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.loggers.logger import DummyLogger
+from lightning.pytorch.loggers.logger import Logger
 
 from lightning_pfc.callbacks import Preemption
 
@@ -19,7 +19,7 @@ def wait_at(place: str, trainer: L.Trainer | None = None) -> None:
     if os.environ.get("SLURM_RESTART_COUNT", "0") != "0":
         return
     Path(f"at-{place}").touch()
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 500
     while time.monotonic() < deadline:
         time.sleep(0.02)
         callbacks: Any = trainer.callbacks if trainer is not None else ()  # type: ignore[attr-defined]
@@ -41,11 +41,20 @@ class Gate(Callback):
             wait_at("step", trainer)
 
 
-class LastLogger(DummyLogger):
+class LastLogger(Logger):
     """Waits when training is over, after all callbacks."""
 
-    def __init__(self) -> None:
-        super().__init__()
+    @property
+    def name(self) -> str:
+        return ""
+
+    @property
+    def version(self) -> str:
+        return ""
+
+    def log_metrics(self, *args: Any, **kwargs: Any) -> None: ...
+
+    def log_hyperparams(self, *args: Any, **kwargs: Any) -> None: ...
 
     def finalize(self, status: str) -> None:
         if status == "success":
