@@ -17,6 +17,7 @@ from lightning_pfc.distributed.owner import foreign_strategy_message, get_owner
 from lightning_pfc.distributed.shard import ClassShard
 from lightning_pfc.heads.init import InitialCenters
 from lightning_pfc.heads.unallocated import refuse_writes, refuse_written
+from lightning_pfc.optim.foreign import watch
 from lightning_pfc.storage.huge_pages import ask_for_huge_pages
 from lightning_pfc.storage.row_files import RowFiles
 
@@ -226,6 +227,7 @@ class ShardedRows(nn.Module):
         for tensor in self.sharded_tensors().values():
             tensor.row_sharded = True  # type: ignore[attr-defined]  # read by lightning_pfc.optim
             tensor.first_row = self.shard.start  # type: ignore[attr-defined]  # likewise: rounding goes by class
+            watch(tensor, self.shard, self.comm)
 
     def _ensure_storage(self) -> None:
         if self._comm is not None:

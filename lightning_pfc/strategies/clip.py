@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from lightning_pfc.distributed import Comm
+from lightning_pfc.optim.foreign.gradient import plain
 from lightning_pfc.optim.rows import is_summed
 
 
@@ -63,9 +64,9 @@ def _gradient_values(parameters: Iterable[Parameter]) -> list[Tensor]:
     """The numbers of the gradients, as tensors that share their memory; repeated rows are added up first."""
     found = []
     for parameter in parameters:
-        gradient = parameter.grad
-        if gradient is None:
+        if parameter.grad is None:
             continue
+        gradient = plain(parameter.grad)
         if gradient.is_sparse:
             if not is_summed(gradient):
                 parameter.grad = gradient = gradient.coalesce()

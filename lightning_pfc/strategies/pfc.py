@@ -24,6 +24,7 @@ from lightning_pfc.distributed.leaving import leave_at_exit, stay_at_exit
 from lightning_pfc.distributed.owner import set_owner
 from lightning_pfc.heads.partial_fc import iter_heads
 from lightning_pfc.optim.base import updates_in_backward
+from lightning_pfc.optim.foreign import check_optimizer
 from lightning_pfc.registration import add_names
 from lightning_pfc.strategies.checkpoints import CheckpointFolders
 from lightning_pfc.strategies.precision import ShardAware, ShardedPrecision, shard_aware
@@ -123,6 +124,8 @@ class PartialFCStrategy(CheckpointFolders, StartTogether):
             head.check_finite = scaler is None
         super().setup(trainer)
         if trainer.state.fn == TrainerFn.FITTING:
+            for optimizer in self.optimizers:
+                check_optimizer(optimizer)
             if scaler is not None and names:
                 self._refuse_fused_optimizers()
             self._refuse_early_updates(trainer, scaler is not None)
