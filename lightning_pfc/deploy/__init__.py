@@ -8,8 +8,8 @@ from lightning_pfc.calibration.thresholds import NotCalibratedError, Threshold, 
 from lightning_pfc.deploy.errors import EngineError, ExportError, GateError, NoFaceError
 
 if TYPE_CHECKING:
-    from lightning_pfc.deploy.network import EmbeddingModel
     from lightning_pfc.deploy.recogniser import Comparison, Match, Recogniser
+    from lightning_pfc.runs.network import EmbeddingModel
 
 __all__ = [
     "Comparison",
@@ -32,7 +32,7 @@ def __getattr__(name: str) -> Any:
 
         return getattr(recogniser, name)
     if name == "EmbeddingModel":
-        from lightning_pfc.deploy.network import EmbeddingModel
+        from lightning_pfc.runs.network import EmbeddingModel
 
         return EmbeddingModel
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -2,19 +2,9 @@
 
 from __future__ import annotations
 
-import os
+from lightning_pfc.runs.errors import ExportError
 
-
-class ExportError(ValueError):
-    """An export is missing, incomplete, changed, or of another version; or one could not be made.
-
-    Attributes:
-        path: the file or folder.
-    """
-
-    def __init__(self, message: str, path: str | os.PathLike[str] | None = None) -> None:
-        super().__init__(message if path is None else f"{os.fspath(path)}: {message}")
-        self.path = None if path is None else os.fspath(path)
+__all__ = ["EngineError", "ExportError", "GateError", "NoFaceError"]
 
 
 class GateError(ExportError):

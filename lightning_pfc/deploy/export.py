@@ -22,12 +22,12 @@ from lightning_pfc.deploy.errors import ExportError
 from lightning_pfc.deploy.fidelity import FLOAT32_BOUND, Fidelity, compare_engines
 from lightning_pfc.deploy.figures import as_dict, figures_of, set_scores
 from lightning_pfc.deploy.folder import checksums, publish
-from lightning_pfc.deploy.network import EmbeddingModel
 from lightning_pfc.deploy.onnx_file import write_onnx, write_pt2
 from lightning_pfc.deploy.output import Output
-from lightning_pfc.deploy.run_folder import Run
 from lightning_pfc.deploy.samples import Samples, open_samples
 from lightning_pfc.deploy.torch_engine import TorchEngine
+from lightning_pfc.runs.network import EmbeddingModel
+from lightning_pfc.runs.run_folder import Run
 
 MODEL = {"onnx": "model.onnx", "pt2": "model.pt2"}
 _CHECKED = 256  # pictures

@@ -17,8 +17,9 @@ from lightning_pfc.calibration.thresholds import Kind, NotCalibratedError, Thres
 from lightning_pfc.deploy.centers import CenterGallery
 from lightning_pfc.deploy.description import ModelDescription
 from lightning_pfc.deploy.engines import Engine, Floats, open_engine
-from lightning_pfc.deploy.folder import checked_file, local_folder, open_folder
+from lightning_pfc.deploy.folder import checked_file, open_folder
 from lightning_pfc.deploy.pictures import Picture, Pixels, one_by_one, prepare
+from lightning_pfc.runs.hub import local_folder
 
 BATCH_SIZE = 64
 

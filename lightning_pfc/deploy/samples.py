@@ -16,7 +16,7 @@ from lightning_pfc.data.source import IdentityData, LabelledSet
 from lightning_pfc.data.verification import FOLDS, Pairs, VerificationSet, make_pairs
 from lightning_pfc.deploy.engines import Floats
 from lightning_pfc.deploy.errors import ExportError
-from lightning_pfc.deploy.run_folder import Run, spread
+from lightning_pfc.runs.run_folder import Run, spread
 
 MOST_PICTURES = 20_000
 

@@ -11,8 +11,8 @@ from torch import nn
 from lightning_pfc.deploy.description import ModelDescription
 from lightning_pfc.deploy.engines import Floats
 from lightning_pfc.deploy.folder import checked_file
-from lightning_pfc.deploy.network import CONFIG, WEIGHTS, EmbeddingModel
 from lightning_pfc.deploy.output import Output
+from lightning_pfc.runs.network import CONFIG, WEIGHTS, EmbeddingModel
 
 
 class TorchEngine:

@@ -23,7 +23,7 @@ from lightning_pfc.deploy.description import ModelDescription
 from lightning_pfc.deploy.export import ExportOptions, export_run
 from lightning_pfc.deploy.fidelity import compare_engines
 from lightning_pfc.deploy.folder import publish, sha256
-from lightning_pfc.deploy.run_folder import Run
+from lightning_pfc.runs.run_folder import Run
 from lightning_pfc.storage.whole_files import write_json
 
 

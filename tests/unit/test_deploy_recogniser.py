@@ -21,8 +21,8 @@ from lightning_pfc.data.formats.decoded import DecodedImages
 from lightning_pfc.deploy import EngineError, ExportError, Recogniser
 from lightning_pfc.deploy import engines as engines_module
 from lightning_pfc.deploy.description import ModelDescription
-from lightning_pfc.deploy.network import EmbeddingModel
 from lightning_pfc.module import PartialFCModule
+from lightning_pfc.runs.network import EmbeddingModel
 
 
 @pytest.fixture(scope="module")

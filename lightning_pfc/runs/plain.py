@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from lightning_pfc.deploy.errors import ExportError
+from lightning_pfc.runs.errors import ExportError
 
 MAX_JSON = 64 << 20  # bytes
 T = TypeVar("T")

@@ -16,9 +16,9 @@ from torch import Tensor
 
 from lightning_pfc.calibration.thresholds import Thresholds
 from lightning_pfc.data.preprocessing import METADATA_KEY, Preprocessing
-from lightning_pfc.deploy.errors import ExportError
-from lightning_pfc.deploy.network import EmbeddingModel, load_network
-from lightning_pfc.deploy.plain import read_json
+from lightning_pfc.runs.errors import ExportError
+from lightning_pfc.runs.network import EmbeddingModel, load_network
+from lightning_pfc.runs.plain import read_json
 
 CHECKPOINT = Path("checkpoints") / "last.ckpt"
 THRESHOLDS = "thresholds.json"

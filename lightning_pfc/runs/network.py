@@ -12,11 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_pfc.deploy.errors import ExportError
-from lightning_pfc.deploy.folder import local_folder
-from lightning_pfc.deploy.plain import Reader, read_json
-from lightning_pfc.models.backbone import create_backbone, output_width
+from lightning_pfc.checkpoint.network import network_checkpoint
+from lightning_pfc.models.backbone import as_input_size, create_backbone, native_input_size, output_width
 from lightning_pfc.models.neck import create_neck
+from lightning_pfc.runs.errors import ExportError
+from lightning_pfc.runs.hub import local_folder
+from lightning_pfc.runs.plain import Reader, read_json
 from lightning_pfc.storage.whole_files import write_json
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
@@ -175,8 +176,6 @@ def load_network(checkpoint: str | os.PathLike[str]) -> tuple[EmbeddingModel, di
         ExportError: it is of another kind of module, or lacks weights.
         CheckpointError: a file of it is damaged.
     """
-    from lightning_pfc.protocols.embedders import network_checkpoint
-
     content = network_checkpoint(Path(checkpoint))
     values = content.get("hyper_parameters", {})
     if "state_dict" not in content or not isinstance(values, Mapping) or not isinstance(values.get("backbone"), str):
@@ -207,7 +206,5 @@ def load_network(checkpoint: str | os.PathLike[str]) -> tuple[EmbeddingModel, di
 def _input_size(
     values: Mapping[str, Any], options: Mapping[str, Any], path: str | os.PathLike[str]
 ) -> tuple[int, int, int]:
-    from lightning_pfc.models.backbone import as_input_size, native_input_size
-
     given = as_input_size(values.get("input_size"))
     return given or native_input_size(create_backbone(values["backbone"], options=options))

@@ -1,0 +1,40 @@
+"""Of a checkpoint, what is needed to embed pictures: backbone and neck, never the head."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lightning_pfc.checkpoint.manifest import is_checkpoint_folder
+from lightning_pfc.checkpoint.store import load_folder
+from lightning_pfc.distributed.comm import Comm
+
+
+class _Network:
+    """Of a checkpoint folder, the weights of backbone and neck alone; memory is made as they are read."""
+
+    def __call__(self, key: str, stored: Any) -> None:
+        """Have memory made for whatever is read."""
+
+    def wants(self, key: str) -> bool:
+        """Whether a tensor is read."""
+        return key.startswith(("state_dict/backbone.", "state_dict/neck."))
+
+
+def network_checkpoint(path: Path) -> dict[str, Any]:
+    """A checkpoint, a file or a folder, as far as it is needed to embed pictures: of a folder the head stays unread.
+
+    Raises:
+        FileNotFoundError: it is not there, or is a folder that was never finished.
+        CheckpointError: a file of the folder is missing or damaged.
+    """
+    if is_checkpoint_folder(path):
+        content: Any = load_folder(path, Comm.single(), _Network())[0]
+    elif path.is_file():
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    else:
+        what = "is a folder without a manifest.json" if path.is_dir() else "is not there"
+        raise FileNotFoundError(f"no such checkpoint: {path} {what}")
+    return content if isinstance(content, dict) else {}
