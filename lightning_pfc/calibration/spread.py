@@ -3,18 +3,20 @@
 Two things vary when other people are drawn. Each identity brings all its trials, so that one person who looks like many
 moves the rate by many accepts at once; and each pair of identities is a matter of luck of its own. With ``e_ij`` the
 accepts between two identities less those expected, and ``S_i`` their sum over j, the variance of the number of accepts
-is ``sum_i S_i^2 - sum_ij e_ij^2`` (Aronow, Samii and Assenova, arXiv:1312.3398, for dyadic data; an accept shared by
-two identities stands in both of their sums, once too often).
+is ``sum_i S_i^2 - sum_ij e_ij^2`` (Aronow, Samii and Assenova, arXiv:1312.3398, for data of pairs: what two identities
+share stands in both of their sums, once too often).
 
 Drawing identities with replacement and counting a trial as often as both of its identities were drawn (the pigeonhole
-bootstrap, Owen, Annals of Applied Statistics 1, 2007) gives the shape of the distribution, but counts the luck of a pair three times:
-``sum_i S_i^2 + sum_ij e_ij^2``. Where false accepts are rare that is nearly all of the variance, and intervals come out
-1.7 times too wide. So the replicates are drawn as there, and their spread is then set to the variance above.
+bootstrap, Owen, Annals of Applied Statistics 1, 2007) gives the shape of the distribution, but counts the luck of a
+pair three times: ``sum_i S_i^2 + sum_ij e_ij^2``. Where false accepts are rare that is nearly all of the variance, and
+intervals come out 1.7 times too wide. So the replicates are drawn as there, and their spread is set to the variance
+above.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from statistics import NormalDist
 
 import numpy as np
 
@@ -57,12 +59,15 @@ class Variance:
         pairs: The luck of each pair of identities.
         identity_count: Of the set; the first part shrinks with it.
         trial_count: Of the set; the second part shrinks with it.
+        freedom: How many identities the variance was in effect estimated from (Satterthwaite): few where few make most
+            of the accepts.
     """
 
     identities: float
     pairs: float
     identity_count: int
     trial_count: int
+    freedom: float
 
     @property
     def whole(self) -> float:
@@ -72,6 +77,11 @@ class Variance:
     def of_set(self, identity_count: int, trial_count: int) -> float:
         """Of a set of another size."""
         return self.identities * self.identity_count / identity_count + self.pairs * self.trial_count / trial_count
+
+    def widening(self, level: float) -> float:
+        """By how much an interval is wider because the variance is an estimate: Student's quantile over the normal."""
+        z = NormalDist().inv_cdf((1 + level) / 2)
+        return 1.0 + (z * z + 1.0) / (4.0 * self.freedom)
 
 
 def variance(accepts: Accepts) -> Variance:
@@ -89,7 +99,8 @@ def variance(accepts: Accepts) -> Variance:
         weights=np.concatenate([accepts.weight, accepts.weight]),
         minlength=trials.identities,
     )
-    sums = float(np.square(touching - rate * trials.touching()).sum())
+    square = np.square(touching - rate * trials.touching())
+    sums = float(square.sum())
     keys, place = np.unique(pair_keys(accepts.first, accepts.second, trials.identities), return_inverse=True)
     found = np.bincount(place, weights=accepts.weight)
     expected = rate * trials.between(keys // trials.identities, keys % trials.identities)
@@ -99,11 +110,12 @@ def variance(accepts: Accepts) -> Variance:
         pairs=max(squares, 0.0) / total**2,
         identity_count=trials.identities,
         trial_count=trials.count,
+        freedom=max(1.0, sums**2 / max(float(np.square(square).sum()), 1e-300)),
     )
 
 
 def replicates(accepts: Accepts, count: int, rng: np.random.Generator) -> Floats:
-    """Logarithms of the rate with identities drawn anew, less that of the set: (count,), by the pigeonhole bootstrap."""
+    """Logarithms of the rate with identities drawn anew, less that of the set: (count,), by the bootstrap above."""
     trials = accepts.trials
     share = np.full(trials.identities, 1.0 / trials.identities)
     found = np.empty(count)

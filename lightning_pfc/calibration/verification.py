@@ -21,7 +21,7 @@ from lightning_pfc.calibration.spread import (
     variance,
 )
 from lightning_pfc.calibration.thresholds import Threshold
-from lightning_pfc.calibration.trials import AllPairs, Floats, ListedPairs
+from lightning_pfc.calibration.trials import AllPairs, Floats, Ints, ListedPairs
 from lightning_pfc.metrics.functional import tar_at_far
 from lightning_pfc.metrics.verification import rate_name
 from lightning_pfc.protocols.all_pairs import all_pairs_tar
@@ -77,8 +77,8 @@ def choose(
     value, accept_rate, false_accepts = pairs.at(far)
     if false_accepts < LEAST_FALSE_ACCEPTS:
         raise UnresolvedRateError(
-            f"far={rate_name(far)}: so many impostor pairs of {material.name!r} score exactly the same that a threshold "
-            f"accepts {false_accepts} of them or far too many; are pictures there twice under different names?"
+            f"calibrate.far={rate_name(far)}: so many impostor pairs of {material.name!r} score exactly the same that "
+            f"{false_accepts} of them or far too many are accepted; are pictures there twice under other names?"
         )
     own, other = pairs.deviations(value, draws, None), pairs.deviations(value, draws, None, salt=1)
     low, high = quantiles(other - own, draws.level)
@@ -147,13 +147,11 @@ def _too_few(name: str, far: float, impostors: int) -> str:
     needed = math.ceil(LEAST_FALSE_ACCEPTS / far)
     pictures = math.ceil((1 + math.sqrt(1 + 8 * needed)) / 2)
     resolved = LEAST_FALSE_ACCEPTS / impostors if impostors else 1.0
-    way_out = (
-        f"or ask for calibrate.far={_rounded_up(resolved)} or more" if resolved < 0.5 else "no useful rate is resolved"
-    )
+    way_out = f"or ask for calibrate.far={_rounded_up(resolved)} or more" if resolved < 0.5 else "or a larger set"
     return (
-        f"calibrate.far={rate_name(far)}: the {impostors:,} impostor pairs of {name!r} would hold {far * impostors:.1f} false "
-        f"accepts, and a threshold needs about {LEAST_FALSE_ACCEPTS}. Give {needed:,} impostor pairs (all pairs of some "
-        f"{pictures:,} pictures), {way_out}."
+        f"calibrate.far={rate_name(far)}: the {impostors:,} impostor pairs of {name!r} would hold "
+        f"{far * impostors:.1f} false accepts, and a threshold needs about {LEAST_FALSE_ACCEPTS}. Give {needed:,} "
+        f"impostor pairs (all pairs of some {pictures:,} pictures), {way_out}."
     )
 
 
@@ -192,7 +190,8 @@ class _Pairs:
         """Of the logarithm of the false accept rate."""
         found = self.accepts(value)
         if found is None:
-            return Variance(0.0, 1.0 / max(self.accepted(value)[0], 1), 1, self.impostors)
+            count = max(self.accepted(value)[0], 1)
+            return Variance(0.0, 1.0 / count, 1, self.impostors, float(count))
         return variance(found)
 
     def deviations(self, value: float, draws: Draws, size_of: _Pairs | None, salt: int = 0) -> Floats:
@@ -200,17 +199,19 @@ class _Pairs:
         rng = np.random.default_rng([draws.seed, salt])
         found = self.accepts(value)
         other = size_of or self
+        spread = self.variance(value)
         if found is None:
             raw = of_pairs(self.accepted(value)[0], self.impostors, draws.replicates, rng)
-            return scaled(raw, self.variance(value).of_set(1, other.impostors))
-        spread = variance(found)
+        else:
+            raw = replicates(found, draws.replicates, rng)
         wanted = spread.of_set(other.identities or spread.identity_count, other.impostors)
-        return scaled(replicates(found, draws.replicates, rng), wanted)
+        return scaled(raw, wanted * spread.widening(draws.level) ** 2)
 
 
 class _All(_Pairs):
     def __init__(self, material: Material) -> None:
-        assert material.embeddings is not None and material.labels is not None
+        assert material.embeddings is not None
+        assert material.labels is not None
         self._rows, self._labels = material.embeddings, material.labels
         self._number, counts = material.numbered()
         self._trials = AllPairs(counts)
@@ -240,19 +241,22 @@ class _All(_Pairs):
         return self._known[value]
 
     def _genuine_hits(self, value: float) -> tuple[Tensor, Tensor]:
-        first, second = pairs_above(self._rows, value, self._labels)
+        first, _ = pairs_above(self._rows, value, self._labels)
         owner = torch.from_numpy(self._number)[first]
         return torch.bincount(owner, minlength=len(self._genuine)), self._genuine
 
 
 class _Listed(_Pairs):
     def __init__(self, material: Material) -> None:
-        assert material.scores is not None and material.same is not None
+        assert material.scores is not None
+        assert material.same is not None
         self._scores, self._same = material.scores.double(), material.same
         self.impostors = int((~self._same).sum())
         if not self.impostors or self.impostors == len(self._same):
             raise ValueError(f"{material.name!r} must hold genuine and impostor pairs, to choose a threshold on")
-        self.identities, self._sides, self._trials = None, None, None
+        self.identities = None
+        self._sides: tuple[Ints, Ints] | None = None
+        self._trials: ListedPairs | None = None
         if material.sides is not None:
             names, number = torch.unique(torch.cat(material.sides), return_inverse=True)
             first, second = number[: len(self._same)].numpy(), number[len(self._same) :].numpy()

@@ -20,12 +20,16 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
+from lightning_pfc.calibration.job import Calibrate, calibrate, target_of, write_thresholds
+from lightning_pfc.calibration.thresholds import Threshold
 from lightning_pfc.config import compose, config_dir, explain, register_resolvers
 from lightning_pfc.protocols.peers import Peers
 from lightning_pfc.protocols.report import ProtocolResult, as_json, draw, print_table
 from lightning_pfc.protocols.suite import PROTOCOLS, Suite
 from lightning_pfc.report import versions
-from lightning_pfc.storage.whole_files import write_json
+from lightning_pfc.runs.network import load_network
+from lightning_pfc.runs.run_folder import Run
+from lightning_pfc.storage.whole_files import sha256, write_json
 
 _log = logging.getLogger(__name__)
 _FULL_ERROR = "HYDRA_FULL_ERROR"
@@ -59,6 +63,9 @@ def run(config: DictConfig, folder: Path, overrides: Sequence[str] = ()) -> dict
     with open_dict(config):
         config.output_dir = str(folder)
     protocols: dict[str, Any] = OmegaConf.to_container(config.protocols, resolve=True)  # type: ignore[assignment]
+    calibration = Calibrate(**OmegaConf.to_container(config.calibrate, resolve=True))  # type: ignore[arg-type]
+    if config.run:
+        protocols = _follow(config, protocols)
     if not protocols:
         raise ValueError(
             f"protocols is empty; name at least one set, as in +protocols.lfw=lfw.bin (types: {', '.join(PROTOCOLS)})"
@@ -71,12 +78,14 @@ def run(config: DictConfig, folder: Path, overrides: Sequence[str] = ()) -> dict
     with _ranks() as peers:
         embedder = instantiate(config.embedder, _convert_="all") if "_target_" in config.embedder else None
         suite = Suite(embedder, instantiate(config.settings, _convert_="all"), peers)
+        thresholds, told = _thresholds(config, suite, protocols, calibration)  # first: it may refuse
         found: list[ProtocolResult] = []
         for name, protocol in protocols.items():
             _log.info("%s ...", name)
             found.append(suite.run(name, protocol))
         results = {
             **as_json(found),
+            **({"thresholds": {t.name: t.to_dict() for t in thresholds}} if calibration.wanted else {}),
             "seconds": time.perf_counter() - started,
             "ranks": peers.world_size,
             "overrides": list(overrides),
@@ -89,9 +98,42 @@ def run(config: DictConfig, folder: Path, overrides: Sequence[str] = ()) -> dict
             pictures = draw(found, folder / "plots") if config.plots else []
             write_json(folder / "results.json", results)
             print_table(found, float(config.settings.level))
+            if calibration.wanted:
+                target = target_of(calibration, config.run, config.ckpt_path, folder)
+                write_thresholds(target, thresholds)
+                print("\n".join([*told, f"written to {target}"]))
             for path in [folder / "results.json", *pictures]:
                 _log.info("%s", path)
     return results
+
+
+def _follow(config: DictConfig, protocols: dict[str, Any]) -> dict[str, Any]:
+    """The checkpoint and, unless the user names some, the held-out sets of a run."""
+    folder = Run(str(config.run), config.ckpt_path)
+    with open_dict(config):
+        config.ckpt_path = str(folder.checkpoint)
+    if protocols:
+        return protocols
+    sets = folder.verification_sets()
+    if not sets:
+        raise ValueError(f"run={config.run} held out no identities; name a set, as in +protocols.mine=pairs.txt")
+    return {name: {"type": "run", "path": str(config.run), "set": name} for name in sets}
+
+
+def _thresholds(
+    config: DictConfig, suite: Suite, protocols: dict[str, Any], words: Calibrate
+) -> tuple[list[Threshold], list[str]]:
+    if not words.wanted:
+        return [], []
+    return calibrate(suite, protocols, words, model=_fingerprint(config))
+
+
+def _fingerprint(config: DictConfig) -> str:
+    """Of the weights that are judged: a threshold holds for them alone."""
+    if str(config.embedder.get("_target_", "")).endswith("checkpoint_embedder"):
+        return load_network(str(config.ckpt_path))[0].fingerprint()
+    path = config.embedder.get("path")
+    return sha256(str(path)) if path and Path(str(path)).is_file() else ""
 
 
 def main() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
 import shutil
 import tempfile
@@ -12,6 +11,7 @@ from pathlib import Path
 
 from lightning_pfc.deploy.description import FILE, ModelDescription
 from lightning_pfc.deploy.errors import ExportError
+from lightning_pfc.storage.whole_files import sha256
 
 
 @contextlib.contextmanager
@@ -69,19 +69,6 @@ def _to_disk(path: Path) -> None:
         os.fsync(number)
     finally:
         os.close(number)
-
-
-def sha256(path: str | os.PathLike[str]) -> str:
-    """The digest of a file."""
-    with Path(path).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _digest(file)
-
-
-def _digest(file: object) -> str:  # Python 3.10
-    digest = hashlib.sha256()
-    while part := file.read(1 << 20):  # type: ignore[attr-defined]
-        digest.update(part)
-    return digest.hexdigest()
 
 
 def checksums(folder: Path) -> dict[str, str]:

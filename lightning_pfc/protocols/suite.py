@@ -46,6 +46,7 @@ from lightning_pfc.protocols.pairs import IndexedPairs, PairedImages, read_pairs
 from lightning_pfc.protocols.peers import Peers
 from lightning_pfc.protocols.report import Measurement, ProtocolResult, ScoredPairs
 from lightning_pfc.protocols.templates import TemplateMode
+from lightning_pfc.runs.run_folder import Run
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,6 +122,12 @@ class Suite:
         """Verification on a ``.bin`` file."""
         images = BinImages(path)
         return self.verify(name, images.pairs(), self._pictures(name, images))
+
+    def run_set(self, name: str, path: str, set: str = "test") -> ProtocolResult:
+        """Verification on identities that a run of ``pfc-train`` held out: those of its validation or its test."""
+        part = Run(path).verification_set(set)
+        pairs = IndexedPairs(part.pairs.first, part.pairs.second, part.pairs.same, part.pairs.fold)
+        return self.verify(name, pairs, part.images, identities=part.identity)
 
     def pairs(self, name: str, path: str, images: str | None = None, embeddings: str | None = None) -> ProtocolResult:
         """Verification on a list of pairs, over a folder of images or over embeddings with names."""
@@ -418,6 +425,7 @@ PROTOCOLS: dict[str, Callable[..., ProtocolResult]] = {
     "megaface": Suite.megaface,
     "open_set": Suite.open_set,
     "pairs": Suite.pairs,
+    "run": Suite.run_set,
     "tinyface": Suite.identification,
 }
 

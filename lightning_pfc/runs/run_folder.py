@@ -16,6 +16,7 @@ from torch import Tensor
 
 from lightning_pfc.calibration.thresholds import Thresholds
 from lightning_pfc.data.preprocessing import METADATA_KEY, Preprocessing
+from lightning_pfc.data.verification import VerificationSet
 from lightning_pfc.runs.errors import ExportError
 from lightning_pfc.runs.network import EmbeddingModel, load_network
 from lightning_pfc.runs.plain import read_json
@@ -142,6 +143,23 @@ class Run:
                 f"the data of the run cannot be opened ({lines[0][:300]}); give pictures with --images FOLDER",
                 self.folder,
             ) from error
+
+    def verification_sets(self) -> dict[str, VerificationSet]:
+        """The run's sets of identities that were not trained on, by name: of the validation, then of the test."""
+        sets = {**self.data.validation, **self.data.test}
+        return {name: part for name, part in sets.items() if isinstance(part, VerificationSet)}
+
+    def verification_set(self, name: str) -> VerificationSet:
+        """One of them.
+
+        Raises:
+            ExportError: there is none of that name; says which there are.
+        """
+        sets = self.verification_sets()
+        if name not in sets:
+            known = f"there are {', '.join(sets)}" if sets else "it held out no identities"
+            raise ExportError(f"has no held-out set {name!r}: {known}", self.folder)
+        return sets[name]
 
 
 def read_thresholds(path: Path) -> Thresholds:

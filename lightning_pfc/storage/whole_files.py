@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import math
 import os
@@ -38,6 +39,15 @@ def write_json(path: str | os.PathLike[str], content: Mapping[str, Any]) -> Path
     with write_whole(path, "w", encoding="utf-8") as file:
         file.write(json.dumps(_finite(content), indent=2, allow_nan=False) + "\n")
     return Path(path)
+
+
+def sha256(path: str | os.PathLike[str]) -> str:
+    """The digest of a file, in hexadecimal."""
+    digest = hashlib.sha256()
+    with Path(path).open("rb") as file:
+        while part := file.read(1 << 20):
+            digest.update(part)
+    return digest.hexdigest()
 
 
 def _finite(value: Any) -> Any:

@@ -22,9 +22,9 @@ from lightning_pfc.deploy import export as export_module
 from lightning_pfc.deploy.description import ModelDescription
 from lightning_pfc.deploy.export import ExportOptions, export_run
 from lightning_pfc.deploy.fidelity import compare_engines
-from lightning_pfc.deploy.folder import publish, sha256
+from lightning_pfc.deploy.folder import publish
 from lightning_pfc.runs.run_folder import Run
-from lightning_pfc.storage.whole_files import write_json
+from lightning_pfc.storage.whole_files import sha256, write_json
 
 
 @pytest.fixture
