@@ -15,13 +15,13 @@ import torch
 from PIL import Image
 
 from lightning_pfc.checkpoint import save_folder
+from lightning_pfc.checkpoint.network import network_checkpoint
 from lightning_pfc.checkpoint.tree import split_tree
 from lightning_pfc.commands.eval import evaluate
 from lightning_pfc.data.formats import FormatError
 from lightning_pfc.distributed import ClassShard, Comm
 from lightning_pfc.metrics.functional import kfold_accuracy, pair_squared_distances, tar_at_far
 from lightning_pfc.protocols import Peers, Settings, Suite, TorchEmbedder, embed_images, write_bin
-from lightning_pfc.protocols.embedders import _checkpoint
 from lightning_pfc.protocols.faces import open_faces
 from lightning_pfc.protocols.identification import identification_rate, search
 
@@ -324,7 +324,9 @@ def test_checkpoint_to_numbers(folder: Path, tmp_path: Path) -> None:
     rest, tensors = split_tree(state, lambda key, tensor: shard if key == "head.weight" else None)
     save_folder(tmp_path / "folder.ckpt", rest, tensors, Comm.single(), {})
     torch.testing.assert_close(checkpoint_embedder(tmp_path / "folder.ckpt")(pictures), expected, atol=1e-5, rtol=1e-5)
-    assert _checkpoint(tmp_path / "folder.ckpt")["state_dict"]["head.weight"] is None  # all centers stay on the disk
+    assert (
+        network_checkpoint(tmp_path / "folder.ckpt")["state_dict"]["head.weight"] is None
+    )  # all centers stay on the disk
     torch.save({"state_dict": {}}, tmp_path / "other.ckpt")
     with pytest.raises(ValueError, match="no checkpoint of a PartialFCModule"):
         checkpoint_embedder(tmp_path / "other.ckpt")
