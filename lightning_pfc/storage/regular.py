@@ -15,6 +15,9 @@ _KINDS = (
     (stat.S_ISSOCK, "a socket"),
 )
 
+# As far as the system has them: O_BINARY is Windows', which else changes the ends of lines.
+_READ = sum(getattr(os, name, 0) for name in ("O_RDONLY", "O_NONBLOCK", "O_CLOEXEC", "O_BINARY"))
+
 
 class NotRegularError(OSError):
     """A path is not an ordinary file, or leads out of the folder that it has to lie in."""
@@ -34,7 +37,7 @@ def open_regular(path: str | os.PathLike[str], below: str | os.PathLike[str] | N
     if below is not None:
         refuse_outside(path, below)
     try:
-        handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0))
+        handle = os.open(path, _READ)
     except OSError as error:
         if error.errno == errno.ENXIO:  # what a socket says
             raise NotRegularError(f"{path} is a socket, not an ordinary file") from None

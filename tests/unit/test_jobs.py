@@ -176,6 +176,8 @@ KNOWN = {
     ("distributed/rendezvous.py", "init_process_group"): "the same stores",
     ("commands/eval.py", "init_process_group"): "torchrun's store",
     ("protocols/suite.py", "bind"): "of a signature",
+    ("service/server.py", "bind"): "the service, which is there for clients",
+    ("service/server.py", "listen"): "the same",
 }
 
 
