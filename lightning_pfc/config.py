@@ -6,13 +6,16 @@ import datetime as dt
 import difflib
 import os
 import re
-from collections.abc import Iterable, Sequence
+import shlex
+import sys
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue
@@ -92,12 +95,21 @@ def compose(
         try:
             return hydra_compose(config_name, overrides=[*words, *extra])
         except HydraException as error:
-            raise ValueError(explain(error, config_name)) from error
+            raise ValueError(explain(error, config_name, words)) from error
 
 
-def explain(error: BaseException, config_name: str = "train") -> str:
-    """What Hydra complains of, with the names that exist and the one that was probably meant."""
+def explain(error: BaseException, config_name: str = "train", words: Sequence[str] | None = None) -> str:
+    """What Hydra complains of, with the names that exist and the one that was probably meant.
+
+    Args:
+        error: of Hydra or OmegaConf; of any other the text is returned as it is.
+        config_name: which of the main configs.
+        words: the overrides; by default those of the command line.
+    """
+    words = [word for word in (sys.argv[1:] if words is None else words) if not word.startswith("-")]
     text = str(error).strip()
+    if isinstance(error, HydraException) and (quoted := _quoted_rightly(text, words)):
+        return quoted
     if isinstance(error, MissingMandatoryValue):
         return f"{text}. Give it: {text.rsplit(' ', 1)[-1]}=VALUE"
     if isinstance(error, HydraException) and error.__cause__ is not None and str(error.__cause__) not in text:
@@ -112,11 +124,47 @@ def explain(error: BaseException, config_name: str = "train") -> str:
         r"No match in the defaults list.*'([^']+)'", text
     ):
         key = full_key[1] if full_key else match[1].lstrip("+~")
-        existing = _siblings(key, config_name)
+        chosen = _choices(words)
+        existing = _siblings(key, config_name, chosen)
         *parents, name = key.split(".")
         where = f"{'.'.join(parents)} has no key {name}" if parents else f"There is no key or group {name}"
+        others = [option for option in _options_with(key) if option != chosen.get(parents[0])] if parents else []
+        if others and not difflib.get_close_matches(name, existing, n=1, cutoff=0.8):
+            group = parents[0]
+            here = chosen.get(group) or _default_option(group, config_name)
+            return (
+                f"{where} with {group}={here}; it has one with {group}={', '.join(others[:8])}. Choose one of these: "
+                f"{group}={others[0]} {key}=VALUE."
+            )
         return f"{where}.{_suggest(name, existing)}\nTo add a new key, write +{key}=VALUE."
     return text
+
+
+def _quoted_rightly(text: str, words: Sequence[str]) -> str | None:
+    """A word whose value Hydra cannot take as it is, such as a path with ``=`` or ``(``, written in quotes."""
+    parser = OverridesParser.create()
+    for word in words:
+        key, equals, value = word.partition("=")
+        if not equals or re.fullmatch(r"(\+\+?|~)?[\w@/.$-]+", key, re.ASCII) is None or value[:1] in ("'", '"'):
+            continue
+        ambiguous = f"Ambiguous value for argument '{word}'" in text
+        try:
+            parser.parse_override(word)
+            if not ambiguous:
+                continue
+        except HydraException:
+            pass
+        inner = re.sub(r'(\\*)"', r'\1\1\\"', value)
+        inner = re.sub(r"(\\+)$", r"\1\1", inner)
+        mended = f'{key}="{inner}"'
+        try:
+            if str(parser.parse_override(mended).value()) != value:
+                continue
+        except HydraException:
+            continue
+        more = " (or several, with -m)" if ambiguous else ""
+        return f"{word}: write its value in quotes{more}, and the word too on the command line: {shlex.quote(mended)}"
+    return None
 
 
 def _suggest(name: str, existing: Sequence[str]) -> str:
@@ -131,15 +179,61 @@ def _options(group: str) -> list[str]:
     return sorted(path.relative_to(folder).with_suffix("").as_posix() for path in files if path.parent.name[:1] != "_")
 
 
-def _siblings(key: str, config_name: str) -> list[str]:
-    """Keys beside ``key`` in the config without overrides."""
-    GlobalHydra.instance().clear()
-    with initialize_config_dir(str(config_dir()), version_base="1.3"):
-        node: Any = hydra_compose(config_name)
+def _choices(words: Sequence[str]) -> dict[str, str]:
+    """The options of groups that the overrides choose."""
+    pairs = (word.partition("=")[::2] for word in words)
+    return {key: value for key, value in pairs if value and (config_dir() / key).is_dir()}
+
+
+def _siblings(key: str, config_name: str, chosen: Mapping[str, str]) -> list[str]:
+    """Keys beside ``key`` in the config with the options that were chosen, and no other override."""
+    node: Any = _composed(config_name, [f"{group}={option}" for group, option in chosen.items()])
+    if node is None:
+        node = _composed(config_name, [])
     for part in key.split(".")[:-1]:
         node = OmegaConf.select(node, part) if isinstance(node, DictConfig) else None
     groups = [p.name for p in config_dir().iterdir() if p.is_dir()] if "." not in key else []
     return sorted({*(str(k) for k in node), *groups}) if isinstance(node, DictConfig) else []
+
+
+def _composed(config_name: str, words: Sequence[str]) -> DictConfig | None:
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(config_dir()), version_base="1.3"):
+        try:
+            return hydra_compose(config_name, overrides=list(words))
+        except HydraException:
+            return None
+
+
+def _default_option(group: str, config_name: str) -> str:
+    """The option of a group that the main config takes."""
+    listed = _plain(config_dir() / f"{config_name}.yaml").get("defaults", [])
+    found = {key: value for entry in listed if isinstance(entry, dict) for key, value in entry.items()}
+    return str(found.get(group, "its default"))
+
+
+def _options_with(key: str) -> list[str]:
+    """The options of a group that have a key, as ``data=folder`` has ``data.source.path``; first those that ask."""
+    group, *rest = key.split(".")
+    found = [(_has(group, option, rest), option) for option in _options(group) if "/" not in option]
+    return [option for depth, option in sorted(found) if depth]
+
+
+def _has(group: str, option: str, rest: Sequence[str]) -> int:
+    """1 if an option wants a key to be given, 2 if it has it, more if a file that it builds upon has; else 0."""
+    content = _plain(config_dir() / group / f"{option}.yaml")
+    node: Any = content
+    for part in rest:
+        if not isinstance(node, dict) or part not in node:
+            bases = [entry for entry in content.get("defaults", []) if isinstance(entry, str) and entry != "_self_"]
+            return next((1 + depth for base in bases if (depth := _has(group, base, rest))), 0)
+        node = node[part]
+    return 1 if node == "???" else 2
+
+
+def _plain(path: Path) -> dict[str, Any]:
+    content: Any = OmegaConf.to_container(OmegaConf.load(path)) if path.is_file() else None
+    return content if isinstance(content, dict) else {}
 
 
 register_resolvers()  # also where a pickled job of a sweep imports this module first

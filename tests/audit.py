@@ -75,6 +75,8 @@ NEVER = (
     "cpython.run_",
     "webbrowser.",
 )
+# What torch compiles whenever a data loader hands out a batch: the type of a function's argument.
+HARMLESS = ("torch.classes.profiler._RecordFunction",)
 LISTS = ("os.listdir", "os.scandir")
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 
@@ -178,7 +180,7 @@ class Hook:
         if event in CHANGES:
             return None if all(self._inside(arguments[place], self.writable) for place in CHANGES[event]) else text
         if event == "compile":  # source and name; exec: a code object
-            return None if self._is_program(arguments[1]) else text
+            return None if self._is_program(arguments[1]) or any(word in text for word in HARMLESS) else text
         if event == "exec":
             return None if self._is_program(getattr(arguments[0], "co_filename", "")) else text
         return text if event.startswith(NEVER) else None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -11,8 +12,12 @@ from typing import Any
 
 import numpy as np
 
+from lightning_pfc.data.arrays import NpyFile, read_npy, read_npz
+from lightning_pfc.data.errors import reading
 from lightning_pfc.data.formats import EncodedImages, MissingLibraryError, Subset, open_images
 from lightning_pfc.data.formats.opening import READERS
+from lightning_pfc.data.pictures.decoding import MAX_PIXELS, MOST_PIXELS
+from lightning_pfc.storage.regular import read_regular
 from lightning_pfc.storage.whole_files import write_whole
 
 _DATA = """a data set: a folder of folders, a .rec file (or the folder of train.rec), a list (.lst .tsv .csv .txt), a
@@ -36,6 +41,8 @@ _EPILOG = """examples
 Nothing here changes or deletes its input. `pfc-data COMMAND --help` explains each command."""
 
 
+_MAX_TABLE = 1 << 30  # bytes
+
 _Handler = Callable[[argparse.Namespace], int]
 
 
@@ -47,6 +54,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return handler(options)
     except (OSError, ValueError, MissingLibraryError) as error:
         print(f"pfc-data {options.command}: {error}", file=sys.stderr)
+        return 2
+    except Exception as error:
+        if os.environ.get("PFC_TRACEBACK"):
+            raise
+        print(
+            f"pfc-data {options.command}: {type(error).__name__}: {error} (PFC_TRACEBACK=1 shows where)",
+            file=sys.stderr,
+        )
         return 2
     except KeyboardInterrupt:
         print("\ninterrupted", file=sys.stderr)
@@ -83,12 +98,33 @@ def _add_source(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--from", dest="format", choices=sorted(READERS), help="its format, if the name does not tell")
     parser.add_argument("--root", help="of a list: the folder its paths start from (default: where the list lies)")
     parser.add_argument("--split", help="of a Hugging Face data set: the split")
+    _add_allow(parser)
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
+
+
+def _add_allow(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--allow",
+        metavar="FOLDER",
+        action="append",
+        default=[],
+        help="a folder besides the data's own that links and paths in it may lead into; may be repeated",
+    )
+
+
+def _add_max_pixels(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--max-pixels",
+        type=int,
+        default=MAX_PIXELS,
+        metavar="N",
+        help="bound of what is decoded; a larger JPEG is decoded at a fraction of its size (%(default)s)",
+    )
 
 
 def _open(options: argparse.Namespace) -> EncodedImages:
     extra = {name: getattr(options, name) for name in ("root", "split") if getattr(options, name) is not None}
-    return open_images(options.source, options.format, **extra)
+    return open_images(options.source, options.format, allow=options.allow, **extra)
 
 
 # convert
@@ -153,7 +189,8 @@ def _convert(options: argparse.Namespace) -> int:
 
 
 def _read_positions(path: Path, count: int) -> np.ndarray[Any, np.dtype[np.int64]]:
-    lines = path.read_text(encoding="utf-8").splitlines()
+    with reading(path, "a table of images"):
+        lines = read_regular(path, _MAX_TABLE).decode("utf-8").splitlines()
     columns = lines[0].split("\t") if lines else []
     if "image" not in columns:
         raise ValueError(f"{path}: the first line must name a column `image`, found {columns[:5]}.")
@@ -180,7 +217,7 @@ def _add_check(commands: Any) -> None:
         """Reads and decodes every image once and reports
 
   images, classes, the range of labels, images per class (a histogram as text, with --png also as a picture)
-  broken images, each with file and offset
+  broken images, each with file and offset; pictures that their EXIF tag turns; pictures of one value everywhere
   duplicates: pictures that are equal to the pixel, and which of them have different labels
   with --against: pictures and identity names that also occur in a test set
 
@@ -194,6 +231,7 @@ test set.""",
     parser.add_argument("--json", metavar="FILE", help="write all numbers")
     parser.add_argument("--list", metavar="FILE", help="write what is wrong as a .tsv")
     parser.add_argument("--workers", type=int, default=1, help="threads that decode (%(default)s)")
+    _add_max_pixels(parser)
 
 
 def _check(options: argparse.Namespace) -> int:
@@ -201,9 +239,15 @@ def _check(options: argparse.Namespace) -> int:
 
     if options.workers < 1:
         raise ValueError(f"--workers is {options.workers}; it is at least 1.")
-    against = None if options.against is None else _open_other(options.against)
+    against = None if options.against is None else _open_other(options.against, options.allow)
     images = _open(options)
-    report = check(images, against=against, workers=options.workers, progress=not options.quiet)
+    report = check(
+        images,
+        against=against,
+        workers=options.workers,
+        progress=not options.quiet,
+        max_pixels=_checked_pixels(options.max_pixels),
+    )
     print(describe(report))
     if options.png:
         plot_histogram(report, options.png)
@@ -218,12 +262,18 @@ def _check(options: argparse.Namespace) -> int:
     return 0 if report.is_clean else 1
 
 
-def _open_other(path: str) -> Any:
+def _checked_pixels(value: int) -> int:
+    if not 1 <= value <= MOST_PIXELS:
+        raise ValueError(f"--max-pixels is {value}; it is 1 to {MOST_PIXELS}.")
+    return value
+
+
+def _open_other(path: str, allow: Sequence[str]) -> Any:
     if path.lower().endswith(".bin"):
         from lightning_pfc.protocols.bins import BinImages
 
         return BinImages(path)
-    return open_images(path)
+    return open_images(path, allow=allow)
 
 
 # make-bin
@@ -245,13 +295,14 @@ tenth of the list: the protocol's ten folds are cut in its order.""",
     parser.add_argument("pairs", help="the list")
     parser.add_argument("root", help="the folder of the images")
     parser.add_argument("target", help="the .bin to write")
+    _add_allow(parser)
 
 
 def _make_bin(options: argparse.Namespace) -> int:
     from lightning_pfc.protocols.bins import write_bin
     from lightning_pfc.protocols.pairs import PairedImages
 
-    images = PairedImages(options.pairs, options.root)
+    images = PairedImages(options.pairs, options.root, allow=options.allow)
     pairs = images.pairs()
     both = np.stack([pairs.first.numpy(), pairs.second.numpy()], axis=1).reshape(-1)
     data = {place: images.read(place) for place in np.unique(both).tolist()}
@@ -276,8 +327,8 @@ them (the ArcFace template, 112 x 112).
 
 LANDMARKS is a table with a line per image: its path relative to ROOT, then x and y of the left eye, right eye, nose
 tip, left and right corner of the mouth (left as seen in the picture), in pixels; tabs, commas or spaces between them.
-Any face detector with five points gives these. The result has the same path below TARGET, as PNG or JPEG as its name
-says.
+Any face detector with five points gives these, of the picture the way up that its EXIF tag says, as OpenCV reads it.
+The result has the same path below TARGET, as PNG or JPEG as its name says.
 
 Images that are missing, broken or have impossible points are reported and left out; the exit status is then 1.""",
     )
@@ -286,6 +337,8 @@ Images that are missing, broken or have impossible points are reported and left 
     parser.add_argument("target", help="the folder to write to; what is there already is not made again")
     parser.add_argument("--size", type=int, default=112, help="edge of the result in pixels (%(default)s)")
     parser.add_argument("--quality", type=int, default=95, help="of JPEG, 1 to 100 (%(default)s)")
+    _add_max_pixels(parser)
+    _add_allow(parser)
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
 
 
@@ -298,6 +351,8 @@ def _align(options: argparse.Namespace) -> int:
         options.target,
         size=options.size,
         quality=options.quality,
+        max_pixels=_checked_pixels(options.max_pixels),
+        allow=options.allow,
         progress=not options.quiet,
     )
     for failure in failures:
@@ -376,18 +431,18 @@ def _load_embeddings(path: str, labels: str | None) -> tuple[Any, Any, Any]:
     if path.lower().endswith(".npy"):
         if labels is None:
             raise ValueError(f"{path} holds no labels; give them with --labels.")
-        return np.load(path, mmap_mode="r", allow_pickle=False), np.load(labels, allow_pickle=False), None
-    with np.load(path, allow_pickle=False) as file:
-        name = next((name for name in ("embeddings", "emb") if name in file), None)
-        if name is None:
-            raise ValueError(f"{path} holds {file.files}; an array `embeddings` or `emb` is needed.")
-        embeddings = file[name]
-        if labels is not None:
-            return embeddings, np.load(labels, allow_pickle=False), None
-        name = next((name for name in ("labels", "label") if name in file), None)
-        if name is None:
-            raise ValueError(f"{path} holds {file.files}; an array `labels` or `label` is needed, or --labels.")
-        return embeddings, file[name], file.get("names")
+        return NpyFile(path), read_npy(labels), None
+    file, there = read_npz(path, ("embeddings", "emb", "labels", "label", "names"))
+    name = next((name for name in ("embeddings", "emb") if name in file), None)
+    if name is None:
+        raise ValueError(f"{path} holds {list(there)}; an array `embeddings` or `emb` is needed.")
+    embeddings = file[name]
+    if labels is not None:
+        return embeddings, read_npy(labels), None
+    label = next((name for name in ("labels", "label") if name in file), None)
+    if label is None:
+        raise ValueError(f"{path} holds {list(there)}; an array `labels` or `label` is needed, or --labels.")
+    return embeddings, file[label], file.get("names")
 
 
 # index

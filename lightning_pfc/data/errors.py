@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from types import TracebackType
 
 
 class FormatError(ValueError):
@@ -50,3 +51,41 @@ def missing_library(library: str, what: str) -> MissingLibraryError:
         f"`pip install {library}`, or all data formats with `pip install 'lightning-pfc[data]'`.",
         library=library,
     )
+
+
+class reading:
+    """The boundary around what reads a file: whatever goes wrong in it leaves as a :class:`FormatError`.
+
+    Parsers raise what they like about damaged input: RecursionError, KeyError, EOFError, zlib.error, MemoryError. What
+    is documented already passes: FormatError, FileNotFoundError and MissingLibraryError.
+
+    Args:
+        path: the file, for the message.
+        what: what it should be, such as ``"a list of images"``.
+    """
+
+    __slots__ = ("path", "what")
+
+    def __init__(self, path: str | os.PathLike[str], what: str) -> None:
+        self.path = path
+        self.what = what
+
+    def __enter__(self) -> None:
+        """Nothing to do."""
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Turn the error into the documented one.
+
+        Raises:
+            FormatError: for any other exception than the documented ones.
+        """
+        if not isinstance(error, Exception) or isinstance(error, FormatError | FileNotFoundError | MissingLibraryError):
+            return
+        if isinstance(error, MemoryError):
+            raise FormatError(f"not {self.what}: it asks for more memory than there is", path=self.path) from error
+        if isinstance(error, OSError):
+            raise FormatError(f"it cannot be read: {error.strerror or error}", path=self.path) from error
+        reason = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+        raise FormatError(f"not {self.what}: {reason}", path=self.path) from error

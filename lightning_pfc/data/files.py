@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -15,6 +16,7 @@ from tqdm.auto import tqdm
 
 from lightning_pfc.data.augment import RandomFlip
 from lightning_pfc.data.counter import stream
+from lightning_pfc.data.entries import folders_in
 from lightning_pfc.data.formats.base import EncodedImages
 from lightning_pfc.data.formats.decoded import DecodedImages
 from lightning_pfc.data.formats.folder import FolderImages
@@ -23,7 +25,10 @@ from lightning_pfc.data.formats.subset import Subset
 from lightning_pfc.data.pictures.decoding import MAX_PIXELS
 from lightning_pfc.data.preprocessing import Fit, Preprocessing, Resampling
 from lightning_pfc.data.source import EvaluationSet, IdentityData, LabelledSet, Task
-from lightning_pfc.data.verification import FOLDS, VerificationSet, make_pairs
+from lightning_pfc.data.verification import FOLDS, LEAST, VerificationSet, make_pairs
+from lightning_pfc.storage.enclosure import Enclosure
+
+_log = logging.getLogger(__name__)
 
 _CHUNK = 64
 
@@ -41,8 +46,9 @@ class Files:
         options: of the reader of that format.
         task: "open" verifies identities that are not trained on, "closed" classifies images into the trained classes.
         validation, test: paths of evaluation images, in place of a share of the training images.
-        val_share, test_share: what is set aside of the training images: a share of the identities ("open") or of the
-            images of each class ("closed"; every class keeps one to train on). By a hash, so the split never changes.
+        val_share, test_share: what is set aside of the training images: a share of the identities ("open", four at
+            least) or of the images of each class ("closed"; every class keeps one to train on). By a hash, so the split
+            never changes.
         image_size: edge of the images in pixels, or (height, width); by default that of the first image.
         channels: 3 for RGB, 1 for grey.
         fit, resampling: what is done to images of another size, see
@@ -52,6 +58,7 @@ class Files:
         max_broken: share of the images that may be skipped; one more stops the run.
         check: how many images, spread evenly, are decoded before training starts, so that a broken one stops the run at
             once and not in its third hour. 0 checks none.
+        allow: folders besides those of the paths that links, lists and tables in them may lead into.
         empty_classes: a class folder without an image stops the run ("raise") or is no class ("skip").
         impostors: pairs of different identities for the rates.
         seed: of the split and the pairs.
@@ -73,11 +80,19 @@ class Files:
     on_broken: Literal["raise", "skip"] = "raise"
     max_broken: float = 0.01
     check: int = 20_000
+    allow: Sequence[str | os.PathLike[str]] = ()
     empty_classes: Literal["raise", "skip"] = "raise"
     impostors: int = 200_000
     seed: int = 0
 
     def __post_init__(self) -> None:
+        for name in ("path", "validation", "test"):
+            value = getattr(self, name)
+            if not isinstance(value, str | os.PathLike) and (value is not None or name == "path"):
+                raise ValueError(
+                    f"{name}={value!r} is a {type(value).__name__}, not a path; a path that looks like a number or a "
+                    f"list needs quotes: '{name}=\"{value}\"'."
+                )
         for name in ("val_share", "test_share"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must lie in [0, 1).")
@@ -149,7 +164,7 @@ class Files:
 
     def _read(self, argument: str, path: str | os.PathLike[str]) -> EncodedImages:
         try:
-            encoded = open_images(path, self.format, **self.options)
+            encoded = open_images(path, self.format, allow=self.allow, **self.options)
         except FileNotFoundError as error:
             raise FileNotFoundError(
                 f"{argument}={os.fspath(path)!r}: {error}. Give a folder with a sub-folder of images per identity, or "
@@ -157,7 +172,7 @@ class Files:
                 f"(here {os.getcwd()})."
             ) from error
         if isinstance(encoded, FolderImages) and self.empty_classes == "raise":
-            folders = {entry.name for entry in os.scandir(path) if entry.is_dir() and not entry.name.startswith(".")}
+            folders = set(folders_in(Enclosure(path, self.allow)))
             if empty := sorted(folders - set(encoded.identities.tolist())):
                 raise ValueError(
                     f"{argument}={os.fspath(path)!r}: {len(empty)} class folders hold no image, such as {empty[0]!r}."
@@ -197,6 +212,19 @@ class Files:
         ):
             images.fetch(places[start : start + _CHUNK])
 
+    @staticmethod
+    def _set_aside(name: str, share: float, count: int) -> int:
+        """Identities to verify: the share, but no fewer than make a pair of each kind."""
+        if not share:
+            return 0
+        size = max(round(count * share), LEAST)
+        if size < 2 * FOLDS:
+            _log.info(
+                "%s=%s of %d identities sets %d aside: verification in %d folds instead of %d.",
+                name, share, count, size, size // 2, FOLDS,
+            )  # fmt: skip
+        return size
+
     def _parts(self, encoded: EncodedImages) -> NDArray[np.int8]:
         """0 to train on, 1 for validation, 2 for the test, per image."""
         part = np.zeros(len(encoded), dtype=np.int8)
@@ -204,13 +232,16 @@ class Files:
             return part
         if self.task == "open":
             count = encoded.num_classes
-            sizes = [round(count * share) for share in (self.val_share, self.test_share)]
-            for name, size in zip(("val_share", "test_share"), sizes, strict=True):
-                if getattr(self, name) and size < 2 * FOLDS:
-                    raise ValueError(
-                        f"{name}={getattr(self, name)} of {count} identities is {size}; verification in {FOLDS} folds "
-                        f"needs at least {2 * FOLDS}. Set a larger share, or give the evaluation images by a path."
-                    )
+            sizes = [
+                self._set_aside(name, share, count)
+                for name, share in (("val_share", self.val_share), ("test_share", self.test_share))
+            ]
+            if sum(sizes) > count - 2:
+                raise ValueError(
+                    f"val_share={self.val_share} and test_share={self.test_share} of {count} identities set "
+                    f"{sum(sizes)} aside, since verification needs {LEAST}, and leave {max(0, count - sum(sizes))} to "
+                    "train on. Set the shares to 0, or give the evaluation images by a path."
+                )
             order = np.argsort(stream(self.seed, 11, np.arange(count)), kind="stable")
             of_class = np.zeros(count, dtype=np.int8)
             of_class[order[: sizes[0]]] = 1

@@ -13,6 +13,7 @@ from lightning_pfc.data.counter import Permutation, stream, uniform
 from lightning_pfc.data.images import ImageTable
 
 FOLDS = 10
+LEAST = 4  # identities that can be verified: two folds of two
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,9 @@ def make_pairs(
 ) -> Pairs:
     """Draw verification pairs: same identity in different groups (designs, cameras), and different identities.
 
+    There are ten folds, of fewer than twenty identities (or ten with genuine pairs) as many as can have a pair of each
+    kind.
+
     Args:
         identity: (N,) identity of each picture.
         group: (N,) group of each picture; genuine pairs never stay within one.
@@ -77,31 +81,46 @@ def make_pairs(
     """
     order = np.lexsort((np.arange(len(identity)), identity))
     names, starts = np.unique(identity[order], return_index=True)
-    if len(names) < 2 * FOLDS:
-        raise ValueError(f"{len(names)} identities: verification in {FOLDS} folds needs at least {2 * FOLDS}.")
+    if len(names) < LEAST:
+        raise ValueError(f"{len(names)} identities: verification needs at least {LEAST}, for two folds.")
     members = np.split(order, starts[1:])
     left, right = _genuine(members, group, seed, genuine_per_identity, across)
     if not len(left):
         raise ValueError("no identity has pictures in two groups, so there is no genuine pair to verify.")
-    fold_of = np.empty(len(names), dtype=np.int64)
-    fold_of[Permutation(len(names), seed)(np.arange(len(names)))] = np.arange(len(names)) * FOLDS // len(names)
+    paired = np.unique(np.searchsorted(names, identity[left]))
+    if len(paired) < 2:
+        raise ValueError("only one identity has pictures in two groups: verification needs two, for two folds.")
+    folds = min(FOLDS, len(names) // 2, len(paired))
+    fold_of = _fold_of_identity(len(names), paired, folds, seed)
     fold = fold_of[np.searchsorted(names, identity)]
     genuine_fold = fold[left]
     sides = _sides(group, across)
     within = [
         _impostors(identity, tuple(s[fold[s] == f] for s in sides), int((genuine_fold == f).sum()), seed + 1 + f)
-        for f in range(FOLDS)
+        for f in range(folds)
     ]
     taken = np.concatenate([np.sort(np.stack([a, b], axis=1)) for a, b in within])
     rates = _impostors(identity, sides, impostors, seed + 1 + FOLDS, taken)
     first = np.concatenate([left, *(w[0] for w in within), rates[0]])
     second = np.concatenate([right, *(w[1] for w in within), rates[1]])
-    folds = np.concatenate(
+    fold_of_pair = np.concatenate(
         [genuine_fold, *(np.full(len(w[0]), f) for f, w in enumerate(within)), np.full(len(rates[0]), -1)]
     )
     same = np.zeros(len(first), dtype=bool)
     same[: len(left)] = True
-    return Pairs(*(torch.from_numpy(np.ascontiguousarray(a)) for a in (first, second, same, folds)))
+    return Pairs(*(torch.from_numpy(np.ascontiguousarray(a)) for a in (first, second, same, fold_of_pair)))
+
+
+def _fold_of_identity(count: int, paired: NDArray[np.int64], folds: int, seed: int) -> NDArray[np.int64]:
+    """(count,) fold of each identity, the same number in each; every fold has one of those with genuine pairs."""
+    order = Permutation(count, seed)(np.arange(count))
+    fold_of = np.empty(count, dtype=np.int64)
+    fold_of[order] = np.arange(count) * folds // count
+    if len(np.unique(fold_of[paired])) < folds:  # few have: these are dealt out first
+        has_pairs = np.isin(order, paired)
+        dealt = np.concatenate([order[has_pairs], order[~has_pairs]])
+        fold_of[dealt] = np.arange(count) % folds
+    return fold_of
 
 
 def _sides(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import mmap
 import os
 import pickle
 from collections.abc import Sequence
@@ -13,10 +12,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from lightning_pfc.data.errors import FormatError
+from lightning_pfc.data.errors import FormatError, reading
 from lightning_pfc.metrics.functional import fold_of_pair
 from lightning_pfc.protocols.pairs import IndexedPairs
 from lightning_pfc.protocols.pickled import ByteArray, Span, read_pickled
+from lightning_pfc.storage.positioned import PositionedFile
 from lightning_pfc.storage.whole_files import write_whole
 
 
@@ -39,10 +39,16 @@ class BinImages:
             FormatError: When it is not such a file (names the byte); nothing in it is ever run.
         """
         self.source = str(path)
-        if not Path(path).is_file():
+        if not Path(path).exists():
             raise FileNotFoundError(f"no such verification file: {self.source}")
-        self._map: Any = None
-        content = read_pickled(self._bytes(), self.source)
+        with reading(path, "a verification file"):
+            self._open(PositionedFile(path))
+
+    def _open(self, file: PositionedFile) -> None:
+        self._file = file
+        if not file.size:
+            raise self._error("the file is empty")
+        content = read_pickled(file, self.source)
         images, flags = self._two_lists(content)
         self.same = self._flags(flags)
         if len(images) != 2 * len(self.same):
@@ -73,7 +79,8 @@ class BinImages:
         if index in self._copies:
             return self._copies[index]
         start, stop = self._places[index].tolist()
-        return bytes(self._bytes()[start:stop])
+        with reading(self.source, "a verification file"):
+            return self._file.read(start, stop)
 
     def locate(self, index: int) -> str:
         """Where an image lies, for messages."""
@@ -85,17 +92,6 @@ class BinImages:
         first = torch.arange(count) * 2
         fold = fold_of_pair(count) if count >= 10 else torch.full((count,), -1)
         return IndexedPairs(first, first + 1, torch.from_numpy(self.same), fold)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_map": None}  # every process maps the file itself
-
-    def _bytes(self) -> Any:
-        if self._map is None:
-            with open(self.source, "rb") as file:
-                if os.fstat(file.fileno()).st_size == 0:
-                    raise self._error("the file is empty")
-                self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        return self._map
 
     def _error(self, reason: str) -> FormatError:
         return FormatError(f"not a verification file: {reason}", path=self.source)
@@ -110,7 +106,7 @@ class BinImages:
 
     def _flags(self, flags: Any) -> npt.NDArray[np.bool_]:
         if isinstance(flags, ByteArray) and len(flags.shape) == 1:
-            raw = flags.data if isinstance(flags.data, bytes) else self._bytes()[flags.data.start : flags.data.stop]
+            raw = flags.data if isinstance(flags.data, bytes) else self._file.read(flags.data.start, flags.data.stop)
             values: Sequence[Any] = list(raw)
         elif isinstance(flags, (list, tuple)):
             values = flags

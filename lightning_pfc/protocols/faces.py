@@ -11,11 +11,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lightning_pfc.data.errors import FormatError
+from lightning_pfc.data.arrays import read_npy, read_npz
+from lightning_pfc.data.entries import files_below, folders_in
+from lightning_pfc.data.errors import FormatError, reading
 from lightning_pfc.data.formats import DecodedImages, open_images
+from lightning_pfc.data.formats.folder import Paths
 from lightning_pfc.data.images import ImageTable
 from lightning_pfc.data.pictures.decoding import MAX_PIXELS
 from lightning_pfc.data.preprocessing import Preprocessing
+from lightning_pfc.storage.enclosure import Enclosure
 
 _EMBEDDING_KEYS = ("emb", "embeddings", "features")
 _LABEL_KEYS = ("label", "labels", "identity")
@@ -81,6 +85,7 @@ def open_faces(
     preprocessing: Preprocessing | tuple[int, int, int] | None,
     *,
     max_pixels: int = MAX_PIXELS,
+    allow: Paths = (),
 ) -> FaceSet:
     """Open images with identities (any format of the data module) or a file or folder of embeddings.
 
@@ -90,6 +95,7 @@ def open_faces(
         path: File or folder.
         preprocessing: How the model's pictures are made, or the (C, H, W) that it wants; None if there is no model.
         max_pixels: Bound of what is decoded.
+        allow: Folders besides the data's own that links and paths in it may lead into.
 
     Returns:
         The set.
@@ -104,28 +110,34 @@ def open_faces(
         raise FileNotFoundError(f"no such file or folder: {path}")
     if path.suffix.lower() == ".npz":
         return _npz(path)
-    if path.is_dir() and (files := sorted(path.glob("*/*.npy"))):
+    if path.is_dir() and (files := _npy_files(path, allow)):
         return _npy_folder(path, files)
     if preprocessing is None:
         raise ValueError(
             f"{path} holds images, but there is no model to embed them; choose embedder=checkpoint or onnx"
         )
-    encoded = open_images(path)
+    encoded = open_images(path, allow=allow)
     names = [encoded.name(i) for i in range(len(encoded))]
     faces = EncodedFaces(encoded, preprocessing, max_pixels=max_pixels)
     return FaceSet(str(path), faces, None, torch.from_numpy(encoded.labels), names)
 
 
+def _npy_files(path: Path, allow: Paths) -> list[Path]:
+    """``IDENTITY/NAME.npy``, each of them a regular file inside."""
+    inside = Enclosure(path, allow)
+    with reading(path, "a folder of embeddings"):
+        files = [path / name for folder in folders_in(inside) for name in files_below(inside, folder, (".npy",))]
+        for file in files:
+            inside.real(str(file.relative_to(path)))
+    return [file for file in files if file.parent.parent == path]
+
+
 def _npz(path: Path) -> FaceSet:
-    try:
-        with np.load(path, allow_pickle=False) as content:
-            found = {key: content[key] for key in content.files}
-    except (ValueError, OSError, EOFError) as error:
-        raise FormatError(f"not an npz file of plain arrays: {error}", path=path) from error
+    found, there = read_npz(path, (*_EMBEDDING_KEYS, *_LABEL_KEYS, *_NAME_KEYS))
     rows = next((found[key] for key in _EMBEDDING_KEYS if key in found), None)
     if rows is None or rows.ndim != 2 or rows.dtype.kind != "f":
         raise FormatError(
-            f"no array {' or '.join(_EMBEDDING_KEYS)} of floats (N, D); there are {sorted(found)}", path=path
+            f"no array {' or '.join(_EMBEDDING_KEYS)} of floats (N, D); there are {sorted(there)[:20]}", path=path
         )
     labels = next((found[key] for key in _LABEL_KEYS if key in found), None)
     names = next((found[key] for key in _NAME_KEYS if key in found and len(found[key]) == len(rows)), None)
@@ -144,10 +156,7 @@ def _npy_folder(path: Path, files: list[Path]) -> FaceSet:
     number = {name: i for i, name in enumerate(identities)}
     rows: list[np.ndarray[tuple[int], np.dtype[np.float32]]] = []
     for file in files:
-        try:
-            row = np.load(file, allow_pickle=False)
-        except (ValueError, OSError, EOFError) as error:
-            raise FormatError(f"not an array: {error}", path=file) from error
+        row = read_npy(file)
         if row.dtype.kind != "f" or row.size == 0 or (rows and row.size != rows[0].size):
             raise FormatError(f"not an embedding like the others: {row.dtype} {row.shape}", path=file)
         rows.append(row.reshape(-1).astype(np.float32))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -14,9 +15,10 @@ import torch
 from torch import Tensor
 
 from lightning_pfc.data.curation.alignment import align
-from lightning_pfc.data.errors import FormatError
+from lightning_pfc.data.errors import FormatError, reading
 from lightning_pfc.data.formats import decode
-from lightning_pfc.data.formats.folder import read_image_file
+from lightning_pfc.data.formats.folder import Paths, read_image_file
+from lightning_pfc.data.formats.lists import text_lines
 from lightning_pfc.metrics.functional import area_under_roc, tar_at_far
 from lightning_pfc.metrics.verification import rate_name
 from lightning_pfc.protocols.bootstrap import proportion_interval, tar_interval
@@ -29,11 +31,15 @@ from lightning_pfc.protocols.templates import (
     template_scores,
     tpr_at_nearest_fpr,
 )
+from lightning_pfc.storage.enclosure import Enclosure, as_paths
 
 if TYPE_CHECKING:
     from lightning_pfc.protocols.suite import Suite
 
 Floats = npt.NDArray[np.float64]
+_MAX_TABLE = 1 << 30  # bytes of a list of a gallery
+# IJB-C calls its galleries G1 and G2, IJB-B S1 and S2.
+_GALLERIES = ("G1", "G2", "S1", "S2")
 
 
 class IJBImages:
@@ -48,14 +54,16 @@ class IJBImages:
         root: Folder with ``loose_crop/`` and ``meta/``.
         subset: ``"ijbb"`` or ``"ijbc"``.
         input_size: (C, H, W); C must be 3.
+        allow: Folders besides ``root`` that links in it may lead into.
 
     Raises:
         FileNotFoundError: When a file is missing.
         FormatError: When a table is damaged (names the byte of the line).
     """
 
-    def __init__(self, root: str | Path, subset: str, input_size: tuple[int, int, int]) -> None:
+    def __init__(self, root: str | Path, subset: str, input_size: tuple[int, int, int], *, allow: Paths = ()) -> None:
         self.folder = Path(root) / "loose_crop"
+        self._inside = Enclosure(self.folder, [root, *as_paths(allow)])
         meta = Path(root) / "meta"
         if input_size[0] != 3 or input_size[1] != input_size[2]:
             raise ValueError(f"input_size={input_size}: IJB needs a model for square colour images")
@@ -67,8 +75,9 @@ class IJBImages:
                 f"its images are not those of {subset}_face_tid_mid.txt", path=meta / f"{subset}_name_5pts_score.txt"
             )
         self.names = [m[0] for m in media]
-        self.templates = torch.tensor([m[1] for m in media])
-        self.media = torch.tensor([m[2] for m in media])
+        with reading(meta / f"{subset}_face_tid_mid.txt", "a table of templates and media"):
+            self.templates = torch.tensor([m[1] for m in media])
+            self.media = torch.tensor([m[2] for m in media])
         values = np.array([p[1] for p in points])
         self.points: Floats = values[:, :10].reshape(-1, 5, 2)
         self.detector_scores = torch.from_numpy(values[:, 10].copy())
@@ -81,8 +90,9 @@ class IJBImages:
         faces = []
         for i in index.tolist():
             path = self.folder / self.names[i]
-            image = decode(read_image_file(path), where=str(path))
-            faces.append(align(image, self.points[i], size=self.image_shape[1]))
+            with reading(path, "a face with five points"):
+                image = decode(read_image_file(self.names[i], inside=self._inside), where=str(path))
+                faces.append(align(image, self.points[i], size=self.image_shape[1]))
         return torch.from_numpy(np.stack(faces)).permute(0, 3, 1, 2)
 
 
@@ -93,17 +103,17 @@ def read_table(path: Path, parse: Callable[[list[str]], Any]) -> list[Any]:
         FileNotFoundError: When it is not there.
         FormatError: When a row cannot be parsed (names the byte), or there is none.
     """
-    if not path.is_file():
+    if not path.exists():
         raise FileNotFoundError(f"no such table: {path}")
-    rows, offset = [], 0
-    with path.open("rb") as file:
-        while line := file.readline(1 << 16):
+    rows = []
+    with reading(path, "a table"):
+        Enclosure(path.parent.parent).real(f"{path.parent.name}/{path.name}")
+        for offset, line in text_lines(path):
             if line.strip():
                 try:
-                    rows.append(parse(line.decode("utf-8").split()))
+                    rows.append(parse(line.split()))
                 except (ValueError, IndexError) as error:
                     raise FormatError(f"not a row of this table: {line[:80]!r}", path=path, offset=offset) from error
-            offset += len(line)
     if not rows:
         raise FormatError("the table is empty", path=path, offset=0)
     return rows
@@ -120,13 +130,15 @@ def evaluate_ijb(
     """The 1:1 protocol, and 1:N over both galleries where their lists are there; the mode stands in every name."""
     if subset not in ("ijbb", "ijbc"):
         raise ValueError(f"subset={subset!r} is unknown; use 'ijbb' or 'ijbc'")
-    images = IJBImages(root, subset, suite.input_size(name))
+    images = IJBImages(root, subset, suite.input_size(name), allow=suite.settings.allow)
     features = suite.embed(images)
     pooled, numbers = template_features(
         features, images.templates, images.media, detector_scores=images.detector_scores, mode=mode
     )
     meta = Path(root) / "meta"
-    rows = torch.tensor(read_table(meta / f"{subset}_template_pair_label.txt", _three_numbers))
+    table = meta / f"{subset}_template_pair_label.txt"
+    with reading(table, "a table of pairs of templates"):
+        rows = torch.tensor(read_table(table, _three_numbers))
     scores = template_scores(pooled, numbers, rows[:, 0], rows[:, 1])
     same = rows[:, 2] == 1
     prefix = f"1:1[{mode.name}]"
@@ -155,10 +167,13 @@ def _one_to_n(
     suite: Suite, meta: Path, subset: str, mode: TemplateMode, pooled: Tensor, numbers: Tensor
 ) -> tuple[list[Measurement], str]:
     """Each gallery apart (probes without a mate in it are strangers), then the mean of both, as the protocol says."""
-    galleries = [path for part in ("G1", "G2") if (path := meta / f"{subset}_1N_gallery_{part}.csv").is_file()]
+    names = [f"{subset}_1N_gallery_{part}.csv" for part in _GALLERIES]
+    galleries = [meta / name for name in names if (meta / name).exists()]
     probes_file = meta / f"{subset}_1N_probe_mixed.csv"
-    if not galleries or not probes_file.is_file():
-        return [], ", 1:N left out (its lists are not in meta/)"
+    if not galleries:
+        return [], f", 1:N left out (meta/ has none of {', '.join(names)})"
+    if not probes_file.exists():
+        return [], f", 1:N left out (meta/ has no {probes_file.name})"
     probe_templates, probe_subjects = _subjects(probes_file)
     found: list[Measurement] = []
     values: dict[str, list[float]] = {}
@@ -200,8 +215,14 @@ def _rows(pooled: Tensor, numbers: Tensor, wanted: Tensor, path: Path) -> Tensor
 
 def _subjects(path: Path) -> tuple[Tensor, Tensor]:
     """Templates and their subjects from a CSV with columns TEMPLATE_ID and SUBJECT_ID, each template once."""
+    with reading(path, "a list of templates and subjects"):
+        text = Enclosure(path.parent.parent).read(f"{path.parent.name}/{path.name}", _MAX_TABLE).decode("utf-8-sig")
+        return _read_subjects(text, path)
+
+
+def _read_subjects(text: str, path: Path) -> tuple[Tensor, Tensor]:
     found: dict[int, int] = {}
-    reader = csv.DictReader(io.StringIO(path.read_text(encoding="utf-8-sig")))
+    reader = csv.DictReader(io.StringIO(text))
     try:
         for row in reader:
             found[int(row["TEMPLATE_ID"])] = int(row["SUBJECT_ID"])
@@ -221,7 +242,10 @@ def _name_and_two(fields: list[str]) -> tuple[str, int, int]:
 def _name_and_points(fields: list[str]) -> tuple[str, list[float]]:
     if len(fields) != 12:
         raise ValueError
-    return _inside(fields[0]), [float(field) for field in fields[1:]]
+    values = [float(field) for field in fields[1:]]
+    if not all(map(math.isfinite, values)):
+        raise ValueError
+    return _inside(fields[0]), values
 
 
 def _three_numbers(fields: list[str]) -> tuple[int, int, int]:

@@ -12,12 +12,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lightning_pfc.data.errors import FormatError, missing_library
+from lightning_pfc.data.errors import FormatError, missing_library, reading
 from lightning_pfc.data.preprocessing import METADATA_KEY, Preprocessing
+from lightning_pfc.storage.enclosure import Enclosure
+from lightning_pfc.storage.regular import check_regular, read_regular
 
 Layout = Literal["nchw", "nhwc"]
 _TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(double)": np.float64}
 _PIXELS = "tensor(uint8)"
+_MAX_MODEL = 1 << 32  # bytes of a file; its format holds 2^31
 
 
 class OnnxEmbedder:
@@ -68,7 +71,7 @@ class OnnxEmbedder:
             import onnxruntime
         except ImportError as error:
             raise missing_library("onnxruntime", "An ONNX model") from error
-        if not Path(path).is_file():
+        if not Path(path).exists():
             raise FileNotFoundError(f"no such model: {path}")
         if channels not in ("rgb", "bgr", None):
             raise ValueError(f"channels={channels!r} is unknown; use 'rgb' or 'bgr'")
@@ -182,7 +185,8 @@ def mended(path: str | os.PathLike[str]) -> tuple[bytes | str, bool]:
         FormatError: the file is no model, or names a file outside its folder.
         MissingLibraryError: it may name other files, and onnx is not there to tell which.
     """
-    content = Path(path).read_bytes()
+    with reading(path, "an ONNX model"):
+        content = read_regular(path, _MAX_MODEL)
     try:
         import onnx
     except ImportError as error:
@@ -229,9 +233,7 @@ def _location(tensor: Any) -> Iterator[str]:
 
 
 def _check_inside(model: Path, name: str) -> None:
-    folder = model.resolve().parent
-    place = (folder / name).resolve()
-    if os.path.isabs(name) or not place.is_relative_to(folder):
-        raise FormatError(f"it keeps weights in {name!r}, outside its own folder", path=model)
-    if not place.is_file():
-        raise FormatError(f"it keeps weights in {name!r}, which is no file", path=model)
+    with reading(model, f"a model whose weights in {name!r} lie beside it"):
+        if os.path.isabs(name):
+            raise FormatError(f"it keeps weights in {name!r}, outside its own folder", path=model)
+        check_regular(Enclosure(model.resolve().parent).real(name))

@@ -10,9 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lightning_pfc.data.errors import FormatError
-from lightning_pfc.data.formats.folder import IMAGE_SUFFIXES, read_image_file
+from lightning_pfc.data.errors import FormatError, reading
+from lightning_pfc.data.formats.folder import IMAGE_SUFFIXES, Paths, read_image_file
 from lightning_pfc.metrics.functional import fold_of_pair
+from lightning_pfc.storage.enclosure import Enclosure
+from lightning_pfc.storage.regular import open_file
 
 MAX_LINE = 1 << 14  # bytes
 MAX_LIST = 1 << 30
@@ -60,11 +62,16 @@ def read_pairs(path: str | os.PathLike[str]) -> tuple[list[ListedPair], int]:
         FileNotFoundError: When the list is not there.
         FormatError: When a line is none of these (names file and byte), or there is no pair.
     """
-    if not Path(path).is_file():
+    if not Path(path).exists():
         raise FileNotFoundError(f"no such list of pairs: {path}")
+    with reading(path, "a list of pairs"):
+        return _read_pairs(path)
+
+
+def _read_pairs(path: str | os.PathLike[str]) -> tuple[list[ListedPair], int]:
     pairs: list[ListedPair] = []
     folds, lfw, offset = 10, False, 0
-    with open(path, "rb") as file:
+    with open_file(path) as file:
         while line := file.readline(MAX_LINE + 1):
             if len(line) > MAX_LINE or offset > MAX_LIST:
                 raise FormatError(f"a line is longer than {MAX_LINE} bytes; no list of pairs", path=path, offset=offset)
@@ -104,27 +111,33 @@ class PairedImages:
     Args:
         path: The list, see :func:`read_pairs`.
         root: Folder of the images; by default the one the list lies in.
+        allow: Further folders that links in it may lead into.
 
     Raises:
         FileNotFoundError: When the list or the folder is not there.
         FormatError: When the list is damaged or an image is missing (names the first and how many).
     """
 
-    def __init__(self, path: str | os.PathLike[str], root: str | os.PathLike[str] | None = None) -> None:
+    def __init__(
+        self, path: str | os.PathLike[str], root: str | os.PathLike[str] | None = None, *, allow: Paths = ()
+    ) -> None:
         self.source = str(path)
         listed, self._folds = read_pairs(path)
         folder = Path(root) if root is not None else Path(path).parent
         if not folder.is_dir():
             raise FileNotFoundError(f"no such folder of images: {folder}")
         self.names = sorted({name for pair in listed for name in pair[:2]})
-        found = [_find(folder, name) for name in self.names]
+        self._inside = Enclosure(folder, allow)
+        with reading(path, "a list of pairs"):
+            found = [_find(self._inside, name) for name in self.names]
         missing = [name for name, file in zip(self.names, found, strict=True) if file is None]
         if missing:
             raise FormatError(
                 f"{len(missing)} of {len(self.names)} images are not in {folder}, the first is {missing[0]!r}",
                 path=path,
             )
-        self._files = [str(file) for file in found]
+        self._files = [str(folder / file) for file in found if file is not None]
+        self._names = [file for file in found if file is not None]
         position = {name: i for i, name in enumerate(self.names)}
         self._first = [position[pair.first] for pair in listed]
         self._second = [position[pair.second] for pair in listed]
@@ -143,7 +156,7 @@ class PairedImages:
 
     def read(self, index: int) -> bytes:
         """The encoded bytes of an image."""
-        return read_image_file(self._files[index])
+        return read_image_file(self._names[index], inside=self._inside)
 
     def locate(self, index: int) -> str:
         """Where an image lies, for messages."""
@@ -196,12 +209,10 @@ def _is_inside(name: str) -> bool:
     return bool(name) and "\0" not in name and ".." not in parts and not name.startswith(("/", "\\"))
 
 
-def _find(folder: Path, name: str) -> Path | None:
-    path = folder / name
-    if path.suffix.lower() in IMAGE_SUFFIXES:
-        return path if path.is_file() else None
-    for suffix in (".jpg", ".png", ".jpeg", *sorted(IMAGE_SUFFIXES)):
-        candidate = folder / f"{name}{suffix}"
-        if candidate.is_file():
-            return candidate
+def _find(inside: Enclosure, name: str) -> str | None:
+    """The name with its suffix, if such a file is there; it is looked at when it is read."""
+    known = os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
+    for suffix in ("",) if known else (".jpg", ".png", ".jpeg", *sorted(IMAGE_SUFFIXES)):
+        if os.path.lexists(inside.real(name + suffix)):
+            return name + suffix
     return None

@@ -9,13 +9,15 @@ noted as spans of the file.
 
 from __future__ import annotations
 
-import ast
+import codecs
+import re
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from lightning_pfc.data.errors import FormatError
+from lightning_pfc.storage.positioned import PositionedFile
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,7 @@ for _module in ("numpy.core", "numpy._core"):
     _ROLES[f"{_module}.numeric", "_frombuffer"] = "frombuffer"
 _KINDS = {"u1": "u1", "|u1": "u1", "uint8": "u1", "B": "u1", "b1": "b1", "|b1": "b1", "bool": "b1", "?": "b1"}
 _LONGEST_LINE = 1 << 20
+_AHEAD = 1 << 14  # bytes that are read of a file at once
 _MOST_DIGITS = 18  # of a number in a text protocol
 
 
@@ -76,7 +79,7 @@ def read_pickled(data: Any, path: str | None = None) -> Any:
     """Read a pickle of plain data.
 
     Args:
-        data: The whole file, ``bytes`` or a memory map.
+        data: The whole file, ``bytes`` or a :class:`~lightning_pfc.storage.positioned.PositionedFile`.
         path: Where it came from, for errors.
 
     Returns:
@@ -91,7 +94,9 @@ def read_pickled(data: Any, path: str | None = None) -> Any:
 
 class _Reader:
     def __init__(self, data: Any, path: str | None) -> None:
-        self.data = data
+        self.data = data if isinstance(data, PositionedFile) else None
+        self.held = b"" if isinstance(data, PositionedFile) else data  # some bytes, and where they begin
+        self.held_at = 0
         self.path = path
         self.size = len(data)
         self.at = 0
@@ -124,17 +129,31 @@ class _Reader:
 
     def take(self, count: int) -> bytes:
         span = self.skip(count)
-        return bytes(self.data[span.start : span.stop])
+        return self.at_span(span.start, span.stop)
+
+    def at_span(self, start: int, stop: int) -> bytes:
+        """Some bytes; of a file a little more than is asked for is read at once."""
+        begin, end = start - self.held_at, stop - self.held_at
+        if begin < 0 or end > len(self.held):
+            if self.data is None or stop - start > _AHEAD:
+                return b"" if self.data is None else self.data.read(start, stop)
+            self.held = self.data.read(start, min(start + _AHEAD, self.size))
+            self.held_at, begin, end = start, 0, stop - start
+        return bytes(self.held[begin:end])
 
     def number(self, layout: str) -> int:
         value: int = struct.unpack(layout, self.take(struct.calcsize(layout)))[0]
         return value
 
     def line(self) -> bytes:
-        end = self.data.find(b"\n", self.at, min(self.size, self.at + _LONGEST_LINE))
-        if end < 0:
+        length = -1
+        for ahead in (1 << 6, 1 << 10, 1 << 14, _LONGEST_LINE):
+            length = self.at_span(self.at, min(self.size, self.at + ahead)).find(b"\n")
+            if length >= 0:
+                break
+        if length < 0:
             self.fail("a line of text does not end")
-        text = self.take(end - self.at)
+        text = self.take(length)
         self.at += 1
         return text
 
@@ -152,7 +171,7 @@ class _Reader:
 
     def bytes_of(self, value: Any) -> bytes:
         if isinstance(value, Span):
-            return bytes(self.data[value.start : value.stop])
+            return self.at_span(value.start, value.stop)
         if not isinstance(value, bytes):
             self.fail(f"bytes are expected, found {type(value).__name__}")
         return value
@@ -297,11 +316,12 @@ def _quoted(r: _Reader) -> None:
     raw = r.line()
     if len(raw) < 2 or raw[:1] not in (b"'", b'"') or raw[-1:] != raw[:1]:
         r.fail("a quoted string is damaged")
+    inner = raw[1:-1]
     try:
-        value = ast.literal_eval("b" + raw.decode("ascii"))
-    except (ValueError, SyntaxError, MemoryError, RecursionError):
-        value = None
-    if not isinstance(value, bytes):
+        if not raw.isascii() or re.search(rb"(?<!\\)(?:\\\\)*" + raw[:1], inner):
+            raise ValueError
+        value, _ = codecs.escape_decode(inner)  # what pickle itself uses
+    except ValueError:
         r.fail("a quoted string is damaged")
     r.push(value)
 

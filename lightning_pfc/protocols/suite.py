@@ -59,6 +59,7 @@ class Settings:
         fit, resampling: What is done to pictures of another size, in place of what the model says, see
             :class:`~lightning_pfc.data.preprocessing.Preprocessing`.
         max_pixels: Bound of what is decoded, see :func:`~lightning_pfc.data.pictures.decoding.decode`.
+        allow: Folders besides a set's own that links and paths in it may lead into.
         fars: False accept rates.
         ranks: Ranks of the CMC.
         fpirs: False positive identification rates.
@@ -73,6 +74,7 @@ class Settings:
     fit: Fit | None = None
     resampling: Resampling | None = None
     max_pixels: int = MAX_PIXELS
+    allow: Sequence[str] = ()
     fars: Sequence[float] = (1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
     ranks: Sequence[int] = (1, 5, 10)
     fpirs: Sequence[float] = (0.1, 0.01)
@@ -133,7 +135,7 @@ class Suite:
         """Verification on a list of pairs, over a folder of images or over embeddings with names."""
         if embeddings is not None:
             return self._named_pairs(name, path, embeddings)
-        listed = PairedImages(path, images)
+        listed = PairedImages(path, images, allow=self.settings.allow)
         identities = torch.from_numpy(listed.identities)
         return self.verify(name, listed.pairs(), self._pictures(name, listed), identities=identities)
 
@@ -384,7 +386,7 @@ class Suite:
         )
 
     def _open(self, name: str, path: str) -> tuple[FaceSet, Tensor]:
-        faces = open_faces(path, self.preprocessing, max_pixels=self.settings.max_pixels)
+        faces = open_faces(path, self.preprocessing, max_pixels=self.settings.max_pixels, allow=self.settings.allow)
         if faces.embeddings is not None:
             return faces, faces.embeddings
         if faces.images is None:

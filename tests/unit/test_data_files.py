@@ -167,10 +167,3 @@ def test_another_size_is_refused_or_fitted(tmp_path: Path) -> None:
 def test_arguments_without_meaning_are_refused(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Files(path="anywhere", **arguments)
-
-
-def test_a_share_too_small_to_verify_is_refused(folder: Path) -> None:
-    with pytest.raises(
-        ValueError, match=r"test_share=0.1 of 60 identities is 6; verification in 10 folds needs at least 20"
-    ):
-        opened(folder, test_share=0.1)

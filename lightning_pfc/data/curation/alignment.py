@@ -11,10 +11,11 @@ import numpy.typing as npt
 from PIL import Image
 from tqdm import tqdm
 
-from lightning_pfc.data.errors import FormatError, missing_library
-from lightning_pfc.data.formats.folder import read_image_file
+from lightning_pfc.data.errors import FormatError, missing_library, reading
+from lightning_pfc.data.formats.folder import Paths, read_image_file
 from lightning_pfc.data.formats.lists import text_lines
-from lightning_pfc.data.pictures.decoding import decode
+from lightning_pfc.data.pictures.decoding import MAX_PIXELS, decode_whole
+from lightning_pfc.storage.enclosure import Enclosure
 from lightning_pfc.storage.whole_files import write_whole
 
 # Left eye, right eye (as seen), nose tip, left and right corner of the mouth in a picture of 112 x 112: the ArcFace
@@ -22,6 +23,9 @@ from lightning_pfc.storage.whole_files import write_whole
 TEMPLATE = np.array(
     [[38.2946, 51.6963], [73.5318, 51.5014], [56.0252, 71.7366], [41.5493, 92.3655], [70.7299, 92.2041]]
 )
+
+_KINDS = {".jpg": "JPEG", ".jpeg": "JPEG", ".jfif": "JPEG", ".webp": "WEBP", ".bmp": "BMP", ".tif": "TIFF"}
+_KINDS |= {".tiff": "TIFF", ".ppm": "PPM", ".gif": "GIF"}
 
 
 def similarity_transform(source: npt.ArrayLike, target: npt.ArrayLike) -> npt.NDArray[np.float64]:
@@ -82,16 +86,21 @@ def align_files(
     *,
     size: int = 112,
     quality: int = 95,
+    max_pixels: int = MAX_PIXELS,
+    allow: Paths = (),
     progress: bool = True,
 ) -> tuple[int, list[str]]:
     """Aligns the images that a table names; goes on behind what is in ``target`` already.
 
     Args:
-        table: lines ``path x1 y1 ... x5 y5``, with tabs, commas or spaces between.
+        table: lines ``path x1 y1 ... x5 y5``, with tabs, commas or spaces between. The points are those of the whole
+            picture the way up that its EXIF tag says, as OpenCV reads it.
         root: the folder the paths start from.
         target: the folder to write to, under the same paths.
         size: edge of the result in pixels.
         quality: of JPEG, 1 to 100.
+        max_pixels: bound of what is decoded, see :func:`~lightning_pfc.data.pictures.decoding.decode`.
+        allow: folders besides ``root`` that links in it may lead into.
         progress: show a progress bar.
 
     Returns:
@@ -106,17 +115,20 @@ def align_files(
     if not 1 <= quality <= 100:
         raise ValueError(f"quality is {quality}; it is 1 to 100.")
     done, failures = 0, []
+    inside = Enclosure(root, allow)
     for path, points in tqdm(read_landmarks(table), unit=" images", disable=not progress):
         final = Path(target) / path
         if not final.is_file():
             try:
-                image = decode(read_image_file(Path(root) / path), where=str(Path(root) / path))
-                face = Image.fromarray(align(image, points, size=size))
+                data = read_image_file(path, inside=inside)
+                image, whole, _ = decode_whole(data, where=str(Path(root) / path), max_pixels=max_pixels)
+                share = np.array(image.shape[1::-1]) / whole[::-1]  # of a large photo that was decoded smaller
+                face = Image.fromarray(align(image, points * share, size=size))
             except ValueError as error:
                 failures.append(f"{path}: {error}")
                 continue
             with write_whole(final) as file:
-                kind = Image.registered_extensions().get(final.suffix.lower(), "PNG")
+                kind = _KINDS.get(final.suffix.lower(), "PNG")
                 face.save(file, kind, **({"quality": quality, "subsampling": 0} if kind == "JPEG" else {}))
         done += 1
     return done, failures
@@ -128,6 +140,11 @@ def read_landmarks(table: str | os.PathLike[str]) -> list[tuple[str, npt.NDArray
     Raises:
         FormatError: a line has not eleven fields, a coordinate is no number, or a path is absolute or has ``..``.
     """
+    with reading(table, "a table of points"):
+        return _read_landmarks(table)
+
+
+def _read_landmarks(table: str | os.PathLike[str]) -> list[tuple[str, npt.NDArray[np.float64]]]:
     rows: list[tuple[str, npt.NDArray[np.float64]]] = []
     for number, (offset, line) in enumerate(text_lines(Path(table))):
         if not line.strip():

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from lightning_pfc.data.errors import FormatError
 from lightning_pfc.data.formats.base import EncodedImages
-from lightning_pfc.data.pictures.decoding import decode
+from lightning_pfc.data.pictures.decoding import MAX_PIXELS, decode_whole
 
 _CHUNK = 256
 _DIGEST = 16  # bytes; two different images of a billion share one with probability 1e-21
@@ -48,11 +48,14 @@ class Report:
         contiguous: whether identities are exactly ``0 ... C - 1``.
         per_class: ``(C,)`` images of each class.
         sizes: ``(height, width)`` of the images and how many have it.
+        orientations: EXIF tags other than "as stored", and how many images have each.
+        constant: positions of images whose pixels are all equal.
         broken: position, place and reason of each image that cannot be decoded.
         duplicates: groups of positions whose pictures are equal to the pixel.
         conflicts: those of the groups that span several classes.
         overlap: pairs ``(position here, position there)`` with equal pictures in the set compared with.
         shared_identities: identities that both sets name.
+        locate: where an image lies, by its position.
     """
 
     source: str
@@ -62,11 +65,14 @@ class Report:
     contiguous: bool
     per_class: npt.NDArray[np.int64]
     sizes: Counter[tuple[int, int]] = field(default_factory=Counter)
+    orientations: Counter[int] = field(default_factory=Counter)
+    constant: list[int] = field(default_factory=list)
     broken: list[tuple[int, str, str]] = field(default_factory=list)
     duplicates: list[list[int]] = field(default_factory=list)
     conflicts: list[list[int]] = field(default_factory=list)
     overlap: list[tuple[int, int]] = field(default_factory=list)
     shared_identities: list[str] = field(default_factory=list)
+    locate: Callable[[int], str] = str
 
     @property
     def is_clean(self) -> bool:
@@ -74,7 +80,14 @@ class Report:
         return not (self.broken or self.duplicates or self.overlap or self.shared_identities)
 
 
-def check(images: EncodedImages, *, against: Readable | None = None, workers: int = 1, progress: bool = True) -> Report:
+def check(
+    images: EncodedImages,
+    *,
+    against: Readable | None = None,
+    workers: int = 1,
+    progress: bool = True,
+    max_pixels: int = MAX_PIXELS,
+) -> Report:
     """Reads and decodes every image once.
 
     Memory: 16 bytes per image, plus what is found.
@@ -84,6 +97,7 @@ def check(images: EncodedImages, *, against: Readable | None = None, workers: in
         against: another one, such as a test set, of which nothing should occur here.
         workers: threads that decode.
         progress: show a progress bar.
+        max_pixels: bound of what is decoded, see :func:`~lightning_pfc.data.pictures.decoding.decode`.
     """
     identities = images.identities
     numeric = identities.dtype.kind in "iu"
@@ -94,52 +108,72 @@ def check(images: EncodedImages, *, against: Readable | None = None, workers: in
         label_range=(str(identities[0]), str(identities[-1])),
         contiguous=bool(numeric and identities[0] == 0 and identities[-1] == len(identities) - 1),
         per_class=np.bincount(images.labels, minlength=images.num_classes),
+        locate=images.locate,
     )
-    digests = _digests(images, report, workers, progress)
+    digests = _digests(images, report, workers, progress, max_pixels)
     groups = list(_equal(digests))
     report.duplicates = groups
     report.conflicts = [group for group in groups if len(set(images.labels[group].tolist())) > 1]
     if against is not None:
-        other = _digests(against, None, workers, progress)
+        other = _digests(against, None, workers, progress, max_pixels)
         known = {digest: place for place, digest in enumerate(other.tolist()) if digest.strip(b"\0")}
         report.overlap = [(place, known[digest]) for place, digest in enumerate(digests.tolist()) if digest in known]
         report.shared_identities = _shared(images.identities, getattr(against, "identities", np.zeros(0, np.int64)))
     return report
 
 
-def _digests(images: Readable, report: Report | None, workers: int, progress: bool) -> npt.NDArray[Any]:
-    """``(N,)`` hash of the pixels of each image, zeros where it is broken; fills sizes and broken images in."""
+class _Look(NamedTuple):
+    """What was seen of an image: why it is broken, or the rest."""
+
+    place: int
+    reason: str = ""
+    size: tuple[int, int] = (0, 0)
+    orientation: int = 1
+    constant: bool = False
+    digest: bytes = b""
+
+
+def _digests(
+    images: Readable, report: Report | None, workers: int, progress: bool, max_pixels: int
+) -> npt.NDArray[Any]:
+    """``(N,)`` hash of the pixels of each image, zeros where it is broken; fills what is seen of each in."""
     out = np.zeros(len(images), dtype=f"V{_DIGEST}")
 
-    def look(start: int) -> list[tuple[int, tuple[int, int] | None, str, bytes]]:
-        found: list[tuple[int, tuple[int, int] | None, str, bytes]] = []
-        for place in range(start, min(start + _CHUNK, len(images))):
-            try:
-                image = decode(images.read(place), where=images.locate(place))
-            except FormatError as error:
-                found.append((place, None, str(error), b""))
-                continue
-            size = (image.shape[0], image.shape[1])
-            digest = hashlib.blake2b(
-                np.ascontiguousarray(image).data, digest_size=_DIGEST, salt=repr(size).encode()[:16]
-            )
-            found.append((place, size, "", digest.digest()))
-        return found
+    def look(place: int) -> _Look:
+        try:
+            found = decode_whole(images.read(place), where=images.locate(place), max_pixels=max_pixels)
+        except FormatError as error:
+            return _Look(place, str(error))
+        pixels = np.ascontiguousarray(found.pixels)
+        digest = hashlib.blake2b(pixels.data, digest_size=_DIGEST, salt=repr(found.size).encode()[:16]).digest()
+        return _Look(place, "", found.size, found.orientation, bool((pixels == pixels[0, 0]).all()), digest)
+
+    def chunk(start: int) -> list[_Look]:
+        return [look(place) for place in range(start, min(start + _CHUNK, len(images)))]
 
     with (
         ThreadPoolExecutor(workers) as pool,
         tqdm(total=len(images), unit=" images", desc=images.source[-40:], disable=not progress) as bar,
     ):
-        for found in pool.map(look, range(0, len(images), _CHUNK)):
-            for place, size, reason, digest in found:
-                if size is not None:
-                    out[place] = np.void(digest)
-                if report is not None and size is not None:
-                    report.sizes[size] += 1
-                elif report is not None:
-                    report.broken.append((place, images.locate(place), reason))
-            bar.update(len(found))
+        for seen in pool.map(chunk, range(0, len(images), _CHUNK)):
+            for each in seen:
+                if not each.reason:
+                    out[each.place] = np.void(each.digest)
+                if report is not None:
+                    _note(report, each)
+            bar.update(len(seen))
     return out
+
+
+def _note(report: Report, seen: _Look) -> None:
+    if seen.reason:
+        report.broken.append((seen.place, report.locate(seen.place), seen.reason))
+        return
+    report.sizes[seen.size] += 1
+    if seen.orientation != 1:
+        report.orientations[seen.orientation] += 1
+    if seen.constant:
+        report.constant.append(seen.place)
 
 
 def _equal(digests: npt.NDArray[Any]) -> Iterator[list[int]]:
@@ -189,17 +223,36 @@ def describe(report: Report, *, most: int = 10) -> str:
         histogram(per_class),
         f"  broken images    {len(report.broken)}",
         *(f"    {reason}" for _, _, reason in report.broken[:most]),
+        *_seen(report, most),
         f"  duplicates       {len(report.duplicates)} pictures occur more than once, "
         f"{len(report.conflicts)} of them in different classes",
-        *(f"    images {group}" for group in report.duplicates[:most]),
+        *(f"    {_listed(report, group)}" for group in report.duplicates[:most]),
     ]
     if report.overlap or report.shared_identities:
         lines += [
             f"  OVERLAP          {len(report.overlap)} images and {len(report.shared_identities)} identities "
             "occur in the other set as well",
-            *(f"    image {here} is image {there} of the other set" for here, there in report.overlap[:most]),
+            *(f"    {report.locate(here)} is image {there} of the other set" for here, there in report.overlap[:most]),
         ]
     return "\n".join(lines)
+
+
+def _seen(report: Report, most: int) -> list[str]:
+    """Lines about turned and empty pictures, where there are any."""
+    lines = []
+    if report.orientations:
+        tags = ", ".join(f"{tag}: {count}" for tag, count in sorted(report.orientations.items()))
+        total = sum(report.orientations.values())
+        lines.append(f"  turned           {total} by their EXIF tag ({tags}), as every reader here turns them")
+    if report.constant:
+        lines.append(f"  constant         {len(report.constant)} pictures have the same value everywhere")
+        lines += [f"    {report.locate(place)}" for place in report.constant[:most]]
+    return lines
+
+
+def _listed(report: Report, group: list[int], most: int = 4) -> str:
+    more = f" and {len(group) - most} more" if len(group) > most else ""
+    return " = ".join(report.locate(place) for place in group[:most]) + more
 
 
 def plot_histogram(report: Report, path: str) -> None:
@@ -234,7 +287,7 @@ def suspects(report: Report) -> list[tuple[int, str]]:
             if place in conflicting:
                 found[place] = "equal picture in another class"
             elif place != group[0]:
-                found[place] = f"equal to image {group[0]}"
+                found[place] = f"equal to image {group[0]}, {report.locate(group[0])}"
     found.update({here: f"is image {there} of the other set" for here, there in report.overlap})
     return sorted(found.items())
 
@@ -255,7 +308,10 @@ def summary(report: Report) -> dict[str, Any]:
         },
         "sizes": {f"{width}x{height}": count for (height, width), count in report.sizes.items()},
         "broken": [{"image": place, "place": where, "reason": reason} for place, where, reason in report.broken],
+        "orientations": {str(tag): count for tag, count in sorted(report.orientations.items())},
+        "constant": report.constant,
         "duplicates": report.duplicates,
+        "duplicate_places": [[report.locate(place) for place in group] for group in report.duplicates],
         "duplicates_across_classes": report.conflicts,
         "overlap": [list(pair) for pair in report.overlap],
         "shared_identities": report.shared_identities,

@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from lightning_pfc.data.formats.texts import text_array
+
 
 class EncodedImages(ABC):
     """Images as they lie in a file (JPEG, PNG, ...), each with the class it belongs to.
@@ -71,6 +73,10 @@ def contiguous_labels(keys: npt.NDArray[Any] | Sequence[Any]) -> tuple[npt.NDArr
     Returns:
         ``(N,)`` int64 labels in ``range(C)``, and the ``(C,)`` sorted identities: ``identities[labels] == keys``.
     """
+    if len(keys) and all(isinstance(key, str) for key in keys):
+        # Not by way of an array, which is as wide as its longest text.
+        numbers = {name: number for number, name in enumerate(sorted(set(keys)))}
+        return np.fromiter((numbers[key] for key in keys), np.int64, len(keys)), text_array(list(numbers))
     array = np.asarray(keys)
     if array.dtype.kind in "iu" and len(array):
         low, high = int(array.min()), int(array.max())

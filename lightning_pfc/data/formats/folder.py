@@ -3,87 +3,87 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 from typing_extensions import override
 
-from lightning_pfc.data.errors import FormatError
+from lightning_pfc.data.entries import files_below, folders_in
+from lightning_pfc.data.errors import FormatError, reading
 from lightning_pfc.data.formats.base import EncodedImages, contiguous_labels
+from lightning_pfc.data.formats.texts import Texts
+from lightning_pfc.storage.enclosure import Enclosure
+from lightning_pfc.storage.regular import read_regular
 
 IMAGE_SUFFIXES = frozenset(
     (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff", ".gif", ".jfif", ".img")
 )
-MAX_FILE = 64 << 20  # bytes
+MAX_FILE = 1 << 28  # bytes of an image
+Paths = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 
 
-def read_image_file(path: str | os.PathLike[str], *, max_bytes: int = MAX_FILE) -> bytes:
+def read_image_file(
+    path: str | os.PathLike[str], *, max_bytes: int = MAX_FILE, inside: Enclosure | None = None
+) -> bytes:
     """The bytes of a file.
 
+    Args:
+        path: the file, relative to the root of ``inside`` if that is given.
+        max_bytes: larger ones are refused.
+        inside: the folders in which it must lie.
+
     Raises:
-        FormatError: the file is missing, is not readable, or is larger than ``max_bytes``.
+        FormatError: the file is missing, is no regular file, lies outside, is not readable, or is larger than
+            ``max_bytes``.
     """
     try:
-        with open(path, "rb") as file:
-            size = os.fstat(file.fileno()).st_size
-            if size > max_bytes:
-                raise FormatError(f"the file has {size} bytes, more than max_bytes={max_bytes}", path=path, offset=0)
-            return file.read()
+        return read_regular(path, max_bytes) if inside is None else inside.read(os.fspath(path), max_bytes)
     except OSError as error:
-        raise FormatError(f"the image cannot be read: {error.strerror or error}", path=path) from error
+        where = path if inside is None else os.path.join(inside.root, path)
+        raise FormatError(f"the image cannot be read: {error.strerror or error}", path=where) from error
 
 
 class FolderImages(EncodedImages):
     """A folder of folders: each one directly under ``root`` that holds an image, at any depth, is a class.
 
+    Hidden entries, and those that file managers leave behind (``__MACOSX``, ``@eaDir``, ``Thumbs.db``), are no data.
+    Links are followed below ``root``, a class folder that is a link to another one included.
+
     Args:
         root: the folder.
+        allow: further folders that links in it may lead into.
 
     Raises:
         FileNotFoundError: ``root`` is not a folder.
-        FormatError: there is no image in it.
+        FormatError: there is no image in it, or a link to a folder leads out of it.
     """
 
-    def __init__(self, root: str | os.PathLike[str]) -> None:
+    def __init__(self, root: str | os.PathLike[str], *, allow: Paths = ()) -> None:
         self.root = Path(root)
         self.source = str(root)
         if not self.root.is_dir():
             raise FileNotFoundError(f"no such folder: {self.root}")
+        self._inside = Enclosure(self.root, allow)
         identities: list[str] = []
         paths: list[str] = []
-        for entry in sorted(os.scandir(self.root), key=lambda entry: entry.name):
-            if entry.is_dir():
-                found = _images_under(entry.path, entry.name)
-                identities += [entry.name] * len(found)
+        with reading(root, "a folder of folders of images"):
+            for name in folders_in(self._inside):
+                found = list(files_below(self._inside, name, IMAGE_SUFFIXES))
+                identities += [name] * len(found)
                 paths += found
         if not paths:
             raise FormatError("no folder in it holds an image; expected ROOT/IDENTITY/image.jpg", path=root)
-        # Bytes in one array instead of millions of strings: workers share it, and forking does not copy it.
-        self._paths = np.array([os.fsencode(path) for path in paths], dtype=np.bytes_)
+        self._paths = Texts(paths)
         self.labels, self.identities = contiguous_labels(identities)
 
     @override
     def read(self, index: int) -> bytes:
-        return read_image_file(self._path(self._check_index(index)))
+        return read_image_file(self._paths[self._check_index(index)], inside=self._inside)
 
     @override
     def locate(self, index: int) -> str:
-        return self._path(index)
+        return os.path.join(self.source, self._paths[index])
 
     @override
     def name(self, index: int) -> str:
-        return os.path.splitext(os.fsdecode(bytes(self._paths[index])))[0].replace(os.sep, "/")
-
-    def _path(self, index: int) -> str:
-        return os.path.join(self.source, os.fsdecode(bytes(self._paths[index])))
-
-
-def _images_under(folder: str, relative: str) -> list[str]:
-    found: list[str] = []
-    for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
-        inside = os.path.join(relative, entry.name)
-        if entry.is_dir(follow_symlinks=True):
-            found += _images_under(entry.path, inside)
-        elif os.path.splitext(entry.name)[1].lower() in IMAGE_SUFFIXES:
-            found.append(inside)
-    return found
+        return os.path.splitext(self._paths[index])[0].replace(os.sep, "/")

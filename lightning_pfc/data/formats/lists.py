@@ -11,9 +11,12 @@ from pathlib import Path
 import numpy as np
 from typing_extensions import override
 
-from lightning_pfc.data.errors import FormatError
+from lightning_pfc.data.errors import FormatError, reading
 from lightning_pfc.data.formats.base import EncodedImages, contiguous_labels
-from lightning_pfc.data.formats.folder import read_image_file
+from lightning_pfc.data.formats.folder import IMAGE_SUFFIXES, Paths, read_image_file
+from lightning_pfc.data.formats.texts import Texts
+from lightning_pfc.storage.enclosure import Enclosure
+from lightning_pfc.storage.regular import open_file
 
 PATH_NAMES = ("path", "image", "file", "filename", "image_path", "file_name")
 LABEL_NAMES = ("label", "identity", "id", "class", "name", "person", "target")
@@ -26,15 +29,17 @@ class ListImages(EncodedImages):
 
     Understood, by suffix: ``.csv`` (commas, quotes as in RFC 4180), ``.tsv`` and ``.lst`` (tabs), anything else (tabs
     if the line has one, otherwise the last space separates path and label). A first line that names its columns
-    (``path,label`` or the like) may give them in any order, among others. Without one: ``path label``, or im2rec's
-    ``index label path`` in a ``.lst`` (of several labels the first counts). Identities that are whole numbers
-    throughout are numbers, otherwise text. Empty lines are passed over, and in files that are not ``.csv`` also lines
-    that begin with ``#``.
+    (``path,label`` or the like) may give them in any order, among others. Without one the columns are known by what
+    they hold: a path ends like an image or is no number. So ``path label`` and ``label path`` are understood, and in a
+    ``.lst`` im2rec's ``index label path`` (of several labels the first counts) and InsightFace's ``1 path label``,
+    which may go on with a box and points. Identities that are whole numbers throughout are numbers, otherwise text.
+    Empty lines are passed over, and in files that are not ``.csv`` also lines that begin with ``#``.
 
     Args:
         path: the list.
-        root: folder that relative paths start from; by default the one the list lies in.
+        root: folder that relative paths start from, and that all paths must lie in; by default the one the list is in.
         columns: names of the path and the label column, if the first line names them otherwise.
+        allow: further folders that paths and links may lead into.
 
     Raises:
         FileNotFoundError: ``path`` is not a file.
@@ -47,22 +52,25 @@ class ListImages(EncodedImages):
         *,
         root: str | os.PathLike[str] | None = None,
         columns: tuple[str, str] | None = None,
+        allow: Paths = (),
     ) -> None:
         self.path = Path(path)
         self.source = str(path)
-        if not self.path.is_file():
+        if not self.path.exists():
             raise FileNotFoundError(f"no such file: {self.path}")
         self.root = Path(root) if root is not None else self.path.parent
-        paths: list[bytes] = []
+        self._inside = Enclosure(self.root, allow)
+        paths: list[str] = []
         identities: list[str] = []
         offsets: list[int] = []
-        for offset, image, identity in _entries(self.path, columns):
-            paths.append(os.fsencode(image))
-            identities.append(identity)
-            offsets.append(offset)
+        with reading(path, "a list of images"):
+            for offset, image, identity in _entries(self.path, columns):
+                paths.append(image)
+                identities.append(identity)
+                offsets.append(offset)
         if not paths:
             raise FormatError("the list names no image", path=path, offset=0)
-        self._paths = _join(paths)
+        self._paths = Texts(paths)
         self._offsets = np.array(offsets, dtype=np.int64)
         self.labels, self.identities = contiguous_labels(_as_numbers(identities))
 
@@ -70,7 +78,7 @@ class ListImages(EncodedImages):
     def read(self, index: int) -> bytes:
         index = self._check_index(index)
         try:
-            return read_image_file(self._path(index))
+            return read_image_file(self._paths[index], inside=self._inside)
         except FormatError as error:
             raise FormatError(f"listed at byte {self._offsets[index]} of {self.path}: {error}") from error
 
@@ -80,22 +88,12 @@ class ListImages(EncodedImages):
 
     @override
     def name(self, index: int) -> str:
-        stem = os.path.splitext(self._relative(index))[0].replace(os.sep, "/")
+        stem = os.path.splitext(self._paths[index])[0].replace(os.sep, "/")
         parts = [part for part in stem.split("/") if part not in ("", ".", "..")]
         return "/".join(parts)
 
-    def _relative(self, index: int) -> str:
-        blob, ends = self._paths
-        start = int(ends[index - 1]) if index else 0
-        return os.fsdecode(blob[start : int(ends[index])])
-
     def _path(self, index: int) -> str:
-        return os.path.join(self.root, self._relative(index))
-
-
-def _join(paths: list[bytes]) -> tuple[bytes, np.ndarray[tuple[int], np.dtype[np.int64]]]:
-    """One block of bytes and where each path ends: paths of any length without padding, shared by forked workers."""
-    return b"".join(paths), np.cumsum([len(path) for path in paths], dtype=np.int64)
+        return os.path.join(self.root, self._paths[index])
 
 
 def _as_numbers(identities: list[str]) -> list[str] | np.ndarray[tuple[int], np.dtype[np.int64]]:
@@ -122,7 +120,7 @@ def text_lines(path: Path) -> Iterator[tuple[int, str]]:
         FormatError: a line is too long, is not UTF-8, or holds a zero byte.
     """
     offset = 0
-    with path.open("rb") as file:
+    with open_file(path) as file:
         while line := file.readline(MAX_LINE + 1):
             if len(line) > MAX_LINE:
                 raise FormatError(
@@ -141,7 +139,7 @@ def text_lines(path: Path) -> Iterator[tuple[int, str]]:
 def _entries(path: Path, columns: tuple[str, str] | None) -> Iterator[tuple[int, str, str]]:
     suffix = path.suffix.lower()
     places: tuple[int, int] | None = None
-    first = True
+    named = first = True
     for offset, line in text_lines(path):
         if not line.strip() or (suffix != ".csv" and line.startswith("#")):
             continue
@@ -151,7 +149,19 @@ def _entries(path: Path, columns: tuple[str, str] | None) -> Iterator[tuple[int,
             places = _header(fields, columns, path, offset)
             if places is not None:
                 continue
-        image, identity = _pick(fields, places, suffix, path, offset)
+            named = False
+            places = _places(fields, suffix, path, offset)
+        assert places is not None
+        if not named and not (_length_fits(fields, suffix) and _is_image(fields[places[0]])):
+            found = _places(fields, suffix, path, offset)
+            if found != places:
+                here, before = ({-1: "the last field", 0: "field 1", 1: "field 2"}[p[0]] for p in (found, places))
+                raise FormatError(
+                    f"{here} is the path in this line, but {before} in the lines before: {fields[:4]!r}",
+                    path=path,
+                    offset=offset,
+                )
+        image, identity = _pick(fields, places, path, offset)
         yield offset, image, identity
 
 
@@ -182,17 +192,45 @@ def _header(fields: list[str], columns: tuple[str, str] | None, path: Path, offs
     return None if image is None or label is None else (image, label)
 
 
-def _pick(fields: list[str], places: tuple[int, int] | None, suffix: str, path: Path, offset: int) -> tuple[str, str]:
-    if places is None:
-        if suffix == ".lst" and len(fields) >= 3:
-            places = (len(fields) - 1, 1)
-        elif len(fields) == 2 and suffix != ".lst":
-            places = (0, 1)
-        else:
-            wanted = "`index<tab>label<tab>path`" if suffix == ".lst" else "`path` and `label`"
-            raise FormatError(
-                f"expected {wanted}, found {len(fields)} fields: {fields[:4]!r}", path=path, offset=offset
-            )
+def _length_fits(fields: list[str], suffix: str) -> bool:
+    return len(fields) >= 3 if suffix == ".lst" else len(fields) == 2
+
+
+def _places(fields: list[str], suffix: str, path: Path, offset: int) -> tuple[int, int]:
+    """Places of path and label in a line without a header, known by what they hold."""
+    candidates = [(-1, 1), (1, 2)] if suffix == ".lst" else [(0, 1), (1, 0)]
+    if not _length_fits(fields, suffix):
+        wanted = "`index<tab>label<tab>path` or `1<tab>path<tab>label`" if suffix == ".lst" else "`path` and `label`"
+        raise FormatError(f"expected {wanted}, found {len(fields)} fields: {fields[:4]!r}", path=path, offset=offset)
+    for looks in (_is_image, lambda field: bool(field) and not _is_any_number(field)):
+        images = {place for place in {image for image, _ in candidates} if looks(fields[place])}
+        if len(images) == 1:
+            return next(pair for pair in candidates if pair[0] in images)
+    if suffix != ".lst":
+        return candidates[0]  # both or neither may be a path: as it is written down
+    (last, label), (second, third) = candidates
+    raise FormatError(
+        f"cannot tell which field is the path: {fields[last]!r} (then {fields[label]!r} is the label, as im2rec writes "
+        f"them) or {fields[second]!r} (then {fields[third]!r} is, as InsightFace does). Name the columns in a first "
+        "line, such as `index<tab>label<tab>path`",
+        path=path,
+        offset=offset,
+    )
+
+
+def _is_image(field: str) -> bool:
+    return os.path.splitext(field)[1].lower() in IMAGE_SUFFIXES
+
+
+def _is_any_number(field: str) -> bool:
+    try:
+        float(field)
+    except ValueError:
+        return False
+    return True
+
+
+def _pick(fields: list[str], places: tuple[int, int], path: Path, offset: int) -> tuple[str, str]:
     if max(places) >= len(fields):
         raise FormatError(
             f"the line has {len(fields)} fields, but the columns need {max(places) + 1}", path=path, offset=offset

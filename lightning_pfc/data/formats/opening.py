@@ -7,9 +7,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from lightning_pfc.data.entries import is_hidden
 from lightning_pfc.data.formats.base import EncodedImages
-from lightning_pfc.data.formats.folder import FolderImages
+from lightning_pfc.data.formats.folder import FolderImages, Paths
 from lightning_pfc.data.formats.huggingface import HuggingFaceImages
+from lightning_pfc.data.formats.huggingface_local import is_saved
 from lightning_pfc.data.formats.lists import ListImages
 from lightning_pfc.data.formats.parquet import ParquetImages
 from lightning_pfc.data.formats.recordio_images import RecordIOImages
@@ -54,9 +56,9 @@ def guess_format(path: str | os.PathLike[str]) -> str:
     if folder.is_dir():
         if (folder / "train.rec").is_file():
             return "recordio"
-        if (folder / "state.json").is_file() or (folder / "dataset_dict.json").is_file():
+        if is_saved(folder):
             return "huggingface"
-        names = {os.path.splitext(entry.name)[1].lower() for entry in os.scandir(folder) if entry.is_file()}
+        names = {os.path.splitext(name)[1].lower() for name in os.listdir(folder) if not is_hidden(name)}
         if ".tar" in names:
             return "webdataset"
         if names & {".parquet", ".arrow", ".feather", ".ipc"} or any(folder.glob("data/*.parquet")):
@@ -65,13 +67,16 @@ def guess_format(path: str | os.PathLike[str]) -> str:
     raise ValueError(f"path is {text!r}, whose format its name does not tell; give format, one of {sorted(READERS)}.")
 
 
-def open_images(path: str | os.PathLike[str], format: str | None = None, **options: Any) -> EncodedImages:
+def open_images(
+    path: str | os.PathLike[str], format: str | None = None, *, allow: Paths = (), **options: Any
+) -> EncodedImages:
     """Opens labelled images of any format.
 
     Args:
         path: a file or folder (for ``huggingface`` also a name on the hub).
         format: one of ``recordio``, ``folder``, ``list``, ``parquet``, ``webdataset``, ``huggingface``; by default
             what the path looks like.
+        allow: folders besides the data's own that links and paths in it may lead into.
         **options: of the class that reads the format, such as ``ListImages``.
 
     Raises:
@@ -83,4 +88,4 @@ def open_images(path: str | os.PathLike[str], format: str | None = None, **optio
     chosen = format or guess_format(path)
     if chosen not in READERS:
         raise ValueError(f"format is {chosen!r}; use one of {sorted(READERS)}.")
-    return READERS[chosen](path, **options)
+    return READERS[chosen](path, allow=allow, **options)

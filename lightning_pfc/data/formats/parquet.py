@@ -1,40 +1,48 @@
-"""Images in the rows of parquet or Arrow files."""
+"""Images in the rows of Parquet or Arrow files."""
 
 from __future__ import annotations
 
+import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from typing_extensions import override
 
-from lightning_pfc.data.errors import FormatError, missing_library
+from lightning_pfc.data.entries import files_below
+from lightning_pfc.data.errors import FormatError, missing_library, reading
+from lightning_pfc.data.formats.arrow import ArrowRows
 from lightning_pfc.data.formats.base import EncodedImages, contiguous_labels
-from lightning_pfc.data.formats.folder import read_image_file
-
-if TYPE_CHECKING:
-    import pyarrow as pa
+from lightning_pfc.data.formats.folder import Paths, read_image_file
+from lightning_pfc.data.formats.parquet_rows import ParquetRows
+from lightning_pfc.data.formats.texts import text_array
+from lightning_pfc.storage.enclosure import Enclosure
 
 IMAGE_COLUMNS = ("image", "jpg", "jpeg", "png", "img", "bytes", "image_bytes")
 LABEL_COLUMNS = ("label", "identity", "id", "cls", "class", "person", "target")
-# What pyarrow raises when a file is damaged.
-_ARROW_ERRORS = (OSError, ValueError, LookupError, NotImplementedError, MemoryError, OverflowError, RuntimeError)
 _SUFFIXES = {".parquet": "parquet", ".arrow": "arrow", ".feather": "arrow", ".ipc": "arrow"}
+Rows = ParquetRows | ArrowRows
+Keys = list[str] | npt.NDArray[np.int64]
 
 
 class ParquetImages(EncodedImages):
-    """One or many parquet or Arrow IPC files with an image and a label column.
+    """One or many Parquet or Arrow IPC files with an image and a label column.
 
     An image is bytes, or a struct with ``bytes`` and ``path`` as Hugging Face ``datasets`` writes it (of an image
-    without bytes the file at ``path`` is read). A label is a whole number or text.
+    without bytes the file at ``path`` is read, which must lie below the data). A label is a whole number or text.
 
-    Arrow files are mapped. Of parquet files one row group is held per process: reading in order is fast, and so is
-    shuffled reading when row groups are small (``pfc-data convert`` writes 64 rows each).
+    Images of Arrow files are read where they lie. Of Parquet files one row group is held per process: reading in order
+    is fast, and so is shuffled reading when row groups are small (``pfc-data convert`` writes 64 rows each).
 
     Args:
-        path: a file, or a folder whose files with such a suffix are read in the order of their names, at any depth.
+        path: a file, or a folder whose files with such a suffix are read in the order of their names, at any depth; or
+            several files.
         image_column, label_column: their names; by default the first of the usual ones.
+        names: of the classes, by their numbers, where the files do not tell.
+        allow: further folders that paths and links may lead into.
 
     Raises:
         MissingLibraryError: pyarrow is not installed.
@@ -44,53 +52,58 @@ class ParquetImages(EncodedImages):
 
     def __init__(
         self,
-        path: str | os.PathLike[str],
+        path: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
         *,
         image_column: str | None = None,
         label_column: str | None = None,
+        names: Sequence[str] | None = None,
+        allow: Paths = (),
     ) -> None:
-        _pyarrow()
-        self.source = str(path)
-        self._files = _find_files(Path(path))
-        self._open: dict[int, tuple[int, Any]] = {}  # file -> (process, reader); never pickled
-        self._group: tuple[int, int, int, Any] = (-1, -1, -1, None)  # process, file, group, column
-        labels: list[Any] = []
+        require_pyarrow()
+        several = not isinstance(path, str | os.PathLike)
+        self.source = ", ".join(map(str, path)) if several else str(path)  # type: ignore[arg-type]
+        files = [Path(each) for each in path] if several else []  # type: ignore[union-attr]
+        with reading(self.source, "Parquet or Arrow files"):
+            if not several:
+                self._inside, files = _find_files(Path(path), allow)  # type: ignore[arg-type]
+            else:
+                self._inside = Enclosure(files[0].parent, allow)
+            self._files = [_open_rows(file) for file in files]
+            self._index(image_column, label_column, names)
+
+    def _index(self, image_column: str | None, label_column: str | None, names: Sequence[str] | None) -> None:
+        self.image_column = image_column or _find_column(self._files[0], IMAGE_COLUMNS, "image_column")
+        self.label_column = label_column or _find_column(self._files[0], LABEL_COLUMNS, "label_column")
+        keys: list[Keys] = []
         groups: list[tuple[int, int, int]] = []  # file, group, rows
-        self.image_column = image_column or self._find_column(0, IMAGE_COLUMNS, "image_column")
-        self.label_column = label_column or self._find_column(0, LABEL_COLUMNS, "label_column")
-        names = _class_label_names(self._schema(0), self.label_column)
-        for number in range(len(self._files)):
-            for group, column in enumerate(self._label_groups(number)):
-                groups.append((number, group, len(column)))
-                labels.append(self._label_values(number, column))
+        for number, rows in enumerate(self._files):
+            with reading(rows.path, f"a file with a readable column {self.label_column!r}"):
+                self._need_columns(rows)
+                for group, column in enumerate(rows.columns(self.label_column)):
+                    groups.append((number, group, len(column)))
+                    keys.append(label_values(column, self.label_column, rows.path))
+                rows.locate(self.image_column)
         table = np.array(groups, dtype=np.int64).reshape(-1, 3)
         self._groups = table[:, :2]
         self._starts = np.concatenate([[0], np.cumsum(table[:, 2])])
         if not self._starts[-1]:
-            raise FormatError("there is not one row", path=path)
-        keys = np.concatenate([part for part in labels if len(part)])
-        self.labels, self.identities = contiguous_labels(keys)
-        numbered = names is not None and self.identities.dtype.kind == "i"
-        if names is not None and numbered and 0 <= self.identities[0] <= self.identities[-1] < len(names):
-            # Names of a ClassLabel are kept in the order of their numbers, which the labels follow.
-            self.identities = np.array([names[number] for number in self.identities.tolist()])
+            raise FormatError("there is not one row", path=self.source)
+        self.labels, self.identities = contiguous_labels(_joined(keys, self.source))
+        self._name_classes(names or _class_label_names(self._files[0].schema, self.label_column))
 
     @override
     def read(self, index: int) -> bytes:
         group, row = self._place(self._check_index(index))
         number, inside = (int(value) for value in self._groups[group])
-        try:
-            value = self._images_of(number, inside)[row].as_py()
-        except _ARROW_ERRORS as error:
-            raise FormatError(
-                f"row {row} of group {inside} cannot be read: {error}", path=self._files[number]
-            ) from error
-        if isinstance(value, dict):
-            data, path = value.get("bytes"), value.get("path")
-            value = read_image_file(self._files[number].parent / path) if data is None and path else data
+        rows = self._files[number]
+        with reading(rows.path, f"readable in row {row} of group {inside}"):
+            value = rows.value(self.image_column, inside, row)
+            if isinstance(value, dict):
+                data, path = value.get("bytes"), value.get("path")
+                value = self._file_at(path, rows.path, row, inside) if data is None and path else data
         if not isinstance(value, bytes) or not value:
             raise FormatError(
-                f"row {row} of group {inside} holds no image in column {self.image_column!r}", path=self._files[number]
+                f"row {row} of group {inside} holds no image in column {self.image_column!r}", path=rows.path
             )
         return value
 
@@ -98,137 +111,134 @@ class ParquetImages(EncodedImages):
     def locate(self, index: int) -> str:
         group, row = self._place(index)
         number, inside = (int(value) for value in self._groups[group])
-        return f"{self._files[number]}, row {row} of group {inside}"
+        return f"{self._files[number].path}, row {row} of group {inside}"
+
+    def _file_at(self, path: str, table: Path, row: int, group: int) -> bytes:
+        """The image that a row names, beside its file or in the folder of the data."""
+        try:
+            return read_image_file(path, inside=Enclosure(table.parent, self._inside.folders))
+        except FormatError as error:
+            raise FormatError(f"named in row {row} of group {group} of {table}: {error}") from error
 
     def _place(self, index: int) -> tuple[int, int]:
         group = int(np.searchsorted(self._starts, index, side="right")) - 1
         return group, index - int(self._starts[group])
 
-    def _reader(self, number: int) -> Any:
-        """The open file of this process."""
-        pid, reader = self._open.get(number, (-1, None))
-        if pid != os.getpid():
-            reader = _open_file(self._files[number])
-            self._open[number] = (os.getpid(), reader)
-        return reader
-
-    def _schema(self, number: int) -> pa.Schema:
-        reader = self._reader(number)
-        return reader.schema_arrow if _is_parquet(self._files[number]) else reader.schema
-
-    def _find_column(self, number: int, usual: tuple[str, ...], argument: str) -> str:
-        names = self._schema(number).names
-        for name in usual:
-            if name in names:
-                return name
-        raise FormatError(f"none of its columns {names} has a usual name; give {argument}", path=self._files[number])
-
-    def _label_groups(self, number: int) -> list[Any]:
-        reader, path = self._reader(number), self._files[number]
+    def _need_columns(self, rows: Rows) -> None:
         for name in (self.image_column, self.label_column):
-            if name not in self._schema(number).names:
-                raise FormatError(f"there is no column {name!r} among {self._schema(number).names}", path=path)
-        try:
-            if _is_parquet(path):
-                return [
-                    reader.read_row_group(group, columns=[self.label_column]).column(0)
-                    for group in range(reader.num_row_groups)
-                ]
-            return [reader.get_batch(group).column(self.label_column) for group in range(reader.num_record_batches)]
-        except _ARROW_ERRORS as error:
-            raise FormatError(f"column {self.label_column!r} cannot be read: {error}", path=path) from error
+            if rows.schema.names.count(name) != 1:
+                raise FormatError(f"there is no column {name!r} among {rows.schema.names}", path=rows.path)
 
-    def _label_values(self, number: int, column: Any) -> np.ndarray[Any, Any]:
-        path = self._files[number]
-        if column.null_count:
-            raise FormatError(f"column {self.label_column!r} has {column.null_count} empty cells", path=path)
-        values = column.to_numpy() if hasattr(column, "num_chunks") else column.to_numpy(zero_copy_only=False)
-        if values.dtype.kind in "iu":
-            return np.asarray(values, dtype=np.int64)
-        if len(values) and not isinstance(values[0], str):
-            raise FormatError(f"column {self.label_column!r} holds {column.type}, not whole numbers or text", path=path)
-        return np.asarray(values, dtype=np.str_)
-
-    def _images_of(self, number: int, group: int) -> Any:
-        here = (os.getpid(), number, group)
-        held = self._group  # one look: another thread may put its own there
-        if held[:3] == here:
-            return held[3]
-        reader = self._reader(number)
-        if _is_parquet(self._files[number]):
-            column = reader.read_row_group(group, columns=[self.image_column]).column(0)
-        else:
-            column = reader.get_batch(group).column(self.image_column)
-        self._group = (*here, column)
-        return column
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_open": {}, "_group": (-1, -1, -1, None)}
+    def _name_classes(self, names: Sequence[str] | None) -> None:
+        """Names of a ClassLabel, in the order of their numbers, which the labels follow."""
+        numbered = self.identities.dtype.kind == "i"
+        if names is None or not numbered:
+            return
+        if self.identities[0] < 0:
+            raise FormatError(f"column {self.label_column!r} holds -1: these images have no class", path=self.source)
+        if self.identities[-1] < len(names):
+            self.identities = text_array([names[number] for number in self.identities.tolist()])
 
 
-def _pyarrow() -> Any:
+def require_pyarrow() -> None:
+    """Sees that pyarrow is there.
+
+    Raises:
+        MissingLibraryError: if it is not.
+    """
     try:
-        import pyarrow
+        import pyarrow  # noqa: F401
     except ImportError as error:
         raise missing_library("pyarrow", "Reading and writing parquet and Arrow files") from error
-    return pyarrow
 
 
-def _is_parquet(path: Path) -> bool:
-    return _SUFFIXES.get(path.suffix.lower()) != "arrow"
+def label_values(column: Any, name: str, path: str | os.PathLike[str]) -> Keys:
+    """The labels of a validated column: whole numbers, or text.
+
+    Raises:
+        FormatError: the column is of another kind, or has empty cells.
+    """
+    import pyarrow as pa
+
+    if column.null_count:
+        raise FormatError(f"column {name!r} has {column.null_count} empty cells", path=path)
+    chunks = column.chunks if isinstance(column, pa.ChunkedArray) else [column]
+    parts = [_chunk_values(chunk) for chunk in chunks]
+    if any(part is None for part in parts):
+        raise FormatError(f"column {name!r} holds {column.type}, not whole numbers or text", path=path)
+    return _joined([part for part in parts if part is not None], path)
 
 
-def _find_files(path: Path) -> list[Path]:
-    if path.is_file():
-        return [path]
-    if not path.is_dir():
+def _chunk_values(chunk: Any) -> Keys | None:
+    import pyarrow as pa
+
+    if pa.types.is_dictionary(chunk.type):
+        values = _chunk_values(chunk.dictionary)
+        if values is None:
+            return None
+        places = chunk.indices.to_numpy(zero_copy_only=False)
+        return [values[place] for place in places.tolist()] if isinstance(values, list) else values[places]
+    if pa.types.is_integer(chunk.type):
+        return np.asarray(chunk.cast(pa.int64()).to_numpy(zero_copy_only=False), dtype=np.int64)
+    if pa.types.is_string(chunk.type) or pa.types.is_large_string(chunk.type) or _is_view(chunk.type):
+        texts: list[str] = chunk.to_pylist()
+        return texts
+    return None
+
+
+def _is_view(kind: Any) -> bool:
+    import pyarrow as pa
+
+    return hasattr(pa.types, "is_string_view") and bool(pa.types.is_string_view(kind))
+
+
+def _joined(parts: list[Keys], path: str | os.PathLike[str]) -> Keys:
+    filled = [part for part in parts if len(part)]
+    numbers = [part for part in filled if not isinstance(part, list)]
+    if not filled:
+        return np.zeros(0, np.int64)
+    if len(numbers) == len(filled):
+        return np.concatenate(numbers)
+    if numbers:
+        raise FormatError("some labels are numbers and some are text", path=path)
+    return [text for part in filled for text in part]
+
+
+def _find_column(rows: Rows, usual: tuple[str, ...], argument: str) -> str:
+    names = rows.schema.names
+    for name in usual:
+        if name in names:
+            return name
+    raise FormatError(f"none of its columns {names} has a usual name; give {argument}", path=rows.path)
+
+
+def _find_files(path: Path, allow: Paths) -> tuple[Enclosure, list[Path]]:
+    if not path.exists():
         raise FileNotFoundError(f"no such file or folder: {path}")
-    found = sorted(file for file in path.rglob("*") if file.suffix.lower() in _SUFFIXES and file.is_file())
+    if not path.is_dir():
+        return Enclosure(path.parent, allow), [path]
+    inside = Enclosure(path, allow)
+    found = [Path(inside.root) / name for name in files_below(inside, "", _SUFFIXES)]
+    for file in found:
+        inside.real(str(file.relative_to(inside.root)))
     if not found:
         raise FormatError(f"the folder holds no file that ends in {', '.join(_SUFFIXES)}", path=path)
-    return found
+    return inside, found
 
 
-def _open_file(path: Path) -> Any:
-    pa = _pyarrow()
-    try:
-        if _is_parquet(path):
-            import pyarrow.parquet as pq
-
-            return pq.ParquetFile(path, memory_map=True)
-        source = pa.memory_map(str(path))
-        try:
-            return pa.ipc.open_file(source)
-        except pa.ArrowInvalid:
-            source.seek(0)
-            return _StreamBatches(pa.ipc.open_stream(source))
-    except _ARROW_ERRORS as error:
-        raise FormatError(
-            f"not a whole {'parquet' if _is_parquet(path) else 'Arrow'} file: {error}", path=path
-        ) from error
+def _open_rows(path: Path) -> Rows:
+    is_arrow = _SUFFIXES.get(path.suffix.lower()) == "arrow"
+    with reading(path, f"a whole {'Arrow' if is_arrow else 'parquet'} file"):
+        return ArrowRows(path) if is_arrow else ParquetRows(path)
 
 
-class _StreamBatches:
-    """An Arrow stream (what ``datasets`` caches) with the access by number that an Arrow file has."""
-
-    def __init__(self, stream: Any) -> None:
-        self.schema = stream.schema
-        self._batches = list(stream)  # maps, copies nothing
-        self.num_record_batches = len(self._batches)
-
-    def get_batch(self, number: int) -> Any:
-        return self._batches[number]
-
-
-def _class_label_names(schema: pa.Schema, column: str) -> list[str] | None:
+def _class_label_names(schema: Any, column: str) -> list[str] | None:
     """Names of the classes, where ``datasets`` stored them with the schema."""
-    import json
-
     raw = (schema.metadata or {}).get(b"huggingface")
     if raw is None:
         return None
     try:
         names = json.loads(raw)["info"]["features"][column]["names"]
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         return None
     return names if isinstance(names, list) and all(isinstance(name, str) for name in names) else None

@@ -20,14 +20,17 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from lightning_pfc.data.errors import FormatError
-from lightning_pfc.data.formats.mapped import MappedFile
+from lightning_pfc.data.errors import FormatError, reading
+from lightning_pfc.storage.positioned import PositionedFile
+from lightning_pfc.storage.regular import read_regular
 
 MAGIC = 0xCED7230A
 MAGIC_BYTES = struct.pack("<I", MAGIC)
 MAX_PART = (1 << 29) - 1  # bytes; the length has 29 bits
 FLOAT32_EXACT = 1 << 24  # integers above this one may not survive as float32
+MAX_INDEX = 16 << 30  # bytes
 MAX_RECORD = 64 << 20  # bytes; a larger one is taken for damage unless the caller says otherwise
+_AHEAD = 1 << 14  # bytes that are read of a record at once: most records are smaller
 _T = TypeVar("_T", np.uint32, np.uint64, np.float32)
 _PREFIX = struct.Struct("<II")
 _HEADER = struct.Struct("<IfQQ")
@@ -81,7 +84,7 @@ class RecordFile:
     """
 
     def __init__(self, path: str | os.PathLike[str], *, max_record: int = MAX_RECORD) -> None:
-        self.file = MappedFile(path)
+        self.file = PositionedFile(path)
         self.max_record = max_record
 
     @property
@@ -95,11 +98,12 @@ class RecordFile:
         Raises:
             FormatError: there is no whole record at ``offset``, or it is larger than ``max_record``.
         """
-        return self._record(offset)[0]
+        with reading(self.path, "a RecordIO file"):
+            return self._record(offset)[0]
 
     def read(self, offset: int) -> tuple[RecordHeader, bytes]:
         """Header and image bytes of the image record at ``offset``; raises as ``payload``."""
-        return unpack(self._record(offset)[0], path=self.path, offset=offset)
+        return unpack(self.payload(offset), path=self.path, offset=offset)
 
     def scan(self) -> Iterator[int]:
         """Offsets of all records in the order of the file, found by walking over it.
@@ -107,28 +111,27 @@ class RecordFile:
         Raises:
             FormatError: at the first place where no record begins.
         """
-        view = self.file.view()
         offset = 0
         while offset < self.file.size:
             start = offset
-            cflag, _, offset = self._part(view, start)
+            cflag, _, offset = self._part(start)
             if cflag in (2, 3):
                 raise FormatError(f"a record begins with part {cflag} of another one", path=self.path, offset=start)
             while cflag in (1, 2):
-                cflag, _, offset = self._part(view, offset)
+                cflag, _, offset = self._part(offset)
                 if cflag not in (2, 3):
                     raise FormatError(
                         "the parts of a record are not followed by its last one", path=self.path, offset=start
                     )
             yield start
 
-    def _part(self, view: object, offset: int) -> tuple[int, int, int]:
-        """``(cflag, length, offset of what follows)`` of the part at ``offset``."""
+    def _part(self, offset: int, begin: bytes = b"") -> tuple[int, int, int]:
+        """``(cflag, length, offset of what follows)`` of the part at ``offset``, whose ``begin`` may be known."""
         if offset < 0 or offset + 8 > self.file.size:
             raise FormatError(
                 f"a record should begin here, but the file has {self.file.size} bytes", path=self.path, offset=offset
             )
-        magic, word = _PREFIX.unpack_from(view, offset)  # type: ignore[arg-type]
+        magic, word = _PREFIX.unpack_from(begin or self.file.read(offset, offset + 8))
         if magic != MAGIC:
             raise FormatError(
                 f"no record begins here: found {magic:#010x} instead of {MAGIC:#010x}", path=self.path, offset=offset
@@ -145,13 +148,16 @@ class RecordFile:
 
     def _record(self, offset: int) -> tuple[bytes, int]:
         """Joined payload and the offset of what follows."""
-        view = self.file.view()
-        cflag, length, after = self._part(view, offset)
+        size = self.file.size
+        begin = self.file.read(offset, min(offset + _AHEAD, size)) if 0 <= offset <= size - 8 else b""
+        cflag, length, after = self._part(offset, begin)
         if length > self.max_record:
             raise FormatError(
                 f"a record of {length} bytes is larger than max_record={self.max_record}", path=self.path, offset=offset
             )
-        first = view[offset + 8 : offset + 8 + length]
+        first = begin[8 : 8 + length]
+        if len(first) < length:
+            first += self.file.read(offset + 8 + len(first), offset + 8 + length)
         if cflag == 0:
             return first, after
         if cflag != 1:
@@ -163,7 +169,7 @@ class RecordFile:
         parts, total = [first], length
         while cflag != 3:
             place = after
-            cflag, length, after = self._part(view, place)
+            cflag, length, after = self._part(place)
             if cflag not in (2, 3):
                 raise FormatError(
                     f"cflag {cflag} inside the record that begins at byte {offset}", path=self.path, offset=place
@@ -175,7 +181,7 @@ class RecordFile:
                     path=self.path,
                     offset=offset,
                 )
-            parts += (MAGIC_BYTES, view[place + 8 : place + 8 + length])
+            parts += (MAGIC_BYTES, self.file.read(place + 8, place + 8 + length))
         return b"".join(parts), after
 
 
@@ -188,7 +194,8 @@ def read_index(path: str | os.PathLike[str]) -> tuple[npt.NDArray[np.int64], npt
     Raises:
         FormatError: a line is not ``key<tab>offset`` with two whole numbers, or a key occurs twice.
     """
-    text = Path(path).read_bytes()
+    with reading(path, "an index of RecordIO"):
+        text = read_regular(path, MAX_INDEX)
     if not text.isascii():
         raise FormatError("an index holds only digits, tabs and line ends", path=path, offset=_first_non_ascii(text))
     pairs = _numbers(text)
@@ -283,9 +290,10 @@ def _read_chunk(records: RecordFile, offsets: npt.NDArray[np.int64]) -> HeaderTa
     size, n = records.file.size, len(offsets)
     width = 8 + _HEADER.size + 8  # prefix, header, two labels
     raw = np.zeros((n, width), np.uint8)
-    buffer = np.frombuffer(records.file.view(), np.uint8)
     inside = (offsets >= 0) & (offsets <= size - width)
-    raw[inside] = buffer[offsets[inside, None] + np.arange(width)]
+    with reading(records.path, "a RecordIO file"):
+        found = records.file.gather(offsets[inside].tolist(), width)
+    raw[inside] = np.frombuffer(found, np.uint8).reshape(-1, width)
     word = _column(raw, 4, np.uint32)
     length = (word & MAX_PART).astype(np.int64)
     flag = _column(raw, 8, np.uint32)

@@ -9,16 +9,20 @@ import numpy as np
 import numpy.typing as npt
 from typing_extensions import override
 
-from lightning_pfc.data.errors import FormatError
+from lightning_pfc.data.errors import FormatError, reading
 from lightning_pfc.data.formats.base import EncodedImages, contiguous_labels
+from lightning_pfc.data.formats.folder import Paths
 from lightning_pfc.data.formats.recordio import (
     FLOAT32_EXACT,
+    MAX_INDEX,
     MAX_RECORD,
     HeaderTable,
     RecordFile,
     read_headers,
     read_index,
 )
+from lightning_pfc.data.formats.texts import text_array
+from lightning_pfc.storage.enclosure import Enclosure, as_paths
 
 FULL_SCAN = 1 << 20  # up to this many images every header is read: seconds at most, and nothing is taken on trust
 
@@ -46,6 +50,7 @@ class RecordIOImages(EncodedImages):
         trust_ranges: with more than a million images, take labels from the identity records and look only at the first
             and the last image of each identity, instead of at the header of every image.
         max_record: bytes; larger records are refused.
+        allow: further folders that links beside the file may lead into.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -59,13 +64,25 @@ class RecordIOImages(EncodedImages):
         index: str | os.PathLike[str] | None = None,
         trust_ranges: bool = True,
         max_record: int = MAX_RECORD,
+        allow: Paths = (),
     ) -> None:
         path = Path(path)
         if path.is_dir():
             path = path / "train.rec"
-        self.records = RecordFile(path, max_record=max_record)
         self.source = str(path)
-        keys, offsets = self._read_keys(path, index)
+        with reading(path, "a RecordIO file"):
+            self._open(path, index, trust_ranges, max_record, _beside(path, allow))
+
+    def _open(
+        self,
+        path: Path,
+        index: str | os.PathLike[str] | None,
+        trust_ranges: bool,
+        max_record: int,
+        inside: Enclosure,
+    ) -> None:
+        self.records = RecordFile(path, max_record=max_record)
+        keys, offsets = self._read_keys(path, index, inside)
         if not len(keys):
             raise FormatError("there is not one record", path=path)
         first = self.records.read(int(offsets[0])) if keys[0] == 0 else None
@@ -77,8 +94,8 @@ class RecordIOImages(EncodedImages):
             labels = self._exact_labels(read_headers(self.records, offsets), offsets)
         self.labels, self.identities = contiguous_labels(labels)
         names = path.with_suffix(".names.txt")
-        if names.is_file():
-            self.identities = _names_of(self.identities, names)
+        if names.exists():
+            self.identities = _names_of(self.identities, names, inside)
 
     @override
     def read(self, index: int) -> bytes:
@@ -89,10 +106,12 @@ class RecordIOImages(EncodedImages):
         return f"{self.source}, byte {int(self.offsets[index])} (key {int(self.keys[index])})"
 
     def _read_keys(
-        self, path: Path, index: str | os.PathLike[str] | None
+        self, path: Path, index: str | os.PathLike[str] | None, inside: Enclosure
     ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-        chosen = Path(index) if index is not None else path.with_suffix(".idx")
-        if index is not None or chosen.is_file():
+        if index is not None:
+            return read_index(index)
+        if (chosen := path.with_suffix(".idx")).exists():
+            inside.real(chosen.name)
             return read_index(chosen)
         offsets = np.fromiter(self.records.scan(), np.int64)
         return np.arange(len(offsets), dtype=np.int64), offsets
@@ -215,11 +234,16 @@ class RecordIOImages(EncodedImages):
         return exact
 
 
-def _names_of(numbers: npt.NDArray[np.int64], path: Path) -> npt.NDArray[np.str_]:
+def _beside(path: Path, allow: Paths) -> Enclosure:
+    """Where what belongs to a file may lie: in its folder, and in that which it lies in if it is a link."""
+    return Enclosure(path.parent, [path.resolve().parent, *as_paths(allow)])
+
+
+def _names_of(numbers: npt.NDArray[np.int64], path: Path, inside: Enclosure) -> npt.NDArray[np.str_]:
     try:
-        names = path.read_text(encoding="utf-8").splitlines()
+        names = inside.read(path.name, MAX_INDEX).decode("utf-8").splitlines()
     except UnicodeDecodeError as error:
         raise FormatError(f"not UTF-8: {error.reason}", path=path, offset=error.start) from error
     if len(names) <= int(numbers[-1]):
         raise FormatError(f"it has {len(names)} lines, but the largest class number is {int(numbers[-1])}", path=path)
-    return np.array([names[number] for number in numbers.tolist()], dtype=np.str_)
+    return text_array([names[number] for number in numbers.tolist()])

@@ -8,11 +8,18 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import logging
 import os
 import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+
+from lightning_pfc.data.entries import is_hidden
+from lightning_pfc.storage.enclosure import Enclosure
+from lightning_pfc.storage.regular import open_file
+
+_log = logging.getLogger(__name__)
 
 INSTALL_HINT = 'pip install "lightning-pfc[glyphs]"'
 
@@ -40,7 +47,7 @@ class Typeface:
 
     def digest(self) -> str:
         """SHA-256 of the font file: the version that counts."""
-        with open(self.path, "rb") as file:
+        with open_file(self.path) as file:
             return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _digest(file)
 
 
@@ -142,10 +149,8 @@ def debian_fonts(folders: Sequence[str | os.PathLike[str]] = FONT_FOLDERS) -> Fo
     """
     found: dict[str, Path] = {}
     for folder in folders:
-        root = Path(folder).expanduser()
-        if root.is_dir():
-            for path in sorted(root.rglob("*.tt[cf]")):
-                found.setdefault(path.name, path)
+        for path in _font_files(Path(folder).expanduser()):
+            found.setdefault(path.name, path)
     faces = [
         Typeface(design=design, path=found[name], face=number, heldout=design == _DEBIAN_HELDOUT)
         for name, (design, numbers, _) in _DEBIAN.items()
@@ -155,6 +160,22 @@ def debian_fonts(folders: Sequence[str | os.PathLike[str]] = FONT_FOLDERS) -> Fo
     faces.sort(key=lambda face: face.heldout)
     missing = dict.fromkeys(package for name, (_, _, package) in _DEBIAN.items() if name not in found)
     return FontSet(name="large", faces=tuple(faces), ranges=(*_HAN, *_HANGUL, *_HAN_BEYOND), missing=tuple(missing))
+
+
+def _font_files(root: Path) -> list[Path]:
+    """Font files of a folder, at any depth: regular ones that lie in it; others are passed over and said."""
+    inside = Enclosure(root)
+    found: list[Path] = []
+    for folder, _, names in os.walk(root):
+        for name in sorted(names):
+            path = Path(folder, name)
+            if path.suffix.lower() not in (".ttf", ".ttc") or is_hidden(name) or name not in _DEBIAN:
+                continue
+            if inside.holds(str(path.relative_to(root))):
+                found.append(path)
+            else:
+                _log.warning("%s is no regular file below %s: not taken for a font.", path, root)
+    return sorted(found)
 
 
 def matplotlib_fonts() -> FontSet:

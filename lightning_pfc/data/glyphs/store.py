@@ -21,13 +21,17 @@ from numpy.typing import NDArray
 from PIL import features
 from tqdm.auto import tqdm
 
+from lightning_pfc.data.arrays import NpyFile, read_npz
 from lightning_pfc.data.cache import build_once, cache_dir
+from lightning_pfc.data.errors import reading
 from lightning_pfc.data.glyphs.fonts import FontSet
+from lightning_pfc.storage.enclosure import Enclosure
 
 _log = logging.getLogger(__name__)
 
 _FORMAT = 2  # raised whenever the same fonts and parameters would give other pictures
 _PART = 8192  # code points in a part: what an interruption can cost
+_MAX_INFO = 1 << 24  # bytes of its description
 _PLACEHOLDER = 4  # a picture that one face draws for this many characters stands for none of them
 
 
@@ -250,9 +254,9 @@ def _read_parts(
     images: list[NDArray[np.uint8]] = [np.zeros((0, size, size), np.uint8)]
     faces: list[NDArray[np.int64]] = [np.zeros(0, np.int64)]
     for job in _jobs(fonts, size, em, parts):
-        with np.load(job["target"]) as part:
-            codepoints.append(part["codepoints"])
-            images.append(part["images"])
+        part, _ = read_npz(job["target"], ("codepoints", "images"))
+        codepoints.append(part["codepoints"])
+        images.append(part["images"])
         faces.append(np.full(len(codepoints[-1]), int(Path(job["target"]).name[:3])))
     return np.concatenate(codepoints), np.concatenate(images), np.concatenate(faces)
 
@@ -310,8 +314,20 @@ def _first_of(
 
 
 def _open(folder: Path, key: str) -> GlyphStore:
-    info = json.loads((folder / "info.json").read_text())
-    with np.load(folder / "table.npz") as table:
+    """What ``_assemble`` wrote.
+
+    Raises:
+        FormatError: it is damaged; says which folder to remove.
+    """
+    inside = Enclosure(folder)
+    with reading(folder, "a store of drawn characters (remove the folder, and it is drawn again)"):
+        info = json.loads(inside.read("info.json", _MAX_INFO))
+        table, _ = read_npz(inside.real("table.npz"), ("codepoints", "designs"))
         codepoints, designs = table["codepoints"], table["designs"]
-    images = np.load(folder / "images.npy", mmap_mode="r")
-    return GlyphStore(images, codepoints, designs, tuple(info["designs"]), tuple(info["heldout"]), key)
+        images = NpyFile(inside.real("images.npy"))
+        names, heldout = tuple(map(str, info["designs"])), tuple(map(int, info["heldout"]))
+        count = len(images)
+        fits = images.ndim == 3 and images.dtype == np.uint8 and codepoints.shape == designs.shape == (count,)
+        if not fits or codepoints.dtype != np.uint32 or (count and int(designs.max()) >= len(names)):
+            raise ValueError("its tables do not belong together")
+        return GlyphStore(images.mapped(), codepoints, designs, names, heldout, key)

@@ -1,0 +1,67 @@
+"""Losses on the embeddings alone, added to a head's own loss over the batch that the head has gathered anyway."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lightning_pfc.named import Named
+
+
+@dataclass(frozen=True, kw_only=True)
+class Addition(Named):
+    """Base of all additions: a function of the embeddings and labels of all ranks, without a collective of its own.
+
+    Every rank computes the same value; the head sees to it that the gradient counts once. Where a head is replicated
+    over groups of ranks, each group compares the embeddings of its own ranks.
+
+    Args:
+        weight: factor on the value, >= 0.
+    """
+
+    weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        self._check_number("weight", 0.0)
+
+    def row_memory(self, embedding_dim: int) -> dict[str, tuple[int, ...]]:
+        """What is remembered of every class: names and shapes of a row, zero at first. Sharded as the centers are."""
+        return {}
+
+    def __call__(self, embeddings: Tensor, labels: Tensor, memory: Mapping[str, Tensor] | None = None) -> Tensor:
+        """The loss of a batch.
+
+        Args:
+            embeddings: (B, D), not normalised.
+            labels: (B,) int64.
+            memory: for each row what is remembered of its class, (B, ...) each.
+
+        Returns:
+            () mean over the rows that count.
+        """
+        raise NotImplementedError(f"{type(self).__name__} must define __call__(embeddings, labels, memory).")
+
+    def remembered(self, embeddings: Tensor, labels: Tensor, memory: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """What to remember of each row's class after a training step, (B, ...) each; rows of one class must agree."""
+        return {}
+
+
+def same_identity(labels: Tensor) -> tuple[Tensor, Tensor]:
+    """(B, B) bool: pairs of two different rows of one identity, and pairs of two identities."""
+    same = labels[:, None] == labels[None, :]
+    itself = torch.eye(len(labels), dtype=torch.bool, device=labels.device)
+    return same & ~itself, ~same
+
+
+def masked_mean(values: Tensor, valid: Tensor) -> Tensor:
+    """Mean of ``values`` (B,) over the ``valid`` rows; 0, with gradient 0, if there are none."""
+    return torch.where(valid, values, 0.0).sum() / valid.sum().clamp(min=1)
+
+
+def unit(embeddings: Tensor) -> Tensor:
+    """Rows of length 1."""
+    return F.normalize(embeddings, dim=1)
