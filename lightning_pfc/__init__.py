@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from lightning_pfc.after_import import after_import
 from lightning_pfc.launching import follow_rank_0
 from lightning_pfc.lazy import lazy_names
+from lightning_pfc.moved import MOVED
 from lightning_pfc.registration import register
 from lightning_pfc.signals import catch_from_the_start
 
@@ -35,3 +36,4 @@ __getattr__, __dir__ = lazy_names(
 
 
 after_import("lightning", register)  # Trainer(strategy="pfc")
+MOVED.install()

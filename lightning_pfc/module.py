@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from lightning_pfc.checkpoint.opening import load_module
 from lightning_pfc.data.mixing import MixedBatch
 from lightning_pfc.data.preprocessing import METADATA_KEY, Preprocessing
 from lightning_pfc.evaluation import ClosedSetEvaluation, Evaluation, make_evaluations
+from lightning_pfc.heads.loss_pass import LossOutput
 from lightning_pfc.heads.partial_fc import PartialFC, iter_heads
 from lightning_pfc.heads.samplers import Sampler
 from lightning_pfc.losses import Loss
@@ -42,8 +45,8 @@ class PartialFCModule(L.LightningModule):
     * :meth:`configure_optimizers`, as in any LightningModule.
 
     Logged names, the same on every rank: ``train/loss`` (global mean), ``train/target_cosine`` (mean cosine of a sample
-    to its own center, per epoch), learning rates by callback; ``val/...`` and ``test/...`` as in
-    :mod:`lightning_pfc.evaluation`.
+    to its own center, per epoch; of a head other than ``head``, ``train/target_cosine/`` and its name), learning rates
+    by callback; ``val/...`` and ``test/...`` as in :mod:`lightning_pfc.evaluation`.
 
     Args:
         backbone: a name of timm, or a module that maps images (B, C, H, W) to features (B, F).
@@ -163,13 +166,12 @@ class PartialFCModule(L.LightningModule):
     def training_step(self, batch: Sequence[Any], batch_idx: int) -> Tensor:
         """One step; the loss is the mean over the global batch and equal on all ranks."""
         images: Tensor = batch[0]
-        loss = self.training_loss(self(images), batch)
+        with target_cosines(self) as cosines:
+            loss = self.training_loss(self(images), batch)
         self.log("train/loss", loss, prog_bar=True, on_step=True, on_epoch=False, batch_size=len(images))
-        if self.head.last_target_cosine is not None:
-            cosine = self.head.last_target_cosine.mean()
-            self.log(
-                "train/target_cosine", cosine, on_step=False, on_epoch=True, sync_dist=True, batch_size=len(images)
-            )
+        for name, cosine in cosines.items():
+            word = "train/target_cosine" if name == "head" else f"train/target_cosine/{name}"
+            self.log(word, cosine.mean(), on_step=False, on_epoch=True, sync_dist=True, batch_size=len(images))
         return loss
 
     def setup(self, stage: str) -> None:
@@ -292,6 +294,22 @@ class PartialFCModule(L.LightningModule):
         plain = {name: to_plain(value) for name, value in self.hparams.items()}
         left_out = [name for name, value in plain.items() if value is _NOT_PLAIN]
         self.save_hyperparameters({k: v for k, v in plain.items() if k not in left_out}, ignore=left_out)
+
+
+@contextmanager
+def target_cosines(module: nn.Module) -> Iterator[dict[str, Tensor]]:
+    """What the heads of a module find meanwhile: cosines (b,) of this rank's samples to their centers, by head."""
+    found: dict[str, Tensor] = {}
+
+    def hook(name: str, output: LossOutput) -> None:
+        found[name] = torch.cat([found[name], output.target_cosine]) if name in found else output.target_cosine
+
+    handles = [head.register_loss_hook(partial(hook, name)) for name, head in iter_heads(module)]
+    try:
+        yield found
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def to_plain(value: Any) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, TypeVar, cast
@@ -93,7 +94,8 @@ def from_config(base: type[Kind], config: str | Mapping[str, Any] | Kind) -> Kin
         close = difflib.get_close_matches(_word(name), known, n=1)
         hint = f" Did you mean {known[close[0]].__name__}?" if close else ""
         names = ", ".join(sorted(cls.__name__ for cls in known.values()))
-        raise ValueError(f"{base.__name__.lower()} {name!r} does not exist.{hint} There are: {names}.")
+        kind = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", base.__name__).lower()
+        raise ValueError(f"{kind} {name!r} does not exist.{hint} There are: {names}.")
     return known[_word(name)](**arguments)
 
 

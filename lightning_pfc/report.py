@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import importlib.metadata
 import platform
-import resource
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -33,11 +33,30 @@ def versions() -> dict[str, str]:
 
 def peak_memory() -> dict[str, int]:
     """Highest memory use so far in bytes: ``host`` of this process, ``device`` of the current CUDA device, if any."""
-    unit = 1 if sys.platform == "darwin" else 1024
-    found = {"host": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit}
+    found = {"host": _peak_of_process()}
     if torch.cuda.is_available():
         found["device"] = torch.cuda.max_memory_allocated()
     return found
+
+
+def _peak_of_process() -> int:
+    try:
+        import resource
+    except ImportError:  # Windows
+        return _peak_on_windows()
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def _peak_on_windows() -> int:
+    """``PeakWorkingSetSize`` of ``PROCESS_MEMORY_COUNTERS``; 0 where the system does not say."""
+    kernel: Any = getattr(ctypes, "windll", None)
+    if kernel is None:
+        return 0
+    # cb and PageFaultCount of 32 bits, then eight sizes, of which the first is the one.
+    counters = (ctypes.c_size_t * 9)()
+    handle = ctypes.c_void_p(kernel.kernel32.GetCurrentProcess())
+    return int(counters[1]) if kernel.kernel32.K32GetProcessMemoryInfo(handle, counters, ctypes.sizeof(counters)) else 0
 
 
 def print_results(results: Mapping[str, Any], console: Console | None = None) -> None:

@@ -18,7 +18,7 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning_utilities.core.rank_zero import rank_zero_warn
 
 from lightning_pfc.callbacks.ranks import comm_of
-from lightning_pfc.signals import requeue_job, slurm_job, wants_requeue
+from lightning_pfc.signals import CAUGHT, requeue_job, slurm_job, wants_requeue
 from lightning_pfc.strategies.pfc import PartialFCStrategy
 
 _log = logging.getLogger(__name__)
@@ -61,7 +61,8 @@ class Preemption(Callback):
     there is nothing to save: each rank leaves after its batch.
 
     Args:
-        signals: their names. SIGUSR2 is added in a job of submitit, which uses it for the same purpose.
+        signals: their names; by default SIGTERM, and SIGUSR1 where the system has it. SIGUSR2 is added in a job of
+            submitit, which uses it for the same purpose.
         requeue: whether to requeue a SLURM job.
         dirpath: where to save; by default beside the first ``ModelCheckpoint``'s, else in ``checkpoints/`` of the
             trainer's root.
@@ -74,12 +75,13 @@ class Preemption(Callback):
 
     def __init__(
         self,
-        signals: Sequence[str] = ("SIGTERM", "SIGUSR1"),
+        signals: Sequence[str] | None = None,
         requeue: bool = True,
         dirpath: str | os.PathLike[str] | None = None,
         every_n_batches: int = 1,
         seconds: float = 600.0,
     ) -> None:
+        signals = [name for name in CAUGHT if hasattr(signal, name)] if signals is None else signals
         for name in signals:
             if name not in signal.Signals.__members__ or name in ("SIGKILL", "SIGSTOP"):
                 raise ValueError(f"signals={list(signals)}: {name!r} is no signal that can be handled.")

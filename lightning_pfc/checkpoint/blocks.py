@@ -102,7 +102,7 @@ class BlockWriter:
 
 
 def _open_past_the_cache(path: Path) -> int:
-    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | getattr(os, "O_BINARY", 0)
     if hasattr(os, "O_DIRECT"):
         with contextlib.suppress(OSError):
             return os.open(path, flags | os.O_DIRECT, 0o666)

@@ -158,7 +158,8 @@ def _sweep(folder: Path) -> None:
         *host, pid, _ = rest.split("-")
         if kind not in (_SAVING, _REMOVING) or not pid.isdigit() or int(pid) == os.getpid():
             continue
-        here = "-".join(host) == socket.gethostname()
+        # On Windows there is no asking after a process without ending it.
+        here = "-".join(host) == socket.gethostname() and os.name == "posix"
         if not _runs(int(pid)) if here else _idle(path) > _DAY:
             _delete(path)
 

@@ -27,7 +27,7 @@ from lightning_pfc.checkpoint.surgery import (
     rewrite_classes,
     without,
 )
-from lightning_pfc.heads.init import init_centers_
+from lightning_pfc.heads.center_init import init_centers_
 from lightning_pfc.storage.regular import open_regular
 
 _EPILOG = """examples

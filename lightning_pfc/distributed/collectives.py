@@ -24,6 +24,19 @@ def all_gather_rows(x: Tensor, world_size: int, group: dist.ProcessGroup | None)
     return out
 
 
+def all_gather_uneven(own: Tensor, sizes: Sequence[int], group: dist.ProcessGroup | None) -> Tensor:
+    """Stack ``own`` (b, ...) of every rank to (sum of ``sizes``, ...), without gradient. One all-gather.
+
+    Args:
+        own: this rank's rows.
+        sizes: how many every rank has.
+        group: None for one process.
+    """
+    padded = own.new_zeros((max(sizes), *own.shape[1:]))
+    padded[: own.shape[0]] = own
+    return _trim(all_gather_rows(padded, len(sizes), group), sizes)
+
+
 def reduce_scatter_rows(x: Tensor, world_size: int, group: dist.ProcessGroup | None) -> Tensor:
     """Sum ``x`` (W n, ...) over the ranks and keep the n rows of this one. One reduce-scatter."""
     if group is None:
@@ -70,6 +83,18 @@ def gather_batch(
 def shared_gradient(x: Tensor, ranks: int) -> Tensor:
     """``x``, with its gradient divided by ``ranks``: for what every one of them computes alike and somebody adds up."""
     return x if ranks == 1 or not x.requires_grad else x.detach() + (x - x.detach()) / ranks
+
+
+def sum_over_replicas(x: Tensor, group: dist.ProcessGroup | None, shard_size: int) -> Tensor:
+    """``x``, which each copy of a head has of its own rows, with the others' values added but not their gradient.
+
+    Args:
+        x: () the same on the ``shard_size`` ranks of a copy.
+        group: all ranks. One all-reduce of a number.
+        shard_size: how many ranks share a copy.
+    """
+    others = all_reduce(x.detach().clone(), group) / shard_size - x.detach()
+    return x + others
 
 
 def summed_gradient(x: Tensor, group: dist.ProcessGroup | None) -> Tensor:

@@ -10,15 +10,16 @@ from __future__ import annotations
 import weakref
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from lightning_pfc.heads.gathered import Gathered
-from lightning_pfc.heads.prototypes import Prototypes
+from lightning_pfc.heads.batch import GlobalBatch
 from lightning_pfc.heads.sampling import Sample
+from lightning_pfc.heads.softmax.blended_centers import BlendedCenters
+from lightning_pfc.heads.softmax.spec import SampledRows
 
 _WITHOUT_GRAPH = 32  # forwards under no_grad that are remembered; those with a graph are for as long as it lives
 
@@ -38,19 +39,37 @@ class Pass:
 
     Attributes:
         step: () int64, training forwards before this one.
-        sample: the classes that take part.
-        state: averages of the loss as this pass uses them; None until they are known.
-        prototypes: what takes the place of the centers, if anything does.
+        sampled: the classes that take part.
+        training: whether averages and memory take part.
+        averages: of the loss, as this pass uses them; None until they are known.
+        blended: what takes the place of the centers, if anything does.
         recalled: what was remembered of the batch's classes, in the order in which it was asked for.
         again: whether autograd computes the pass again.
     """
 
     step: Tensor
-    sample: Sample
-    state: dict[str, Tensor] | None = None
-    prototypes: Prototypes | None = None
+    sampled: Sample
+    training: bool
+    averages: dict[str, Tensor] | None = None
+    blended: BlendedCenters | None = None
     recalled: list[dict[str, Tensor]] = field(default_factory=list)
     again: bool = False
+
+    @property
+    def moves_on(self) -> bool:
+        """Whether what is kept from step to step changes by it."""
+        return self.training and not self.again
+
+    @property
+    def sampled_rows(self) -> SampledRows:
+        """The rows of this rank that take part."""
+        sampled = self.sampled
+        return SampledRows(sampled.index, sampled.num_sampled, sampled.valid, sampled.log_weight)
+
+    @property
+    def targets(self) -> Tensor:
+        """(B, 1) column of each row's target among them; -1 where another rank owns it."""
+        return self.sampled.columns[:, None]
 
 
 class Passes:
@@ -60,7 +79,7 @@ class Passes:
         self._kept: list[weakref.ref[_Kept]] = []
         self._without_graph: deque[_Kept] = deque(maxlen=_WITHOUT_GRAPH)
 
-    def keep(self, first: Pass, batch: Gathered, loss: Tensor) -> None:
+    def keep(self, first: Pass, batch: GlobalBatch, loss: Tensor) -> None:
         """Remember a training forward where it may be computed again: under ``no_grad``, or with its tensors in care.
 
         Args:
@@ -79,7 +98,7 @@ class Passes:
             self._without_graph.append(kept)
         self._kept = [ref for ref in self._kept if ref() is not None] + [weakref.ref(kept)]
 
-    def first_of(self, batch: Gathered) -> Pass | None:
+    def first_of(self, batch: GlobalBatch) -> Pass | None:
         """The pass that is being computed again; None if this forward is a new one. The same on every rank.
 
         Of forwards with the same labels and embeddings it is the last one that was not computed again yet, which is the
@@ -102,7 +121,7 @@ class Passes:
         found = best[2]
         found.uses += 1
         first = found.first
-        return Pass(first.step, first.sample, first.state, first.prototypes, first.recalled, again=True)
+        return replace(first, again=True)
 
     def _newest_first(self) -> Iterator[_Kept]:
         for ref in reversed(self._kept):
@@ -126,7 +145,7 @@ class _Fingerprint:
     sums: Tensor | None
 
     @staticmethod
-    def of(batch: Gathered) -> _Fingerprint:
+    def of(batch: GlobalBatch) -> _Fingerprint:
         alike = len(batch.group_sizes) == len(batch.sizes)
         return _Fingerprint(batch.all_labels, batch.x.detach().sum(1) if alike else None)
 

@@ -8,7 +8,8 @@ from typing import Any
 from lightning_pfc.losses.adacos import AdaCos
 from lightning_pfc.losses.adaface import AdaFace
 from lightning_pfc.losses.arcface import ArcFace
-from lightning_pfc.losses.base import Loss, Rows, State
+from lightning_pfc.losses.base import Loss
+from lightning_pfc.losses.batch_info import BatchInfo, LogitSums, State
 from lightning_pfc.losses.circle import Circle
 from lightning_pfc.losses.combined import CombinedMargin
 from lightning_pfc.losses.cosface import CosFace
@@ -26,24 +27,26 @@ from lightning_pfc.losses.uniface import UniFace
 from lightning_pfc.losses.vpl import VPL
 from lightning_pfc.losses.warmup import MarginWarmup
 from lightning_pfc.named import from_config, subclasses_by_word
+from lightning_pfc.renamed import renamed_names
 
 __all__ = [
     "VPL",
     "AdaCos",
     "AdaFace",
     "ArcFace",
+    "BatchInfo",
     "Circle",
     "CombinedMargin",
     "CosFace",
     "CurricularFace",
     "DSoftmax",
     "ElasticFace",
+    "LogitSums",
     "Loss",
     "MVSoftmax",
     "MagFace",
     "MarginWarmup",
     "NormFace",
-    "Rows",
     "Softmax",
     "SphereFace",
     "SphereFace2",
@@ -75,3 +78,9 @@ def loss_from_config(config: str | Mapping[str, Any] | Loss) -> Loss:
         0.35
     """
     return from_config(Loss, config)
+
+
+__getattr__ = renamed_names(
+    __name__,
+    {"Rows": "lightning_pfc.losses:BatchInfo"},
+)

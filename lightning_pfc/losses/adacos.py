@@ -9,7 +9,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from lightning_pfc.losses.base import Loss, Rows, State, angle
+from lightning_pfc.losses.base import Loss
+from lightning_pfc.losses.batch_info import BatchInfo, State
+from lightning_pfc.losses.margins import angle
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,21 +42,21 @@ class AdaCos(Loss):
         """``scale``: sqrt(2) log(C - 1), for at least three classes."""
         return {"scale": torch.tensor(math.sqrt(2.0) * math.log(max(num_classes - 1, 2)), device="cpu")}
 
-    def finish_state(self, state: State, rows: Rows, negative_logsumexp: Tensor) -> None:
+    def finish_state(self, state: State, batch: BatchInfo, negative_logsumexp: Tensor) -> None:
         """The next step's scale, from this one's sums; a batch without any negative changes nothing."""
         if not self.dynamic:
             return
-        assert rows.target_cosine is not None
+        assert batch.target_cosine is not None
         wide = negative_logsumexp.double() if negative_logsumexp.device.type != "mps" else negative_logsumexp
         log_average = torch.logsumexp(wide, 0) - math.log(wide.shape[0])
-        theta = angle(rows.target_cosine).median().clamp(max=torch.pi / 4)
+        theta = angle(batch.target_cosine).median().clamp(max=torch.pi / 4)
         scale = (log_average / torch.cos(theta)).to(state["scale"].dtype)
         state["scale"].copy_(torch.where(scale > 0, scale, state["scale"]))
 
-    def negative_logits(self, cosine: Tensor, rows: Rows, state: State) -> Tensor:
+    def negative_logits(self, cosine: Tensor, batch: BatchInfo, state: State) -> Tensor:
         """``s cos_j`` with the scale of the state, (B, n) -> (B, n)."""
-        return super().negative_logits(cosine, rows, state) * state["scale"]
+        return super().negative_logits(cosine, batch, state) * state["scale"]
 
-    def target_logits(self, cosine: Tensor, rows: Rows, state: State) -> Tensor:
+    def target_logits(self, cosine: Tensor, batch: BatchInfo, state: State) -> Tensor:
         """``s cos_y`` with the scale of the state, (B,) -> (B,)."""
         return cosine * state["scale"]

@@ -8,7 +8,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from lightning_pfc.losses.base import CenterInit, Loss, MarginGrad, Rows, State, angle, with_margin_grad
+from lightning_pfc.losses.base import CenterInit, Loss
+from lightning_pfc.losses.batch_info import BatchInfo, State
+from lightning_pfc.losses.margins import MarginGrad, angle, with_margin_grad
 
 _NORM_RANGE = (1e-3, 100.0)
 _EPS = 1e-3
@@ -51,16 +53,16 @@ class AdaFace(Loss):
         """``mean`` 20 and ``std`` 100, as the paper's code begins."""
         return {"mean": torch.tensor(20.0, device="cpu"), "std": torch.tensor(100.0, device="cpu")}
 
-    def update_state(self, state: State, rows: Rows) -> None:
+    def update_state(self, state: State, batch: BatchInfo) -> None:
         """Move the averages towards this batch's; one row alone has no spread and leaves ``std`` as it is."""
-        norms = rows.norms.detach().clamp(*_NORM_RANGE)
+        norms = batch.norms.detach().clamp(*_NORM_RANGE)
         state["mean"].lerp_(norms.mean().to(state["mean"].dtype), self.momentum)
         if norms.shape[0] > 1:
             state["std"].lerp_(norms.std().to(state["std"].dtype), self.momentum)
 
-    def target_logits(self, cosine: Tensor, rows: Rows, state: State) -> Tensor:
+    def target_logits(self, cosine: Tensor, batch: BatchInfo, state: State) -> Tensor:
         """``s (cos(theta - m z) - m z - m)``, (B,) -> (B,)."""
-        norms = rows.norms.detach().clamp(*_NORM_RANGE)
+        norms = batch.norms.detach().clamp(*_NORM_RANGE)
         z = ((norms - state["mean"]) / (state["std"] + _EPS) * self.h).clamp(-1.0, 1.0)
         theta = (angle(cosine) - self.margin * z).clamp(_EPS, torch.pi - _EPS)
         modified = torch.cos(theta) - self.margin * (z + 1.0)

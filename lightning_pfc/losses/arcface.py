@@ -7,7 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lightning_pfc.losses.base import Loss, MarginGrad, Rows, State, angle, with_margin_grad
+from lightning_pfc.losses.base import Loss
+from lightning_pfc.losses.batch_info import BatchInfo, State
+from lightning_pfc.losses.margins import MarginGrad, angle, with_margin_grad
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +35,7 @@ class ArcFace(Loss):
         self._check_number("margin", low=0.0)
         self._check_choice("margin_grad", ("exact", "straight_through"))
 
-    def target_logits(self, cosine: Tensor, rows: Rows, state: State) -> Tensor:
+    def target_logits(self, cosine: Tensor, batch: BatchInfo, state: State) -> Tensor:
         """``s cos(theta + m)``, (B,) -> (B,)."""
         modified = torch.cos(angle(cosine) + self.margin)
         return self.scale * with_margin_grad(cosine, modified, self.margin_grad)

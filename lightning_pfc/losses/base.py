@@ -5,14 +5,14 @@ embedding.
 
 The head calls a loss in this order, on every rank with the same values:
 
-1. ``update_state(state, rows)`` in training, where averages over the global batch are kept;
-2. ``negative_logits(cosine, rows, state)`` for every chunk of classes, (B, n) -> (B, n), element by element;
-3. ``target_logits(cosine, rows, state)``, (B,) -> (B,), under autograd;
-4. ``row_losses(...)``, (B,): softmax cross entropy unless overridden;
-5. ``finish_state(state, rows, negative_logsumexp)`` in training, for averages that need the sums over the classes.
+1. ``update_state(state, batch)`` in training, where averages over the global batch are kept;
+2. ``negative_logits(cosine, batch, state)`` for every chunk of classes, (B, n) -> (B, n), element by element;
+3. ``target_logits(cosine, batch, state)``, (B,) -> (B,), under autograd;
+4. ``per_sample_loss(target_logits, sums, batch, state)``, (B,): softmax cross entropy unless overridden;
+5. ``finish_state(state, batch, negative_logsumexp)`` in training, for averages that need the sums over the classes.
 
-A loss that needs statistics of the batch (AdaFace, CurricularFace) computes them from ``rows``, which already holds the
-whole global batch: it needs no collective of its own and is right on any number of ranks. A loss that learns numbers
+A loss that needs statistics of the batch (AdaFace, CurricularFace) computes them from ``batch``, which holds the whole
+global batch: it needs no collective of its own and is right on any number of ranks. A loss that learns numbers
 of its own (SphereFace2's bias) names them in ``initial_parameters``; the head makes them parameters and adds up their
 gradients over the ranks, and the loss finds them in ``state``.
 """
@@ -24,45 +24,32 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 from typing_extensions import Self
 
+from lightning_pfc.losses.batch_info import BatchInfo, LogitSums, State
+from lightning_pfc.losses.margins import COSINE_LIMIT, MarginGrad, angle, with_margin_grad
 from lightning_pfc.named import Named
+from lightning_pfc.renamed import adopt_renamed_members, renamed_member, renamed_names, warn_renamed
 
-MarginGrad = Literal["exact", "straight_through"]
-BeyondPi = Literal["psi", "cosine"]
+__all__ = [
+    "COSINE_LIMIT",
+    "DEFAULTS_VERSION",
+    "BatchInfo",
+    "CenterInit",
+    "LogitSums",
+    "Loss",
+    "MarginGrad",
+    "State",
+    "angle",
+    "with_margin_grad",
+]
+
 CenterInit = Literal["normal", "unit", "kaiming", "xavier"]
 
 DEFAULTS_VERSION = 2
 """Counts up when an argument that is left out comes to mean another number; a head keeps the version it began with."""
-
-# d acos(x)/dx is infinite at |x| = 1; one float32 step inside, it is finite and the angle is off by at most 5e-4 rad.
-COSINE_LIMIT = 1.0 - 1e-7
-
-
-@dataclass(frozen=True)
-class Rows:
-    """Facts about the B rows of the batch, the same on every rank.
-
-    Attributes:
-        labels: (B,) int64 global class ids.
-        norms: (B,) float, the embeddings' Euclidean norms before normalisation; carries gradient.
-        target_cosine: (B,) float, detached; None unless the loss has ``needs_target_cosine``.
-        seed, step: of the head; randomness of a loss must be keyed by them and by ``index``, never by a generator.
-        index: (B,) int64, place of each row in the global batch.
-    """
-
-    labels: Tensor
-    norms: Tensor
-    target_cosine: Tensor | None
-    seed: int
-    step: Tensor
-    index: Tensor
-
-
-State = dict[str, Tensor]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,7 +73,7 @@ class Loss(Named):
     interclass_filter: float | None = None
 
     normalize: ClassVar[bool] = True  # cosine logits; False: plain dot products
-    needs_target_cosine: ClassVar[bool] = False  # rows.target_cosine, one more all-reduce of (B,)
+    needs_target_cosine: ClassVar[bool] = False  # batch.target_cosine, one more all-reduce of (B,)
     has_bias: ClassVar[bool] = False
     num_centers: ClassVar[int] = 1  # centers per class, side by side in a row of the head's weight; the nearest counts
     linear_negatives: ClassVar[bool] = True  # negative_logits is `scale * cosine` (but for the filter)
@@ -135,7 +122,7 @@ class Loss(Named):
 
     @property
     def needs_negative_sum(self) -> bool:
-        """Whether ``row_losses`` uses ``negative_sum``."""
+        """Whether ``per_sample_loss`` uses ``negative_sum``."""
         return self.label_smoothing > 0 or self.softplus_negatives
 
     def initial_state(self, num_classes: int) -> State:
@@ -146,59 +133,72 @@ class Loss(Named):
         """Numbers that the loss learns, as small float tensors; the head makes them parameters, alike on every rank."""
         return {}
 
-    def update_state(self, state: State, rows: Rows) -> None:
+    def update_state(self, state: State, batch: BatchInfo) -> None:
         """Update ``state`` in place from the global batch; called under ``no_grad`` once per training forward."""
 
-    def row_memory(self, embedding_dim: int) -> dict[str, tuple[int, ...]]:
+    def class_buffers(self, embedding_dim: int) -> dict[str, tuple[int, ...]]:
         """What is remembered of every class: names and shapes of a row, zero at first. Sharded as the centers are."""
         return {}
 
-    def prototype_shares(self, memory: Mapping[str, Tensor], rows: Rows) -> Tensor:
+    def blend_weights(self, memory: Mapping[str, Tensor], batch: BatchInfo) -> Tensor:
         """How much of ``memory["feature"]`` is mixed into each center of this rank in training, (c,)."""
         raise NotImplementedError(f"{type(self).__name__} remembers something and must say what it is used for.")
 
-    def remembered(self, x: Tensor, rows: Rows) -> dict[str, Tensor]:
+    def updated_class_buffers(self, x: Tensor, batch: BatchInfo) -> dict[str, Tensor]:
         """What to remember of each row's class after a training step, (B, ...) each; rows of one class must agree."""
         return {}
 
-    def finish_state(self, state: State, rows: Rows, negative_logsumexp: Tensor) -> None:
+    def finish_state(self, state: State, batch: BatchInfo, negative_logsumexp: Tensor) -> None:
         """Update ``state`` in place after a training forward, under ``no_grad``: it counts from the next one.
 
         Args:
             state: the averages.
-            rows: of the global batch, with ``target_cosine``.
+            batch: the global one, with ``target_cosine``.
             negative_logsumexp: (B,) of the global batch.
         """
 
-    def negative_logits(self, cosine: Tensor, rows: Rows, state: State) -> Tensor:
+    def negative_logits(self, cosine: Tensor, batch: BatchInfo, state: State) -> Tensor:
         """Logits (B, n) of the negatives from their cosines (B, n), element by element; differentiable."""
         if self.interclass_filter is None:
             return self.scale * cosine
         return self.scale * cosine.masked_fill(cosine > self.interclass_filter, 0.0)
 
-    def target_logits(self, cosine: Tensor, rows: Rows, state: State) -> Tensor:
+    def target_logits(self, cosine: Tensor, batch: BatchInfo, state: State) -> Tensor:
         """Logits (B,) of the targets from their cosines (B,); differentiable."""
         return self.scale * cosine
 
-    def row_losses(
-        self,
-        target_logits: Tensor,  # (B,)
-        negative_logsumexp: Tensor,  # (B,) log sum_j exp(z_ij) over the negatives of all ranks
-        negative_sum: Tensor | None,  # (B,) sum_j z_ij (or softplus(z_ij)) over the negatives of all ranks
-        num_sampled: Tensor,  # () K, classes that took part, targets included
-        rows: Rows,
-        state: State,
-    ) -> Tensor:
-        """Loss (B,) of every row: cross entropy with label smoothing.
+    def per_sample_loss(self, target_logits: Tensor, sums: LogitSums, batch: BatchInfo, state: State) -> Tensor:
+        """Loss (B,) of every row from the targets' logits (B,): cross entropy with label smoothing.
 
         Without smoothing it is ``softplus(logsumexp_j z_ij - z_iy)``, exact also where the probability rounds to one.
         """
-        gap = negative_logsumexp - target_logits
+        gap = sums.negative_logsumexp - target_logits
         loss = F.softplus(gap, beta=1.0, threshold=50.0)
         if self.label_smoothing > 0:
-            assert negative_sum is not None
+            assert sums.negative_sum is not None
             # lse - (1-e) z_y - e/K sum_j z_j, with lse = z_y + softplus(gap)
-            loss = loss + self.label_smoothing * (target_logits - (negative_sum + target_logits) / num_sampled)
+            mean_logit = (sums.negative_sum + target_logits) / sums.num_sampled
+            loss = loss + self.label_smoothing * (target_logits - mean_logit)
+        return loss
+
+    # --- earlier names ------------------------------------------------------------------------------------------------
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        adopt_renamed_members(cls, _EARLIER_NAMES)
+        if "row_losses" in vars(cls) and "per_sample_loss" not in vars(cls):
+            warn_renamed(f"{cls.__name__}.row_losses", "per_sample_loss(target_logits, sums, batch, state)")
+            cls.per_sample_loss = _from_row_losses  # type: ignore[method-assign]
+
+    def __getattr__(self, name: str) -> Any:
+        return renamed_member(self, name, _EARLIER_NAMES)
+
+    def row_losses(self, target_logits: Tensor, *sums_batch_state: Any) -> Tensor:
+        """The earlier form of :meth:`per_sample_loss`, for losses that extend it."""
+        *sums, batch, state = sums_batch_state
+        inherited = (vars(cls).get("per_sample_loss") for cls in type(self).__mro__)
+        newest = next(method for method in inherited if method not in (None, _from_row_losses))
+        loss: Tensor = newest(self, target_logits, LogitSums(*sums), batch, state)
         return loss
 
     # --- helpers of the subclasses ------------------------------------------------------------------------------------
@@ -223,30 +223,13 @@ class Loss(Named):
             )
 
 
-def with_margin_grad(cosine: Tensor, modified: Tensor, margin_grad: MarginGrad) -> Tensor:
-    """``modified`` with its own gradient ("exact"), or with the gradient of ``cosine`` ("straight_through").
-
-    Straight-through is what InsightFace does since 2022-12: the margin is seen by the loss, not by the derivative.
-    """
-    return modified if margin_grad == "exact" else cosine + (modified - cosine).detach()
+def _from_row_losses(self: Loss, target_logits: Tensor, sums: LogitSums, batch: BatchInfo, state: State) -> Tensor:
+    return self.row_losses(target_logits, *sums, batch, state)
 
 
-def with_easy_margin(cosine: Tensor, modified: Tensor) -> Tensor:
-    """``modified`` where the cosine is above 0, the cosine itself elsewhere: no margin beyond a right angle."""
-    return torch.where(cosine > 0.0, modified, cosine)
-
-
-def angle(cosine: Tensor) -> Tensor:
-    """The angle arccos(cosine) in radians, with the cosine kept one float32 step inside (-1, 1) for its derivative."""
-    return torch.arccos(cosine.clamp(-COSINE_LIMIT, COSINE_LIMIT))
-
-
-def psi(angle: Tensor) -> Tensor:
-    """The cosine of an angle in [0, pi], continued so that it falls for ever (SphereFace, arXiv:1704.08063, eq. 8).
-
-    ``(-1)^k cos(angle) - 2k`` for angles in ``[k pi, (k+1) pi]``. A factor on the angle takes it beyond pi where
-    samples start: the cosine itself would rise again there, and the loss would fall as a sample turns away from its
-    center.
-    """
-    k = torch.floor(angle.detach() / torch.pi)
-    return (1.0 - 2.0 * torch.remainder(k, 2.0)) * torch.cos(angle) - 2.0 * k
+_EARLIER_NAMES = {
+    "row_memory": "class_buffers",
+    "prototype_shares": "blend_weights",
+    "remembered": "updated_class_buffers",
+}
+__getattr__ = renamed_names(__name__, {"Rows": "lightning_pfc.losses:BatchInfo"})

@@ -7,7 +7,8 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from lightning_pfc.losses.base import Loss, Rows, State
+from lightning_pfc.losses.base import Loss
+from lightning_pfc.losses.batch_info import BatchInfo, State
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,11 +34,11 @@ class Circle(Loss):
         self._check_number("margin", low=0.0, high=1.0, open_high=True)
         self._refuse_filter("it weighs hard negatives by itself")
 
-    def negative_logits(self, cosine: Tensor, rows: Rows, state: State) -> Tensor:
+    def negative_logits(self, cosine: Tensor, batch: BatchInfo, state: State) -> Tensor:
         """``s a_j (cos_j - m)``, (B, n) -> (B, n)."""
         return self.scale * (cosine.detach() + self.margin).clamp(min=0.0) * (cosine - self.margin)
 
-    def target_logits(self, cosine: Tensor, rows: Rows, state: State) -> Tensor:
+    def target_logits(self, cosine: Tensor, batch: BatchInfo, state: State) -> Tensor:
         """``s a_y (cos_y - (1 - m))``, (B,) -> (B,)."""
         weight = (1.0 + self.margin - cosine.detach()).clamp(min=0.0)
         return self.scale * weight * (cosine - (1.0 - self.margin))

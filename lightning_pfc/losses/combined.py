@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 from typing_extensions import Self
 
-from lightning_pfc.losses.base import BeyondPi, Loss, MarginGrad, Rows, State, angle, psi, with_margin_grad
+from lightning_pfc.losses.base import Loss
+from lightning_pfc.losses.batch_info import BatchInfo, State
+from lightning_pfc.losses.margins import BeyondPi, MarginGrad, angle, psi, with_margin_grad
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +57,7 @@ class CombinedMargin(Loss):
         """As :class:`Loss`; with ``m1 <= 1`` nothing has changed."""
         return super().with_defaults_of(version) if self._has_factor else self
 
-    def target_logits(self, cosine: Tensor, rows: Rows, state: State) -> Tensor:
+    def target_logits(self, cosine: Tensor, batch: BatchInfo, state: State) -> Tensor:
         """``s (cos(m1 theta + m2) - m3)``, (B,) -> (B,)."""
         theta = self.m1 * angle(cosine) + self.m2
         falls_on = self._has_factor and self.beyond_pi == "psi"

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from lightning_pfc.losses.base import Loss, Rows, State
+from lightning_pfc.losses.base import Loss
+from lightning_pfc.losses.batch_info import BatchInfo, State
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +28,6 @@ class CosFace(Loss):
         super().__post_init__()
         self._check_number("margin", low=0.0)
 
-    def target_logits(self, cosine: Tensor, rows: Rows, state: State) -> Tensor:
+    def target_logits(self, cosine: Tensor, batch: BatchInfo, state: State) -> Tensor:
         """``s (cos(theta) - m)``, (B,) -> (B,)."""
         return self.scale * (cosine - self.margin)

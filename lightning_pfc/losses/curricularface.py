@@ -8,7 +8,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from lightning_pfc.losses.base import Loss, MarginGrad, Rows, State, angle, with_margin_grad
+from lightning_pfc.losses.base import Loss
+from lightning_pfc.losses.batch_info import BatchInfo, State
+from lightning_pfc.losses.margins import MarginGrad, angle, with_margin_grad
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,18 +47,18 @@ class CurricularFace(Loss):
         """``t`` = 0: hard negatives start out damped."""
         return {"t": torch.tensor(0.0, device="cpu")}
 
-    def update_state(self, state: State, rows: Rows) -> None:
+    def update_state(self, state: State, batch: BatchInfo) -> None:
         """Move ``t`` towards the mean target cosine of the global batch."""
-        assert rows.target_cosine is not None
-        state["t"].lerp_(rows.target_cosine.mean().to(state["t"].dtype), self.momentum)
+        assert batch.target_cosine is not None
+        state["t"].lerp_(batch.target_cosine.mean().to(state["t"].dtype), self.momentum)
 
-    def negative_logits(self, cosine: Tensor, rows: Rows, state: State) -> Tensor:
+    def negative_logits(self, cosine: Tensor, batch: BatchInfo, state: State) -> Tensor:
         """``s cos_j``, or ``s cos_j (t + cos_j)`` where hard; (B, n) -> (B, n)."""
-        assert rows.target_cosine is not None
-        bar = torch.cos(angle(rows.target_cosine) + self.margin)
+        assert batch.target_cosine is not None
+        bar = torch.cos(angle(batch.target_cosine) + self.margin)
         return self.scale * torch.where(cosine > bar[:, None], cosine * (state["t"] + cosine), cosine)
 
-    def target_logits(self, cosine: Tensor, rows: Rows, state: State) -> Tensor:
+    def target_logits(self, cosine: Tensor, batch: BatchInfo, state: State) -> Tensor:
         """``s cos(theta + m)``, (B,) -> (B,)."""
         modified = torch.cos(angle(cosine) + self.margin)
         return self.scale * with_margin_grad(cosine, modified, self.margin_grad)

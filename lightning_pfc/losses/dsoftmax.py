@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor
 
-from lightning_pfc.losses.base import Loss, Rows, State
+from lightning_pfc.losses.base import Loss
+from lightning_pfc.losses.batch_info import BatchInfo, LogitSums, State
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,15 +37,7 @@ class DSoftmax(Loss):
         self._check_number("end_point", low=-1.0, high=1.0, open_low=True)
         self._refuse_smoothing()
 
-    def row_losses(
-        self,
-        target_logits: Tensor,
-        negative_logsumexp: Tensor,
-        negative_sum: Tensor | None,
-        num_sampled: Tensor,
-        rows: Rows,
-        state: State,
-    ) -> Tensor:
+    def per_sample_loss(self, target_logits: Tensor, sums: LogitSums, batch: BatchInfo, state: State) -> Tensor:
         """Intra-class plus inter-class term, (B,)."""
         intra = F.softplus(self.scale * self.end_point - target_logits, threshold=50.0)
-        return intra + F.softplus(negative_logsumexp, threshold=50.0)
+        return intra + F.softplus(sums.negative_logsumexp, threshold=50.0)

@@ -8,8 +8,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from lightning_pfc.losses.base import Loss, MarginGrad, Rows, State, angle, with_margin_grad
+from lightning_pfc.losses.base import Loss
+from lightning_pfc.losses.batch_info import BatchInfo, State
 from lightning_pfc.losses.keyed import keyed_normal
+from lightning_pfc.losses.margins import MarginGrad, angle, with_margin_grad
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,16 +47,16 @@ class ElasticFace(Loss):
         self._check_choice("margin_grad", ("exact", "straight_through"))
         self._check_flag("plus")
 
-    def _margins(self, rows: Rows, cosine: Tensor) -> Tensor:
-        margins = self.margin + self.std * keyed_normal(rows.seed, rows.step, rows.index).to(cosine.dtype)
+    def _margins(self, batch: BatchInfo, cosine: Tensor) -> Tensor:
+        margins = self.margin + self.std * keyed_normal(batch.seed, batch.step, batch.index).to(cosine.dtype)
         if not self.plus:
             return margins
         easiest_first = cosine.detach().argsort(descending=True, stable=True)
         return torch.empty_like(margins).scatter(0, easiest_first, margins.sort().values)
 
-    def target_logits(self, cosine: Tensor, rows: Rows, state: State) -> Tensor:
+    def target_logits(self, cosine: Tensor, batch: BatchInfo, state: State) -> Tensor:
         """``s cos(theta + m_i)`` or ``s (cos theta - m_i)``, (B,) -> (B,)."""
-        margins = self._margins(rows, cosine)
+        margins = self._margins(batch, cosine)
         if self.margin_type == "additive":
             return self.scale * (cosine - margins)
         return self.scale * with_margin_grad(cosine, torch.cos(angle(cosine) + margins), self.margin_grad)

@@ -8,16 +8,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from lightning_pfc.losses.base import (
-    CenterInit,
-    Loss,
-    MarginGrad,
-    Rows,
-    State,
-    angle,
-    with_easy_margin,
-    with_margin_grad,
-)
+from lightning_pfc.losses.base import CenterInit, Loss
+from lightning_pfc.losses.batch_info import BatchInfo, LogitSums, State
+from lightning_pfc.losses.margins import MarginGrad, angle, with_easy_margin, with_margin_grad
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,25 +53,17 @@ class MagFace(Loss):
         self._check_flag("easy_margin")
         self._check_choice("margin_grad", ("exact", "straight_through"))
 
-    def target_logits(self, cosine: Tensor, rows: Rows, state: State) -> Tensor:
+    def target_logits(self, cosine: Tensor, batch: BatchInfo, state: State) -> Tensor:
         """``s cos(theta + m(a))``, (B,) -> (B,)."""
-        norm = rows.norms.clamp(self.lower_norm, self.upper_norm)
+        norm = batch.norms.clamp(self.lower_norm, self.upper_norm)
         slope = (self.upper_margin - self.lower_margin) / (self.upper_norm - self.lower_norm)
         modified = torch.cos(angle(cosine) + self.lower_margin + slope * (norm - self.lower_norm))
         if self.easy_margin:
             modified = with_easy_margin(cosine, modified)
         return self.scale * with_margin_grad(cosine, modified, self.margin_grad)
 
-    def row_losses(
-        self,
-        target_logits: Tensor,
-        negative_logsumexp: Tensor,
-        negative_sum: Tensor | None,
-        num_sampled: Tensor,
-        rows: Rows,
-        state: State,
-    ) -> Tensor:
+    def per_sample_loss(self, target_logits: Tensor, sums: LogitSums, batch: BatchInfo, state: State) -> Tensor:
         """Cross entropy plus ``lambda_g g(a)``, (B,)."""
-        loss = super().row_losses(target_logits, negative_logsumexp, negative_sum, num_sampled, rows, state)
-        norm = rows.norms.clamp(self.lower_norm, self.upper_norm)
+        loss = super().per_sample_loss(target_logits, sums, batch, state)
+        norm = batch.norms.clamp(self.lower_norm, self.upper_norm)
         return loss + self.regularizer * (1.0 / norm + norm / self.upper_norm**2)

@@ -9,16 +9,9 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from lightning_pfc.losses.base import (
-    CenterInit,
-    Loss,
-    MarginGrad,
-    Rows,
-    State,
-    angle,
-    with_easy_margin,
-    with_margin_grad,
-)
+from lightning_pfc.losses.base import CenterInit, Loss
+from lightning_pfc.losses.batch_info import BatchInfo, State
+from lightning_pfc.losses.margins import MarginGrad, angle, with_easy_margin, with_margin_grad
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,16 +63,16 @@ class MVSoftmax(Loss):
     def _with_margin(self, cosine: Tensor) -> Tensor:
         return cosine - self.margin if self.margin_type == "additive" else torch.cos(angle(cosine) + self.margin)
 
-    def negative_logits(self, cosine: Tensor, rows: Rows, state: State) -> Tensor:
+    def negative_logits(self, cosine: Tensor, batch: BatchInfo, state: State) -> Tensor:
         """``s cos_j``, re-weighted where hard; (B, n) -> (B, n)."""
-        assert rows.target_cosine is not None
+        assert batch.target_cosine is not None
         weight = self.hard_weight
         assert weight is not None
         extra = weight - 1.0
         harder = cosine * weight + extra if self.weighting == "adaptive" else cosine + extra
-        return self.scale * torch.where(cosine > self._with_margin(rows.target_cosine)[:, None], harder, cosine)
+        return self.scale * torch.where(cosine > self._with_margin(batch.target_cosine)[:, None], harder, cosine)
 
-    def target_logits(self, cosine: Tensor, rows: Rows, state: State) -> Tensor:
+    def target_logits(self, cosine: Tensor, batch: BatchInfo, state: State) -> Tensor:
         """``s f(m, theta_y)``, (B,) -> (B,)."""
         modified = self._with_margin(cosine)
         if self.easy_margin:

@@ -9,7 +9,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from lightning_pfc.losses.base import BeyondPi, Loss, MarginGrad, Rows, State, angle, psi, with_margin_grad
+from lightning_pfc.losses.base import Loss
+from lightning_pfc.losses.batch_info import BatchInfo, State
+from lightning_pfc.losses.margins import BeyondPi, MarginGrad, angle, psi, with_margin_grad
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +42,7 @@ class SphereFace(Loss):
         self._check_choice("beyond_pi", ("psi", "cosine"))
         self._check_choice("margin_grad", ("exact", "straight_through"))
 
-    def target_logits(self, cosine: Tensor, rows: Rows, state: State) -> Tensor:
+    def target_logits(self, cosine: Tensor, batch: BatchInfo, state: State) -> Tensor:
         """``s psi(m theta)``, (B,) -> (B,)."""
         theta = self.margin * angle(cosine)
         modified = torch.cos(theta) if self.beyond_pi == "cosine" else psi(theta)

@@ -10,7 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lightning_pfc.losses.base import Loss, MarginGrad, Rows, State, with_margin_grad
+from lightning_pfc.losses.base import Loss
+from lightning_pfc.losses.batch_info import BatchInfo, LogitSums, State
+from lightning_pfc.losses.margins import MarginGrad, with_margin_grad
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,24 +70,16 @@ class SphereFace2(Loss):
             top = 4.0 * share * math.exp(positive - negative) / (1.0 - share + root)
         return {"bias": torch.tensor(math.log(top / 2.0) - positive, device="cpu")}
 
-    def negative_logits(self, cosine: Tensor, rows: Rows, state: State) -> Tensor:
+    def negative_logits(self, cosine: Tensor, batch: BatchInfo, state: State) -> Tensor:
         """``s (g(cos_j) + m) + b``, (B, n) -> (B, n)."""
         return self.scale * (self._g(cosine) + self.margin) + state["bias"]
 
-    def target_logits(self, cosine: Tensor, rows: Rows, state: State) -> Tensor:
+    def target_logits(self, cosine: Tensor, batch: BatchInfo, state: State) -> Tensor:
         """``s (g(cos_y) - m) + b``, (B,) -> (B,)."""
         return self.scale * (self._g(cosine) - self.margin) + state["bias"]
 
-    def row_losses(
-        self,
-        target_logits: Tensor,
-        negative_logsumexp: Tensor,
-        negative_sum: Tensor | None,
-        num_sampled: Tensor,
-        rows: Rows,
-        state: State,
-    ) -> Tensor:
+    def per_sample_loss(self, target_logits: Tensor, sums: LogitSums, batch: BatchInfo, state: State) -> Tensor:
         """The weighted sum of the binary losses, (B,)."""
-        assert negative_sum is not None
+        assert sums.negative_sum is not None
         positive = F.softplus(-target_logits)
-        return self.weight / self.scale * (self.balance * positive + (1.0 - self.balance) * negative_sum)
+        return self.weight / self.scale * (self.balance * positive + (1.0 - self.balance) * sums.negative_sum)

@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lightning_pfc.losses.base import CenterInit, Loss, Rows, State
+from lightning_pfc.losses.base import CenterInit, Loss
+from lightning_pfc.losses.batch_info import BatchInfo, LogitSums, State
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,26 +51,18 @@ class UniFace(Loss):
         """``threshold``: log(10 C), so that C random negatives together cost 0.1 a row."""
         return {"threshold": torch.tensor(math.log(10.0 * num_classes), device="cpu")}
 
-    def negative_logits(self, cosine: Tensor, rows: Rows, state: State) -> Tensor:
+    def negative_logits(self, cosine: Tensor, batch: BatchInfo, state: State) -> Tensor:
         """``s cos_j - b``, (B, n) -> (B, n)."""
         return self._clamped(self.scale * cosine - state["threshold"])
 
-    def target_logits(self, cosine: Tensor, rows: Rows, state: State) -> Tensor:
+    def target_logits(self, cosine: Tensor, batch: BatchInfo, state: State) -> Tensor:
         """``s (cos_y - m) - b``, (B,) -> (B,)."""
         return self._clamped(self.scale * (cosine - self.margin) - state["threshold"])
 
     def _clamped(self, logits: Tensor) -> Tensor:
         return logits.clamp(-self.scale, self.scale) if self.clamp_logits else logits
 
-    def row_losses(
-        self,
-        target_logits: Tensor,
-        negative_logsumexp: Tensor,
-        negative_sum: Tensor | None,
-        num_sampled: Tensor,
-        rows: Rows,
-        state: State,
-    ) -> Tensor:
+    def per_sample_loss(self, target_logits: Tensor, sums: LogitSums, batch: BatchInfo, state: State) -> Tensor:
         """``softplus(-z_y) + lambda sum_j softplus(z_j)``, (B,)."""
-        assert negative_sum is not None
-        return F.softplus(-target_logits) + self.balance * negative_sum
+        assert sums.negative_sum is not None
+        return F.softplus(-target_logits) + self.balance * sums.negative_sum

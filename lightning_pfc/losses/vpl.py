@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lightning_pfc.losses.arcface import ArcFace
-from lightning_pfc.losses.base import Rows
+from lightning_pfc.losses.batch_info import BatchInfo
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,19 +41,19 @@ class VPL(ArcFace):
             if isinstance(count, bool) or not isinstance(count, int) or count < least:
                 raise ValueError(f"VPL({name}={count!r}): {name} must be an integer of at least {least}.")
 
-    def row_memory(self, embedding_dim: int) -> dict[str, tuple[int, ...]]:
+    def class_buffers(self, embedding_dim: int) -> dict[str, tuple[int, ...]]:
         """``feature`` (D,) and ``seen`` (), the step of it counted from 1; 0 is never."""
         return {"feature": (embedding_dim,), "seen": ()}
 
-    def prototype_shares(self, memory: Mapping[str, Tensor], rows: Rows) -> Tensor:
+    def blend_weights(self, memory: Mapping[str, Tensor], batch: BatchInfo) -> Tensor:
         """``a`` for each of this rank's classes, (c,): 0 where there is nothing fresh."""
-        now = rows.step.to(memory["seen"].device) + 1
+        now = batch.step.to(memory["seen"].device) + 1
         fresh = (memory["seen"] > 0) & (now - memory["seen"] <= self.lifetime) & (now > self.start)
         return fresh.to(memory["feature"].dtype) * self.share
 
-    def remembered(self, x: Tensor, rows: Rows) -> dict[str, Tensor]:
+    def updated_class_buffers(self, x: Tensor, batch: BatchInfo) -> dict[str, Tensor]:
         """The last row of each class in the batch, (B, ...) each, from the unit rows ``x`` (B, D)."""
-        same = rows.labels[:, None] == rows.labels[None, :]
+        same = batch.labels[:, None] == batch.labels[None, :]
         place = torch.arange(len(x), device=x.device)
         last = torch.where(same, place[None, :], -1).amax(1)
-        return {"feature": x[last], "seen": (rows.step.to(x.device) + 1).expand(len(x))}
+        return {"feature": x[last], "seen": (batch.step.to(x.device) + 1).expand(len(x))}

@@ -10,7 +10,8 @@ from typing import Any
 from torch import Tensor
 from typing_extensions import Self
 
-from lightning_pfc.losses.base import CenterInit, Loss, Rows, State
+from lightning_pfc.losses.base import CenterInit, Loss
+from lightning_pfc.losses.batch_info import BatchInfo, LogitSums, State
 
 # The value at which an argument of this name does nothing, by class where it is not the usual one.
 _NEUTRAL: dict[str, dict[str, float]] = {
@@ -74,9 +75,9 @@ class MarginWarmup(Loss):
         neutral = _NEUTRAL[""] | _NEUTRAL.get(type(self.inner).__name__, {})
         return {f.name: neutral[f.name] for f in fields(self.inner) if f.name in neutral}
 
-    def _warmed(self, rows: Rows) -> Loss:
+    def _warmed(self, batch: BatchInfo) -> Loss:
         """The inner loss with this step's margins, as tensors: nothing waits for the device."""
-        share = ((rows.step - self.start) / self.steps).clamp(0.0, 1.0).to(rows.norms.device, rows.norms.dtype)
+        share = ((batch.step - self.start) / self.steps).clamp(0.0, 1.0).to(batch.norms.device, batch.norms.dtype)
         warmed = copy.copy(self.inner)
         for name, neutral in self._margins.items():
             object.__setattr__(warmed, name, neutral + (getattr(self.inner, name) - neutral) * share)
@@ -131,45 +132,37 @@ class MarginWarmup(Loss):
         """Of the inner loss."""
         return self.inner.initial_parameters(num_classes)
 
-    def row_memory(self, embedding_dim: int) -> dict[str, tuple[int, ...]]:
+    def class_buffers(self, embedding_dim: int) -> dict[str, tuple[int, ...]]:
         """Of the inner loss."""
-        return self.inner.row_memory(embedding_dim)
+        return self.inner.class_buffers(embedding_dim)
 
-    def prototype_shares(self, memory: Mapping[str, Tensor], rows: Rows) -> Tensor:
+    def blend_weights(self, memory: Mapping[str, Tensor], batch: BatchInfo) -> Tensor:
         """Of the inner loss."""
-        return self.inner.prototype_shares(memory, rows)
+        return self.inner.blend_weights(memory, batch)
 
-    def remembered(self, x: Tensor, rows: Rows) -> dict[str, Tensor]:
+    def updated_class_buffers(self, x: Tensor, batch: BatchInfo) -> dict[str, Tensor]:
         """Of the inner loss."""
-        return self.inner.remembered(x, rows)
+        return self.inner.updated_class_buffers(x, batch)
 
-    def update_state(self, state: State, rows: Rows) -> None:
+    def update_state(self, state: State, batch: BatchInfo) -> None:
         """Of the inner loss."""
-        self._warmed(rows).update_state(state, rows)
+        self._warmed(batch).update_state(state, batch)
 
-    def finish_state(self, state: State, rows: Rows, negative_logsumexp: Tensor) -> None:
+    def finish_state(self, state: State, batch: BatchInfo, negative_logsumexp: Tensor) -> None:
         """Of the inner loss."""
-        self._warmed(rows).finish_state(state, rows, negative_logsumexp)
+        self._warmed(batch).finish_state(state, batch, negative_logsumexp)
 
-    def negative_logits(self, cosine: Tensor, rows: Rows, state: State) -> Tensor:
+    def negative_logits(self, cosine: Tensor, batch: BatchInfo, state: State) -> Tensor:
         """Of the inner loss with this step's margins."""
-        return self._warmed(rows).negative_logits(cosine, rows, state)
+        return self._warmed(batch).negative_logits(cosine, batch, state)
 
-    def target_logits(self, cosine: Tensor, rows: Rows, state: State) -> Tensor:
+    def target_logits(self, cosine: Tensor, batch: BatchInfo, state: State) -> Tensor:
         """Of the inner loss with this step's margins."""
-        return self._warmed(rows).target_logits(cosine, rows, state)
+        return self._warmed(batch).target_logits(cosine, batch, state)
 
-    def row_losses(
-        self,
-        target_logits: Tensor,
-        negative_logsumexp: Tensor,
-        negative_sum: Tensor | None,
-        num_sampled: Tensor,
-        rows: Rows,
-        state: State,
-    ) -> Tensor:
+    def per_sample_loss(self, target_logits: Tensor, sums: LogitSums, batch: BatchInfo, state: State) -> Tensor:
         """Of the inner loss with this step's margins."""
-        return self._warmed(rows).row_losses(target_logits, negative_logsumexp, negative_sum, num_sampled, rows, state)
+        return self._warmed(batch).per_sample_loss(target_logits, sums, batch, state)
 
     def to_config(self) -> dict[str, Any]:
         """Plain values; the inner loss is a mapping of its own."""

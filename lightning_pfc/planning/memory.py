@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 
 from lightning_pfc.heads.permutation import Permutation
-from lightning_pfc.heads.plan import chunk_width
+from lightning_pfc.heads.softmax.class_chunks import default_chunk_size
 from lightning_pfc.optim.rows import CHUNK_BYTES, DEFAULT_CHUNK_BYTES
 from lightning_pfc.planning.setup import BYTES, Setup
 
@@ -65,7 +65,7 @@ def head_memory(setup: Setup) -> Memory:
 def _terms(s: Setup) -> list[Term]:
     c, k, width, batch = s.rows, s.sampled_rows, s.dim, s.group_batch
     stored, gathers = BYTES[s.dtype], k < c or s.dtype != "float32"
-    chunk = min(chunk_width(batch), k)
+    chunk = min(default_chunk_size(batch), k)
     scores = 4 * batch * chunk
     kept = 4 * batch * min(k, s.memory_budget // max(1, scores) * chunk)
     cast = k * width * stored if s.dtype != "float32" else 0  # the gradient in the type of the centers

@@ -135,9 +135,9 @@ class _RowFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.file = os.open(path, os.O_RDWR)
+        self.file = os.open(path, os.O_RDWR | getattr(os, "O_BINARY", 0))
         weakref.finalize(self, os.close, self.file)
-        self.shape, self.dtype = _read_header(path, os.pread(self.file, _HEADER_BYTES, 0))
+        self.shape, self.dtype = _read_header(path, os.read(self.file, _HEADER_BYTES))
         expected, found = _HEADER_BYTES + _num_bytes(self.shape, self.dtype), os.fstat(self.file).st_size
         if found != expected:
             raise ValueError(

@@ -29,7 +29,7 @@ class StartTogether(DDPStrategy):
     def accelerator(self, accelerator: Accelerator | None) -> None:
         if isinstance(accelerator, MPSAccelerator):
             raise ValueError(
-                'strategy="pfc" does not train on Apple\'s GPU (accelerator="mps", which "auto" means here): give '
+                'strategy="pfc" does not train on Apple\'s GPU (MPS, which accelerator="auto" means here): give '
                 'Trainer(accelerator="cpu").'
             )
         DDPStrategy.accelerator.fset(self, accelerator)  # type: ignore[attr-defined]

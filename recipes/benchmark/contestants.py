@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from lightning_pfc import PartialFC
 from lightning_pfc.distributed import ClassShard
-from lightning_pfc.heads.init import init_centers_
+from lightning_pfc.heads.center_init import init_centers_
 from lightning_pfc.losses import ArcFace, Loss, Softmax
 from lightning_pfc.optim import RowWiseAdagrad, SparseSGD
 from lightning_pfc.products import fast_float32_products

@@ -12,7 +12,7 @@ from torch import Tensor
 from lightning_pfc import PartialFC
 from lightning_pfc import losses as L
 from lightning_pfc.distributed import Comm
-from lightning_pfc.losses.additions import Addition, Center, SupCon, Triplet, addition_from_config
+from lightning_pfc.losses.auxiliary import AuxiliaryLoss, Center, SupCon, Triplet, auxiliary_loss_from_config
 from tests.loss_twins import twin_loss
 from tests.ranks import RankPool
 from tests.reference import uneven_split
@@ -169,7 +169,7 @@ def test_every_loss_equals_its_dense_twin(ranks: RankPool, world_size: int) -> N
 def test_replicated_heads_equal_the_dense_twins(ranks: RankPool) -> None:
     # ElasticFace+ orders its margins within a group of ranks, so it is not the twin's there
     # and copies of a head cannot remember
-    cases = [i for i, (loss, _) in enumerate(CASES) if not (getattr(loss, "plus", False) or loss.row_memory(DIM))]
+    cases = [i for i, (loss, _) in enumerate(CASES) if not (getattr(loss, "plus", False) or loss.class_buffers(DIM))]
     check(ranks.run(4, train, 2, cases), 2, cases)
 
 
@@ -207,7 +207,7 @@ def test_state_goes_on_on_another_number_of_ranks(ranks: RankPool, case: int) ->
 
 # --- additions --------------------------------------------------------------------------------------------------------
 
-ADDITIONS: list[Addition] = [
+ADDITIONS: list[AuxiliaryLoss] = [
     Triplet(weight=0.5),
     Triplet(weight=2.0, normalize=False, margin=1.0),
     Triplet(soft=True),
@@ -215,7 +215,7 @@ ADDITIONS: list[Addition] = [
 ]
 
 
-def naive_addition(addition: Addition, x: Tensor, labels: Tensor) -> Tensor:
+def naive_addition(addition: AuxiliaryLoss, x: Tensor, labels: Tensor) -> Tensor:
     """Row by row, as the papers' formulas read."""
     z = x / x.norm(dim=1, keepdim=True)
     values = []
@@ -245,13 +245,18 @@ def with_additions(rank: int, world_size: int) -> list[tuple[Tensor, Tensor, Ten
     own = slice(sum(sizes[:rank]), sum(sizes[: rank + 1]))
     for addition in ADDITIONS:
         head = PartialFC(
-            embedding_dim=DIM, num_classes=CLASSES, loss="cosface", comm=comm, dtype=torch.float64, additions=[addition]
+            embedding_dim=DIM,
+            num_classes=CLASSES,
+            loss="cosface",
+            comm=comm,
+            dtype=torch.float64,
+            auxiliary_losses=[addition],
         )
         x, labels = batch_of(1, 1)
         mine = x[own].clone().requires_grad_()
         value = head(mine, labels[own] % 3)
         value.backward()
-        head.additions = ()
+        head.auxiliary_losses = ()
         found.append((value.detach(), mine.grad / world_size, head(x[own], labels[own] % 3).detach()))
     return found
 
@@ -274,7 +279,7 @@ def with_centers(rank: int, world_size: int, state: dict[str, Tensor] | None, st
     """Steps with a center loss, from a state or from the start: values, gradients and the state dict at the end."""
     head = PartialFC(
         embedding_dim=DIM, num_classes=CLASSES, loss="cosface", comm=Comm.from_group(), dtype=torch.float64,
-        sample_rate=0.5, additions=[Center(weight=0.7)],
+        sample_rate=0.5, auxiliary_losses=[Center(weight=0.7)],
     )  # fmt: skip
     if state is not None:
         head.load_state_dict(state)
@@ -326,7 +331,7 @@ def test_center_loss_equals_its_dense_twin_and_goes_on_on_another_number_of_rank
 def copies_that_remember(rank: int, world_size: int) -> str:
     comm = Comm.from_group(head_group_size=1)
     with pytest.raises(ValueError, match="head_group_size=1") as error:
-        PartialFC(embedding_dim=DIM, num_classes=CLASSES, loss="cosface", comm=comm, additions=["center"])
+        PartialFC(embedding_dim=DIM, num_classes=CLASSES, loss="cosface", comm=comm, auxiliary_losses=["center"])
     return str(error.value)
 
 
@@ -336,19 +341,19 @@ def test_copies_of_a_head_cannot_remember(ranks: RankPool) -> None:
 
 def test_additions_by_name_and_when_nothing_can_be_said() -> None:
     head = PartialFC(
-        embedding_dim=4, num_classes=9, loss="cosface", additions=["supcon", {"name": "triplet", "weight": 2}]
+        embedding_dim=4, num_classes=9, loss="cosface", auxiliary_losses=["supcon", {"name": "triplet", "weight": 2}]
     )
-    assert head.additions == (SupCon(), Triplet(weight=2))
+    assert head.auxiliary_losses == (SupCon(), Triplet(weight=2))
     x = torch.randn(3, 4, requires_grad=True)
-    for addition in head.additions:
+    for addition in head.auxiliary_losses:
         value = addition(x, torch.arange(3))
         assert value == 0
         value.backward()
     assert not x.grad.any()
-    assert addition_from_config(Triplet(weight=2).to_config()) == Triplet(weight=2)
+    assert auxiliary_loss_from_config(Triplet(weight=2).to_config()) == Triplet(weight=2)
     for config, words in (
         ("quadruplet", "Center, SupCon, Triplet"),
         ({"name": "supcon", "temperature": 0}, r"temperature must lie in \(0, inf\)"),
     ):
         with pytest.raises(ValueError, match=words):
-            addition_from_config(config)
+            auxiliary_loss_from_config(config)

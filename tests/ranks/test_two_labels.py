@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lightning_pfc import PartialFC, losses
 from lightning_pfc.distributed import Comm
-from lightning_pfc.losses.additions import Triplet
+from lightning_pfc.losses.auxiliary import Triplet
 from lightning_pfc.optim import SparseSGD
 from tests.ranks import RankPool
 from tests.reference import dense_loss, uneven_split
@@ -49,20 +49,20 @@ def mixed(rank: int, world_size: int, group_size: int | None, additions: bool) -
     found = []
     for loss in LOSSES:
         for rate in RATES:
-            head = make(loss, rate, comm, additions=[Triplet(margin=2.0)] if additions else [])
+            head = make(loss, rate, comm, auxiliary_losses=[Triplet(margin=2.0)] if additions else [])
             optimizer = SparseSGD(head.parameters(), lr=0.1, momentum=0.9)
             x, labels, other, share = (part[own] for part in batch())
             x.requires_grad_()
             seen: list[Tensor] = []
             for _ in range(2):
-                value = head(x, labels, other, share)
+                output = head.loss_output(x, labels, other, share)
+                value = output.loss
                 optimizer.zero_grad()
                 x.grad = None
                 value.backward()
                 optimizer.step()
                 assert x.grad is not None
-                assert head.last_target_cosine is not None
-                seen += [value.detach(), x.grad / world_size, head.last_target_cosine]
+                seen += [value.detach(), x.grad / world_size, output.target_cosine]
             found.append([*seen, head.weight.detach().clone()])
     return found
 
@@ -110,7 +110,7 @@ def test_every_row_against_the_dense_twin(loss: losses.Loss) -> None:
 
 def test_one_share_for_all_is_two_calls_weighted() -> None:
     x, labels, other, _ = batch()
-    head = make(losses.CosFace(), 1.0, Comm.single(), additions=[Triplet(margin=2.0)])
+    head = make(losses.CosFace(), 1.0, Comm.single(), auxiliary_losses=[Triplet(margin=2.0)])
     want = 0.3 * head(x, labels) + 0.7 * head(x, other)
     torch.testing.assert_close(head(x, labels, other, 0.3), want)
     torch.testing.assert_close(head(x, labels, other, torch.tensor(0.3, dtype=torch.float64)), want)

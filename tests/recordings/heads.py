@@ -83,8 +83,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "filtered, computed": {"gradient_filter": 0.1, "loss": LOSSES["curricularface"], "sample_rate": 1.0},
     "bfloat16": {"dtype": "bfloat16"},
     "one chunk": {"chunk_size": None},
-    "triplet": {"additions": ["triplet", {"name": "supcon", "weight": 0.1}]},
-    "center": {"additions": ["center"]},
+    "triplet": {"auxiliary_losses": ["triplet", {"name": "supcon", "weight": 0.1}]},
+    "center": {"auxiliary_losses": ["center"]},
 }
 
 

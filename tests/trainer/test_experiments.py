@@ -158,7 +158,7 @@ def test_profiles_leave_the_recipe_alone() -> None:
 
 def test_additions_are_words_on_the_command_line(tmp_path: Path) -> None:
     results = smoke(
-        "experiment=insightface/ms1mv3_mbf", "head.additions=[triplet,{name: supcon, weight: 0.1}]",
+        "experiment=insightface/ms1mv3_mbf", "head.auxiliary_losses=[triplet,{name: supcon, weight: 0.1}]",
         f"output_dir={tmp_path}",
     )  # fmt: skip
     assert math.isfinite(results["train/loss"])

@@ -34,8 +34,8 @@ class Module(TheirModule):
     def make_head(self) -> PartialFC:
         loss, additions = LOSSES[self.name]
         return PartialFC(
-            embedding_dim=DIM, num_classes=CLASSES, loss=loss, init_std=0.5, sample_rate=0.7, additions=additions,
-            sampler=SAMPLERS.get(self.name, "uniform"),
+            embedding_dim=DIM, num_classes=CLASSES, loss=loss, init_std=0.5, sample_rate=0.7,
+            auxiliary_losses=additions, sampler=SAMPLERS.get(self.name, "uniform"),
         )  # fmt: skip
 
 

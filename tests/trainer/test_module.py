@@ -218,8 +218,32 @@ def test_two_heads_both_learn(tmp_path: Path) -> None:
     module = TwoHeads(**SMALL, num_styles=5)
     module.style_head.to("cpu")
     before = module.style_head.weight.detach().clone()
-    trainer(tmp_path, max_epochs=1, limit_val_batches=0).fit(module, data())
+    fitter = trainer(tmp_path, max_epochs=1, limit_val_batches=0)
+    fitter.fit(module, data())
     assert not torch.equal(before, module.style_head.weight)
+    logged = {"train/loss", "train/target_cosine", "train/target_cosine/style_head"}
+    assert {name for name in fitter.callback_metrics if name.startswith("train/")} == logged
+    assert fitter.callback_metrics["train/target_cosine"] != fitter.callback_metrics["train/target_cosine/style_head"]
+
+
+class AnotherHeadOnly(TwoHeads):
+    """Its training step asks the second head alone, and its first head only in between."""
+
+    def training_loss(self, embeddings: Tensor, batch: Sequence[Any]) -> Tensor:
+        return self.style_head(embeddings, batch[1] % 5)
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        self.head(torch.randn(4, self.embedding_dim), batch[1][:4])
+
+
+def test_what_is_logged_is_of_the_step_itself(tmp_path: Path) -> None:
+    """The target's cosine used to be what the head had left behind, in whatever call."""
+    module = AnotherHeadOnly(**SMALL, num_styles=5)
+    fitter = trainer(tmp_path, max_epochs=1, limit_val_batches=0)
+    fitter.fit(module, data())
+    logged = {name for name in fitter.callback_metrics if name.startswith("train/")}
+    assert logged == {"train/loss", "train/target_cosine/style_head"}
+    assert not module.head._loss_hooks
 
 
 def test_a_backbone_given_as_a_module_is_not_stored(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from torch import Tensor
 from lightning_pfc.checkpoint import CheckpointError, Manifest, verify_folder
 from lightning_pfc.checkpoint.surgery import read_checkpoint
 from lightning_pfc.commands.ckpt import main
-from lightning_pfc.heads.init import init_centers_
+from lightning_pfc.heads.center_init import init_centers_
 from tests.ranks import RankPool
 from tests.trainer.test_checkpoints import resume, run
 from tests.trainer.world import CLASSES, DIM, TheirModule

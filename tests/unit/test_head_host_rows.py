@@ -12,8 +12,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from lightning_pfc import PartialFC, losses
-from lightning_pfc.heads import chunks, cross_entropy, table
+from lightning_pfc.heads import host_rows
 from lightning_pfc.heads.samplers import Retrieval, Uniform
+from lightning_pfc.heads.softmax import class_chunks
+from lightning_pfc.heads.softmax.streamed import _StreamedSoftmax
 from lightning_pfc.metrics.centers import nearest_centers
 from lightning_pfc.optim import RowWiseAdagrad, SparseAdamW, SparseSGD, base
 from tests.unit.test_fake_cuda import CUDA, Context
@@ -34,8 +36,8 @@ def batch(step: int) -> tuple[Tensor, Tensor]:
 @pytest.fixture
 def as_if_elsewhere(monkeypatch):
     """Take the path of another device where there is only one: rows are staged and copied, gradients brought back."""
-    monkeypatch.setattr(table, "is_elsewhere", lambda table, device: True)
-    monkeypatch.setattr(chunks, "is_elsewhere", lambda table, device: True)
+    monkeypatch.setattr(host_rows, "is_offloaded", lambda table, device: True)
+    monkeypatch.setattr(class_chunks, "is_offloaded", lambda table, device: True)
 
 
 def trained(head: PartialFC, optimizer: Any) -> list[Tensor]:
@@ -139,7 +141,7 @@ def test_devices_are_never_mixed(loss, dtype, rate, in_backward, monkeypatch):
         head = split_head(loss=loss, sample_rate=rate, dtype=dtype)
         optimizer = SparseSGD([head.weight], lr=0.1, momentum=0.9, update_in_backward=in_backward)
         seen: list[tuple[Any, ...]] = []
-        function = cross_entropy._SoftmaxSums
+        function = _StreamedSoftmax
         real = function.apply
         monkeypatch.setattr(function, "apply", lambda *args: (seen.append(args), real(*args))[1])
         with torch.no_grad():

@@ -95,7 +95,7 @@ def test_writes_are_refused(write: Callable[[PartialFC], Any]) -> None:
 
 @pytest.mark.parametrize("name", ["memory_center", "sampled_seen"])
 def test_writes_to_what_is_remembered_are_refused(name: str) -> None:
-    head = make(additions=["center"], sampler="recent", sample_rate=0.5, loss="cosface")
+    head = make(auxiliary_losses=["center"], sampler="recent", sample_rate=0.5, loss="cosface")
     with pytest.raises(RuntimeError, match=REFUSED):
         head.get_buffer(name).fill_(1)
 

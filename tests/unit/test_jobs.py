@@ -10,9 +10,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from lightning.fabric.plugins.environments import SLURMEnvironment
 
 import lightning_pfc
 from lightning_pfc.distributed import jobs
+from lightning_pfc.distributed.door import addresses_of
 from lightning_pfc.distributed.rendezvous import step_ports
 
 TASK = {"SLURM_JOB_ID": "42", "SLURM_PROCID": "1", "SLURM_STEP_ID": "0", "SLURM_JOB_NAME": "train"}
@@ -75,8 +77,6 @@ def test_rank_0_is_on_the_first_host_of_the_step(nodes: str, host: str, monkeypa
 
 
 def test_lightning_is_told_of_the_step_and_not_of_the_job(monkeypatch: pytest.MonkeyPatch) -> None:
-    from lightning.fabric.plugins.environments import SLURMEnvironment
-
     # The second of two srun side by side: two tasks on the second node of a job of four on two.
     step = {"SLURM_STEP_NODELIST": "n2", "SLURM_STEP_NUM_TASKS": "2", "SLURM_STEP_TASKS_PER_NODE": "2"}
     job = {"SLURM_NODELIST": "n[1-2]", "SLURM_NTASKS_PER_NODE": "4", "SLURM_NTASKS": "2", "SLURM_NNODES": "1"}
@@ -176,6 +176,8 @@ KNOWN = {
     ("distributed/rendezvous.py", "init_process_group"): "the same stores",
     ("commands/eval.py", "init_process_group"): "torchrun's store",
     ("protocols/suite.py", "bind"): "of a signature",
+    ("service/server.py", "bind"): "the service, which is there for clients",
+    ("service/server.py", "listen"): "the same",
 }
 
 
@@ -191,7 +193,5 @@ def test_every_listening_socket_of_the_package_is_known() -> None:
 
 
 def test_hosts_have_addresses() -> None:
-    from lightning_pfc.distributed.door import addresses_of
-
     with pytest.raises(socket.gaierror):
         addresses_of("no-such-host.invalid")

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from lightning_pfc import PartialFC
 from lightning_pfc import losses as L
-from lightning_pfc.losses.base import psi
+from lightning_pfc.losses.margins import psi
 
 # Every loss at the numbers of its paper.
 PAPERS: list[L.Loss] = [
@@ -53,7 +53,7 @@ def target_logits(loss: L.Loss, theta: Tensor, norm: float = 30.0, step: int = 2
     values, slopes = [], []
     for angle in theta:  # one row at a time: what depends on the batch is then the same for all
         cosine = torch.cos(angle).view(1).requires_grad_()
-        rows = L.Rows(
+        rows = L.BatchInfo(
             torch.zeros(1).long(), torch.full((1,), norm), cosine.detach(), 0, torch.tensor(step), torch.zeros(1).long()
         )
         value = loss.target_logits(cosine, rows, state)
@@ -203,7 +203,7 @@ def test_options_are_the_authors_code(loss: L.Loss, authors: Callable[[Tensor, T
 
 def test_negatives_of_the_authors_code() -> None:
     cosine = torch.linspace(-0.999, 0.999, 50, dtype=torch.float64).view(1, -1).requires_grad_()
-    rows = L.Rows(
+    rows = L.BatchInfo(
         torch.zeros(1).long(), torch.ones(1), torch.tensor([0.5]).double(), 0, torch.tensor(0), torch.zeros(1).long()
     )
 

@@ -84,7 +84,9 @@ def test_wrong_arguments_are_named(name: str, arguments: dict[str, Any], message
 def test_adaface_gives_poor_images_an_angle_and_good_ones_an_offset() -> None:
     loss = L.AdaFace(scale=1.0, margin=0.4, h=1.0)
     state = {"mean": torch.tensor(20.0), "std": torch.tensor(10.0)}
-    rows = L.Rows(torch.zeros(3).long(), torch.tensor([1.0, 20.0, 90.0]), None, 0, torch.tensor(0), torch.arange(3))
+    rows = L.BatchInfo(
+        torch.zeros(3).long(), torch.tensor([1.0, 20.0, 90.0]), None, 0, torch.tensor(0), torch.arange(3)
+    )
     logits = loss.target_logits(torch.full((3,), 0.3), rows, state)
     theta = math.acos(0.3)
     torch.testing.assert_close(

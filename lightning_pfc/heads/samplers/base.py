@@ -17,8 +17,8 @@ from torch import Tensor
 from lightning_pfc.distributed.collectives import all_gather_rows, all_reduce
 from lightning_pfc.distributed.comm import Comm
 from lightning_pfc.distributed.shard import ClassShard
+from lightning_pfc.heads.host_rows import take_rows
 from lightning_pfc.heads.sampling import Sample, columns_of, distinct, is_among, sample_uniform
-from lightning_pfc.heads.table import take_rows
 from lightning_pfc.named import Named
 
 

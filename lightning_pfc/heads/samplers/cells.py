@@ -14,9 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lightning_pfc.distributed.collectives import all_reduce
+from lightning_pfc.heads.host_rows import take_rows
 from lightning_pfc.heads.permutation import Permutation, round_keys
 from lightning_pfc.heads.samplers.base import Step
-from lightning_pfc.heads.table import take_rows
 
 _BLOCK = 8192  # rows that are held in float32 at a time
 

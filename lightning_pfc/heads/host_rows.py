@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 
-def is_elsewhere(table: Tensor, device: torch.device) -> bool:
+def is_offloaded(table: Tensor, device: torch.device) -> bool:
     """Whether the table has to be read from another device: centers in the host's memory beside a GPU."""
     return table.device != device
 
@@ -24,12 +24,12 @@ def take_rows(table: Tensor, rows: Tensor, device: torch.device) -> Tensor:
     Returns:
         (n, ...) in the dtype of the table.
     """
-    if not is_elsewhere(table, device):
+    if not is_offloaded(table, device):
         return table.index_select(0, rows)
-    return staged(table, rows.to(table.device)).to(device, non_blocking=True)
+    return stage_pinned(table, rows.to(table.device)).to(device, non_blocking=True)
 
 
-def staged(table: Tensor, rows: Tensor | slice) -> Tensor:
+def stage_pinned(table: Tensor, rows: Tensor | slice) -> Tensor:
     """Rows of a table of the host, gathered where a GPU fetches them by itself.
 
     The copy that follows need not be waited for: the next rows are gathered while the GPU computes with these. Each

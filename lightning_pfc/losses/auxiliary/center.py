@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from lightning_pfc.losses.additions.base import Addition, unit
+from lightning_pfc.losses.auxiliary.base import AuxiliaryLoss, unit
 
 
 @dataclass(frozen=True, kw_only=True)
-class Center(Addition):
+class Center(AuxiliaryLoss):
     """``1/2 |x_i - c_y|^2``, with centers of its own that follow the embeddings (center loss, ECCV 2016, eq. 2 to 4).
 
     After a training step ``c_j`` moves by ``-rate sum_{y_i = j} (c_j - x_i) / (1 + n_j)``, n_j being the number of
@@ -20,7 +20,7 @@ class Center(Addition):
     checkpoint: D more numbers a class. One all-reduce of (B, D) a step.
 
     Args:
-        weight: see :class:`Addition`; 0.003 in the paper, which sums over the batch where this takes the mean.
+        weight: see :class:`AuxiliaryLoss`; 0.003 in the paper, which sums over the batch where this takes the mean.
         rate: how fast centers follow, in (0, 1]; 0.5 in the paper.
         normalize: compare unit vectors, which suits a head with cosines, or the embeddings as they are.
     """
@@ -35,17 +35,19 @@ class Center(Addition):
         if self.rate > 1.0:
             raise ValueError(f"Center(rate={self.rate!r}): rate must be at most 1.")
 
-    def row_memory(self, embedding_dim: int) -> dict[str, tuple[int, ...]]:
+    def class_buffers(self, embedding_dim: int) -> dict[str, tuple[int, ...]]:
         """``center``: (D,)."""
         return {"center": (embedding_dim,)}
 
     def __call__(self, embeddings: Tensor, labels: Tensor, memory: Mapping[str, Tensor] | None = None) -> Tensor:
-        """As :class:`Addition`."""
+        """As :class:`AuxiliaryLoss`."""
         assert memory is not None
         x = unit(embeddings) if self.normalize else embeddings
         return 0.5 * (x - memory["center"].to(x.dtype)).square().sum(1).mean()
 
-    def remembered(self, embeddings: Tensor, labels: Tensor, memory: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def updated_class_buffers(
+        self, embeddings: Tensor, labels: Tensor, memory: Mapping[str, Tensor]
+    ) -> dict[str, Tensor]:
         """The moved centers."""
         x = unit(embeddings) if self.normalize else embeddings
         center = memory["center"].to(x.dtype)

@@ -8,7 +8,7 @@ from torch import Tensor
 _EPS = 1e-12
 
 
-class Prototypes:
+class BlendedCenters:
     """``u_j = (1 - a_j) w_j/|w_j| + a_j f_j`` in place of the centers w of one step.
 
     Args:
@@ -25,14 +25,14 @@ class Prototypes:
         order = ids.argsort()
         self._changed.append((ids[order].contiguous(), before[order]))
 
-    def mix(self, rows: Tensor, ids: slice | Tensor) -> Tensor:
-        """Centers (n, D) of the local rows ``ids`` -> prototypes (n, D), in new storage."""
+    def blend(self, rows: Tensor, ids: slice | Tensor) -> Tensor:
+        """Centers (n, D) of the local rows ``ids`` -> blended (n, D), in new storage."""
         share = self.share[ids].to(rows.dtype)[:, None]
         norm: Tensor = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
         return rows / norm.clamp(min=_EPS) * (1.0 - share) + self._features(ids).to(rows.dtype) * share
 
     def chain_(self, grad: Tensor, rows: Tensor, ids: slice | Tensor) -> Tensor:
-        """Turn the prototypes' gradient (n, D) into that of the centers ``rows`` (n, D), in place."""
+        """Turn the blended centers' gradient (n, D) into that of the centers ``rows`` (n, D), in place."""
         norm = torch.linalg.vector_norm(rows, dim=1, keepdim=True).clamp_(min=_EPS)
         direction = rows / norm
         grad.mul_((1.0 - self.share[ids].to(grad.dtype))[:, None])

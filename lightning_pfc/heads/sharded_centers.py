@@ -15,7 +15,7 @@ from typing_extensions import Self
 from lightning_pfc.distributed.comm import Comm
 from lightning_pfc.distributed.owner import foreign_strategy_message, get_owner
 from lightning_pfc.distributed.shard import ClassShard
-from lightning_pfc.heads.init import InitialCenters
+from lightning_pfc.heads.center_init import InitialCenters
 from lightning_pfc.heads.unallocated import refuse_writes, refuse_written
 from lightning_pfc.optim.foreign import watch
 from lightning_pfc.storage.huge_pages import ask_for_huge_pages
@@ -32,7 +32,7 @@ _ROW_PREFIXES = (MEMORY_PREFIX, SAMPLED_PREFIX)
 Place = Literal["device", "host"]
 
 
-class ShardedRows(nn.Module):
+class ShardedCenters(nn.Module):
     """Its ``weight``, ``bias`` and buffers ``memory_...`` and ``sampled_...`` have a row per class, split over ranks.
 
     Args:

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from lightning_pfc.named import Named
+from lightning_pfc.renamed import adopt_renamed_members, renamed_member
+
+_EARLIER_NAMES = {"row_memory": "class_buffers", "remembered": "updated_class_buffers"}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Addition(Named):
-    """Base of all additions: a function of the embeddings and labels of all ranks, without a collective of its own.
+class AuxiliaryLoss(Named):
+    """Base of all auxiliary losses: a function of the embeddings and labels of all ranks, without a collective.
 
     Every rank computes the same value; the head sees to it that the gradient counts once. Where a head is replicated
     over groups of ranks, each group compares the embeddings of its own ranks.
@@ -25,10 +29,17 @@ class Addition(Named):
 
     weight: float = 1.0
 
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        adopt_renamed_members(cls, _EARLIER_NAMES)
+
+    def __getattr__(self, name: str) -> Any:
+        return renamed_member(self, name, _EARLIER_NAMES)
+
     def __post_init__(self) -> None:
         self._check_number("weight", 0.0)
 
-    def row_memory(self, embedding_dim: int) -> dict[str, tuple[int, ...]]:
+    def class_buffers(self, embedding_dim: int) -> dict[str, tuple[int, ...]]:
         """What is remembered of every class: names and shapes of a row, zero at first. Sharded as the centers are."""
         return {}
 
@@ -45,7 +56,9 @@ class Addition(Named):
         """
         raise NotImplementedError(f"{type(self).__name__} must define __call__(embeddings, labels, memory).")
 
-    def remembered(self, embeddings: Tensor, labels: Tensor, memory: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def updated_class_buffers(
+        self, embeddings: Tensor, labels: Tensor, memory: Mapping[str, Tensor]
+    ) -> dict[str, Tensor]:
         """What to remember of each row's class after a training step, (B, ...) each; rows of one class must agree."""
         return {}
 

@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from lightning_pfc import PartialFC, losses
-from lightning_pfc.heads import sparse_slopes
 from lightning_pfc.heads.samplers import Uniform
-from lightning_pfc.heads.sparse_slopes import Slopes, by_class, places, smallest_slope, sums_by_class
+from lightning_pfc.heads.softmax import sparse_entries
+from lightning_pfc.heads.softmax.gradient_filter import negligible_below
+from lightning_pfc.heads.softmax.sparse_entries import SparseEntries, by_class, find_entries, sums_by_class
 from lightning_pfc.optim import SparseSGD
 
 CLASSES, DIM, BATCH = 600, 32, 16
@@ -28,27 +29,27 @@ def test_sums_over_single_slopes_are_the_matrix_products(batch: int, width: int,
     dense = torch.where(matters, dense, 0.0)
     x, centers = (torch.randn(n, 5, dtype=torch.float64, generator=generator) for n in (batch, width))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sparse_slopes, "_WORTH_IT", 1.0)
-        found = places(matters)
+        patch.setattr(sparse_entries, "_WORTH_IT", 1.0)
+        found = find_entries(matters)
     assert found is not None
-    slopes = Slopes(*found, dense[found])
-    torch.testing.assert_close(sparse_slopes.times_centers(slopes, centers, batch), dense @ centers)
+    slopes = SparseEntries(*found, dense[found])
+    torch.testing.assert_close(sparse_entries.times_centers(slopes, centers, batch), dense @ centers)
     ordered, starts = by_class(slopes)
     classes = ordered.columns[starts]
     assert classes.tolist() == matters.any(0).nonzero().squeeze(1).tolist()
-    torch.testing.assert_close(sparse_slopes.times_batch(ordered, starts, x), (dense.t() @ x)[classes])
+    torch.testing.assert_close(sparse_entries.times_batch(ordered, starts, x), (dense.t() @ x)[classes])
     torch.testing.assert_close(sums_by_class(ordered.values, starts), dense.sum(0)[classes])
 
 
 def test_many_places_are_not_worth_it() -> None:
-    assert places(torch.ones(4, 5, dtype=torch.bool)) is None
+    assert find_entries(torch.ones(4, 5, dtype=torch.bool)) is None
 
 
 def test_what_is_left_out_is_no_more_than_the_tolerance() -> None:
     torch.manual_seed(0)
     slope = torch.rand(8, 50).pow(12)
     target = torch.rand(8)
-    least = smallest_slope(0.1, target, torch.tensor(50))
+    least = negligible_below(0.1, target, torch.tensor(50))
     left_out = torch.where(slope < least, slope, 0.0)
     assert 0 < left_out.norm() <= 0.1 * target.norm()
 
@@ -103,7 +104,7 @@ def test_the_gradients_stay_within_the_tolerance(loss: Any, options: dict[str, A
 @pytest.mark.parametrize("loss", LOSSES, ids=str)
 def test_leaving_nothing_out_changes_nothing(loss: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """The sparse sums over all slopes against the products."""
-    monkeypatch.setattr(sparse_slopes, "_WORTH_IT", 1.0)
+    monkeypatch.setattr(sparse_entries, "_WORTH_IT", 1.0)
     head = PartialFC(
         embedding_dim=DIM, num_classes=90, loss=loss, chunk_size=40, init_std=1.0, sample_rate=0.7, dtype="float64"
     )

@@ -1,0 +1,133 @@
+"""What a head keeps beside its centers: tensors of its loss and sampler, and how they are saved and loaded."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lightning_pfc.distributed.collectives import summed_gradient
+from lightning_pfc.heads.center_init import initial_centers
+from lightning_pfc.heads.samplers import Sampler
+from lightning_pfc.heads.sharded_centers import MEMORY_PREFIX, SAMPLED_PREFIX, ShardedCenters
+from lightning_pfc.losses import Loss
+from lightning_pfc.losses.auxiliary import AuxiliaryLoss
+from lightning_pfc.losses.base import DEFAULTS_VERSION
+
+_LOSS_PREFIX = "loss_"
+_SAMPLER_PREFIX = "sampler_"
+_OF_SAMPLERS = (_SAMPLER_PREFIX, SAMPLED_PREFIX)
+
+
+class HeadState(ShardedCenters):
+    """Registers what a loss and a sampler keep as buffers and parameters, and gives it back under their names.
+
+    Attributes:
+        step: () int64 buffer, training forwards so far.
+        defaults_version: () int64 buffer, which version's defaults the head began with. A head that goes on from an
+            older one trains with what the older one meant by the arguments that were left out.
+    """
+
+    step: Tensor
+    defaults_version: Tensor
+    embedding_dim: int
+    loss: Loss
+    sampler: Sampler
+    auxiliary_losses: tuple[AuxiliaryLoss, ...]
+    _init_left_out: bool
+
+    def _register_state(self) -> None:
+        """Register everything; to be called once loss, auxiliary losses and sampler are there."""
+        self._sampler_cache: dict[str, Any] = {}
+        self.register_buffer("step", torch.zeros((), dtype=torch.int64, device="cpu"))
+        self.register_buffer("defaults_version", torch.tensor(DEFAULTS_VERSION, device="cpu"))
+        self._register_loss_tensors()
+        self._register_sampler_tensors()
+
+    def _register_loss_tensors(self) -> None:
+        for name, value in self.loss.initial_state(self.num_classes).items():
+            self.register_buffer(_LOSS_PREFIX + name, value.cpu())
+        for name, value in self.loss.initial_parameters(self.num_classes).items():
+            self.register_parameter(_LOSS_PREFIX + name, nn.Parameter(value.cpu()))
+        wide = torch.promote_types(self.weight.dtype, torch.float32)
+        parts: list[Loss | AuxiliaryLoss] = [self.loss, *self.auxiliary_losses]
+        for part in parts:
+            for name, shape in part.class_buffers(self.embedding_dim).items():
+                if hasattr(self, MEMORY_PREFIX + name):
+                    raise ValueError(f"two of the losses remember {name!r} of every class; leave one out: {part}.")
+                self._register_class_buffer(MEMORY_PREFIX + name, shape, wide)
+
+    def _register_sampler_tensors(self) -> None:
+        for name, value in self.sampler.initial_state(self.num_classes, self.embedding_dim).items():
+            self.register_buffer(_SAMPLER_PREFIX + name, value.cpu())
+        for name, (shape, dtype) in self.sampler.row_state(self.embedding_dim).items():
+            self._register_class_buffer(SAMPLED_PREFIX + name, shape, dtype)
+
+    def _register_class_buffer(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+        self.register_buffer(name, torch.zeros((self.num_classes, *shape), dtype=dtype, device="meta"))
+
+    # --- under the names of those who use them ------------------------------------------------------------------------
+
+    def _loss_state(self) -> dict[str, Tensor]:
+        """Averages of the loss."""
+        return self._buffers_named(_LOSS_PREFIX)
+
+    def _class_memory(self) -> dict[str, Tensor]:
+        """What the losses remember of every class, (c, ...) each."""
+        return self._buffers_named(MEMORY_PREFIX)
+
+    def _sampler_state(self) -> dict[str, Tensor]:
+        """What the sampler keeps, small tensors and rows alike."""
+        return self._buffers_named(_SAMPLER_PREFIX) | self._buffers_named(SAMPLED_PREFIX)
+
+    def _loss_parameters(self) -> dict[str, Tensor]:
+        """What the loss learns, so that the gradients of all ranks are added up: each rank knows its own part."""
+        return {
+            name.removeprefix(_LOSS_PREFIX): summed_gradient(parameter, self.comm.group)
+            for name, parameter in self._parameters.items()
+            if parameter is not None and name.startswith(_LOSS_PREFIX)
+        }
+
+    def _buffers_named(self, prefix: str) -> dict[str, Tensor]:
+        return {
+            name.removeprefix(prefix): buffer
+            for name, buffer in self._buffers.items()
+            if buffer is not None and name.startswith(prefix)
+        }
+
+    # --- loading ------------------------------------------------------------------------------------------------------
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, local_metadata: dict[str, Any], strict: bool, *args: Any
+    ) -> None:
+        # A run may go on with another sampler, which then begins without a memory of its own.
+        own = {f"{prefix}{name}": value for name, value in self._buffers.items() if name.startswith(_OF_SAMPLERS)}
+        for key in [key for key in state_dict if key.startswith(tuple(prefix + word for word in _OF_SAMPLERS))]:
+            if key not in own:
+                del state_dict[key]
+        self._sampler_cache.clear()
+        if self._comm is None:
+            self._ensure_storage()
+        for key in own:
+            state_dict.setdefault(key, self._buffers[key.removeprefix(prefix)])
+        if prefix + "step" in state_dict:  # a head that goes on: of the first version if it does not say
+            version = state_dict.setdefault(prefix + "defaults_version", torch.tensor(1))
+            self._keep_defaults_of(int(version))
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, *args)
+
+    def _keep_defaults_of(self, version: int) -> None:
+        """Go on with what the arguments that were left out meant in that version, and say so where it differs."""
+        loss = self.loss.with_defaults_of(version)
+        if loss != self.loss:
+            self.loss = loss
+            if self.comm.rank == 0:
+                warnings.warn(
+                    f"this head began with other defaults and goes on with them: {loss}. Give the arguments by name to "
+                    "change that.",
+                    stacklevel=2,
+                )
+        if self._init_left_out:
+            init = loss.center_init if version > 1 else "normal"
+            self.initial_centers = initial_centers(init, None, init, (self.num_classes, self.embedding_dim))

@@ -1,0 +1,120 @@
+"""The engine for everything: forward and backward over the sampled classes in chunks, never the whole logits.
+
+Shapes as in :mod:`lightning_pfc.heads.softmax.spec`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from lightning_pfc.distributed.collectives import all_reduce
+from lightning_pfc.heads.softmax.center_gradients import (
+    AccumulateCenterGrads,
+    CenterGradSink,
+    UpdateCentersInBackward,
+)
+from lightning_pfc.heads.softmax.class_chunks import Chunk, ClassChunks
+from lightning_pfc.heads.softmax.cosine_gradient import CosineGradients, SumGradients
+from lightning_pfc.heads.softmax.kept_scores import KeptScores
+from lightning_pfc.heads.softmax.learned_logits import LearnedLogits
+from lightning_pfc.heads.softmax.online_logsumexp import OnlineLogSumExp, wide_dtype
+from lightning_pfc.heads.softmax.spec import SampledRows, SoftmaxSpec, SoftmaxSums
+from lightning_pfc.products import fast_float32_products
+
+
+def streamed_softmax(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    targets: Tensor,
+    rows: SampledRows,
+    spec: SoftmaxSpec,
+    learned: Mapping[str, Tensor],
+) -> SoftmaxSums:
+    """:func:`~lightning_pfc.heads.softmax.sharded_softmax` for any loss, any batch and any number of classes."""
+    logsumexp, total, cosine = _StreamedSoftmax.apply(
+        x, weight, bias, targets, rows, spec, tuple(learned), *learned.values()
+    )
+    return SoftmaxSums(logsumexp, total if spec.sums_logits else None, cosine)
+
+
+class _StreamedSoftmax(torch.autograd.Function):
+    @staticmethod
+    @fast_float32_products()
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        targets: Tensor,
+        rows: SampledRows,
+        spec: SoftmaxSpec,
+        names: tuple[str, ...],
+        *values: Tensor,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        chunks = ClassChunks(x, weight, bias, targets, rows, spec)
+        kept, buffer = KeptScores(chunks), chunks.buffer()
+        learned = dict(zip(names, values, strict=True))
+        exponentials = OnlineLogSumExp(spec.reference, x)
+        total = x.new_zeros(x.shape[0], dtype=wide_dtype(x))
+        cosine = x.new_zeros(targets.shape)
+        for chunk in kept.compute():
+            cosine += chunk.targets.take(chunk.scores)
+            logits = chunk.scores if spec.curve is None else spec.curve(chunk.scores, learned)
+            logits = torch.sub(logits, exponentials.offset, out=chunks.view(buffer, chunk.low, chunk.high))
+            if spec.sums_logits:
+                total += _sum_of_negatives(logits + exponentials.offset, chunk, rows.valid, spec.softplus)
+            exponentials.add_(chunk.add_offsets_(chunk.targets.fill_(logits, -torch.inf)))
+        exponentials.agree_on_offset_(spec.shard_group)
+        parts = [exponentials.sums[None], cosine.t().to(total.dtype), total[None]][: 2 + spec.sums_logits]
+        sums = all_reduce(torch.cat(parts), spec.shard_group)  # (P + 1 or 2, B)
+        logsumexp = exponentials.logarithm(sums[0])
+        cosine = sums[1 : 1 + targets.shape[1]].t().to(x.dtype) / spec.score_scale
+        total = sums[-1].to(x.dtype) if spec.sums_logits else total.to(x.dtype)
+
+        ctx.rows, ctx.spec, ctx.names, ctx.stored_index = rows, spec, names, chunks.stored_index
+        ctx.row_sparse = tuple(getattr(parameter, "row_sparse", False) for parameter in (weight, bias))
+        ctx.save_for_backward(x, weight, bias, targets, logsumexp, *kept.tensors, *values)
+        return logsumexp, total, cosine
+
+    @staticmethod
+    @once_differentiable
+    @fast_float32_products()
+    def backward(ctx: Any, logsumexp_grad: Tensor, sum_grad: Tensor, target_grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, bias, targets, logsumexp, scores, norms, *values = ctx.saved_tensors
+        chunks = ClassChunks(x, weight, bias, targets, ctx.rows, ctx.spec, ctx.stored_index)
+        learned = None
+        if ctx.spec.curve is not None:
+            learned = LearnedLogits(ctx.spec.curve, dict(zip(ctx.names, values, strict=True)))
+        cos_gradients = CosineGradients(chunks, SumGradients(logsumexp, logsumexp_grad, sum_grad, target_grad), learned)
+        sink = _sink(chunks, ctx.row_sparse, wanted=ctx.needs_input_grad[1])
+        x_grad = torch.zeros_like(x) if ctx.needs_input_grad[0] else None
+        for chunk in KeptScores(chunks, (scores, norms)).replay():
+            cos_grad = cos_gradients.of(chunk)
+            if x_grad is not None:
+                cos_grad.add_to_embeddings_(x_grad)
+            sink.add(chunk, cos_grad)
+        weight_grad = sink.weight_grad()
+        bias_grad = sink.bias_grad() if ctx.needs_input_grad[2] else None
+        return x_grad, weight_grad, bias_grad, None, None, None, None, *(learned.grads if learned else ())
+
+
+def _sink(chunks: ClassChunks, row_sparse: tuple[bool, bool], *, wanted: bool) -> CenterGradSink:
+    """Where the center gradients go: to an optimizer that steps inside the backward pass, else to autograd."""
+    update = getattr(chunks.weight, "row_update", None)
+    if wanted and update is not None and update.is_alive:
+        return UpdateCentersInBackward(chunks, row_sparse, update)
+    return AccumulateCenterGrads(chunks, row_sparse, wanted=wanted)
+
+
+def _sum_of_negatives(logits: Tensor, chunk: Chunk, valid: Tensor | None, softplus: bool) -> Tensor:
+    """Sum of the negatives' logits of a chunk (or of their softplus), (B,); overwrites ``logits``."""
+    addends = chunk.targets.fill_(torch.nn.functional.softplus(logits) if softplus else logits, 0.0)
+    if valid is not None:
+        addends.mul_(valid[chunk.low : chunk.high])
+    return addends.sum(1)

@@ -1,0 +1,63 @@
+"""The targets alone: their cosines before all else, and where they stand among all classes."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from lightning_pfc.distributed.collectives import all_reduce
+from lightning_pfc.heads.host_rows import take_rows
+from lightning_pfc.heads.softmax.class_chunks import NORM_EPS, ClassChunks, iter_cosines
+from lightning_pfc.heads.softmax.spec import SampledRows, SoftmaxSpec
+
+
+class TargetRanks(NamedTuple):
+    """Where targets stand.
+
+    Attributes:
+        rank: (B,) int64, how many of all C classes score strictly higher than the target: 0 is a top-1 hit.
+        cosine: (B,) float, the target's cosine (its logit, for a loss without normalisation).
+    """
+
+    rank: Tensor
+    cosine: Tensor
+
+
+@torch.no_grad()
+def target_cosines(
+    x: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, rows: SampledRows, spec: SoftmaxSpec
+) -> Tensor:
+    """The targets' cosines (B, P) alone, without gradient, for losses that need them first; one all-reduce.
+
+    The arguments are those of :func:`~lightning_pfc.heads.softmax.sharded_softmax`.
+    """
+    if rows.index is not None and rows.index.shape[0] == 0:  # nothing of this step lives here
+        return all_reduce(x.new_zeros(targets.shape), spec.shard_group)
+    local = targets.clamp(min=0).flatten()
+    ids = local if rows.index is None else rows.index[local]
+    centers = take_rows(weight, ids, x.device).to(x.dtype).view(ids.shape[0], spec.centers_per_class, -1)
+    value = torch.bmm(centers, x.repeat_interleave(targets.shape[1], 0)[:, :, None]).squeeze(2)
+    if spec.normalize:
+        value /= centers.norm(dim=2).clamp(min=NORM_EPS)
+    value = value.amax(1)
+    if bias is not None:
+        value += bias.index_select(0, ids).to(x.dtype)
+    return all_reduce(torch.where(targets >= 0, value.view(targets.shape), 0.0), spec.shard_group)
+
+
+@torch.no_grad()
+def rank_targets(
+    x: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, rows: SampledRows, spec: SoftmaxSpec
+) -> TargetRanks:
+    """Where each row's target stands among the classes of all ranks. Two all-reduces of (B,).
+
+    The arguments are those of :func:`~lightning_pfc.heads.softmax.sharded_softmax`, with one positive a row.
+    """
+    cosine = target_cosines(x, weight, bias, targets, rows, spec)
+    above = targets.new_zeros(x.shape[0])
+    for chunk in iter_cosines(ClassChunks(x, weight, bias, targets, rows, spec)):
+        # rounding may lift the target above its own score as computed elsewhere
+        above += chunk.targets.fill_(chunk.scores > cosine, False).sum(1)
+    return TargetRanks(all_reduce(above, spec.shard_group), cosine.squeeze(1))
