@@ -21,7 +21,6 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue
 
 from lightning_pfc.distributed.jobs import job_name
-from lightning_pfc.distributed.rendezvous import agree_on_text
 
 RUN_DIR_VARIABLE = "PFC_RUN_DIR"
 
@@ -43,8 +42,14 @@ def config_dir() -> Path:
 
 
 def register_resolvers() -> None:
-    """Make ``${pfc_run_dir:FOLDER}`` known to OmegaConf; doing it again changes nothing."""
+    """Make ``${pfc_run_dir:FOLDER}`` and ``${pfc_gpus:...}`` known to OmegaConf; doing it again changes nothing."""
     OmegaConf.register_new_resolver("pfc_run_dir", run_dir, replace=True, use_cache=True)
+    OmegaConf.register_new_resolver("pfc_gpus", gpus_per_node, replace=True)
+
+
+def gpus_per_node(accelerator: object, devices: object) -> object:
+    """What a job of a sweep asks its nodes for: a GPU a process; none, and no such option, on the CPU."""
+    return None if accelerator == "cpu" else devices
 
 
 def run_dir(base: str = "runs") -> str:
@@ -61,6 +66,8 @@ def run_dir(base: str = "runs") -> str:
         return chosen
     if name := job_name():
         return str(Path(base) / name)
+    from lightning_pfc.distributed.rendezvous import agree_on_text  # and torch, which who asks for help can do without
+
     way_out = "hydra.run.dir=FOLDER (or output_dir=FOLDER)"
     return agree_on_text(f"run folder in {base}", lambda: _by_the_clock(Path(base)), way_out)
 

@@ -3,32 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import json
-import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-import torch
-from torch import Tensor
-
-from lightning_pfc.checkpoint import CheckpointError, verify_folder
-from lightning_pfc.checkpoint.single import check_file, load_file
-from lightning_pfc.checkpoint.surgery import (
-    MODEL,
-    Added,
-    Kept,
-    Piece,
-    Source,
-    joining,
-    merge_to_file,
-    merge_to_safetensors,
-    rewrite_classes,
-    without,
-)
-from lightning_pfc.heads.center_init import init_centers_
-from lightning_pfc.storage.regular import open_regular
+from lightning_pfc.commands.output import may_be_cut_short
 
 _EPILOG = """examples
   pfc-ckpt inspect checkpoints/last.ckpt
@@ -53,12 +32,17 @@ memory. Nothing here changes or deletes its input. A checkpoint is a folder that
 the file of one process."""
 
 
+@may_be_cut_short
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit status: 0 fine, 1 a damaged checkpoint, 2 wrong input."""
     options = _parser().parse_args(arguments)
-    handler: Callable[[argparse.Namespace], None] = options.handler
+    from lightning_pfc.checkpoint import CheckpointError
+    from lightning_pfc.commands.ckpt_work import WORK  # and torch, which who asks for help can do without
+
     try:
-        handler(options)
+        WORK[options.command](options)
+    except BrokenPipeError:
+        raise
     except CheckpointError as error:
         print(f"pfc-ckpt {options.command}: {error}", file=sys.stderr)
         return 1
@@ -77,28 +61,23 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(dest="command", required=True)
 
-    def add(
-        name: str, handler: Callable[[argparse.Namespace], None], text: str, output: bool
-    ) -> argparse.ArgumentParser:
+    def add(name: str, text: str, output: bool) -> argparse.ArgumentParser:
         command = commands.add_parser(name, help=text, description=text)
         command.add_argument("checkpoint", type=Path, help="the checkpoint: a folder, or a file of one process")
         if output:
             command.add_argument("output", type=Path, help="what to write")
-        command.set_defaults(handler=handler)
         return command
 
-    inspect = add("inspect", _inspect, "Shows what is inside, without reading the data.", output=False)
+    inspect = add("inspect", "Shows what is inside, without reading the data.", output=False)
     inspect.add_argument("--json", action="store_true", help="print it for programs")
-    add("verify", _verify, "Reads every byte and compares all checksums.", output=False)
-    merge = add("merge", _merge, "Writes one file: Lightning's own, or the weights as safetensors.", output=True)
+    add("verify", "Reads every byte and compares all checksums.", output=False)
+    merge = add("merge", "Writes one file: Lightning's own, or the weights as safetensors.", output=True)
     merge.add_argument("--format", choices=["lightning", "safetensors"], help="default: by the name of the output")
-    drop = add("drop", _drop, "Writes a checkpoint without some classes.", output=True)
+    drop = add("drop", "Writes a checkpoint without some classes.", output=True)
     _add_classes(drop, "the classes to leave out: numbers, ranges, or names: 7,100-199")
-    fuse = add(
-        "fuse", _fuse, "Writes a checkpoint in which several classes are one, with the mean center.", output=True
-    )
+    fuse = add("fuse", "Writes a checkpoint in which several classes are one, with the mean center.", output=True)
     _add_classes(fuse, "classes that become one, in the place of the first; may be given several times")
-    append = add("append", _append, "Writes a checkpoint with more classes at the end.", output=True)
+    append = add("append", "Writes a checkpoint with more classes at the end.", output=True)
     append.add_argument("--count", type=int, help="how many, with random centers")
     append.add_argument("--seed", type=int, default=0, help="of the random centers: that of the head (default 0)")
     append.add_argument(
@@ -113,198 +92,6 @@ def _parser() -> argparse.ArgumentParser:
 def _add_classes(command: argparse.ArgumentParser, text: str) -> None:
     command.add_argument("--classes", action="append", required=True, help=text)
     command.add_argument("--identities", type=Path, help="a text file with the name of class i in line i")
-
-
-def _inspect(options: argparse.Namespace) -> None:
-    source = Source(options.checkpoint, check=False)
-    ranks = source.manifest.world_size if source.manifest is not None else 1
-    tensors = {
-        key: {"shape": entry.shape, "dtype": entry.dtype, "bytes": entry.nbytes, "by_class": entry.by_class}
-        for key, entry in source.tensors.items()
-    }
-    if options.json:
-        print(json.dumps({"ranks": ranks, "info": source.info, "tensors": tensors}, indent=1))
-        return
-    print(f"{options.checkpoint}: written by {ranks or 'pfc-ckpt, no'} rank{'s' if ranks != 1 else ''}")
-    for name, value in source.info.items():
-        print(f"  {name}: {value}")
-    total = sum(entry.nbytes for entry in source.tensors.values())
-    print(f"  {len(tensors)} large tensors, {_size(total)}; those marked * have one row per class")
-    for key, entry in source.tensors.items():
-        mark = "*" if entry.by_class else " "
-        print(f"  {mark} {key}  {'x'.join(map(str, entry.shape))}  {entry.dtype}  {_size(entry.nbytes)}")
-    print(f"  small parts: {', '.join(sorted(map(str, source.rest)))}")
-
-
-def _verify(options: argparse.Namespace) -> None:
-    path: Path = options.checkpoint
-    if path.is_dir():
-        manifest = verify_folder(path)
-        count, size = len(manifest.files), sum(entry.size for entry in manifest.files.values())
-        rows = ", ".join(f"{key} {'x'.join(map(str, e.shape))}" for key, e in manifest.tensors.items() if e.by_class)
-        what = f"{len(manifest.tensors)} tensors, each row of them in one place" + (f" ({rows})" if rows else "")
-        print(f"{path}: complete: {what}; {count} files, {_size(size)}, all checksums match.")
-        return
-    content = load_file(path)
-    seal = check_file(path, share=None)
-    sums = (
-        "the checksums of all its bytes match" if seal else "it has no seal of ours; the checksums of its records match"
-    )
-    print(f"{path}: complete: {len(content['state_dict'])} tensors of weights; {_size(path.stat().st_size)}, {sums}.")
-
-
-def _merge(options: argparse.Namespace) -> None:
-    kind = options.format or ("safetensors" if options.output.suffix == ".safetensors" else "lightning")
-    if options.output.exists():
-        raise ValueError(f"{options.output} exists; name a new file, so that nothing is lost.")
-    (merge_to_safetensors if kind == "safetensors" else merge_to_file)(options.checkpoint, options.output)
-    print(f"{options.output}: {_size(options.output.stat().st_size)}")
-
-
-def _drop(options: argparse.Namespace) -> None:
-    total = Source(options.checkpoint).num_classes
-    names = _read_names(options.identities, total)
-    classes = [row for text in options.classes for row in _classes(text, total, names)]
-    _rewrite(options, without(classes, total), names)
-
-
-def _fuse(options: argparse.Namespace) -> None:
-    total = Source(options.checkpoint).num_classes
-    names = _read_names(options.identities, total)
-    groups = [_classes(text, total, names) for text in options.classes]
-    flat = [row for group in groups for row in group]
-    if len(flat) != len(set(flat)):
-        raise ValueError("--classes names a class twice; a class can only go into one other.")
-    if any(len(group) < 2 for group in groups):
-        raise ValueError("--classes needs two classes or more to make one of them.")
-    _rewrite(options, joining(groups, total), names)
-
-
-def _append(options: argparse.Namespace) -> None:
-    source = Source(options.checkpoint)
-    total = source.num_classes
-    names = _read_names(options.identities, total)
-    if (options.count is None) == (options.centers is None):
-        raise ValueError("give either --count (random centers) or --centers (mean embeddings).")
-    new = Added.of(_read_centers(options.centers)) if options.centers is not None else _random(options, source, total)
-    added = options.names.split(",") if options.names else []
-    if names is not None and len(added) != new.count:
-        raise ValueError(f"--names has {len(added)} names for {new.count} new classes.")
-    if names is None and added:
-        raise ValueError("--names needs --identities, the names of the classes that are there.")
-    _rewrite(options, [Kept(0, total), new], names, added)
-
-
-def _random(options: argparse.Namespace, source: Source, total: int) -> Added:
-    """New classes with the centers that a head would have drawn for them."""
-    if options.count < 1:
-        raise ValueError(f"--count={options.count} must be at least 1.")
-    widths = {e.shape[1] for k, e in source.tensors.items() if e.by_class and k.startswith(MODEL) and len(e.shape) > 1}
-    if len(widths) != 1:
-        raise ValueError(f"the heads have widths {sorted(widths)}; give --centers for one of them at a time.")
-    [width] = widths
-
-    def draw(start: int, stop: int) -> Tensor:
-        return init_centers_(torch.empty(stop - start, width), total + start, options.seed, options.std)
-
-    return Added(options.count, draw)
-
-
-def _rewrite(
-    options: argparse.Namespace, pieces: Sequence[Piece], names: list[str] | None, added: Sequence[str] = ()
-) -> None:
-    count = rewrite_classes(options.checkpoint, options.output, pieces)
-    if names is not None:
-        kept: list[str] = []
-        for piece in pieces:
-            if isinstance(piece, Kept):
-                kept += names[piece.start : piece.stop]
-            elif isinstance(piece, Added):
-                kept += added
-            else:
-                kept.append(names[piece.classes[0]])
-        path = options.output.with_name(options.output.name + ".identities.txt")
-        path.write_text("".join(f"{name}\n" for name in kept), encoding="utf-8")
-        print(f"{path}: the names of the classes, in their new order")
-    print(f"{options.output}: {count} classes")
-
-
-def _classes(text: str, total: int, names: list[str] | None) -> list[int]:
-    """Class ids out of ``7,100-199`` or names.
-
-    Raises:
-        ValueError: for a class that does not exist.
-    """
-    found: list[int] = []
-    for part in text.split(","):
-        if names is not None and part in names:
-            found.append(names.index(part))
-            continue
-        first, dash, last = part.partition("-")
-        if not first.isdigit() or (dash and not last.isdigit()):
-            known = " and no such name in --identities" if names is not None else "; for names give --identities"
-            raise ValueError(f"--classes: {part!r} is neither a class number nor a range{known}.")
-        rows = range(int(first), int(last or first) + 1)
-        if not rows or rows[-1] >= total:
-            raise ValueError(f"--classes: {part!r} is not within the {total} classes, 0 to {total - 1}.")
-        found += rows
-    return found
-
-
-def _read_names(path: Path | None, total: int) -> list[str] | None:
-    if path is None:
-        return None
-    with open(open_regular(path), encoding="utf-8") as file:
-        names = file.read().splitlines()
-    if len(names) != total:
-        raise ValueError(f"{path} has {len(names)} lines for {total} classes.")
-    return names
-
-
-def _read_centers(path: Path) -> Tensor:
-    """(N, D) of float from a file.
-
-    Raises:
-        ValueError: if the file holds anything else, or is damaged.
-        OSError: if it cannot be opened.
-    """
-    readers = {".npy": _read_npy, ".safetensors": _read_safetensors}
-    if path.suffix not in readers:
-        raise ValueError(f"--centers={path} must be a .safetensors or .npy file.")
-    os.close(open_regular(path))
-    try:
-        centers = readers[path.suffix](path)
-    except Exception as error:  # of numpy's and safetensors' own kinds
-        raise ValueError(f"--centers={path} cannot be read: {error}") from error
-    if centers.dim() != 2 or not centers.is_floating_point():
-        raise ValueError(
-            f"{path} holds {centers.dtype} of shape {tuple(centers.shape)}; floats of shape (N, D) are needed."
-        )
-    return centers
-
-
-def _read_npy(path: Path) -> Tensor:
-    import numpy as np
-
-    mapped: Any = np.load(path, mmap_mode="r", allow_pickle=False)  # a map is never larger than its file
-    return torch.from_numpy(np.array(mapped))
-
-
-def _read_safetensors(path: Path) -> Tensor:
-    from safetensors.torch import load_file as load_safetensors
-
-    tensors = list(load_safetensors(path).values())
-    if len(tensors) != 1:
-        raise ValueError(f"it has {len(tensors)} tensors; one of shape (N, D) is needed")
-    return tensors[0]
-
-
-def _size(count: float) -> str:
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if count < 1024:
-            return f"{count:.4g} {unit}"
-        count /= 1024
-    return f"{count:.4g} TiB"
 
 
 if __name__ == "__main__":

@@ -3,22 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-
-from lightning_pfc.data.arrays import NpyFile, read_npy, read_npz
-from lightning_pfc.data.errors import reading
-from lightning_pfc.data.formats import EncodedImages, MissingLibraryError, Subset, open_images
-from lightning_pfc.data.formats.opening import READERS
-from lightning_pfc.data.pictures.decoding import MAX_PIXELS, MOST_PIXELS
-from lightning_pfc.storage.regular import read_regular
-from lightning_pfc.storage.whole_files import write_whole
+from lightning_pfc.commands.output import may_be_cut_short
+from lightning_pfc.data.errors import MissingLibraryError
+from lightning_pfc.data.format_names import READABLE, WRITABLE
+from lightning_pfc.data.pictures.decoding import MAX_PIXELS
 
 _DATA = """a data set: a folder of folders, a .rec file (or the folder of train.rec), a list (.lst .tsv .csv .txt), a
 parquet or Arrow file or a folder of these, WebDataset shards ('train-{000..123}.tar'), or what datasets.save_to_disk
@@ -41,17 +34,16 @@ _EPILOG = """examples
 Nothing here changes or deletes its input. `pfc-data COMMAND --help` explains each command."""
 
 
-_MAX_TABLE = 1 << 30  # bytes
-
-_Handler = Callable[[argparse.Namespace], int]
-
-
+@may_be_cut_short
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit status (0 fine, 1 trouble found in the data, 2 wrong input)."""
     options = _parser().parse_args(arguments)
-    handler: _Handler = options.handler
     try:
-        return handler(options)
+        from lightning_pfc.commands.data_work import WORK  # and torch, which who asks for help can do without
+
+        return WORK[options.command](options)
+    except BrokenPipeError:
+        raise
     except (OSError, ValueError, MissingLibraryError) as error:
         print(f"pfc-data {options.command}: {error}", file=sys.stderr)
         return 2
@@ -85,17 +77,16 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _command(commands: Any, name: str, handler: _Handler, summary: str, text: str) -> argparse.ArgumentParser:
+def _command(commands: Any, name: str, summary: str, text: str) -> argparse.ArgumentParser:
     parser: argparse.ArgumentParser = commands.add_parser(
         name, help=summary, description=text, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.set_defaults(handler=handler)
     return parser
 
 
 def _add_source(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("source", help=_DATA)
-    parser.add_argument("--from", dest="format", choices=sorted(READERS), help="its format, if the name does not tell")
+    parser.add_argument("--from", dest="format", choices=READABLE, help="its format, if the name does not tell")
     parser.add_argument("--root", help="of a list: the folder its paths start from (default: where the list lies)")
     parser.add_argument("--split", help="of a Hugging Face data set: the split")
     _add_allow(parser)
@@ -122,21 +113,13 @@ def _add_max_pixels(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _open(options: argparse.Namespace) -> EncodedImages:
-    extra = {name: getattr(options, name) for name in ("root", "split") if getattr(options, name) is not None}
-    return open_images(options.source, options.format, allow=options.allow, **extra)
-
-
 # convert
 
 
 def _add_convert(commands: Any) -> None:
-    from lightning_pfc.data.curation.convert import FORMATS
-
     parser = _command(
         commands,
         "convert",
-        _convert,
         "write a data set in another format",
         """Writes a data set in another format. Images are copied byte for byte, identities keep their names.
 
@@ -153,7 +136,7 @@ formats to write
     )
     _add_source(parser)
     parser.add_argument("target", help="what to write; NAME.rec for a single RecordIO file, otherwise a folder")
-    parser.add_argument("--to", choices=FORMATS, help="format to write (a target NAME.rec says recordio)")
+    parser.add_argument("--to", choices=WRITABLE, help="format to write (a target NAME.rec says recordio)")
     parser.add_argument(
         "--layout",
         choices=("headered", "flat"),
@@ -167,44 +150,6 @@ formats to write
     )
 
 
-def _convert(options: argparse.Namespace) -> int:
-    from lightning_pfc.data.curation.convert import convert, guess_target
-
-    images = _open(options)
-    if options.exclude:
-        excluded = _read_positions(Path(options.exclude), len(images))
-        images = Subset(images, np.setdiff1d(np.arange(len(images)), excluded))
-    format = options.to or guess_target(options.target)
-    target = convert(
-        images,
-        options.target,
-        format,
-        layout=options.layout,
-        shard_size=options.shard_size,
-        shuffle=options.shuffle,
-        progress=not options.quiet,
-    )
-    print(f"{target}: {len(images)} images of {images.num_classes} classes as {format}")
-    return 0
-
-
-def _read_positions(path: Path, count: int) -> np.ndarray[Any, np.dtype[np.int64]]:
-    with reading(path, "a table of images"):
-        lines = read_regular(path, _MAX_TABLE).decode("utf-8").splitlines()
-    columns = lines[0].split("\t") if lines else []
-    if "image" not in columns:
-        raise ValueError(f"{path}: the first line must name a column `image`, found {columns[:5]}.")
-    place = columns.index("image")
-    positions = []
-    for number, line in enumerate(lines[1:], start=2):
-        cell = line.split("\t")[place] if line.count("\t") >= place else ""
-        if cell and not (cell.isascii() and cell.isdigit() and int(cell) < count):
-            raise ValueError(f"{path}, line {number}: image {cell!r} is not one of the {count} positions.")
-        if cell:  # lines about classes have none
-            positions.append(int(cell))
-    return np.array(positions, dtype=np.int64)
-
-
 # check
 
 
@@ -212,7 +157,6 @@ def _add_check(commands: Any) -> None:
     parser = _command(
         commands,
         "check",
-        _check,
         "count, and find broken, duplicate and leaked images",
         """Reads and decodes every image once and reports
 
@@ -234,48 +178,6 @@ test set.""",
     _add_max_pixels(parser)
 
 
-def _check(options: argparse.Namespace) -> int:
-    from lightning_pfc.data.curation.check import check, describe, plot_histogram, summary, suspects
-
-    if options.workers < 1:
-        raise ValueError(f"--workers is {options.workers}; it is at least 1.")
-    against = None if options.against is None else _open_other(options.against, options.allow)
-    images = _open(options)
-    report = check(
-        images,
-        against=against,
-        workers=options.workers,
-        progress=not options.quiet,
-        max_pixels=_checked_pixels(options.max_pixels),
-    )
-    print(describe(report))
-    if options.png:
-        plot_histogram(report, options.png)
-    if options.json:
-        with write_whole(options.json, "w", encoding="utf-8") as file:
-            json.dump(summary(report), file, indent=1)
-    if options.list:
-        with write_whole(options.list, "w", encoding="utf-8", newline="\n") as file:
-            file.write("image\treason\tplace\n")
-            for place, reason in suspects(report):
-                file.write(f"{place}\t{reason}\t{images.locate(place)}\n")
-    return 0 if report.is_clean else 1
-
-
-def _checked_pixels(value: int) -> int:
-    if not 1 <= value <= MOST_PIXELS:
-        raise ValueError(f"--max-pixels is {value}; it is 1 to {MOST_PIXELS}.")
-    return value
-
-
-def _open_other(path: str, allow: Sequence[str]) -> Any:
-    if path.lower().endswith(".bin"):
-        from lightning_pfc.protocols.bins import BinImages
-
-        return BinImages(path)
-    return open_images(path, allow=allow)
-
-
 # make-bin
 
 
@@ -283,7 +185,6 @@ def _add_make_bin(commands: Any) -> None:
     parser = _command(
         commands,
         "make-bin",
-        _make_bin,
         "make a verification file from a list of pairs",
         """Makes the .bin file that InsightFace and its relatives verify on, from a list of pairs and aligned images.
 
@@ -298,20 +199,6 @@ tenth of the list: the protocol's ten folds are cut in its order.""",
     _add_allow(parser)
 
 
-def _make_bin(options: argparse.Namespace) -> int:
-    from lightning_pfc.protocols.bins import write_bin
-    from lightning_pfc.protocols.pairs import PairedImages
-
-    images = PairedImages(options.pairs, options.root, allow=options.allow)
-    pairs = images.pairs()
-    both = np.stack([pairs.first.numpy(), pairs.second.numpy()], axis=1).reshape(-1)
-    data = {place: images.read(place) for place in np.unique(both).tolist()}
-    write_bin(options.target, [data[place] for place in both.tolist()], pairs.same.tolist())
-    same = int(pairs.same.sum())
-    print(f"{options.target}: {len(pairs.same)} pairs, {same} same and {len(pairs.same) - same} different")
-    return 0
-
-
 # align
 
 
@@ -319,7 +206,6 @@ def _add_align(commands: Any) -> None:
     parser = _command(
         commands,
         "align",
-        _align,
         "cut faces out by five points",
         """Turns, scales and shifts each face so that its eyes, nose and mouth lie where every published face model
         expects
@@ -342,25 +228,6 @@ Images that are missing, broken or have impossible points are reported and left 
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
 
 
-def _align(options: argparse.Namespace) -> int:
-    from lightning_pfc.data.curation.alignment import align_files
-
-    done, failures = align_files(
-        options.landmarks,
-        options.root,
-        options.target,
-        size=options.size,
-        quality=options.quality,
-        max_pixels=_checked_pixels(options.max_pixels),
-        allow=options.allow,
-        progress=not options.quiet,
-    )
-    for failure in failures:
-        print(failure, file=sys.stderr)
-    print(f"{options.target}: {done} images aligned, {len(failures)} left out")
-    return 1 if failures else 0
-
-
 # clean
 
 
@@ -368,7 +235,6 @@ def _add_clean(commands: Any) -> None:
     parser = _command(
         commands,
         "clean",
-        _clean,
         "find label noise with embeddings",
         """Compares embeddings of a data set with the centers of their classes and writes a list of suspects:
 
@@ -389,62 +255,6 @@ numbers, and perhaps `names`, one per class; or a .npy with the embeddings, with
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
 
 
-def _clean(options: argparse.Namespace) -> int:
-    from lightning_pfc.data.curation.clean import find
-    from lightning_pfc.data.formats.base import contiguous_labels
-
-    embeddings, keys, names = _load_embeddings(options.embeddings, options.labels)
-    labels, identities = contiguous_labels(keys)
-    if names is not None:
-        if names.ndim != 1 or identities.dtype.kind not in "iu" or not 0 <= identities[-1] < len(names):
-            raise ValueError(
-                f"{options.embeddings}: `names` has the shape {names.shape}; it must hold a name per class."
-            )
-        identities = names[identities]
-    found = find(
-        embeddings,
-        labels,
-        outlier_below=options.outlier_below,
-        merge_above=options.merge_above,
-        progress=not options.quiet,
-    )
-    with write_whole(options.target, "w", encoding="utf-8", newline="\n") as file:
-        file.write("kind\timage\tclass\tcosine\tother_class\tother_cosine\n")
-        for k, place in enumerate(found.outliers.tolist()):
-            other = identities[found.nearest_class[k]]
-            own = identities[labels[place]]
-            file.write(
-                f"outlier\t{place}\t{own}\t{found.outlier_cosine[k]:.4f}\t{other}\t{found.nearest_cosine[k]:.4f}\n"
-            )
-        for (one, two), cosine in zip(found.merge.tolist(), found.merge_cosine.tolist(), strict=True):
-            file.write(f"merge\t\t{identities[one]}\t{cosine:.4f}\t{identities[two]}\t\n")
-    print(
-        f"{options.target}: {len(found.outliers)} outliers among {len(labels)} images, {len(found.merge)} pairs of "
-        "classes to "
-        f"merge among {len(identities)}"
-    )
-    return 0
-
-
-def _load_embeddings(path: str, labels: str | None) -> tuple[Any, Any, Any]:
-    """Embeddings, labels, and names of the classes or ``None``."""
-    if path.lower().endswith(".npy"):
-        if labels is None:
-            raise ValueError(f"{path} holds no labels; give them with --labels.")
-        return NpyFile(path), read_npy(labels), None
-    file, there = read_npz(path, ("embeddings", "emb", "labels", "label", "names"))
-    name = next((name for name in ("embeddings", "emb") if name in file), None)
-    if name is None:
-        raise ValueError(f"{path} holds {list(there)}; an array `embeddings` or `emb` is needed.")
-    embeddings = file[name]
-    if labels is not None:
-        return embeddings, read_npy(labels), None
-    label = next((name for name in ("labels", "label") if name in file), None)
-    if label is None:
-        raise ValueError(f"{path} holds {list(there)}; an array `labels` or `label` is needed, or --labels.")
-    return embeddings, file[label], file.get("names")
-
-
 # index
 
 
@@ -452,26 +262,11 @@ def _add_index(commands: Any) -> None:
     parser = _command(
         commands,
         "index",
-        _index,
         "write the missing .idx of a .rec",
         """Walks over a .rec file and writes the .idx beside it, with keys in the order of the file (which is how mxnet
 numbers them). An index that is there already is not touched.""",
     )
     parser.add_argument("record", help="the .rec file")
-
-
-def _index(options: argparse.Namespace) -> int:
-    from lightning_pfc.data.formats.recordio import RecordFile
-
-    path = Path(options.record).with_suffix(".idx")
-    if path.exists():
-        raise FileExistsError(f"{path} exists already.")
-    count = 0
-    with write_whole(path) as file:
-        for count, offset in enumerate(RecordFile(options.record).scan(), start=1):
-            file.write(b"%d\t%d\n" % (count - 1, offset))
-    print(f"{path}: {count} records")
-    return 0
 
 
 if __name__ == "__main__":

@@ -1,195 +1,36 @@
-"""``pfc-eval``, and the same from Python: :func:`evaluate`."""
+"""``pfc-eval``; from Python the same is :func:`evaluate`."""
 
 from __future__ import annotations
 
-import logging
-import os
-import sys
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import hydra
-import torch
-import torch.distributed as dist
-from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException
-from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf, open_dict
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf import DictConfig
 
-from lightning_pfc.calibration.job import Calibrate, calibrate, target_of, write_thresholds
-from lightning_pfc.calibration.thresholds import Threshold
-from lightning_pfc.config import compose, config_dir, explain, register_resolvers
-from lightning_pfc.protocols.peers import Peers
-from lightning_pfc.protocols.report import ProtocolResult, as_json, draw, print_table
-from lightning_pfc.protocols.suite import PROTOCOLS, Suite
-from lightning_pfc.report import versions
-from lightning_pfc.runs.network import load_network
-from lightning_pfc.runs.run_folder import Run
-from lightning_pfc.storage.whole_files import sha256, write_json
+from lightning_pfc.commands.hydra_command import run_application
+from lightning_pfc.commands.output import may_be_cut_short
+from lightning_pfc.lazy import lazy_names
 
-_log = logging.getLogger(__name__)
-_FULL_ERROR = "HYDRA_FULL_ERROR"
+if TYPE_CHECKING:
+    from lightning_pfc.runs.judging import evaluate, run
+
+__all__ = ["evaluate", "main", "run"]
+
+_HOME = "lightning_pfc.runs.judging"  # imports all that a model needs, which takes seconds
+__getattr__, __dir__ = lazy_names(__name__, {"evaluate": _HOME, "run": _HOME})
 
 
-def evaluate(*overrides: str, config_dirs: Sequence[str | os.PathLike[str]] = ()) -> dict[str, Any]:
-    """Do what ``pfc-eval OVERRIDES`` does, and return what it writes to results.json.
-
-    Args:
-        overrides: As on the command line: ``evaluate("ckpt_path=last.ckpt", "+protocols.lfw=lfw.bin")``.
-        config_dirs: Folders of your own configs, searched before those of the package.
-
-    Returns:
-        ``metrics`` and ``intervals`` by name, and more; the same on every rank.
-
-    Raises:
-        ValueError: For a key that does not exist, or bad values.
-        FileNotFoundError: For a file that is not there.
-    """
-    config = compose(overrides, config_name="eval", config_dirs=config_dirs)
-    return run(config, Path(str(config.output_dir)).absolute(), overrides)
-
-
-def run(config: DictConfig, folder: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
-    """Evaluate as a composed config says, leaving everything in ``folder``. Runs on every rank.
-
-    Returns:
-        What rank 0 writes to ``folder/results.json``.
-    """
-    started = time.perf_counter()
-    with open_dict(config):
-        config.output_dir = str(folder)
-    protocols: dict[str, Any] = OmegaConf.to_container(config.protocols, resolve=True)  # type: ignore[assignment]
-    calibration = Calibrate(**OmegaConf.to_container(config.calibrate, resolve=True))  # type: ignore[arg-type]
-    if config.run:
-        protocols = _follow(config, protocols)
-    if not protocols:
-        raise ValueError(
-            f"protocols is empty; name at least one set, as in +protocols.lfw=lfw.bin (types: {', '.join(PROTOCOLS)})"
-        )
-    if str(config.embedder.get("_target_", "")).endswith("checkpoint_embedder") and not config.ckpt_path:
-        raise ValueError(
-            "ckpt_path is missing; give a checkpoint, or choose embedder=onnx, embedder=timm, or embedder=none for "
-            "embeddings made elsewhere"
-        )
-    with _ranks() as peers:
-        embedder = instantiate(config.embedder, _convert_="all") if "_target_" in config.embedder else None
-        suite = Suite(embedder, instantiate(config.settings, _convert_="all"), peers)
-        thresholds, told = _thresholds(config, suite, protocols, calibration)  # first: it may refuse
-        found: list[ProtocolResult] = []
-        for name, protocol in protocols.items():
-            _log.info("%s ...", name)
-            found.append(suite.run(name, protocol))
-        results = {
-            **as_json(found),
-            **({"thresholds": {t.name: t.to_dict() for t in thresholds}} if calibration.wanted else {}),
-            "seconds": time.perf_counter() - started,
-            "ranks": peers.world_size,
-            "overrides": list(overrides),
-            "versions": versions(),
-            "run_dir": str(folder),
-        }
-        if peers.rank == 0:
-            folder.mkdir(parents=True, exist_ok=True)
-            OmegaConf.save(config, folder / "config.yaml", resolve=True)
-            pictures = draw(found, folder / "plots") if config.plots else []
-            write_json(folder / "results.json", results)
-            print_table(found, float(config.settings.level))
-            if calibration.wanted:
-                target = target_of(calibration, config.run, config.ckpt_path, folder)
-                write_thresholds(target, thresholds)
-                print("\n".join([*told, f"written to {target}"]))
-            for path in [folder / "results.json", *pictures]:
-                _log.info("%s", path)
-    return results
-
-
-def _follow(config: DictConfig, protocols: dict[str, Any]) -> dict[str, Any]:
-    """The checkpoint and, unless the user names some, the held-out sets of a run."""
-    folder = Run(str(config.run), config.ckpt_path)
-    with open_dict(config):
-        config.ckpt_path = str(folder.checkpoint)
-    if protocols:
-        return protocols
-    sets = folder.verification_sets()
-    if not sets:
-        raise ValueError(f"run={config.run} held out no identities; name a set, as in +protocols.mine=pairs.txt")
-    return {name: {"type": "run", "path": str(config.run), "set": name} for name in sets}
-
-
-def _thresholds(
-    config: DictConfig, suite: Suite, protocols: dict[str, Any], words: Calibrate
-) -> tuple[list[Threshold], list[str]]:
-    if not words.wanted:
-        return [], []
-    return calibrate(suite, protocols, words, model=_fingerprint(config))
-
-
-def _fingerprint(config: DictConfig) -> str:
-    """Of the weights that are judged: a threshold holds for them alone."""
-    if str(config.embedder.get("_target_", "")).endswith("checkpoint_embedder"):
-        return load_network(str(config.ckpt_path))[0].fingerprint()
-    path = config.embedder.get("path")
-    return sha256(str(path)) if path and Path(str(path)).is_file() else ""
-
-
+@may_be_cut_short
 def main() -> None:
     """The console script."""
-    register_resolvers()
-    before = os.environ.get(_FULL_ERROR)
-    os.environ[_FULL_ERROR] = "1"  # Hydra then raises what it would print, so that it can be said better
-    try:
-        hydra.main(config_path=str(config_dir()), config_name="eval", version_base="1.3")(_task(before))()
-    except (HydraException, OmegaConfBaseException) as error:
-        if before == "1":
-            raise
-        sys.exit(f"pfc-eval: {explain(error, 'eval')}")
-    finally:
-        _restore(before)
+    run_application("pfc-eval", "eval", _work)
 
 
-def _task(full_error: str | None) -> Any:
-    def task(config: DictConfig) -> dict[str, Any]:
-        _restore(full_error)
-        settings = HydraConfig.get()
-        try:
-            return run(config, Path(settings.runtime.output_dir), settings.overrides.task)
-        except Exception as error:
-            cause: BaseException = error
-            while isinstance(cause, HydraException) and cause.__cause__ is not None:
-                cause = cause.__cause__
-            mine = isinstance(cause, ValueError | TypeError | FileNotFoundError | ImportError | OmegaConfBaseException)
-            if full_error == "1" or not mine:
-                raise
-            _log.debug("The run stopped.", exc_info=True)
-            sys.exit(f"pfc-eval: {explain(cause, 'eval')}\n(HYDRA_FULL_ERROR=1 shows where this was found.)")
+def _work(config: DictConfig, folder: Path, overrides: Sequence[str]) -> dict[str, Any]:
+    from lightning_pfc.runs.judging import run
 
-    return task
-
-
-@contextmanager
-def _ranks() -> Iterator[Peers]:
-    """The ranks of torchrun, if it started this process; each takes its own CUDA device if there are any."""
-    if dist.is_initialized() or int(os.environ.get("WORLD_SIZE", "1")) == 1 or "RANK" not in os.environ:
-        yield Peers.current()
-        return
-    if torch.cuda.is_available():
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
-    dist.init_process_group("gloo")  # embeddings travel once, on the CPU
-    try:
-        yield Peers.current()
-    finally:
-        dist.destroy_process_group()
-
-
-def _restore(value: str | None) -> None:
-    if value is None:
-        os.environ.pop(_FULL_ERROR, None)
-    else:
-        os.environ[_FULL_ERROR] = value
+    return run(config, folder, overrides)
 
 
 if __name__ == "__main__":

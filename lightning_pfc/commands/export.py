@@ -7,8 +7,13 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from lightning_pfc.deploy.description import PRECISIONS, ModelDescription
+from lightning_pfc.commands.output import may_be_cut_short
+from lightning_pfc.deploy.precisions import PRECISIONS
+
+if TYPE_CHECKING:
+    from lightning_pfc.deploy.description import ModelDescription
 
 _EPILOG = """examples
   pfc-export runs/X
@@ -23,6 +28,7 @@ _EPILOG = """examples
 What is written is compared with the trained module on real pictures first, and appears whole or not at all."""
 
 
+@may_be_cut_short
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit status: 0 fine, 1 not exported, 2 wrong words."""
     options = _parser().parse_args(arguments)

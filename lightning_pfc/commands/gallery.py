@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lightning_pfc.commands.output import may_be_cut_short
 from lightning_pfc.deploy.commands import run_command
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ A gallery is a folder with one SQLite file, or a database of PostgreSQL with the
 postgresql://HOST/DATABASE. Vectors are kept in float32; encryption of the disk is the file system's business."""
 
 
+@may_be_cut_short
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit status."""
     options = _parser().parse_args(arguments)
@@ -321,3 +323,7 @@ def _progress(sizes: Iterable[int], total: int) -> Iterator[int]:
         for size in sizes:
             bar.update(size)
             yield size
+
+
+if __name__ == "__main__":
+    sys.exit(main())

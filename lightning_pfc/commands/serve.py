@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from lightning_pfc.commands.output import may_be_cut_short
 from lightning_pfc.deploy.commands import run_command
 
 _EPILOG = """examples
@@ -21,6 +22,7 @@ Without keys it answers this machine only (or give --insecure). Thresholds come 
 requests under way finish."""
 
 
+@may_be_cut_short
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit status."""
     options = _parser().parse_args(arguments)
@@ -133,3 +135,7 @@ def _serve(path: Path | None, options: argparse.Namespace) -> int:
 def _limits(options: argparse.Namespace) -> dict[str, int]:
     names = ("body", "image", "pixels", "pictures", "queue", "per_client")
     return {name: value for name in names if (value := getattr(options, f"max_{name}")) is not None}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

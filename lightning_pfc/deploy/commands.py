@@ -14,6 +14,8 @@ def run_command(name: str, work: Callable[[], int]) -> int:
 
     try:
         return work()
+    except BrokenPipeError:
+        raise  # the reader of the output has left
     except OSError as error:
         print(f"{name}: {_of_the_system(error)}", file=sys.stderr)
     except (ValueError, TypeError, ImportError, CheckpointError) as error:

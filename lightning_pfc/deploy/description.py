@@ -10,12 +10,12 @@ from typing import Any, Literal, cast
 from lightning_pfc.calibration.thresholds import Thresholds
 from lightning_pfc.data.preprocessing import Preprocessing
 from lightning_pfc.deploy.errors import ExportError
+from lightning_pfc.deploy.precisions import PRECISIONS
 from lightning_pfc.runs.plain import Reader, is_file_name, read_json
 from lightning_pfc.storage.whole_files import write_json
 
 FORMAT, VERSION = "lightning-pfc export", 1
 FILE = "model.json"
-PRECISIONS = ("float32", "float16", "bfloat16", "int8")
 KINDS = ("onnx", "pt2")
 MAX_SIDE, MAX_WIDTH = 1 << 14, 1 << 20
 

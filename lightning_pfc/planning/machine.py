@@ -2,15 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
-from statistics import median
-
-import torch
-
-from lightning_pfc.products import fast_float32_products
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,38 +62,3 @@ MACHINES = {
     )
     for name, memory, single, half, bandwidth, link, network in _SHEETS
 }
-
-
-def this_machine() -> Machine:
-    """This machine's CPU, timed for a second: one process that uses all its threads."""
-    a, b = torch.randn(256, 512), torch.randn(4096, 512)
-    out = torch.empty(256, 4096)
-    with fast_float32_products():  # as in the head
-        flops = 2 * a.shape[0] * b.shape[0] * b.shape[1] / _seconds(lambda: torch.mm(a, b.t(), out=out))
-    source = torch.zeros(8 << 20)
-    target = torch.empty_like(source)
-    bandwidth = 2 * source.numel() * 4 / _seconds(lambda: target.copy_(source))
-    try:
-        memory = float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
-    except (ValueError, OSError, AttributeError):
-        memory = 16e9
-    return Machine(
-        name="this-cpu",
-        memory=memory,
-        flops=flops,
-        backbone_flops=flops,
-        bandwidth=bandwidth,
-        link=1e9,
-        network=1e8,
-        latency=200e-6,
-    )
-
-
-def _seconds(work: Callable[[], object]) -> float:
-    work()
-    times = []
-    for _ in range(15):
-        start = time.perf_counter()
-        work()
-        times.append(time.perf_counter() - start)
-    return median(times)

@@ -13,7 +13,8 @@ import torch
 from lightning_pfc.heads.permutation import Permutation
 from lightning_pfc.heads.softmax.class_chunks import default_chunk_size
 from lightning_pfc.optim.rows import CHUNK_BYTES, DEFAULT_CHUNK_BYTES
-from lightning_pfc.planning.setup import BYTES, Setup
+from lightning_pfc.planning.setup import Setup
+from lightning_pfc.planning.words import BYTES
 
 DRAW, FORWARD, BACKWARD, STEP = "draw", "forward", "backward", "step"
 ALWAYS = (DRAW, FORWARD, BACKWARD, STEP)

@@ -8,9 +8,7 @@ from typing import Any
 
 from lightning_pfc.distributed.shard import ClassShard
 from lightning_pfc.heads.sampling import capacity, class_budget
-
-OPTIMIZERS = ("sgd", "adamw", "adagrad", "torch-sgd", "torch-adamw")
-BYTES = {"float32": 4, "bfloat16": 2, "int8": 1}
+from lightning_pfc.planning.words import BYTES, OPTIMIZERS
 
 
 @dataclass(frozen=True, kw_only=True)

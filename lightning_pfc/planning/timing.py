@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from lightning_pfc.planning.machine import Machine
-from lightning_pfc.planning.setup import BYTES, Setup
+from lightning_pfc.planning.setup import Setup
 from lightning_pfc.planning.traffic import head_traffic
+from lightning_pfc.planning.words import BYTES
 
 _SCORE_PASSES = 12  # reads and writes of every score beside the products, forward and backward
 _TRAINING = 3  # a backward pass costs two forward passes

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from lightning_pfc.distributed.agreement import MESSAGE_BYTES
-from lightning_pfc.planning.setup import BYTES, Setup
+from lightning_pfc.planning.setup import Setup
+from lightning_pfc.planning.words import BYTES
 
 
 class Message(NamedTuple):

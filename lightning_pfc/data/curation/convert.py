@@ -13,10 +13,9 @@ import numpy as np
 from tqdm import tqdm
 
 from lightning_pfc.data.curation.sinks import FolderSink, ParquetSink, RecordSink, Sink, WebDatasetSink
+from lightning_pfc.data.format_names import WRITABLE as FORMATS
 from lightning_pfc.data.formats.base import EncodedImages
 from lightning_pfc.storage.whole_files import write_whole
-
-FORMATS = ("recordio", "folder", "list", "parquet", "webdataset", "huggingface")
 
 
 def guess_target(target: str | os.PathLike[str]) -> str:

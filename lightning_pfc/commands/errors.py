@@ -1,0 +1,25 @@
+"""Which errors of a command are said in one line, and which are shown with the place where they happened."""
+
+from __future__ import annotations
+
+import sys
+
+from hydra.errors import HydraException
+from omegaconf.errors import OmegaConfBaseException
+
+
+def cause(error: BaseException) -> BaseException:
+    """What went wrong inside a constructor that Hydra called."""
+    while isinstance(error, HydraException) and error.__cause__ is not None:
+        error = error.__cause__
+    return error
+
+
+def is_the_users(error: BaseException) -> bool:
+    """Whether a message says enough: of values, files and checkpoints; anything else is shown with its traceback."""
+    said: list[type[BaseException]] = [ValueError, TypeError, OSError, ImportError, OmegaConfBaseException]
+    if "torch" in sys.modules:  # before, no checkpoint was read
+        from lightning_pfc.checkpoint.manifest import CheckpointError
+
+        said.append(CheckpointError)
+    return isinstance(cause(error), tuple(said))

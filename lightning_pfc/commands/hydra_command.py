@@ -1,0 +1,94 @@
+"""A console script on top of Hydra: its words become a config, its errors one line.
+
+Nothing here imports torch or Lightning: who asks for help, or mistypes a word, is answered at once.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+
+from lightning_pfc.commands.errors import cause, is_the_users
+from lightning_pfc.config import config_dir, explain, register_resolvers
+
+_log = logging.getLogger(__name__)
+_FULL_ERROR = "HYDRA_FULL_ERROR"
+
+Work = Callable[[DictConfig, Path, Sequence[str]], dict[str, Any]]
+
+
+def run_application(
+    name: str,
+    config_name: str,
+    work: Work,
+    *,
+    prepare: Callable[[], None] = lambda: None,
+    explain_more: Callable[[BaseException], str | None] = lambda error: None,
+) -> None:
+    """Run a command.
+
+    Args:
+        name: of the command, for messages.
+        config_name: which of the main configs.
+        work: given the config, the run folder, and the words.
+        prepare: is called before the words are read.
+        explain_more: what to say of an error that is neither Hydra's nor of a value; None shows where it happened.
+    """
+    register_resolvers()
+    with _hydra_raising() as before:
+        try:
+            prepare()
+            application(name, config_name, work, before)()
+        except Exception as error:
+            known = isinstance(error, HydraException | OmegaConfBaseException | ValueError)
+            text = explain(error, config_name) if known else explain_more(error)
+            if before == "1" or text is None:
+                raise
+            sys.exit(f"{name}: {text}")
+
+
+def application(name: str, config_name: str, work: Work, full_error: str | None) -> Any:
+    """The Hydra application; ``full_error`` is what the user had set ``$HYDRA_FULL_ERROR`` to."""
+
+    def task(config: DictConfig) -> dict[str, Any]:
+        _restore(full_error)
+        settings = HydraConfig.get()
+        try:
+            return work(config, Path(settings.runtime.output_dir), settings.overrides.task)
+        except Exception as error:
+            if full_error == "1" or not is_the_users(error):
+                raise
+            _log.debug("The run stopped.", exc_info=True)
+            said = explain(cause(error), config_name)
+            sys.exit(f"{name}: {said}\n(HYDRA_FULL_ERROR=1 shows where this was found.)")
+
+    return hydra.main(config_path=str(config_dir()), config_name=config_name, version_base="1.3")(task)
+
+
+@contextmanager
+def _hydra_raising() -> Iterator[str | None]:
+    """Hydra raises what it would print, so that it can be said better; yields what the user had set."""
+    before = os.environ.get(_FULL_ERROR)
+    os.environ[_FULL_ERROR] = "1"
+    try:
+        yield before
+    finally:
+        _restore(before)
+
+
+def _restore(value: str | None) -> None:
+    if value is None:
+        os.environ.pop(_FULL_ERROR, None)
+    else:
+        os.environ[_FULL_ERROR] = value

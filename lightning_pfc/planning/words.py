@@ -1,0 +1,6 @@
+"""Names that a plan knows, for the command that must not import torch to list them."""
+
+from __future__ import annotations
+
+OPTIMIZERS = ("sgd", "adamw", "adagrad", "torch-sgd", "torch-adamw")
+BYTES = {"float32": 4, "bfloat16": 2, "int8": 1}

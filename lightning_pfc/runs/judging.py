@@ -1,0 +1,145 @@
+"""What ``pfc-eval`` does, and the same from Python: :func:`evaluate`."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+from lightning_pfc.calibration.job import Calibrate, calibrate, target_of, write_thresholds
+from lightning_pfc.calibration.thresholds import Threshold
+from lightning_pfc.config import compose
+from lightning_pfc.protocols.peers import Peers
+from lightning_pfc.protocols.report import ProtocolResult, as_json, draw, print_table
+from lightning_pfc.protocols.suite import PROTOCOLS, Suite
+from lightning_pfc.report import versions
+from lightning_pfc.runs.network import load_network
+from lightning_pfc.runs.run_folder import Run
+from lightning_pfc.storage.whole_files import sha256, write_json
+
+_log = logging.getLogger(__name__)
+
+
+def evaluate(*overrides: str, config_dirs: Sequence[str | os.PathLike[str]] = ()) -> dict[str, Any]:
+    """Do what ``pfc-eval OVERRIDES`` does, and return what it writes to results.json.
+
+    Args:
+        overrides: As on the command line: ``evaluate("ckpt_path=last.ckpt", "+protocols.lfw=lfw.bin")``.
+        config_dirs: Folders of your own configs, searched before those of the package.
+
+    Returns:
+        ``metrics`` and ``intervals`` by name, and more; the same on every rank.
+
+    Raises:
+        ValueError: For a key that does not exist, or bad values.
+        FileNotFoundError: For a file that is not there.
+    """
+    config = compose(overrides, config_name="eval", config_dirs=config_dirs)
+    return run(config, Path(str(config.output_dir)).absolute(), overrides)
+
+
+def run(config: DictConfig, folder: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """Evaluate as a composed config says, leaving everything in ``folder``. Runs on every rank.
+
+    Returns:
+        What rank 0 writes to ``folder/results.json``.
+    """
+    started = time.perf_counter()
+    with open_dict(config):
+        config.output_dir = str(folder)
+    protocols: dict[str, Any] = OmegaConf.to_container(config.protocols, resolve=True)  # type: ignore[assignment]
+    calibration = Calibrate(**OmegaConf.to_container(config.calibrate, resolve=True))  # type: ignore[arg-type]
+    if config.run:
+        protocols = _follow(config, protocols)
+    if not protocols:
+        raise ValueError(
+            f"protocols is empty; name at least one set, as in +protocols.lfw=lfw.bin (types: {', '.join(PROTOCOLS)})"
+        )
+    if str(config.embedder.get("_target_", "")).endswith("checkpoint_embedder") and not config.ckpt_path:
+        raise ValueError(
+            "ckpt_path is missing; give a checkpoint, or choose embedder=onnx, embedder=timm, or embedder=none for "
+            "embeddings made elsewhere"
+        )
+    with _ranks() as peers:
+        embedder = instantiate(config.embedder, _convert_="all") if "_target_" in config.embedder else None
+        suite = Suite(embedder, instantiate(config.settings, _convert_="all"), peers)
+        thresholds, told = _thresholds(config, suite, protocols, calibration)  # first: it may refuse
+        found: list[ProtocolResult] = []
+        for name, protocol in protocols.items():
+            _log.info("%s ...", name)
+            found.append(suite.run(name, protocol))
+        results = {
+            **as_json(found),
+            **({"thresholds": {t.name: t.to_dict() for t in thresholds}} if calibration.wanted else {}),
+            "seconds": time.perf_counter() - started,
+            "ranks": peers.world_size,
+            "overrides": list(overrides),
+            "versions": versions(),
+            "run_dir": str(folder),
+        }
+        if peers.rank == 0:
+            folder.mkdir(parents=True, exist_ok=True)
+            OmegaConf.save(config, folder / "config.yaml", resolve=True)
+            pictures = draw(found, folder / "plots") if config.plots else []
+            write_json(folder / "results.json", results)
+            print_table(found, float(config.settings.level))
+            if calibration.wanted:
+                target = target_of(calibration, config.run, config.ckpt_path, folder)
+                write_thresholds(target, thresholds)
+                print("\n".join([*told, f"written to {target}"]))
+            for path in [folder / "results.json", *pictures]:
+                _log.info("%s", path)
+    return results
+
+
+def _follow(config: DictConfig, protocols: dict[str, Any]) -> dict[str, Any]:
+    """The checkpoint and, unless the user names some, the held-out sets of a run."""
+    folder = Run(str(config.run), config.ckpt_path)
+    with open_dict(config):
+        config.ckpt_path = str(folder.checkpoint)
+    if protocols:
+        return protocols
+    sets = folder.verification_sets()
+    if not sets:
+        raise ValueError(f"run={config.run} held out no identities; name a set, as in +protocols.mine=pairs.txt")
+    return {name: {"type": "run", "path": str(config.run), "set": name} for name in sets}
+
+
+def _thresholds(
+    config: DictConfig, suite: Suite, protocols: dict[str, Any], words: Calibrate
+) -> tuple[list[Threshold], list[str]]:
+    if not words.wanted:
+        return [], []
+    return calibrate(suite, protocols, words, model=_fingerprint(config))
+
+
+def _fingerprint(config: DictConfig) -> str:
+    """Of the weights that are judged: a threshold holds for them alone."""
+    if str(config.embedder.get("_target_", "")).endswith("checkpoint_embedder"):
+        return load_network(str(config.ckpt_path))[0].fingerprint()
+    path = config.embedder.get("path")
+    return sha256(str(path)) if path and Path(str(path)).is_file() else ""
+
+
+@contextmanager
+def _ranks() -> Iterator[Peers]:
+    """The ranks of torchrun, if it started this process; each takes its own CUDA device if there are any."""
+    if dist.is_initialized() or int(os.environ.get("WORLD_SIZE", "1")) == 1 or "RANK" not in os.environ:
+        yield Peers.current()
+        return
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
+    dist.init_process_group("gloo")  # embeddings travel once, on the CPU
+    try:
+        yield Peers.current()
+    finally:
+        dist.destroy_process_group()

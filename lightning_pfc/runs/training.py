@@ -1,0 +1,246 @@
+"""What ``pfc-train`` does, and the same from Python: :func:`train`."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import time
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from hydra.utils import instantiate
+from lightning.pytorch.callbacks import Callback, LearningRateMonitor, ModelCheckpoint
+from lightning.pytorch.callbacks import ProgressBar as LightningProgressBar
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.strategies import DDPStrategy
+from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_only
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+from lightning_pfc import signals
+from lightning_pfc.callbacks import Preemption, Throughput
+from lightning_pfc.checkpoint.publish import newest_of_any_kind
+from lightning_pfc.commands.preflight import check_launch
+from lightning_pfc.config import RUN_DIR_VARIABLE, compose
+from lightning_pfc.distributed.jobs import adopt_step, job_name, restart_count, step_host
+from lightning_pfc.distributed.rendezvous import agree_on_text
+from lightning_pfc.evaluation import VerificationEvaluation
+from lightning_pfc.report import draw, peak_memory, print_results, versions
+from lightning_pfc.storage.whole_files import write_json, write_whole
+from lightning_pfc.strategies import PartialFCStrategy
+
+_log = logging.getLogger(__name__)
+
+
+def train(*overrides: str, config_dirs: Sequence[str | os.PathLike[str]] = ()) -> dict[str, Any]:
+    """Do what ``pfc-train OVERRIDES`` does, and return what it writes to results.json.
+
+    Args:
+        overrides: as on the command line: ``train("data=glyphs", "loss=cosface", "trainer.max_epochs=2")``.
+        config_dirs: folders of your own configs, searched before those of the package.
+
+    Returns:
+        ``metrics`` by name, ``run_dir``, ``seconds`` and more; the same metrics on every rank.
+
+    Raises:
+        ValueError: for a group, an option or a key that does not exist, saying what does; or for bad values.
+
+    Note:
+        With several devices and neither torchrun nor srun, the processes are started by running your script again, as
+        every Trainer does: keep the call under ``if __name__ == "__main__":``.
+    """
+    adopt_step()
+    config = compose(overrides, config_dirs=config_dirs)
+    folder = Path(str(config.output_dir)).absolute()
+    with _run_dir_for_children(folder):
+        return run(config, folder, overrides)
+
+
+def run(config: DictConfig, folder: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """Train and test as a composed config says, leaving everything in ``folder``. Runs on every rank.
+
+    Returns:
+        What rank 0 writes to ``folder/results.json``.
+    """
+    started = time.perf_counter()
+    with open_dict(config):
+        config.output_dir = str(folder)
+    check_launch(config)
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    warnings.filterwarnings("ignore", message=".*`srun` command is available.*")  # a job of one process needs none
+    L.seed_everything(config.seed, workers=True, verbose=False)
+    callbacks = _callbacks(config)
+    trainer = _trainer(config, callbacks, folder)  # first: what it refuses is known before data and model are built
+    with _signals_of(callbacks):
+        return _fit_and_test(config, trainer, folder, overrides, started)
+
+
+def _callbacks(config: DictConfig) -> list[Callback]:
+    callbacks: list[Callback] = _instantiate_each(config.callbacks)
+    unwanted: list[type[Callback]] = []  # a Trainer refuses callbacks that have nothing to do
+    if not config.trainer.get("enable_progress_bar", True):
+        unwanted.append(LightningProgressBar)
+    if not any((config.logger or {}).values()):
+        unwanted.append(LearningRateMonitor)
+    return [callback for callback in callbacks if not isinstance(callback, tuple(unwanted))]
+
+
+def _trainer(config: DictConfig, callbacks: list[Callback], folder: Path) -> L.Trainer:
+    loggers: list[Logger] = _instantiate_each(config.logger)
+    trainer: L.Trainer = instantiate(
+        config.trainer,
+        callbacks=callbacks,
+        logger=loggers or False,
+        enable_checkpointing=any(isinstance(callback, ModelCheckpoint) for callback in callbacks),
+        default_root_dir=str(folder),
+        _convert_="all",
+    )
+    _refuse_sweep_over_children(trainer)
+    return trainer
+
+
+@contextlib.contextmanager
+def _signals_of(callbacks: Sequence[Callback]) -> Iterator[None]:
+    """Outside of fit, where the callback catches them itself, they are caught as it says."""
+    preemption = next((callback for callback in callbacks if isinstance(callback, Preemption)), None)
+    if preemption is None:
+        signals.release()
+        yield
+    else:
+        with signals.caught([each.name for each in preemption.signals], preemption.requeue):
+            yield
+
+
+def _fit_and_test(
+    config: DictConfig, trainer: L.Trainer, folder: Path, overrides: Sequence[str], started: float
+) -> dict[str, Any]:
+    data: L.LightningDataModule = instantiate(config.data, _convert_="all")
+    data.prepare_data()  # before there are ranks: the head needs the number of classes
+    data.setup("fit")
+    module: L.LightningModule = instantiate(
+        config.model,
+        num_classes=data.num_classes,  # type: ignore[attr-defined]
+        input_size=list(data.input_size),  # type: ignore[attr-defined]
+        _convert_="all",
+    )
+    _save_config(config, folder)
+
+    metrics: dict[str, float] = {}
+    if config.fit:
+        trainer.fit(module, datamodule=data, ckpt_path=_starting_point(config, folder, trainer))
+        metrics |= _numbers(trainer)
+    if config.test:
+        test_path = None if config.fit else config.ckpt_path
+        trainer.test(module, datamodule=data, ckpt_path=test_path, verbose=False)
+        metrics |= _numbers(trainer)
+
+    throughput = next((c for c in trainer.callbacks if isinstance(c, Throughput)), None)  # type: ignore[attr-defined]
+    started -= throughput.seconds_before if throughput else 0.0  # a requeued job counts on
+    results: dict[str, Any] = {
+        "metrics": metrics,
+        **metrics,
+        "seconds": time.perf_counter() - started,
+        "samples": throughput.samples if throughput else None,
+        "samples_per_second": throughput.samples_per_second if throughput else None,
+        "steps": trainer.global_step,
+        "peak_memory_bytes": peak_memory(),
+        "ranks": trainer.world_size,
+        "seed": config.seed,
+        "overrides": list(overrides),
+        "versions": versions(),
+        "run_dir": str(folder),
+    }
+    if trainer.is_global_zero:
+        if config.plots:
+            _draw(module, data, folder)
+        results["seconds"] = time.perf_counter() - started
+        write_json(folder / "results.json", results)
+        print_results(results)
+    signals.all_is_done()
+    return results
+
+
+# --- details ----------------------------------------------------------------------------------------------------------
+
+
+def _instantiate_each(group: DictConfig | None) -> list[Any]:
+    return [instantiate(node, _convert_="all") for node in (group or {}).values() if node]
+
+
+def _starting_point(config: DictConfig, folder: Path, trainer: L.Trainer) -> str | None:
+    """The checkpoint that training goes on from: this job's own newest one, if it has run before; else the user's."""
+    if not restart_count() and folder.name != job_name():
+        return str(config.ckpt_path) if config.ckpt_path else None
+    keepers = [c for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint)]
+    folders = dict.fromkeys([*(Path(c.dirpath) for c in keepers if c.dirpath), folder / "checkpoints"])
+
+    def choose() -> str:
+        return str(newest_of_any_kind(folders) or "")
+
+    # All ranks take what rank 0 finds: a folder on a network may look older from another host.
+    what = f"checkpoint of {folder} after {restart_count()} restarts"
+    found = agree_on_text(what, choose, "ckpt_path=FILE", os.environ.get("MASTER_ADDR") or step_host())
+    if not found:
+        return str(config.ckpt_path) if config.ckpt_path else None
+    if isinstance(trainer.strategy, PartialFCStrategy):
+        trainer.strategy.fall_back = True  # nobody is watching: rather an older one than none
+    rank_zero_info("This job has run before; it goes on from %s", found)
+    return found
+
+
+def _numbers(trainer: L.Trainer) -> dict[str, float]:
+    return {name: float(value) for name, value in trainer.callback_metrics.items()}
+
+
+def _refuse_sweep_over_children(trainer: L.Trainer) -> None:
+    """Lightning's launcher runs the command line again in each child: here, the whole sweep."""
+    if not HydraConfig.initialized() or HydraConfig.get().mode != RunMode.MULTIRUN or trainer.world_size == 1:
+        return
+    strategy = trainer.strategy
+    environment = strategy.cluster_environment if isinstance(strategy, DDPStrategy) else None
+    if environment is not None and not environment.creates_processes_externally:
+        devices = trainer.num_devices
+        raise ValueError(
+            f"trainer.devices={devices} in a sweep (-m): each process that the trainer starts would run the whole "
+            f"sweep again. Start the processes outside: torchrun --nproc-per-node={devices} $(which pfc-train) -m ..., "
+            "or srun; or sweep with trainer.devices=1."
+        )
+
+
+@rank_zero_only
+def _save_config(config: DictConfig, folder: Path) -> None:
+    with write_whole(folder / "config.yaml", "w", encoding="utf-8") as file:
+        OmegaConf.save(config, file, resolve=True)
+
+
+def _draw(module: L.LightningModule, data: Any, folder: Path) -> None:
+    scores = {
+        evaluation.name: evaluation.scores
+        for evaluation in getattr(module, "evaluations", [])
+        if isinstance(evaluation, VerificationEvaluation) and evaluation.scores is not None
+    }
+    sets = {**data.verification_sets("validate"), **data.verification_sets("test")} if scores else {}
+    for path in draw(folder / "plots", folder / "metrics.csv", scores, sets):
+        rank_zero_info("%s", path)
+
+
+@contextlib.contextmanager
+def _run_dir_for_children(folder: Path) -> Iterator[None]:
+    before = os.environ.get(RUN_DIR_VARIABLE)
+    os.environ[RUN_DIR_VARIABLE] = str(folder)
+    try:
+        yield
+    finally:
+        _restore(RUN_DIR_VARIABLE, before)
+
+
+def _restore(name: str, value: str | None) -> None:
+    if value is None:
+        os.environ.pop(name, None)
+    else:
+        os.environ[name] = value

@@ -1,0 +1,59 @@
+"""What every command has in common: help at once, and a reader that may leave."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from lightning_pfc.data.format_names import READABLE, WRITABLE
+from lightning_pfc.data.formats.opening import READERS
+
+COMMANDS = re.findall(r'^pfc-(\w+) = "(\S+):main"', (Path(__file__).parents[2] / "pyproject.toml").read_text(), re.M)
+
+
+def start(module: str, *words: str, stdout: int = subprocess.PIPE) -> subprocess.Popen[str]:
+    where = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    return subprocess.Popen(
+        [sys.executable, "-m", module, *words], stdout=stdout, stderr=subprocess.PIPE, env=where, text=True
+    )
+
+
+def test_there_are_commands() -> None:
+    assert {"train", "eval", "data", "ckpt", "plan", "export", "gallery", "serve"} == {name for name, _ in COMMANDS}
+
+
+@pytest.mark.skipif(not hasattr(os, "wait4"), reason="processor time of one child is a matter of POSIX")
+@pytest.mark.parametrize(("name", "module"), COMMANDS)
+def test_help_is_there_at_once(name: str, module: str) -> None:
+    spent: list[float] = []
+    while not spent or (min(spent) >= 2 and len(spent) < 3):  # processor time, but of a core that others share
+        asked = start(module, "--help")
+        assert asked.stdout is not None
+        assert asked.stderr is not None
+        said, complaints = asked.stdout.read(), asked.stderr.read()
+        _, status, used = os.wait4(asked.pid, 0)
+        asked.returncode = os.waitstatus_to_exitcode(status)
+        assert (asked.returncode, complaints) == (0, "")
+        assert f"pfc-{name}" in said
+        spent.append(used.ru_utime + used.ru_stime)
+    assert min(spent) < 2
+
+
+@pytest.mark.parametrize(("name", "module"), COMMANDS)
+def test_the_reader_of_help_may_leave(name: str, module: str) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)  # `| head` that has read enough, before the first byte: no pipe's buffer hides what is tested
+    asked = start(module, "--help", stdout=writing)
+    os.close(writing)
+    assert asked.communicate(timeout=60)[1] == ""
+    assert asked.returncode in (0, 141), name  # that of the command, or of SIGPIPE where it was not through
+
+
+def test_formats_that_commands_name_are_those_that_are_read() -> None:
+    assert sorted(READERS) == sorted(READABLE)
+    assert set(WRITABLE) <= set(READABLE)
