@@ -107,6 +107,9 @@ def _parser() -> argparse.ArgumentParser:
         )
     for one in (build, add):
         one.add_argument("--no-previews", action="store_true", help="keep no small images of the pictures")
+        one.add_argument(
+            "--allow", type=Path, action="append", default=[], metavar="FOLDER", help="links may lead into it too"
+        )
     for one in (build, add, search, reembed):
         one.add_argument("--engine", help="onnxruntime, openvino or torch (default: what the export was made for)")
     return parser
@@ -119,7 +122,7 @@ def _build(options: argparse.Namespace) -> int:
     from lightning_pfc.gallery.enrolling import model_record
     from lightning_pfc.gallery.opening import create_gallery
 
-    images = list(_folder(options.folder))
+    images = list(_folder(options.folder, options.allow))
     recogniser = _recogniser(options.model, options.engine)
     with create_gallery(options.gallery, model_record(recogniser), options.pooling) as gallery:
         return _enrol(gallery, recogniser, images, options)
@@ -130,7 +133,7 @@ def _add(options: argparse.Namespace) -> int:
         if options.name is not None:
             images = [(options.name, path) for path in options.pictures]
         elif len(options.pictures) == 1 and options.pictures[0].is_dir():
-            images = list(_folder(options.pictures[0]))
+            images = list(_folder(options.pictures[0], options.allow))
         else:
             raise ValueError("add takes a folder of folders, or --name NAME and pictures.")
         return _enrol(gallery, _model_of(gallery, options), images, options)
@@ -275,10 +278,10 @@ def _model_of(gallery: Gallery, options: argparse.Namespace) -> Recogniser:
     return recogniser
 
 
-def _folder(folder: Path) -> Iterator[tuple[str, Path]]:
+def _folder(folder: Path, allow: list[Path]) -> Iterator[tuple[str, Path]]:
     from lightning_pfc.data.formats.folder import FolderImages
 
-    images = FolderImages(folder)
+    images = FolderImages(folder, allow=allow)
     for i, label in enumerate(images.labels.tolist()):
         yield images.identities[label], folder / images.locate(i)[len(str(folder)) + 1 :]
 

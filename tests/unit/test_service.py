@@ -439,7 +439,10 @@ def test_from_a_folder_to_answers_and_a_clean_end(
     (tmp_path / "some").mkdir()
     for name in ("id01", "id02"):
         (tmp_path / "some" / name).symlink_to(pictures / name)
-    built = run("gallery", "build", str(gallery), str(tmp_path / "some"), "--model", str(export_folder))
+    words = ["gallery", "build", str(gallery), str(tmp_path / "some"), "--model", str(export_folder)]
+    refused = run(*words)
+    assert (refused.returncode, f"allow={pictures}" in refused.stderr) == (1, True)  # links lead out of the folder
+    built = run(*words, f"--allow={pictures}")
     assert built.returncode == 0, built.stderr
     assert "8 pictures enrolled; the gallery has 8 of 2 identities" in built.stdout
     program = "import sys; from lightning_pfc.commands.serve import main; sys.exit(main(sys.argv[1:]))"
