@@ -5,9 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from lightning_pfc.checkpoint.manifest import is_checkpoint_folder
+from lightning_pfc.checkpoint.single import load_file
 from lightning_pfc.checkpoint.store import load_folder
 from lightning_pfc.distributed.comm import Comm
 
@@ -33,7 +32,7 @@ def network_checkpoint(path: Path) -> dict[str, Any]:
     if is_checkpoint_folder(path):
         content: Any = load_folder(path, Comm.single(), _Network())[0]
     elif path.is_file():
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        content = load_file(path, check=False)
     else:
         what = "is a folder without a manifest.json" if path.is_dir() else "is not there"
         raise FileNotFoundError(f"no such checkpoint: {path} {what}")

@@ -114,10 +114,15 @@ def _report(folder: str | os.PathLike[str], about: ModelDescription) -> None:
     fidelity = checks["fidelity"]
     shape = f"{channels} x {height} x {width} to {model.width} numbers"
     print(f"{os.fspath(folder)}: {model.file}, {shape}, {model.precision}")
+    what = "equal to the trained module" if model.precision == "float32" else "beside the trained module"
     print(
-        f"  equal to the trained module: cosine at least 1 - {fidelity['cosine_loss']:.1e} on {fidelity['pictures']} "
+        f"  {what}: cosine at least 1 - {fidelity['cosine_loss']:.1e} on {fidelity['pictures']} "
         f"pictures, batches of {', '.join(str(size) for size in fidelity['batches'])}"
     )
+    for name, (far, before, after) in checks["gate"].get("accept_rates", {}).items():
+        print(f"  true accept rate at FAR {far} on {name}: {100 * before:.2f} -> {100 * after:.2f} %")
+    for size, (before, after) in checks["gate"].get("milliseconds", {}).items():
+        print(f"  {model.engine}, batch of {size}: {before:.1f} -> {after:.1f} ms")
     if about.centers is not None:
         print(f"  {about.centers.classes:,} class centers, by name")
     if about.thresholds:

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import sys
+import threading
 from collections.abc import Callable
+from typing import Any
 
 
 def run_command(name: str, work: Callable[[], int]) -> int:
     """Do the work of a command; what a user can mend is one line on stderr and status 1, without a traceback."""
     from lightning_pfc.checkpoint import CheckpointError
 
+    before = _on_termination(_leave)  # so that what is half-written is taken away
     try:
         return work()
     except BrokenPipeError:
@@ -23,7 +27,20 @@ def run_command(name: str, work: Callable[[], int]) -> int:
     except KeyboardInterrupt:
         print(f"\n{name}: interrupted", file=sys.stderr)
         return 130
+    finally:
+        _on_termination(before)
     return 1
+
+
+def _on_termination(handler: Any) -> Any:
+    """Have a handler called at SIGTERM; returns the one before. Only the main thread may."""
+    if handler is None or threading.current_thread() is not threading.main_thread():
+        return None
+    return signal.signal(signal.SIGTERM, handler)
+
+
+def _leave(number: int, _: object) -> None:
+    sys.exit(128 + number)
 
 
 def _of_the_system(error: OSError) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib.metadata
 import json
 import os
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from torch import Tensor
 
 from lightning_pfc.calibration.thresholds import Thresholds
 from lightning_pfc.data.preprocessing import METADATA_KEY, Preprocessing
@@ -22,8 +24,10 @@ from lightning_pfc.deploy.errors import ExportError
 from lightning_pfc.deploy.fidelity import FLOAT32_BOUND, Fidelity, compare_engines
 from lightning_pfc.deploy.figures import as_dict, figures_of, set_scores
 from lightning_pfc.deploy.folder import checksums, publish
+from lightning_pfc.deploy.gate import judge, refuse
 from lightning_pfc.deploy.onnx_file import write_onnx, write_pt2
 from lightning_pfc.deploy.output import Output
+from lightning_pfc.deploy.reduced import CALIBRATION_PICTURES, write_int8
 from lightning_pfc.deploy.samples import Samples, open_samples
 from lightning_pfc.deploy.torch_engine import TorchEngine
 from lightning_pfc.runs.network import EmbeddingModel
@@ -103,9 +107,15 @@ def export_run(
 
 
 def _refuse_what_is_not_there_yet(options: ExportOptions) -> None:
-    for name in ("precision", "detector", "pack"):
-        if (value := getattr(options, name)) not in (None, "float32"):
+    for name in ("detector", "pack"):
+        if (value := getattr(options, name)) is not None:
             raise ExportError(f"{name}={value}: not possible yet")
+    if options.precision != "float32" and options.format != "onnx":
+        raise ExportError(f"precision={options.precision} is for ONNX files; leave --format {options.format} out")
+    if options.precision == "bfloat16" and options.engine != "openvino":
+        raise ExportError(f"precision=bfloat16: {options.engine} computes nothing in it; use --engine openvino")
+    if not 0 <= options.max_loss < 1:
+        raise ExportError(f"max_loss={options.max_loss:g} is a share, from 0 to less than 1")
 
 
 class _Exporting:
@@ -116,6 +126,8 @@ class _Exporting:
         fit = options.fit or ("crop" if run.preprocessing.fit == "exact" else None)
         self.preprocessing: Preprocessing = run.preprocessing.changed(fit=fit)
         self.network: EmbeddingModel = run.network
+        self.scores: Mapping[str, Tensor] = {}  # of the pairs of each set, in float32
+        self.gate: Mapping[str, Any] = {}
         self.samples: Samples = open_samples(run, run.preprocessing, options.images)
 
     def description(self) -> ModelDescription:
@@ -134,7 +146,12 @@ class _Exporting:
             thresholds=thresholds,
             weights=self.network.fingerprint(),
             trained_on=self._trained_on(),
-            checks={"fidelity": fidelity.to_dict(), "figures": self._figures(model), "left_out": left_out},
+            checks={
+                "fidelity": fidelity.to_dict(),
+                "figures": self._figures(),
+                "gate": self.gate,
+                "left_out": left_out,
+            },
             versions=_versions(),
         )
         write_card(self.folder / "README.md", self.name, about, license=options.license)
@@ -157,20 +174,48 @@ class _Exporting:
     def _write_model(self, model: ModelFile) -> Fidelity:
         network = Output(self.network, flip=model.flip, unit=model.unit).eval()
         path = self.folder / model.file
-        if model.kind == "onnx":
-            write_onnx(
-                network,
-                self.preprocessing.image_shape,
-                path,
-                input_name=model.input,
-                output_name=model.output,
-                metadata={METADATA_KEY: json.dumps(self._judged(model).to_config())},
-            )
-            engine: Engine = open_engine(model.engine, path)
-        else:
+        engine: Engine
+        if model.kind == "pt2":
             write_pt2(network, self.preprocessing.image_shape, path)
             engine = _Program(path)
-        return self._checked(TorchEngine(network), engine)
+        else:
+            self._write_onnx(network, model, path)
+            engine = open_engine(model.engine, path)
+        fidelity = self._checked(TorchEngine(network), engine)
+        sets = self.samples.sets.items()
+        self.scores = {name: set_scores(engine, part, self.preprocessing) for name, part in sets}
+        return fidelity if model.precision == "float32" else self._reduce(model, network, path, engine)
+
+    def _write_onnx(self, network: torch.nn.Module, model: ModelFile, path: Path) -> None:
+        write_onnx(
+            network,
+            self.preprocessing.image_shape,
+            path,
+            input_name=model.input,
+            output_name=model.output,
+            metadata={METADATA_KEY: json.dumps(self._judged(model).to_config())},
+        )
+
+    def _reduce(self, model: ModelFile, network: Output, path: Path, float32: Engine) -> Fidelity:
+        """Put a file of the reduced precision in the place of the float32 one, if it stands the comparison."""
+        made = path.with_name("reduced.onnx")
+        if model.precision == "int8":
+            images = self.samples.floats(CALIBRATION_PICTURES, self.preprocessing)
+            write_int8(path, made, images, input_name=model.input)
+        elif model.precision == "float16":
+            half = Output(copy.deepcopy(self.network), flip=model.flip, unit=model.unit, dtype=torch.float16)
+            self._write_onnx(half.eval(), model, made)
+        else:
+            made = path  # bfloat16: the same file
+        reduced = open_engine(model.engine, made, precision=model.precision)
+        images = self.samples.floats(_CHECKED, self.preprocessing)
+        found = judge(
+            float32, reduced, self.scores, self.samples.sets, images, self.preprocessing, self.options.max_loss
+        )
+        refuse(found, model.precision, model.engine)
+        self.gate = found.to_dict()
+        made.replace(path)
+        return compare_engines(TorchEngine(network), reduced, images)
 
     def _judged(self, model: ModelFile) -> Preprocessing:
         """The record in the file itself: whoever opens it alone must not add mirror images a second time."""
@@ -186,14 +231,9 @@ class _Exporting:
             )
         return found
 
-    def _figures(self, model: ModelFile) -> Mapping[str, Any]:
-        engine = TorchEngine(Output(self.network, flip=model.flip).eval())
-        found = [
-            figure
-            for name, part in self.samples.sets.items()
-            for figure in figures_of(set_scores(engine, part, self.preprocessing), name, part)
-        ]
-        return as_dict(found)
+    def _figures(self) -> Mapping[str, Any]:
+        sets = self.samples.sets
+        return as_dict([figure for name in sets for figure in figures_of(self.scores[name], name, sets[name])])
 
     def _centers(self) -> Centers | None:
         if not self.options.centers:

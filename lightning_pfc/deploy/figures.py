@@ -8,11 +8,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
+from tqdm import trange
 
 from lightning_pfc.data.preprocessing import Preprocessing
 from lightning_pfc.data.verification import VerificationSet
 from lightning_pfc.deploy.engines import Engine
-from lightning_pfc.deploy.samples import limited
 from lightning_pfc.metrics.functional import cosine_from_squared_distance, pair_squared_distances, tar_at_far
 from lightning_pfc.metrics.verification import rate_name
 from lightning_pfc.protocols.bootstrap import tar_interval
@@ -38,10 +38,9 @@ class Figure(NamedTuple):
 
 def embed_set(engine: Engine, part: VerificationSet, preprocessing: Preprocessing) -> Tensor:
     """(N, D) embeddings of the pictures that a set's pairs use; rows that no pair uses are zero."""
-    part = limited(part)
     used = torch.unique(torch.cat([part.pairs.first, part.pairs.second])).numpy()
     rows: Tensor | None = None
-    for start in range(0, len(used), BATCH):
+    for start in trange(0, len(used), BATCH, desc="measuring", unit_scale=BATCH, unit=" pictures", disable=None):
         places = used[start : start + BATCH].astype(np.int64)
         images = preprocessing.tensor(part.images.fetch(places)).contiguous().numpy()
         found = torch.from_numpy(engine(images))
@@ -54,14 +53,12 @@ def embed_set(engine: Engine, part: VerificationSet, preprocessing: Preprocessin
 
 def set_scores(engine: Engine, part: VerificationSet, preprocessing: Preprocessing) -> Tensor:
     """(P,) float64 cosines of a set's pairs."""
-    part = limited(part)
     rows = embed_set(engine, part, preprocessing)
     return cosine_from_squared_distance(pair_squared_distances(rows, part.pairs.first, part.pairs.second))
 
 
 def figures_of(scores: Tensor, name: str, part: VerificationSet) -> list[Figure]:
     """True accept rates of a set at the rates that its pairs resolve, with intervals by identity."""
-    part = limited(part)
     pairs = part.pairs
     sides = (part.identity[pairs.first], part.identity[pairs.second])
     impostors = int((~pairs.same).sum())

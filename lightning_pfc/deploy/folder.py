@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -31,8 +30,9 @@ def publish(target: str | os.PathLike[str], *, replace: bool = False) -> Iterato
     if final.is_symlink() or (final.exists() and not _is_export(final)):
         raise ExportError("is no export, so it is not replaced; give another --out", final)
     final.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{final.name}.", suffix=".part", dir=final.parent))
-    partial.chmod(0o755)
+    _sweep(final)
+    partial = final.with_name(f".{final.name}.{os.getpid()}.part")
+    partial.mkdir()
     try:
         yield partial
         for file in partial.rglob("*"):
@@ -52,15 +52,38 @@ def _move(partial: Path, final: Path) -> None:
     if not final.exists():
         partial.rename(final)
         return
-    old = Path(tempfile.mkdtemp(prefix=f".{final.name}.", suffix=".old", dir=final.parent))
-    final.rename(old / final.name)
+    old = final.with_name(f".{final.name}.{os.getpid()}.old")
+    final.rename(old)
     try:
         partial.rename(final)
     except OSError:
-        (old / final.name).rename(final)
+        old.rename(final)
         raise
-    finally:
-        shutil.rmtree(old, ignore_errors=True)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _sweep(final: Path) -> None:
+    """Take away what exports to this place have left that were killed; one killed in the last moment gets its old back."""
+    for path in final.parent.glob(f".{final.name}.*"):
+        pid = path.name.split(".")[-2]
+        if path.suffix not in (".part", ".old") or not pid.isdigit() or _runs(int(pid)):
+            continue
+        if path.suffix == ".old" and not final.exists():
+            path.rename(final)
+        else:
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _runs(pid: int) -> bool:
+    if pid == os.getpid():
+        return False
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
 
 
 def _to_disk(path: Path) -> None:

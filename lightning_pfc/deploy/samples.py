@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from lightning_pfc.data.counter import stream
 from lightning_pfc.data.preprocessing import Preprocessing
 from lightning_pfc.data.source import IdentityData, LabelledSet
 from lightning_pfc.data.verification import FOLDS, Pairs, VerificationSet, make_pairs
@@ -18,7 +19,7 @@ from lightning_pfc.deploy.engines import Floats
 from lightning_pfc.deploy.errors import ExportError
 from lightning_pfc.runs.run_folder import Run, spread
 
-MOST_PICTURES = 20_000
+MOST_PICTURES = 5_000
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,8 @@ def _of_run(run: Run) -> Samples:
         labelled = [part for part in sets.values() if isinstance(part, LabelledSet)]
         table, labels = (labelled[-1].images, labelled[-1].labels) if labelled else (data.train, data.labels)
         verification = _by_labels("labelled", table, np.asarray(labels[np.arange(min(len(table), MOST_PICTURES))]))
-    return Samples(data.train, verification, Path(data.description.split(":")[0]).name or "the run's data", data)
+    name = Path(data.description.split(":")[0]).name or "the run's data"
+    return Samples(data.train, {key: limited(part) for key, part in verification.items()}, name, data)
 
 
 def _of_folder(folder: Path, preprocessing: Preprocessing) -> Samples:
@@ -85,10 +87,15 @@ def _by_labels(name: str, table: Any, labels: np.ndarray[Any, np.dtype[np.int64]
 
 
 def limited(part: VerificationSet) -> VerificationSet:
-    """A set of which no more than ``MOST_PICTURES`` pictures are used."""
+    """A set of which no more than ``MOST_PICTURES`` pictures are used: all those of identities that a hash picks."""
     if len(part.images) <= MOST_PICTURES:
         return part
-    pairs = part.pairs
-    keep = (pairs.first < MOST_PICTURES) & (pairs.second < MOST_PICTURES)
-    kept = Pairs(pairs.first[keep], pairs.second[keep], pairs.same[keep], pairs.fold[keep])
-    return VerificationSet(part.images, kept, part.identity, part.description)
+    names, number = torch.unique(part.identity, return_inverse=True)
+    order = np.argsort(stream(0, 41, np.arange(len(names))), kind="stable")
+    sizes = torch.bincount(number)[order]
+    chosen = torch.zeros(len(names), dtype=torch.bool)
+    chosen[order[: int((sizes.cumsum(0) <= MOST_PICTURES).sum())]] = True
+    pairs, kept = part.pairs, chosen[number]
+    keep = kept[pairs.first] & kept[pairs.second]
+    fewer = Pairs(pairs.first[keep], pairs.second[keep], pairs.same[keep], pairs.fold[keep])
+    return VerificationSet(part.images, fewer, part.identity, part.description)

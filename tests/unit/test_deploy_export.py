@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
+import openvino
 import pytest
 import torch
 from PIL import Image
@@ -17,12 +23,16 @@ from PIL import Image
 from lightning_pfc.calibration import Threshold
 from lightning_pfc.commands.export import main
 from lightning_pfc.data.errors import BrokenImageError
-from lightning_pfc.deploy import ExportError, Recogniser
+from lightning_pfc.deploy import ExportError, GateError, Recogniser, gate
 from lightning_pfc.deploy import export as export_module
 from lightning_pfc.deploy.description import ModelDescription
 from lightning_pfc.deploy.export import ExportOptions, export_run
 from lightning_pfc.deploy.fidelity import compare_engines
+from lightning_pfc.deploy.figures import set_scores
 from lightning_pfc.deploy.folder import publish
+from lightning_pfc.deploy.gate import judge, refuse
+from lightning_pfc.deploy.samples import open_samples
+from lightning_pfc.deploy.torch_engine import TorchEngine
 from lightning_pfc.runs.run_folder import Run
 from lightning_pfc.storage.whole_files import sha256, write_json
 
@@ -295,3 +305,150 @@ def test_a_config_of_a_model_reads_nothing(export_folder: Path, tmp_path: Path, 
     (folder / "config.json").write_text(json.dumps(config))
     with pytest.raises(ExportError, match="no model of timm"):
         export_module.EmbeddingModel.from_pretrained(folder)
+
+
+# --- fewer bits -------------------------------------------------------------------------------------------------------
+
+
+class Fake:
+    """An engine that adds noise to what another gives, and takes its time."""
+
+    name = "fake"
+
+    def __init__(self, noise: float = 0.0, seconds: float = 0.0) -> None:
+        self.noise, self.seconds = noise, seconds
+
+    def __call__(self, images: Any) -> Any:
+        time.sleep(self.seconds)
+        rows = images.reshape(len(images), -1)[:, ::7]
+        return rows + self.noise * np.random.default_rng(0).standard_normal(rows.shape).astype(np.float32)
+
+
+@pytest.mark.parametrize(
+    ("noise", "seconds", "said"),
+    [(0.0, 0.001, None), (3.0, 0.001, "it loses more than --max-loss 0.01"), (0.0, 0.008, "it is not faster in fake")],
+)
+def test_a_reduced_precision_must_recognise_as_well_and_faster(
+    run_folder: Path, noise: float, seconds: float, said: str | None
+) -> None:
+    run = Run(run_folder)
+    samples = open_samples(run, run.preprocessing, None)
+    images = samples.floats(8, run.preprocessing)
+    before, after = Fake(seconds=0.006), Fake(noise, seconds)
+    scores = {name: set_scores(before, part, run.preprocessing) for name, part in samples.sets.items()}
+    found = judge(before, after, scores, samples.sets, images, run.preprocessing, 0.01)
+    assert found.accept_rates["test"][0] == "1e-2"
+    if said is None:
+        refuse(found, "int8", "fake")
+    else:
+        with pytest.raises(GateError, match=said) as error:
+            refuse(found, "int8", "fake")
+        assert "true accept rate at FAR 1e-2 on test" in str(error.value)
+        assert "batch of 16" in str(error.value)
+    assert 5 < found.milliseconds[1][0] < 60
+
+
+@pytest.mark.usefixtures("traced_once")
+@pytest.mark.parametrize("faster", [True, False])
+def test_int8(
+    run_folder: Path,
+    tmp_path: Path,
+    pictures: Path,
+    faster: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(gate, "in_turn", lambda *_: [2.0, 1.0] if faster else [1.0, 2.0])
+    status = main([str(run_folder), "--out", str(tmp_path / "out"), "--precision", "int8", "--max-loss", "0.2"])
+    said = capsys.readouterr()
+    assert status == (0 if faster else 1)
+    if not faster:
+        assert "precision=int8 is not kept: it is not faster in onnxruntime" in said.err
+        assert "\n" not in said.err.strip()
+        assert list(tmp_path.iterdir()) == []
+        return
+    assert "onnxruntime, batch of 16: 2.0 -> 1.0 ms" in said.out
+    kinds = {node.op_type for node in onnx.load(tmp_path / "out" / "model.onnx").graph.node}
+    assert kinds >= {"QuantizeLinear", "DequantizeLinear"}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {
+        "model.onnx",
+        "model.json",
+        "model.safetensors",
+        "config.json",
+        "README.md",
+    }
+    paths = sorted(pictures.rglob("*.png"))[:20]
+    wanted = Recogniser.load(tmp_path / "out", engine="torch").embed(paths)
+    for engine in ("onnxruntime", "openvino"):
+        found = Recogniser.load(tmp_path / "out", engine=engine).embed(paths)
+        cosine = (found * wanted).sum(1) / np.linalg.norm(found, axis=1) / np.linalg.norm(wanted, axis=1)
+        assert cosine.min() > 0.9
+        assert not np.allclose(found, wanted, atol=1e-4)
+    about = ModelDescription.read(tmp_path / "out" / "model.json")
+    assert about.checks["gate"]["milliseconds"]["1"] == [2.0, 1.0]
+
+
+@pytest.mark.usefixtures("traced_once")
+def test_bfloat16_is_the_same_file_and_a_word_to_openvino(
+    run_folder: Path, export_folder: Path, tmp_path: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if "BF16" not in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        pytest.skip("this processor has no bfloat16")
+    monkeypatch.setattr(gate, "in_turn", lambda *_: [2.0, 1.0])
+    options = ExportOptions(precision="bfloat16", engine="openvino", max_loss=0.2)
+    export_run(run_folder, tmp_path / "out", options=options)
+    paths = sorted(pictures.rglob("*.png"))[:8]
+    wanted = Recogniser.load(export_folder).embed(paths)
+    reduced, exact = Recogniser.load(tmp_path / "out"), Recogniser.load(tmp_path / "out", engine="onnxruntime")
+    np.testing.assert_allclose(exact.embed(paths), wanted, atol=1e-5)
+    assert not np.allclose(reduced.embed(paths), wanted, atol=1e-4)
+    np.testing.assert_allclose(reduced.embed(paths), wanted, rtol=0.1, atol=0.1)
+
+
+def test_float16(run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gate, "in_turn", lambda *_: [2.0, 1.0])
+    export_run(run_folder, tmp_path / "out", options=ExportOptions(precision="float16", max_loss=0.2))
+    graph = onnx.load(tmp_path / "out" / "model.onnx").graph
+    assert {tensor.data_type for tensor in graph.initializer} >= {onnx.TensorProto.FLOAT16}
+    assert graph.input[0].type.tensor_type.elem_type == graph.output[0].type.tensor_type.elem_type == 1
+    images = np.random.default_rng(0).standard_normal((3, 3, 24, 24)).astype(np.float32)
+    network = Recogniser.load(tmp_path / "out").network
+    np.testing.assert_allclose(network(images), TorchEngine(Run(run_folder).network)(images), rtol=0.02, atol=0.02)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--precision", "bfloat16"], "use --engine openvino"),
+        (["--precision", "int8", "--format", "pt2"], "leave --format pt2 out"),
+        (["--max-loss", "2"], "max_loss=2"),
+    ],
+)
+def test_words_that_do_not_go_together(
+    run_folder: Path, tmp_path: Path, words: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert said in refused(capsys, str(run_folder), "--out", str(tmp_path / "out"), *words)
+
+
+def test_a_reduced_precision_needs_identities(
+    run_folder: Path, tmp_path: Path, pictures: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "few").mkdir()
+    shutil.copytree(pictures / "id00", tmp_path / "few" / "a")
+    words = ["--images", str(tmp_path / "few"), "--precision", "float16", "--out", str(tmp_path / "out")]
+    assert "at least 20 identities" in refused(capsys, str(run_folder), *words)
+
+
+def test_an_export_that_is_killed_leaves_nothing(run: Path) -> None:
+    for signal_number, left in ((signal.SIGTERM, 0), (signal.SIGKILL, 1)):
+        command = [sys.executable, "-m", "lightning_pfc.commands.export", str(run)]
+        process = subprocess.Popen(command, stderr=subprocess.DEVNULL, env=os.environ | {"OMP_NUM_THREADS": "1"})
+        deadline = time.monotonic() + 120
+        while not list(run.glob(".export.*")) and time.monotonic() < deadline:
+            time.sleep(0.02)
+        process.send_signal(signal_number)
+        assert process.wait(60) != 0
+        assert not (run / "export").exists()
+        assert len(list(run.glob(".export.*"))) == left
+    with publish(run / "export"):
+        assert [path.name.split(".")[2] for path in run.glob(".export.*")] == [str(os.getpid())]
