@@ -1,0 +1,57 @@
+"""Small pictures of what was rejected, with the reasons, on one page: to be looked at."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from lightning_pfc.data.errors import FormatError
+from lightning_pfc.data.formats.folder import read_image_file
+from lightning_pfc.data.preprocessing import Preprocessing
+from lightning_pfc.storage.whole_files import write_whole
+
+_EDGE, _TEXT, _COLUMNS, _MOST = 128, 40, 8, 200
+
+
+def write_contact_sheet(
+    path: str | os.PathLike[str], root: str | os.PathLike[str], rejects: Sequence[tuple[str, str]]
+) -> Path:
+    """Write the page, whole or not at all; of more than 200 pictures the first are shown, and the rest counted.
+
+    Args:
+        path: The picture to write (.png or .jpg).
+        root: The folder that paths start from.
+        rejects: Path and reason of each.
+    """
+    shown = list(rejects[:_MOST])
+    rows = max(1, math.ceil(len(shown) / _COLUMNS))
+    head = 20
+    sheet = Image.new("RGB", (_COLUMNS * _EDGE, head + rows * (_EDGE + _TEXT)), "white")
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(10)
+    more = f", {len(rejects) - len(shown):,} more are not shown" if len(rejects) > len(shown) else ""
+    draw.text((4, 4), f"{len(rejects):,} rejected{more}", "black", font)
+    for number, (name, reason) in enumerate(shown):
+        left, top = number % _COLUMNS * _EDGE, head + number // _COLUMNS * (_EDGE + _TEXT)
+        sheet.paste(_thumbnail(Path(root) / name), (left, top))
+        words = [name[-22:], *(reason[start : start + 22] for start in (0, 22))]
+        for line, text in enumerate(words):
+            draw.text((left + 2, top + _EDGE + 12 * line), text, "black", font)
+    final = Path(path)
+    kind = Image.registered_extensions().get(final.suffix.lower(), "PNG")
+    with write_whole(final) as file:
+        sheet.save(file, kind)
+    return final
+
+
+def _thumbnail(path: Path) -> Image.Image:
+    edge = _EDGE - 4
+    try:
+        pixels = Preprocessing(size=(edge, edge), fit="crop").picture(read_image_file(path))
+    except FormatError:
+        pixels = np.full((edge, edge, 3), 200, np.uint8)  # grey: nothing to be seen
+    return Image.fromarray(pixels)
