@@ -63,7 +63,7 @@ def _move(partial: Path, final: Path) -> None:
 
 
 def _sweep(final: Path) -> None:
-    """Take away what exports to this place have left that were killed; one killed in the last moment gets its old back."""
+    """Take away what killed exports have left here; the old one of an export killed in its last moment returns."""
     for path in final.parent.glob(f".{final.name}.*"):
         pid = path.name.split(".")[-2]
         if path.suffix not in (".part", ".old") or not pid.isdigit() or _runs(int(pid)):
