@@ -33,7 +33,7 @@ def run_application(
     config_name: str,
     work: Work,
     *,
-    prepare: Callable[[], None] = lambda: None,
+    prepare: Callable[[], Sequence[str]] = lambda: sys.argv[1:],
     explain_more: Callable[[BaseException], str | None] = lambda error: None,
 ) -> None:
     """Run a command.
@@ -42,27 +42,31 @@ def run_application(
         name: of the command, for messages.
         config_name: which of the main configs.
         work: given the config, the run folder, and the words.
-        prepare: is called before the words are read.
+        prepare: what comes before the words are read; gives those that Hydra gets.
         explain_more: what to say of an error that is neither Hydra's nor of a value; None shows where it happened.
     """
     register_resolvers()
+    typed = sys.argv[:]
     with _hydra_raising() as before:
         try:
-            prepare()
-            application(name, config_name, work, before)()
+            sys.argv = [typed[0], *prepare()]
+            _application(name, config_name, work, before, typed)()
         except Exception as error:
             known = isinstance(error, HydraException | OmegaConfBaseException | ValueError)
-            text = explain(error, config_name) if known else explain_more(error)
+            text = explain(error, config_name, sys.argv[1:]) if known else explain_more(error)
             if before == "1" or text is None:
                 raise
             sys.exit(f"{name}: {text}")
+        finally:
+            sys.argv = typed
 
 
-def application(name: str, config_name: str, work: Work, full_error: str | None) -> Any:
-    """The Hydra application; ``full_error`` is what the user had set ``$HYDRA_FULL_ERROR`` to."""
+def _application(name: str, config_name: str, work: Work, full_error: str | None, typed: list[str]) -> Any:
+    # full_error: what the user had set; typed: the command line, which processes that this one starts are given again
 
     def task(config: DictConfig) -> dict[str, Any]:
         _restore(full_error)
+        sys.argv = typed
         settings = HydraConfig.get()
         try:
             return work(config, Path(settings.runtime.output_dir), settings.overrides.task)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,8 +12,10 @@ from omegaconf import DictConfig
 
 from lightning_pfc.commands.hydra_command import run_application
 from lightning_pfc.commands.output import may_be_cut_short
+from lightning_pfc.config import compose
 from lightning_pfc.distributed.jobs import adopt_step
 from lightning_pfc.lazy import lazy_names
+from lightning_pfc.runs.resuming import as_it_was, earlier_run
 
 if TYPE_CHECKING:
     from lightning_pfc.runs.training import run, train
@@ -26,13 +29,22 @@ __getattr__, __dir__ = lazy_names(__name__, {"run": _HOME, "train": _HOME})
 @may_be_cut_short
 def main() -> None:
     """The console script."""
-    run_application("pfc-train", "train", _work, prepare=adopt_step, explain_more=_explain_launcher)
+    run_application("pfc-train", "train", _work, prepare=_words, explain_more=_explain_launcher)
+
+
+def _words() -> list[str]:
+    adopt_step()
+    earlier = earlier_run(sys.argv[1:])
+    return sys.argv[1:] if earlier is None else earlier.words
 
 
 def _work(config: DictConfig, folder: Path, overrides: Sequence[str]) -> dict[str, Any]:
     from lightning_pfc.runs.training import run
 
     _join_lightning_log()
+    earlier = earlier_run(sys.argv[1:])
+    if earlier is not None:
+        config = as_it_was(config, earlier, compose)
     return run(config, folder, overrides)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import os
 import time
@@ -31,7 +32,9 @@ from lightning_pfc.distributed.jobs import adopt_step, job_name, restart_count, 
 from lightning_pfc.distributed.rendezvous import agree_on_text
 from lightning_pfc.evaluation import VerificationEvaluation
 from lightning_pfc.report import draw, peak_memory, print_results, versions
-from lightning_pfc.storage.whole_files import write_json, write_whole
+from lightning_pfc.runs.records import set_aside, write_record
+from lightning_pfc.runs.resuming import as_it_was, earlier_run
+from lightning_pfc.storage.whole_files import write_json
 from lightning_pfc.strategies import PartialFCStrategy
 
 _log = logging.getLogger(__name__)
@@ -55,10 +58,13 @@ def train(*overrides: str, config_dirs: Sequence[str | os.PathLike[str]] = ()) -
         every Trainer does: keep the call under ``if __name__ == "__main__":``.
     """
     adopt_step()
-    config = compose(overrides, config_dirs=config_dirs)
+    made = functools.partial(compose, config_dirs=config_dirs)
+    earlier = earlier_run(overrides)
+    words = list(overrides) if earlier is None else [word for word in earlier.words if not word.startswith("hydra.")]
+    config = made(words) if earlier is None else as_it_was(made(words), earlier, made)
     folder = Path(str(config.output_dir)).absolute()
     with _run_dir_for_children(folder):
-        return run(config, folder, overrides)
+        return run(config, folder, words)
 
 
 def run(config: DictConfig, folder: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
@@ -128,7 +134,7 @@ def _fit_and_test(
         input_size=list(data.input_size),  # type: ignore[attr-defined]
         _convert_="all",
     )
-    _save_config(config, folder)
+    _keep_record(config, overrides, folder)
 
     metrics: dict[str, float] = {}
     if config.fit:
@@ -159,6 +165,7 @@ def _fit_and_test(
         if config.plots:
             _draw(module, data, folder)
         results["seconds"] = time.perf_counter() - started
+        set_aside(folder / "results.json")
         write_json(folder / "results.json", results)
         print_results(results)
     signals.all_is_done()
@@ -213,9 +220,11 @@ def _refuse_sweep_over_children(trainer: L.Trainer) -> None:
 
 
 @rank_zero_only
-def _save_config(config: DictConfig, folder: Path) -> None:
-    with write_whole(folder / "config.yaml", "w", encoding="utf-8") as file:
-        OmegaConf.save(config, file, resolve=True)
+def _keep_record(config: DictConfig, overrides: Sequence[str], folder: Path) -> None:
+    path = write_record(folder, "config", OmegaConf.to_yaml(config, resolve=True))
+    if path.name != "config.yaml":
+        rank_zero_info("%s has the config of this start; that of the first stays in config.yaml", path)
+    write_record(folder, "overrides", OmegaConf.to_yaml(OmegaConf.create(list(overrides))))
 
 
 def _draw(module: L.LightningModule, data: Any, folder: Path) -> None:
