@@ -14,7 +14,6 @@ import torch
 from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
 
-from lightning_pfc.checkpoint.manifest import is_checkpoint_folder
 from lightning_pfc.checkpoint.opening import load_module
 from lightning_pfc.data.mixing import MixedBatch
 from lightning_pfc.data.preprocessing import METADATA_KEY, Preprocessing
@@ -25,6 +24,7 @@ from lightning_pfc.heads.samplers import Sampler
 from lightning_pfc.losses import Loss
 from lightning_pfc.models.backbone import as_input_size, create_backbone, native_input_size, output_width
 from lightning_pfc.models.neck import create_neck
+from lightning_pfc.models.reviewed import MODULE_ARGUMENTS, check_sizes, module_arguments, review_backbone
 from lightning_pfc.optim.factory import create_optimizer, create_scheduler
 from lightning_pfc.optim.schedules import describe_lr
 
@@ -127,6 +127,7 @@ class PartialFCModule(L.LightningModule):
         """Images (B, C, H, W) -> features (B, F). By default: any model of timm by its name, or the module as it is."""
         if isinstance(backbone, nn.Module):
             return backbone
+        review_backbone(backbone, self._options)
         return create_backbone(backbone, input_size=input_size, pretrained=pretrained, options=self._options)
 
     def make_neck(self, name: str, in_features: int, dropout: float) -> nn.Module:
@@ -280,12 +281,25 @@ class PartialFCModule(L.LightningModule):
     def load_from_checkpoint(cls, checkpoint_path: Any, *args: Any, **kwargs: Any) -> Any:
         """As in Lightning; it also opens the folder that several ranks have written, on one process.
 
+        The file sets what :mod:`lightning_pfc.models.reviewed` lists: nothing else is opened or fetched for its word.
+        Centers that training kept in ``row_folder`` are in memory, unless ``head_options`` are given here.
+
         Raises:
-            CheckpointError: naming the damaged file of a folder.
+            CheckpointError: naming a damaged file, or what it may not set and what to say instead.
         """
-        if isinstance(checkpoint_path, str | Path) and is_checkpoint_folder(checkpoint_path):
-            return load_module(cls, checkpoint_path, *args, **kwargs)
-        return super().load_from_checkpoint(checkpoint_path, *args, **kwargs)
+        return load_module(cls, checkpoint_path, *args, review=cls._review, **kwargs)
+
+    @classmethod
+    def _review(cls, checkpoint: Mapping[str, Any], said: Mapping[str, Any]) -> dict[str, Any]:
+        """The arguments to build with: what the file may set, and what the user says."""
+        own_network = cls.make_backbone is PartialFCModule.make_backbone
+        known = MODULE_ARGUMENTS if own_network else MODULE_ARGUMENTS - {"backbone", "backbone_options"}
+        values = module_arguments(checkpoint.get(cls.CHECKPOINT_HYPER_PARAMS_KEY, {}), said, known)
+        sizes = {**values, "backbone": values.get("backbone") if own_network and "backbone" not in said else None}
+        if cls.make_neck is not PartialFCModule.make_neck:
+            sizes["embedding_dim"] = None
+        check_sizes(sizes, checkpoint["state_dict"])
+        return values
 
     # --- hyper-parameters ---------------------------------------------------------------------------------------------
 

@@ -27,13 +27,13 @@ def network_checkpoint(path: Path) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: it is not there, or is a folder that was never finished.
-        CheckpointError: a file of the folder is missing or damaged.
+        CheckpointError: a file of it is missing or damaged.
     """
     if is_checkpoint_folder(path):
         content: Any = load_folder(path, Comm.single(), _Network())[0]
-    elif path.is_file():
-        content = load_file(path, check=False)
+    elif path.exists() and not path.is_dir():
+        content = load_file(path)
     else:
         what = "is a folder without a manifest.json" if path.is_dir() else "is not there"
         raise FileNotFoundError(f"no such checkpoint: {path} {what}")
-    return content if isinstance(content, dict) else {}
+    return dict(content)

@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, Protocol, get_args
+from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
+from lightning_pfc.checkpoint import CheckpointError
 from lightning_pfc.checkpoint.network import network_checkpoint
 from lightning_pfc.data.images import ImageTable
 from lightning_pfc.data.preprocessing import Flip, Preprocessing, Resampling
+from lightning_pfc.models.reviewed import built_from_a_file, check_sizes, module_arguments
 from lightning_pfc.protocols.onnx_embedder import OnnxEmbedder
 from lightning_pfc.protocols.peers import Peers
+
+if TYPE_CHECKING:
+    from lightning_pfc.module import PartialFCModule
 
 __all__ = [
     "Embedder",
@@ -114,6 +119,8 @@ def checkpoint_embedder(
     std: float | Sequence[float] | None = None,
     channels: Literal["rgb", "bgr"] | None = None,
     device: str = "cpu",
+    backbone: str | None = None,
+    backbone_options: Mapping[str, Any] | None = None,
 ) -> TorchEmbedder:
     """Backbone and neck of a :class:`~lightning_pfc.module.PartialFCModule` checkpoint; the head never gets storage.
 
@@ -126,6 +133,8 @@ def checkpoint_embedder(
         std: Likewise.
         channels: Their order, in place of the checkpoint's.
         device: Where to compute.
+        backbone: Its name, in place of the checkpoint's; here it may be one that timm fetches.
+        backbone_options: Likewise.
 
     Returns:
         The embedder.
@@ -133,17 +142,17 @@ def checkpoint_embedder(
     Raises:
         FileNotFoundError: When the checkpoint is not there.
         ValueError: When it is no checkpoint of such a module, or lacks weights of it.
-        CheckpointError: When a file of the folder is missing or damaged (names it).
+        CheckpointError: When a file of it is missing or damaged (names it), or sets what a file may not.
     """
-    from lightning_pfc.module import PartialFCModule  # imports lightning
-
     content = network_checkpoint(Path(path))
-    if "state_dict" not in content or "backbone" not in content.get("hyper_parameters", {}):
+    stored = content.get("hyper_parameters", {})
+    said = {"backbone": backbone, "backbone_options": backbone_options}
+    said = {key: value for key, value in said.items() if value is not None}
+    if not isinstance(stored, Mapping) or "backbone" not in {**stored, **said}:
         raise ValueError(
             f"{path} is no checkpoint of a PartialFCModule whose backbone has a name; export it to ONNX instead"
         )
-    hyper_parameters = {**content["hyper_parameters"], "pretrained": False}
-    module = PartialFCModule(**hyper_parameters)
+    module = _network_module(path, stored, content["state_dict"], said)
     weights = {k: v for k, v in content["state_dict"].items() if k.startswith(("backbone.", "neck."))}
     missing = [
         k for k in module.load_state_dict(weights, strict=False).missing_keys if k.startswith(("backbone.", "neck."))
@@ -163,6 +172,21 @@ def checkpoint_embedder(
     record = record.changed(size=module.input_size[1:], channels=module.input_size[0])
     record = record.changed(mean=mean, std=std, color=channels)
     return TorchEmbedder(network, module.input_size, preprocessing=record, device=device)
+
+
+def _network_module(
+    path: str | os.PathLike[str], stored: Any, weights: Mapping[str, Any], said: Mapping[str, Any]
+) -> PartialFCModule:
+    """A module as a checkpoint asks for it, and as the user says."""
+    from lightning_pfc.module import PartialFCModule  # imports lightning
+
+    try:
+        values = module_arguments(stored, said)
+        check_sizes({**values, "backbone": None} if "backbone" in said else values, weights)
+        with built_from_a_file(said):
+            return PartialFCModule(**values)
+    except (ValueError, TypeError) as error:
+        raise CheckpointError(f"{path} is not opened: {error}.") from error
 
 
 def timm_embedder(

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from lightning_pfc.checkpoint.network import network_checkpoint
 from lightning_pfc.models.backbone import as_input_size, create_backbone, native_input_size, output_width
 from lightning_pfc.models.neck import create_neck
+from lightning_pfc.models.reviewed import check_backbone, check_backbone_options, check_sizes, module_arguments
 from lightning_pfc.runs.errors import ExportError
 from lightning_pfc.runs.hub import local_folder
 from lightning_pfc.runs.plain import Reader, read_json
@@ -22,10 +23,6 @@ from lightning_pfc.storage.whole_files import write_json
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 LIBRARY = "lightning-pfc"
-# Of timm.create_model, what would read another file or open a connection.
-_NEVER_FROM_A_FILE = frozenset(
-    ("pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir", "weights", "scriptable")
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,24 +66,16 @@ class NetworkConfig:
 
 
 def check_options(backbone: str, options: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
-    """See that a file asks for a model that timm knows, and for nothing that reads other files.
+    """See that a file asks for an installed network, and sets only what shapes it.
 
     Raises:
-        ExportError: it does; names it.
+        ExportError: it does not; names it.
     """
-    import timm
-
-    if backbone not in timm.list_models():
-        raise ExportError(f"backbone={backbone!r} is no model of timm or of this package", path)
-    for name, value in options.items():
-        if name in _NEVER_FROM_A_FILE or not _is_plain(value):
-            raise ExportError(f"backbone_options.{name}={value!r} must not come from a file", path)
-
-
-def _is_plain(value: Any) -> bool:
-    if isinstance(value, list | tuple):
-        return all(isinstance(item, bool | int | float | str) for item in value)
-    return value is None or isinstance(value, bool | int | float | str)
+    try:
+        check_backbone(backbone)
+        check_backbone_options(options)
+    except ValueError as error:
+        raise ExportError(str(error).split(". Say it")[0].split("; nothing is")[0], path) from error
 
 
 class EmbeddingModel(nn.Module):
@@ -184,8 +173,12 @@ def load_network(checkpoint: str | os.PathLike[str]) -> tuple[EmbeddingModel, di
             "lightning_pfc.deploy.export.export_network(...)",
             checkpoint,
         )
+    try:
+        values = module_arguments(values)
+        check_sizes({**values, "num_classes": None}, {**content["state_dict"], "head.weight": None})
+    except ValueError as error:
+        raise ExportError(str(error), checkpoint) from error
     options = dict(values.get("backbone_options") or {})
-    check_options(values["backbone"], options, checkpoint)
     config = NetworkConfig(
         backbone=values["backbone"],
         input_size=_input_size(values, options, checkpoint),
