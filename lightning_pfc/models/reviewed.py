@@ -174,7 +174,7 @@ def _reviewed(key: str, value: Any) -> Any:
         return value
     if key == "backbone_options":
         check_backbone_options(value)
-    elif key == "head_options":
+    elif key == "head_options" and value is not None:
         value = _head_options(value)
     elif key == "loss":
         value = _without_class_path(value)

@@ -7,6 +7,8 @@ import copy
 import inspect
 import io
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -289,3 +291,14 @@ def test_no_reviewed_option_reaches_a_file_or_a_connection() -> None:
 
     named = set(inspect.signature(timm.create_model).parameters)
     assert not reviewed.BACKBONE_OPTIONS & named
+
+
+def test_a_command_says_it_in_one_line(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.ckpt", checkpoint(backbone="hf-hub:evil/network"), False)
+    words = [f"ckpt_path={path}", "+protocols.x=nothing.bin", f"output_dir={tmp_path / 'out'}"]
+    done = subprocess.run(
+        [sys.executable, "-m", "lightning_pfc.commands.eval", *words], capture_output=True, text=True, check=False
+    )
+    assert done.returncode > 0
+    assert "Traceback" not in done.stderr
+    assert "backbone='hf-hub:evil/network'" in done.stderr
