@@ -49,6 +49,12 @@ def check_archive(file: BinaryIO, size: int) -> list[zipfile.ZipInfo]:
     return records
 
 
+def has_comment(file: BinaryIO) -> bool:
+    """Whether a zip file has a comment, which ``torch.save`` never gives it."""
+    file.seek(0)
+    return bool(zipfile.ZipFile(file).comment)
+
+
 def check_records(file: BinaryIO, records: list[zipfile.ZipInfo], share: tuple[int, int] = (0, 1)) -> None:
     """Compare the records of a zip file with the checksums that it keeps of them.
 

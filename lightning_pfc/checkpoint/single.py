@@ -8,7 +8,7 @@ from typing import IO, Any, cast
 
 import torch
 
-from lightning_pfc.checkpoint.archive import check_archive, check_checkpoint, check_records, load_archive
+from lightning_pfc.checkpoint.archive import check_archive, check_checkpoint, check_records, has_comment, load_archive
 from lightning_pfc.checkpoint.blocks import BlockWriter
 from lightning_pfc.checkpoint.manifest import CheckpointError
 from lightning_pfc.checkpoint.publish import prepare_file, publish, remove
@@ -16,7 +16,6 @@ from lightning_pfc.checkpoint.seal import Seal, SealWriter, read_seal
 from lightning_pfc.storage.regular import open_regular
 
 OWN = "lightning_pfc"  # the key of what this package adds to a checkpoint
-_SEALED = "sealed"
 
 
 def save_file(target: Path, checkpoint: dict[str, Any]) -> None:
@@ -27,12 +26,11 @@ def save_file(target: Path, checkpoint: dict[str, Any]) -> None:
     Raises:
         CheckpointError: if it could not be written; whatever had the name before is still there.
     """
-    content = {**checkpoint, OWN: {**checkpoint.get(OWN, {}), _SEALED: True}}
     made = prepare_file(target)
     try:
         with BlockWriter(made) as file:
             writer = SealWriter(file.write)
-            torch.save(content, cast(IO[bytes], writer))
+            torch.save(checkpoint, cast(IO[bytes], writer))
             writer.finish()
         publish(made, target)
     except (OSError, ValueError) as error:
@@ -66,12 +64,9 @@ def load_file(
         CheckpointError: naming the file, if it is damaged, no checkpoint, or holds more than tensors and plain values.
     """
     try:
-        seal = check_file(path, share if check else None)
+        check_file(path, share if check else None)
         content = load_archive(path, weights_only=weights_only, map_location=map_location, mmap=True)
         check_checkpoint(content)
-        own = content.get(OWN)
-        if seal is None and isinstance(own, dict) and own.get(_SEALED):
-            raise ValueError("its checksums are cut off")
     except FileNotFoundError:
         raise FileNotFoundError(f"checkpoint {path} does not exist") from None
     except (OSError, ValueError) as error:
@@ -97,6 +92,8 @@ def check_file(path: Path, share: tuple[int, int] | None = (0, 1)) -> Seal | Non
         if seal is not None and share is not None:
             seal.check(file, share)
         records = check_archive(file, os.fstat(file.fileno()).st_size)
+        if seal is None and has_comment(file):
+            raise ValueError("its checksums are damaged")
         if seal is None and share is not None:
             check_records(file, records, share)
     return seal

@@ -241,16 +241,11 @@ def test_torch_and_zipfile_read_a_sealed_file(file: Path, recipe: ModuleType) ->
         assert archive.testzip() is None
 
 
-def test_a_seal_that_was_cut_off_is_missed(file: Path) -> None:
-    with file.open("rb") as opened:
-        seal = read_seal(opened)
-    assert seal is not None
-    data = bytearray(file.read_bytes()[: seal.size])
-    data[-2:] = b"\0\0"
-    file.write_bytes(data)
-    torch.load(file, weights_only=True)
-    with pytest.raises(CheckpointError, match="its checksums are cut off"):
-        load_file(file)
+def test_a_file_may_be_read_altered_and_saved_by_torch(file: Path) -> None:
+    content = torch.load(file, weights_only=True)
+    content["global_step"] = 8
+    torch.save(content, file)
+    assert load_file(file)["global_step"] == 8
 
 
 def test_files_of_others_are_checked_by_the_sums_of_their_records(tmp_path: Path, recipe: ModuleType) -> None:
