@@ -45,7 +45,8 @@ BACKBONE_OPTIONS = _words(
 
 HEAD_OPTIONS = _words(
     """
-    additions check_finite chunk_size dtype gradient_filter init init_std memory_budget precision rows_on sampler
+    additions auxiliary_losses check_finite chunk_size dtype gradient_filter init init_std memory_budget precision
+    rows_on sampler
     """
 )
 """Of :class:`~lightning_pfc.PartialFC`, beside what the module passes to it."""
