@@ -1,4 +1,4 @@
-"""The page to try the service with: three static files, nothing from anywhere else."""
+"""The page to try the service with: four static files, nothing from anywhere else."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ _FILES = {
     "": ("index.html", "text/html; charset=utf-8"),
     "app.js": ("app.js", "text/javascript; charset=utf-8"),
     "style.css": ("style.css", "text/css; charset=utf-8"),
+    "icon.svg": ("icon.svg", "image/svg+xml"),
 }
 _HEADERS = {
     "Content-Security-Policy": (

@@ -214,6 +214,11 @@ async function remove(identity) {
   if (done) { await list(true); say(`${identity.name} is deleted.`); }
 }
 
+// not a submit button: Enter in a field would take the first of those
+for (const button of document.querySelectorAll("[data-cancel]")) {
+  button.addEventListener("click", () => button.closest("dialog").close("cancel"));
+}
+
 $("enrol-form").addEventListener("submit", async (event) => {
   event.preventDefault();
   const name = $("enrol-name").value;
