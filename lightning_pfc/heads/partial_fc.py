@@ -22,6 +22,7 @@ from lightning_pfc.heads.class_memory import ClassMemory
 from lightning_pfc.heads.head_state import HeadState
 from lightning_pfc.heads.loss_averages import LossAverages
 from lightning_pfc.heads.loss_pass import LossOutput, LossPass
+from lightning_pfc.heads.no_autocast import no_autocast
 from lightning_pfc.heads.recomputation import Pass, Passes
 from lightning_pfc.heads.samplers import Sampler, Step, sampler_from_config
 from lightning_pfc.heads.sampling import Sample, all_classes, class_budget
@@ -224,7 +225,7 @@ class PartialFC(HeadState):
             raise ValueError(
                 f"gradient_filter={self.gradient_filter} works on a CPU only; on {embeddings.device} use 0."
             )
-        with torch.autocast(embeddings.device.type, enabled=False):
+        with no_autocast(embeddings.device):
             batch = self._gather(embeddings, labels, "PartialFC.forward", other, share)
             now = (self._passes.first_of(batch) if self.training else None) or self._new_pass(batch)
             output = self._loss_pass().compute_loss(batch, now)
@@ -376,7 +377,7 @@ class PartialFC(HeadState):
             labels: (b,) int64 global class ids.
         """
         self._ensure_storage()
-        with torch.autocast(embeddings.device.type, enabled=False):
+        with no_autocast(embeddings.device):
             batch = self._gather(embeddings, labels, "PartialFC.target_ranks")
             x = nn.functional.normalize(batch.x) if self.loss.normalize else batch.x
             every = Pass(self.step, all_classes(batch.labels, self.shard), training=False)
