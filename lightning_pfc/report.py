@@ -63,8 +63,8 @@ def print_results(results: Mapping[str, Any], console: Console | None = None) ->
     """The summary of a run as a table."""
     console = console or Console()
     table = Table(title=f"Run folder: {results['run_dir']}", title_justify="left", show_header=False)
-    table.add_column()
-    table.add_column(justify="right")
+    table.add_column(overflow="fold")
+    table.add_column(justify="right", no_wrap=True)
     for name, value in results["metrics"].items():
         if name.startswith(("lr-", "train/samples")):
             continue

@@ -6,7 +6,8 @@ from lightning_pfc.callbacks.csv_log import CSVLogger
 from lightning_pfc.callbacks.preemption import Preempted, Preemption
 from lightning_pfc.callbacks.progress import ProgressBar
 from lightning_pfc.callbacks.replicas import ReplicaCheck
+from lightning_pfc.callbacks.summary import Summary
 from lightning_pfc.callbacks.throughput import Throughput
 from lightning_pfc.callbacks.watchdog import Watchdog
 
-__all__ = ["CSVLogger", "Preempted", "Preemption", "ProgressBar", "ReplicaCheck", "Throughput", "Watchdog"]
+__all__ = ["CSVLogger", "Preempted", "Preemption", "ProgressBar", "ReplicaCheck", "Summary", "Throughput", "Watchdog"]

@@ -92,11 +92,12 @@ def as_json(results: Iterable[ProtocolResult]) -> dict[str, Any]:
 def print_table(results: Iterable[ProtocolResult], level: float, console: Console | None = None) -> None:
     """One table of all sets."""
     table = Table(title_justify="left", show_edge=False, pad_edge=False)
-    table.add_column("set")
-    table.add_column("metric")
-    table.add_column("value", justify="right")
-    table.add_column(f"{level:.0%} interval", justify="right")
-    table.add_column("note", style="dim")
+    # In a log of 80 columns the notes are folded, and no name loses the rate at its end.
+    table.add_column("set", overflow="fold")
+    table.add_column("metric", no_wrap=True)
+    table.add_column("value", justify="right", no_wrap=True)
+    table.add_column(f"{level:.0%} interval", justify="right", no_wrap=True)
+    table.add_column("note", style="dim", overflow="fold")
     console = console or Console()
     for result in results:
         for row, m in enumerate(result.measurements):

@@ -455,7 +455,7 @@ def check_protocol(
 
 
 def missing_files(name: str, protocol: str | os.PathLike[str] | Mapping[str, Any]) -> list[str]:
-    """The files and folders of a protocol that are not there.
+    """The files and folders of a protocol that are not there; patterns of shards are left to their reader.
 
     Raises:
         ValueError: As :meth:`Suite.run`.
@@ -464,7 +464,7 @@ def missing_files(name: str, protocol: str | os.PathLike[str] | Mapping[str, Any
     groups = arguments.get("of", {})
     within = [path for group, entry in groups.items() for path in missing_files(f"{name}.of.{group}", entry)]
     named = [str(value) for key, value in arguments.items() if key in _FILES and value is not None]
-    return [path for path in named if not Path(path).exists()] + within
+    return [path for path in named if not set(path) & set("{*") and not Path(path).exists()] + within
 
 
 def _labels(faces: FaceSet) -> Tensor:

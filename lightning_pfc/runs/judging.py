@@ -20,7 +20,7 @@ from lightning_pfc.calibration.thresholds import Threshold
 from lightning_pfc.config import compose
 from lightning_pfc.protocols.peers import Peers
 from lightning_pfc.protocols.report import ProtocolResult, as_json, draw, print_table
-from lightning_pfc.protocols.suite import PROTOCOLS, Suite
+from lightning_pfc.protocols.suite import PROTOCOLS, Suite, missing_files
 from lightning_pfc.report import versions
 from lightning_pfc.runs.network import load_network
 from lightning_pfc.runs.run_folder import Run
@@ -53,7 +53,6 @@ def run(config: DictConfig, folder: Path, overrides: Sequence[str] = ()) -> dict
     Returns:
         What rank 0 writes to ``folder/results.json``.
     """
-    started = time.perf_counter()
     with open_dict(config):
         config.output_dir = str(folder)
     protocols: dict[str, Any] = OmegaConf.to_container(config.protocols, resolve=True)  # type: ignore[assignment]
@@ -69,29 +68,28 @@ def run(config: DictConfig, folder: Path, overrides: Sequence[str] = ()) -> dict
             "ckpt_path is missing; give a checkpoint, or choose embedder=onnx, embedder=timm, or embedder=none for "
             "embeddings made elsewhere"
         )
+    _refuse_missing(protocols)
     with _ranks() as peers:
         embedder = instantiate(config.embedder, _convert_="all") if "_target_" in config.embedder else None
         suite = Suite(embedder, instantiate(config.settings, _convert_="all"), peers)
         thresholds, told = _thresholds(config, suite, protocols, calibration)  # first: it may refuse
-        found: list[ProtocolResult] = []
-        for name, protocol in protocols.items():
-            _log.info("%s ...", name)
-            found.append(suite.run(name, protocol))
-        results = {
-            **as_json(found),
+        more: dict[str, Any] = {
             **({"thresholds": {t.name: t.to_dict() for t in thresholds}} if calibration.wanted else {}),
-            "seconds": time.perf_counter() - started,
             "ranks": peers.world_size,
             "overrides": list(overrides),
             "versions": versions(),
             "run_dir": str(folder),
         }
+        record = _Record(config, folder, list(protocols), more, peers.rank == 0)
+        for name, protocol in protocols.items():
+            _log.info("%s ...", name)
+            with record.kept_if_the_next_fails(name):
+                record.add(suite.run(name, protocol))
+        results = record.results()
         if peers.rank == 0:
-            folder.mkdir(parents=True, exist_ok=True)
-            OmegaConf.save(config, folder / "config.yaml", resolve=True)
-            pictures = draw(found, folder / "plots") if config.plots else []
-            write_json(folder / "results.json", results)
-            print_table(found, float(config.settings.level))
+            pictures = draw(record.found, folder / "plots") if config.plots else []
+            record.write()
+            print_table(record.found, float(config.settings.level))
             if calibration.wanted:
                 target = target_of(calibration, config.run, config.ckpt_path, folder)
                 write_thresholds(target, thresholds)
@@ -99,6 +97,62 @@ def run(config: DictConfig, folder: Path, overrides: Sequence[str] = ()) -> dict
             for path in [folder / "results.json", *pictures]:
                 _log.info("%s", path)
     return results
+
+
+class _Record:
+    """What has been found so far; on disk after every set, so that a later one cannot lose it."""
+
+    def __init__(self, config: DictConfig, folder: Path, names: list[str], more: dict[str, Any], writes: bool) -> None:
+        self.config, self.folder, self.names, self.more, self.writes = config, folder, names, more, writes
+        self.found: list[ProtocolResult] = []
+        self.started = time.perf_counter()
+
+    def results(self) -> dict[str, Any]:
+        """Of ``results.json``; ``not_measured`` names the sets that are still to come."""
+        left = self.names[len(self.found) :]
+        return {
+            **as_json(self.found),
+            **({"not_measured": left} if left else {}),
+            "seconds": time.perf_counter() - self.started,
+            **self.more,
+        }
+
+    def add(self, result: ProtocolResult) -> None:
+        """Keep what was found of a set."""
+        self.found.append(result)
+        self.write()
+
+    def write(self) -> None:
+        """On rank 0, all that there is."""
+        if not self.writes:
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if not (self.folder / "config.yaml").exists():
+            OmegaConf.save(self.config, self.folder / "config.yaml", resolve=True)
+        write_json(self.folder / "results.json", self.results())
+
+    @contextmanager
+    def kept_if_the_next_fails(self, name: str) -> Iterator[None]:
+        """Say where the sets before are, if this one cannot be measured."""
+        try:
+            yield
+        except Exception:
+            if self.found and self.writes:
+                print_table(self.found, float(self.config.settings.level))
+                done = ", ".join(result.name for result in self.found)
+                _log.warning("%s could not be measured; %s: in %s", name, done, self.folder / "results.json")
+            raise
+
+
+def _refuse_missing(protocols: dict[str, Any]) -> None:
+    """See that all files are there before a model is loaded and the first set measured.
+
+    Raises:
+        FileNotFoundError: some are not; names them all.
+    """
+    missing = [f"{path} (protocols.{name})" for name, each in protocols.items() for path in missing_files(name, each)]
+    if missing:
+        raise FileNotFoundError(f"no such verification file: {'; '.join(missing)}")
 
 
 def _follow(config: DictConfig, protocols: dict[str, Any]) -> dict[str, Any]:

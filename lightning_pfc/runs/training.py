@@ -16,7 +16,7 @@ import lightning as L
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from hydra.utils import instantiate
-from lightning.pytorch.callbacks import Callback, LearningRateMonitor, ModelCheckpoint
+from lightning.pytorch.callbacks import Callback, LearningRateMonitor, ModelCheckpoint, ModelSummary
 from lightning.pytorch.callbacks import ProgressBar as LightningProgressBar
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.strategies import DDPStrategy
@@ -24,7 +24,7 @@ from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_only
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from lightning_pfc import signals
-from lightning_pfc.callbacks import Preemption, Throughput
+from lightning_pfc.callbacks import Preemption, Summary, Throughput
 from lightning_pfc.checkpoint.publish import newest_of_any_kind
 from lightning_pfc.commands.preflight import check_launch
 from lightning_pfc.config import RUN_DIR_VARIABLE, compose
@@ -98,12 +98,16 @@ def _callbacks(config: DictConfig) -> list[Callback]:
 
 def _trainer(config: DictConfig, callbacks: list[Callback], folder: Path) -> L.Trainer:
     loggers: list[Logger] = _instantiate_each(config.logger)
+    own_summary = config.trainer.get("enable_model_summary", True) and not any(
+        isinstance(callback, ModelSummary) for callback in callbacks
+    )
     trainer: L.Trainer = instantiate(
         config.trainer,
-        callbacks=callbacks,
+        callbacks=[*callbacks, *([Summary()] if own_summary else [])],
         logger=loggers or False,
         enable_checkpointing=any(isinstance(callback, ModelCheckpoint) for callback in callbacks),
         default_root_dir=str(folder),
+        **({"enable_model_summary": False} if own_summary else {}),
         _convert_="all",
     )
     _refuse_sweep_over_children(trainer)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import subprocess
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from rich.console import Console
 
 from lightning_pfc.checkpoint import save_folder
 from lightning_pfc.checkpoint.network import network_checkpoint
@@ -22,8 +24,11 @@ from lightning_pfc.data.formats import FormatError
 from lightning_pfc.distributed import ClassShard, Comm
 from lightning_pfc.metrics.functional import kfold_accuracy, pair_squared_distances, tar_at_far
 from lightning_pfc.protocols import Peers, Settings, Suite, TorchEmbedder, embed_images, write_bin
+from lightning_pfc.protocols.bootstrap import Interval
 from lightning_pfc.protocols.faces import open_faces
 from lightning_pfc.protocols.identification import identification_rate, search
+from lightning_pfc.protocols.report import Measurement, ProtocolResult, print_table
+from lightning_pfc.report import print_results
 
 try:
     import cv2  # here, because it changes the environment of the process
@@ -292,6 +297,45 @@ def test_the_command_prints_what_is_wrong_in_one_line(tmp_path: Path) -> None:
     assert done.returncode == 1
     assert "pfc-eval: no such verification file: missing.bin" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_missing_file_is_found_before_the_first_set_is_measured(tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", emb=np.eye(4, dtype=np.float32), label=np.array([0, 0, 1, 1]))
+    one = f"+protocols.one={{type: all_pairs, path: {tmp_path / 'a.npz'}}}"
+    with pytest.raises(FileNotFoundError, match=r"no such verification file: gone.bin \(protocols.two\)"):
+        evaluate("embedder=none", one, "+protocols.two=gone.bin", f"output_dir={tmp_path / 'run'}")
+    assert not (tmp_path / "run").exists()
+
+
+def test_sets_that_were_measured_outlive_one_that_cannot_be(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    np.savez(tmp_path / "a.npz", emb=np.eye(40, dtype=np.float32), label=np.arange(40) // 4)
+    (tmp_path / "b.npz").write_bytes(b"no archive")
+    words = [f"+protocols.{n}={{type: all_pairs, path: {tmp_path / n}.npz}}" for n in "ab"]
+    with pytest.raises(ValueError, match=r"b\.npz"):
+        evaluate("embedder=none", *words, "plots=false", f"output_dir={tmp_path / 'run'}")
+    written = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert written["not_measured"] == ["b"]
+    assert written["metrics"]
+    assert all(name.startswith("a/") for name in written["metrics"])
+    assert "tar@far=" in capsys.readouterr().out
+
+
+def test_tables_of_80_columns_keep_the_rate_in_every_name() -> None:
+    names = ["1:1[F1-N0-D1]/tar@far=1e-06", "val@far=1e-3", "accuracy"]
+    note = "12 false accepts; at the nearest point, as published tables: 0.1234"
+    found = [ProtocolResult("a-set-of-faces", "", [Measurement(n, 0.5, Interval(0.4, 0.6), note) for n in names])]
+    console = Console(width=80, record=True, file=io.StringIO())
+    print_table(found, 0.95, console)
+    text = console.export_text()
+    assert all(name in text for name in names)
+    assert "0.4000 .. 0.6000" in text
+    assert "…" not in text
+    print_results(
+        {"run_dir": "x" * 90, "metrics": {"val/a_very_long_name_of_a_set_of_faces/tar@far=1e-06": 0.5}, "seconds": 1.0}
+        | {"peak_memory_bytes": {}, "seed": 0},
+        console,
+    )
+    assert "tar@far=1e-06" in console.export_text()
 
 
 def test_checkpoint_to_numbers(folder: Path, tmp_path: Path) -> None:

@@ -127,6 +127,26 @@ def test_kfold_tar_is_the_loop_with_interpolation(far: float) -> None:
     assert result.far == pytest.approx(np.mean(fars), abs=1e-12)
 
 
+@pytest.mark.parametrize(("count", "far"), [(4000, 1e-3), (4000, 1e-2), (400, 0.1), (80, 0.5), (80, 1.0)])
+def test_a_rate_that_whole_pairs_reach_takes_the_end_of_its_plateau(count: int, far: float) -> None:
+    generator = torch.Generator().manual_seed(1)
+    same = torch.arange(count) % 4 == 0  # every fold has the same number of impostors: far x impostors is whole
+    distances = torch.rand(count, generator=generator, dtype=torch.float64) * torch.where(same, 0.4, 1.0) * 4
+    d, s, grid = distances.numpy(), same.numpy(), np.arange(0, 4, 0.001)
+    tars, fars = [], []
+    for train, test in KFold(10, shuffle=False).split(d):
+        impostor = np.sort(d[train][~s[train]])
+        rates = np.searchsorted(impostor, grid, side="left") / len(impostor)
+        threshold = np.interp(far, rates, grid)
+        tars.append(np.mean(d[test][s[test]] < threshold))
+        fars.append(np.mean(d[test][~s[test]] < threshold))
+    result = kfold_tar_at_far(distances, same, far)
+    assert (result.tar, result.far) == (
+        pytest.approx(np.mean(tars), abs=1e-12),
+        pytest.approx(np.mean(fars), abs=1e-12),
+    )
+
+
 def test_kfold_tar_that_no_threshold_reaches_accepts_nothing() -> None:
     distances = torch.full((40,), 4.0, dtype=torch.float64)  # beyond the last threshold
     distances[::2] = 0.5

@@ -146,9 +146,9 @@ def kfold_tar_at_far(
     """The "VAL @ FAR" of the InsightFace protocol: the threshold for ``far`` is set on the other folds.
 
     On the training folds the false accept rate is taken at thresholds in steps of ``step`` and interpolated linearly
-    to find where it reaches ``far`` (the first crossing, which is what linear interpolation over the sorted rates
-    gives); where the training folds never reach it, the threshold is 0 and nothing is accepted. For the exact rate over
-    all pairs at once use :func:`~lightning_pfc.metrics.functional.curves.tar_at_far`.
+    to find where it reaches ``far``, as ``numpy.interp`` does: where several thresholds have just that rate, the last
+    is taken; where the training folds never reach it, the threshold is 0 and nothing is accepted. For the exact rate
+    over all pairs at once use :func:`~lightning_pfc.metrics.functional.curves.tar_at_far`.
 
     Args:
         distances: Squared distances of unit vectors in pair order, shape (P,).
@@ -176,11 +176,13 @@ def kfold_tar_at_far(
     for k in range(num_folds):
         if bool(rate[k].max() < far):
             continue
-        # First threshold that reaches the rate; the one before lies below it, so the slope is finite.
-        high = max(int(torch.searchsorted(rate[k], torch.tensor(far, dtype=rate.dtype, device=rate.device))), 1)
+        # The last threshold that does not exceed the rate: the end of a plateau at just that rate.
+        high = int(torch.searchsorted(rate[k], torch.tensor(far, dtype=rate.dtype, device=rate.device), right=True))
         low = high - 1
-        slope = (grid[high] - grid[low]) / (rate[k, high] - rate[k, low])
-        chosen[k] = slope * (far - rate[k, low]) + grid[low]
+        chosen[k] = grid[low]
+        if high < len(grid):
+            slope = (grid[high] - grid[low]) / (rate[k, high] - rate[k, low])
+            chosen[k] += slope * (far - rate[k, low])
     accepted = distances < chosen[fold]
     tar = _rate_per_fold(accepted & same, same, fold, num_folds)
     observed = _rate_per_fold(accepted & ~same, ~same, fold, num_folds)
