@@ -14,6 +14,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from lightning_pfc.optim import schedules
 from lightning_pfc.optim.adamw import SparseAdamW, check_missed_steps
+from lightning_pfc.optim.frozen import refuse_thawed
 from lightning_pfc.optim.groups import parameter_groups
 from lightning_pfc.optim.lars import LARS
 from lightning_pfc.optim.rowwise_adagrad import RowWiseAdagrad
@@ -49,6 +50,8 @@ def create_optimizer(
     module: nn.Module, config: Mapping[str, Any], *, row_sparse: bool, global_batch: int | None = None
 ) -> Optimizer:
     """One optimizer for everything in ``module`` that is trainable, backbone and heads together.
+
+    What is frozen is left out. Should it be unfrozen later and be in no group then, a step raises ValueError.
 
     Args:
         module: what to optimize; its heads may be without storage still.
@@ -93,7 +96,9 @@ def create_optimizer(
     for key in ("lr", *_SCALE_KEYS):
         arguments.pop(key, None)
     groups = parameter_groups(module, lr=lr, weight_decay=weight_decay, **group_options)
-    return factory(groups, lr=lr, weight_decay=weight_decay, **arguments)  # type: ignore[call-arg]
+    optimizer = factory(groups, lr=lr, weight_decay=weight_decay, **arguments)  # type: ignore[call-arg]
+    refuse_thawed(optimizer, {name: param for name, param in module.named_parameters() if not param.requires_grad})
+    return optimizer
 
 
 def scaled_lr(config: Mapping[str, Any], global_batch: int | None) -> float:
