@@ -167,7 +167,7 @@ class PartialFCStrategy(StepsTogether, StartTogether):
 
     def _enable_model_averaging(self) -> None:
         super()._enable_model_averaging()
-        self._model_averager = _AveragesReplicas(self._model_averager, self._sharded_parameters)
+        self._model_averager = _AveragesReplicas(self._model_averager, self._sharded_parameters)  # type: ignore[assignment]
 
     def teardown(self) -> None:
         """Give the model back as Lightning does, and let go of the process group."""

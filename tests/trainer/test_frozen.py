@@ -10,6 +10,7 @@ import torch.distributed as dist
 from lightning.pytorch.callbacks import BackboneFinetuning, Callback
 from torch import Tensor, nn
 from torch.distributed.algorithms.ddp_comm_hooks import post_localSGD_hook as post
+from torch.nn.parallel import DistributedDataParallel
 
 from lightning_pfc import PartialFC, PartialFCStrategy
 from lightning_pfc.optim import SparseSGD
@@ -249,10 +250,16 @@ def test_create_optimizer_tells_of_what_was_frozen_then(ranks: RankPool) -> None
         assert not unchanged
 
 
+class OnCPUToo(PartialFCStrategy):
+    def _register_ddp_hooks(self) -> None:
+        assert isinstance(self.model, DistributedDataParallel)
+        self.model.register_comm_hook(self._ddp_comm_state, self._ddp_comm_hook)  # Lightning's: on CUDA only
+
+
 def local_sgd(rank: int, world_size: int) -> list[Any]:
     join_group()
     state = post.PostLocalSGDState(process_group=None, subgroup=dist.new_subgroups(1)[0], start_localSGD_iter=1)
-    strategy = PartialFCStrategy(ddp_comm_state=state, ddp_comm_hook=post.post_localSGD_hook, model_averaging_period=6)
+    strategy = OnCPUToo(ddp_comm_state=state, ddp_comm_hook=post.post_localSGD_hook, model_averaging_period=4)
     model = TheirModule()
     seen: list[Any] = []
 
