@@ -33,7 +33,8 @@ class LARS(SparseSGD):
         weight_decay: Factor of the weights that is added to the gradient.
         nesterov: Look ahead along the velocity.
         trust: The trust coefficient, > 0; 0.001 in the paper.
-        clip: Keep the layers' own rates at most 1, so that none learns faster than by SGD (LARC).
+        clip: LARC: the rate of a layer is ``min(trust ratio, lr)`` instead of ``lr * trust ratio``, so that none learns
+            faster than by SGD; ``lr`` is then as large as for SGD.
         state_dtype, rounding_seed, update_in_backward: As in :class:`SparseSGD`.
 
     Raises:
@@ -96,8 +97,8 @@ class LARS(SparseSGD):
 
 
 def _ratio(length: Tensor, slope: Tensor, group: dict[str, Any]) -> Tensor:
-    """The rate of its own of each layer or row; 1 where there is no length or no gradient."""
+    """The factor that makes ``lr`` the rate of each layer or row; 1 where there is no length or no gradient."""
     ratio = group["trust"] * length / (slope + group["weight_decay"] * length).clamp(min=1e-30)
     if group["clip"]:
-        ratio = ratio.clamp(max=1.0)
+        ratio = (ratio / max(group["lr"], 1e-30)).clamp(max=1.0)  # LARC: lr * min(ratio / lr, 1) = min(ratio, lr)
     return torch.where((length > 0) & (slope > 0), ratio, 1.0)

@@ -61,7 +61,7 @@ def run(rank: int, world_size: int, where: int, name: str, group: int | None, ev
 def test_drift_is_found_and_named(
     ranks: RankPool, where: int, name: str, group: int | None, every: int, found: str
 ) -> None:
-    for text in ranks.run(4, run, where, name, group, every, timeout=60):
+    for text in ranks.run(4, run, where, name, group, every, timeout=200):
         assert text.startswith(found), text
 
 

@@ -25,14 +25,14 @@ def by_hand(weight, grads, *, trust, clip, lr, momentum, weight_decay, nesterov=
         ratio = 1.0
         if w.norm() > 0 and g.norm() > 0:
             ratio = float(trust * w.norm() / (g.norm() + weight_decay * w.norm()))
-            ratio = min(ratio, 1.0) if clip else ratio
+            ratio = min(ratio, lr) / lr if clip else ratio
         g = ratio * (g + weight_decay * w)
         velocity = momentum * velocity + g
         w = w - lr * (g + momentum * velocity if nesterov else velocity)
     return w
 
 
-@pytest.mark.parametrize(("trust", "clip"), [(0.01, False), (3.0, False), (3.0, True)])
+@pytest.mark.parametrize(("trust", "clip"), [(0.01, False), (3.0, False), (3.0, True), (0.01, True)])
 @pytest.mark.parametrize("nesterov", [False, True])
 def test_layers(trust, clip, nesterov):
     torch.manual_seed(0)
@@ -83,6 +83,19 @@ def test_centers(in_backward):
     other = LARS(head.parameters(), trust=0.5, **OPTIONS)
     other.load_state_dict(state)
     torch.testing.assert_close(other.state[head.weight], optimizer.state[head.weight])
+
+
+@pytest.mark.parametrize(("lr", "rate"), [(0.05, 0.02), (0.01, 0.01), (0.0, 0.0)])
+def test_clip_is_larc(lr, rate):
+    """LARC's rate is min(trust |w| / |g|, lr), here with a quotient of 0.02; of a layer, and of a center."""
+    for rows in (1, 2):
+        weight = nn.Parameter(torch.eye(rows, 4))
+        if rows == 2:
+            weight.row_sharded = True
+        optimizer = LARS([weight], lr=lr, trust=0.02, clip=True)
+        weight.grad = torch.eye(rows, 4)
+        optimizer.step()
+        torch.testing.assert_close(weight.detach(), torch.eye(rows, 4) * (1 - rate))
 
 
 def test_no_length_and_no_gradient_are_steps_of_sgd():
