@@ -21,6 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue
 
 from lightning_pfc.distributed.jobs import job_name
+from lightning_pfc.other_names import own_name
 
 RUN_DIR_VARIABLE = "PFC_RUN_DIR"
 
@@ -126,7 +127,8 @@ def explain(error: BaseException, config_name: str = "train", words: Sequence[st
     if "Could not load 'hydra/launcher/submitit" in text:
         return 'hydra/launcher=slurm needs submitit, which is not installed: pip install "lightning-pfc[slurm]"'
     if match := re.search(r"Could not find '([\w@]+(?:/[\w@]+)*)/([\w.+-]+)'", text):
-        return f"There is no {match[1]}={match[2]}.{_suggest(match[2], _options(match[1]))}"
+        meant = own_name(match[2]) if match[1].rpartition("/")[2] == "backbone" else None
+        return f"There is no {match[1]}={match[2]}.{_suggest(match[2], _options(match[1]), meant)}"
     if match := re.search(r"Could not (?:override|append|delete)[^']*'([^'=]+)'", text) or re.search(
         r"No match in the defaults list.*'([^']+)'", text
     ):
@@ -174,8 +176,8 @@ def _quoted_rightly(text: str, words: Sequence[str]) -> str | None:
     return None
 
 
-def _suggest(name: str, existing: Sequence[str]) -> str:
-    close = difflib.get_close_matches(name, existing, n=1, cutoff=0.5)
+def _suggest(name: str, existing: Sequence[str], meant: str | None = None) -> str:
+    close = [meant] if meant in existing else difflib.get_close_matches(name, existing, n=1, cutoff=0.5)
     hint = f" Did you mean {close[0]}?" if close else ""
     return f"{hint} There are: {', '.join(sorted(existing))}." if existing else hint
 

@@ -23,6 +23,7 @@ from lightning_pfc.heads.partial_fc import PartialFC, iter_heads
 from lightning_pfc.heads.samplers import Sampler
 from lightning_pfc.losses import Loss
 from lightning_pfc.models.backbone import as_input_size, create_backbone, native_input_size, output_width
+from lightning_pfc.models.compiled import save_under_plain_names
 from lightning_pfc.models.neck import create_neck
 from lightning_pfc.models.reviewed import MODULE_ARGUMENTS, check_sizes, module_arguments, review_backbone
 from lightning_pfc.optim.factory import create_optimizer, create_scheduler
@@ -117,6 +118,7 @@ class PartialFCModule(L.LightningModule):
             self.backbone = self.backbone.to(memory_format=torch.channels_last)
         self.neck = self.make_neck(neck, output_width(self.backbone, self.input_size), dropout)
         self.head = self.make_head(loss, dict(head_options or {}))
+        save_under_plain_names(self)
         self.evaluations: list[Evaluation] = []
 
     # --- the parts, to be overridden ----------------------------------------------------------------------------------

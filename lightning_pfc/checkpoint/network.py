@@ -9,6 +9,7 @@ from lightning_pfc.checkpoint.manifest import is_checkpoint_folder
 from lightning_pfc.checkpoint.single import load_file
 from lightning_pfc.checkpoint.store import load_folder
 from lightning_pfc.distributed.comm import Comm
+from lightning_pfc.models.compiled import plain_names
 
 
 class _Network:
@@ -36,4 +37,7 @@ def network_checkpoint(path: Path) -> dict[str, Any]:
     else:
         what = "is a folder without a manifest.json" if path.is_dir() else "is not there"
         raise FileNotFoundError(f"no such checkpoint: {path} {what}")
-    return dict(content)
+    found: dict[str, Any] = dict(content)
+    if isinstance(found.get("state_dict"), dict):
+        found["state_dict"] = plain_names(found["state_dict"])
+    return found

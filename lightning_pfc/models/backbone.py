@@ -10,6 +10,8 @@ import timm
 import torch
 from torch import Tensor, nn
 
+from lightning_pfc.other_names import own_name
+
 InputSize = tuple[int, int, int]  # (C, H, W)
 
 _UNKNOWN_SIZE: InputSize = (3, 224, 224)
@@ -65,7 +67,8 @@ def create_backbone(
     except RuntimeError as error:
         if not str(error).startswith("Unknown model"):
             raise
-        close = difflib.get_close_matches(name.split(".")[0], timm.list_models(), n=5)
+        own = own_name(name)
+        close = [own] if own else difflib.get_close_matches(name.split(".")[0], timm.list_models(), n=5)
         hint = f" Did you mean {' or '.join(close)}?" if close else ""
         raise ValueError(
             f"backbone {name!r} does not exist.{hint} `timm.list_models()` lists all {len(timm.list_models())} names."
