@@ -26,7 +26,7 @@ def save_under_plain_names(module: nn.Module) -> None:
     So a checkpoint goes from ``model.backbone = torch.compile(model.backbone)`` to a model that is not compiled, and
     back.
     """
-    module.register_state_dict_post_hook(_saved)
+    module.register_state_dict_post_hook(_saved)  # type: ignore[no-untyped-call]
     module.register_load_state_dict_pre_hook(_loading)  # type: ignore[no-untyped-call]
 
 
