@@ -20,7 +20,7 @@ from lightning_pfc.data.preprocessing import METADATA_KEY, Preprocessing
 from lightning_pfc.evaluation import ClosedSetEvaluation, Evaluation, make_evaluations
 from lightning_pfc.heads.loss_pass import LossOutput
 from lightning_pfc.heads.partial_fc import PartialFC, iter_heads
-from lightning_pfc.heads.samplers import Sampler
+from lightning_pfc.heads.sampling import Sampler
 from lightning_pfc.losses import Loss
 from lightning_pfc.models.backbone import as_input_size, create_backbone, native_input_size, output_width
 from lightning_pfc.models.compiled import save_under_plain_names
@@ -277,7 +277,7 @@ class PartialFCModule(L.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def _samples(self) -> bool:
-        return any(head.samples for _, head in iter_heads(self))
+        return any(head.is_subsampling for _, head in iter_heads(self))
 
     @classmethod
     def load_from_checkpoint(cls, checkpoint_path: Any, *args: Any, **kwargs: Any) -> Any:

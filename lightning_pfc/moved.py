@@ -5,6 +5,7 @@ from __future__ import annotations
 from lightning_pfc.renamed import MovedModules
 
 _H, _S = "lightning_pfc.heads", "lightning_pfc.heads.softmax"
+_SAMPLING, _RANDOM, _BUFFERS = f"{_H}.sampling", "lightning_pfc.keyed_random", "lightning_pfc.buffers"
 _OLD_LOSSES, _AUXILIARY = "lightning_pfc.losses.additions", "lightning_pfc.losses.auxiliary"
 
 _MODULES = {
@@ -21,8 +22,24 @@ _MODULES = {
     f"{_H}.sharded_rows": f"{_H}.sharded_centers",
     f"{_H}.slope_filter": f"{_S}.gradient_filter",
     f"{_H}.sparse_slopes": f"{_S}.sparse_entries",
-    f"{_H}.table": f"{_H}.host_rows",
+    f"{_H}.table": f"{_BUFFERS}.host_rows",
+    f"{_H}.memory": f"{_BUFFERS}.scratch",
+    f"{_H}.permutation": f"{_RANDOM}.permutation",
+    f"{_H}.samplers": _SAMPLING,
+    f"{_H}.samplers.background": f"{_SAMPLING}.background_index",
+    f"{_H}.samplers.base": f"{_SAMPLING}.base",
+    f"{_H}.samplers.cells": f"{_SAMPLING}.ivf_index",
+    f"{_H}.samplers.dissection": f"{_SAMPLING}.dissection",
+    f"{_H}.samplers.frequency": f"{_SAMPLING}.frequency",
+    f"{_H}.samplers.recent": f"{_SAMPLING}.recent",
+    f"{_H}.samplers.retrieval": f"{_SAMPLING}.nearest",
+    f"{_H}.samplers.schedule": f"{_SAMPLING}.rate_schedule",
+    f"{_H}.samplers.uniform": f"{_SAMPLING}.uniform",
     f"{_H}.validation": f"{_H}.batch_checks",
+    "lightning_pfc.losses.keyed": f"{_RANDOM}.uniform",
+    "lightning_pfc.optim.memory": f"{_BUFFERS}.lazy_zeros",
+    "lightning_pfc.optim.noise": f"{_RANDOM}.rounding_noise",
+    "lightning_pfc.storage.huge_pages": f"{_BUFFERS}.huge_pages",
     _OLD_LOSSES: _AUXILIARY,
     **{f"{_OLD_LOSSES}.{name}": f"{_AUXILIARY}.{name}" for name in ("base", "center", "supcon", "triplet")},
 }
@@ -39,8 +56,10 @@ _NAMES = {
     f"{_S}.gradient_filter:SlopeFilter": "GradientFilter",
     f"{_S}.sparse_entries:Slopes": "SparseEntries",
     f"{_S}.sparse_entries:places": "find_entries",
-    f"{_H}.host_rows:staged": "stage_pinned",
-    f"{_H}.host_rows:is_elsewhere": "is_offloaded",
+    f"{_BUFFERS}.host_rows:staged": "stage_pinned",
+    f"{_BUFFERS}.host_rows:is_elsewhere": "is_offloaded",
+    f"{_SAMPLING}.base:Step": "SamplingContext",
+    f"{_SAMPLING}.base:sample_rest": "fill_uniformly",
     f"{_AUXILIARY}:Addition": "AuxiliaryLoss",
     f"{_AUXILIARY}:addition_from_config": "auxiliary_loss_from_config",
     f"{_AUXILIARY}.base:Addition": "AuxiliaryLoss",

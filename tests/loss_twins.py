@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lightning_pfc import losses as L
-from lightning_pfc.losses.keyed import keyed_normal
+from lightning_pfc.keyed_random.uniform import keyed_normal
 from tests.reference import falling_cosine
 
 

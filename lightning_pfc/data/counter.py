@@ -10,24 +10,15 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-_GAMMA = 0x9E3779B97F4A7C15
-_MASK = 0xFFFFFFFFFFFFFFFF
+from lightning_pfc.keyed_random.mixing import GAMMA, splitmix_64
 
 UInts = NDArray[np.uint64]
 
-
-def mix(values: UInts) -> UInts:
-    """SplitMix64's finaliser, elementwise; a bijection of 64-bit words."""
-    z: UInts = values ^ (values >> np.uint64(30))
-    z *= np.uint64(0xBF58476D1CE4E5B9)
-    z ^= z >> np.uint64(27)
-    z *= np.uint64(0x94D049BB133111EB)
-    z ^= z >> np.uint64(31)
-    return z
+_MASK = 0xFFFFFFFFFFFFFFFF
 
 
 def _mix_int(value: int) -> int:
-    return int(mix(np.asarray([value & _MASK], dtype=np.uint64))[0])
+    return int(splitmix_64(np.asarray([value & _MASK], dtype=np.uint64))[0])
 
 
 def stream(*words: int | NDArray[np.int64] | UInts) -> UInts:
@@ -46,15 +37,15 @@ def stream(*words: int | NDArray[np.int64] | UInts) -> UInts:
             number: UInts = np.asarray([int(word) & _MASK], dtype=np.uint64)
         else:
             number = np.atleast_1d(word).astype(np.uint64)
-        salt = np.uint64((_GAMMA * (place + 1)) & _MASK)
-        state = mix((state ^ number) + salt)
+        salt = np.uint64((GAMMA * (place + 1)) & _MASK)
+        state = splitmix_64((state ^ number) + salt)
     return state
 
 
 def bits(keys: UInts, count: int) -> UInts:
     """(n,) keys to (n, count) random 64-bit words: words 1..count of each stream."""
-    steps = np.arange(1, count + 1, dtype=np.uint64) * np.uint64(_GAMMA)
-    return mix(keys[:, None] + steps)
+    steps = np.arange(1, count + 1, dtype=np.uint64) * np.uint64(GAMMA)
+    return splitmix_64(keys[:, None] + steps)
 
 
 def uniform(keys: UInts, count: int) -> NDArray[np.float32]:
@@ -99,7 +90,7 @@ class Permutation:
         half = max(1, ((size - 1).bit_length() + 1) // 2)
         self._half = np.uint64(half)
         self._low = np.uint64((1 << half) - 1)
-        self._keys = [np.uint64(_mix_int(key + (r + 1) * _GAMMA)) for r in range(self._ROUNDS)]
+        self._keys = [np.uint64(_mix_int(key + (r + 1) * GAMMA)) for r in range(self._ROUNDS)]
 
     def __call__(self, positions: NDArray[np.int64]) -> NDArray[np.int64]:
         """(n,) positions in [0, size) to the (n,) elements there."""
@@ -115,6 +106,6 @@ class Permutation:
     def _once(self, values: UInts) -> UInts:
         left, right = values >> self._half, values & self._low
         for key in self._keys:
-            left, right = right, left ^ (mix(right + key) & self._low)
+            left, right = right, left ^ (splitmix_64(right + key) & self._low)
         joined: UInts = (left << self._half) | right
         return joined

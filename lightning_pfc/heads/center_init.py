@@ -5,10 +5,12 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lightning_pfc.keyed_random.mixing import GAMMA, splitmix_64
 from lightning_pfc.losses.base import CenterInit
 
 DEFAULT_STD = 0.01  # of InsightFace and most others; a center of 512 numbers then has length 0.23
@@ -92,8 +94,6 @@ def init_centers_(out: Tensor, start: int, seed: int, std: float, unit_dim: int 
 
 
 def _stream(seed: int, block: int) -> int:
-    """A 63-bit seed for the stream of a block (splitmix64 finaliser)."""
-    z = (seed * 0x9E3779B97F4A7C15 + (block + 1) * 0xD1B54A32D192ED03) & 0xFFFFFFFFFFFFFFFF
-    z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & 0xFFFFFFFFFFFFFFFF
-    z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & 0xFFFFFFFFFFFFFFFF
-    return (z ^ (z >> 31)) & 0x7FFFFFFFFFFFFFFF
+    """A 63-bit seed for the stream of a block (SplitMix64)."""
+    z = (seed * GAMMA + (block + 1) * 0xD1B54A32D192ED03) & 0xFFFFFFFFFFFFFFFF
+    return int(splitmix_64(np.asarray([z], dtype=np.uint64))[0]) & 0x7FFFFFFFFFFFFFFF

@@ -76,7 +76,7 @@ class LossPass:
         norms = shared_gradient(norms, ranks)
         info = BatchInfo(batch.labels, norms, None, self.seed, now.step, batch.sample_index())
         spec = replace(self.limits, normalize=loss.normalize, centers_per_class=loss.num_centers)
-        centers = (self.weight, self.bias, now.targets, now.sampled_rows)
+        centers = (self.weight, self.bias, now.sampled.targets, now.sampled.rows)
         if loss.needs_target_cosine:
             info = replace(info, target_cosine=target_cosines(x, *centers, spec).squeeze(1))
         averages = self.averages.update(batch, info, now)

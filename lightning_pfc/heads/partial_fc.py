@@ -24,8 +24,10 @@ from lightning_pfc.heads.loss_averages import LossAverages
 from lightning_pfc.heads.loss_pass import LossOutput, LossPass
 from lightning_pfc.heads.no_autocast import no_autocast
 from lightning_pfc.heads.recomputation import Pass, Passes
-from lightning_pfc.heads.samplers import Sampler, Step, sampler_from_config
-from lightning_pfc.heads.sampling import Sample, all_classes, class_budget
+from lightning_pfc.heads.sampling import Sampler, sampler_from_config
+from lightning_pfc.heads.sampling.context import SamplingContext
+from lightning_pfc.heads.sampling.sampled_classes import SampledClasses, all_classes
+from lightning_pfc.heads.sampling.uniform_draw import class_budget
 from lightning_pfc.heads.sharded_centers import SAMPLED_PREFIX, Place
 from lightning_pfc.heads.softmax import SoftmaxSpec
 from lightning_pfc.heads.softmax.blended_centers import BlendedCenters
@@ -54,7 +56,7 @@ class PartialFC(HeadState):
         sample_rate: share of the classes that takes part in a training step, in [0, 1]: 1 is the exact softmax, 0 keeps
             the batch's own classes only. Sampled softmax has fewer terms: losses of different rates do not compare
             (they differ by about ``ln`` of the rates' ratio).
-        sampler: which classes those are: a :class:`~lightning_pfc.heads.samplers.Sampler`, its name, or a mapping with
+        sampler: which classes those are: a :class:`~lightning_pfc.heads.sampling.Sampler`, its name, or a mapping with
             ``name`` and arguments. By default the targets of the batch and others drawn evenly.
         seed: of the initial centers and of the negatives.
         comm: whom to talk to; None finds out (the strategy's ranks, the default process group, or nobody).
@@ -153,6 +155,12 @@ class PartialFC(HeadState):
         self._start_life(comm)
 
     @property
+    def samples(self) -> bool:
+        """The earlier name of ``is_subsampling``."""
+        warn_renamed("PartialFC.samples", "is_subsampling")
+        return self.is_subsampling
+
+    @property
     def additions(self) -> tuple[AuxiliaryLoss, ...]:
         """The earlier name of ``auxiliary_losses``."""
         warn_renamed("PartialFC.additions", "auxiliary_losses")
@@ -164,7 +172,7 @@ class PartialFC(HeadState):
         self.auxiliary_losses = tuple(losses)
 
     def _refuse_weighed_sums(self) -> None:
-        if self.sampler.weighs and self.loss.needs_negative_sum:
+        if self.sampler.reweights_negatives and self.loss.needs_negative_sum:
             raise ValueError(
                 f"sampler={self.sampler} weighs the negatives, and {type(self.loss).__name__} with label_smoothing="
                 f"{self.loss.label_smoothing} sums their logits as they are; leave out one of the two."
@@ -249,9 +257,9 @@ class PartialFC(HeadState):
         return self.weight.device if self.rows_on == "device" else self.step.device
 
     @property
-    def samples(self) -> bool:
+    def is_subsampling(self) -> bool:
         """Whether classes are ever left out of a training step."""
-        return self.sampler.samples(self.sample_rate)
+        return self.sampler.is_subsampling(self.sample_rate)
 
     @torch.no_grad()
     def set_class_counts(self, counts: Tensor) -> None:
@@ -282,7 +290,7 @@ class PartialFC(HeadState):
         return gatherer.gather(embeddings, labels, tag, other, share)
 
     def _new_pass(self, batch: GlobalBatch) -> Pass:
-        if self.training and self.samples:
+        if self.training and self.is_subsampling:
             sampled = self._sample(batch.all_labels, batch.labels, batch)
         else:
             sampled = all_classes(batch.labels, self.shard)
@@ -315,22 +323,22 @@ class PartialFC(HeadState):
     def _read_ahead(self) -> None:
         """Let a thread have the rows of the next step's negatives read, where the centers are in files."""
         files = row_files(self.weight)
-        if files is None or not self.samples:
+        if files is None or not self.is_subsampling:
             return
         nobody = self.step.new_empty(0)
-        step = self._step(nobody, nobody, None)
+        context = self._sampling_context(nobody, nobody, None)
 
         def rows() -> Tensor:
-            index = self.sampler.foresee(step)
+            index = self.sampler.predict_rows(context)
             return nobody if index is None else index
 
         files.prefetch(rows)
 
-    def _sample(self, all_labels: Tensor, labels: Tensor, batch: GlobalBatch | None = None) -> Sample:
+    def _sample(self, all_labels: Tensor, labels: Tensor, batch: GlobalBatch | None = None) -> SampledClasses:
         with torch.no_grad():
-            return self.sampler.sample(self._step(all_labels, labels, batch))
+            return self.sampler.sample(self._sampling_context(all_labels, labels, batch))
 
-    def _step(self, all_labels: Tensor, labels: Tensor, batch: GlobalBatch | None) -> Step:
+    def _sampling_context(self, all_labels: Tensor, labels: Tensor, batch: GlobalBatch | None) -> SamplingContext:
         comm = self.comm
 
         def embeddings() -> Tensor:
@@ -339,7 +347,7 @@ class PartialFC(HeadState):
             x = nn.functional.normalize(batch.x.detach())
             return x if comm.num_replicas == 1 else all_gather_uneven(x[batch.own], batch.sizes, comm.group)
 
-        return Step(
+        return SamplingContext(
             targets=all_labels,
             labels=labels,
             budget=class_budget(self.sample_rate, self.num_classes),
@@ -380,9 +388,9 @@ class PartialFC(HeadState):
         with no_autocast(embeddings.device):
             batch = self._gather(embeddings, labels, "PartialFC.target_ranks")
             x = nn.functional.normalize(batch.x) if self.loss.normalize else batch.x
-            every = Pass(self.step, all_classes(batch.labels, self.shard), training=False)
+            every = all_classes(batch.labels, self.shard)
             spec = replace(self._limits(), normalize=self.loss.normalize, centers_per_class=self.loss.num_centers)
-            found = rank_targets(x, self.weight, self.bias, every.targets, every.sampled_rows, spec)
+            found = rank_targets(x, self.weight, self.bias, every.targets, every.rows, spec)
         return TargetRanks(found.rank[batch.own], found.cosine[batch.own])
 
     def extra_repr(self) -> str:

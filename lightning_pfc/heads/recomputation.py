@@ -17,9 +17,8 @@ import torch
 from torch import Tensor
 
 from lightning_pfc.heads.batch import GlobalBatch
-from lightning_pfc.heads.sampling import Sample
+from lightning_pfc.heads.sampling.sampled_classes import SampledClasses
 from lightning_pfc.heads.softmax.blended_centers import BlendedCenters
-from lightning_pfc.heads.softmax.spec import SampledRows
 
 _WITHOUT_GRAPH = 32  # forwards under no_grad that are remembered; those with a graph are for as long as it lives
 
@@ -48,7 +47,7 @@ class Pass:
     """
 
     step: Tensor
-    sampled: Sample
+    sampled: SampledClasses
     training: bool
     averages: dict[str, Tensor] | None = None
     blended: BlendedCenters | None = None
@@ -59,17 +58,6 @@ class Pass:
     def moves_on(self) -> bool:
         """Whether what is kept from step to step changes by it."""
         return self.training and not self.again
-
-    @property
-    def sampled_rows(self) -> SampledRows:
-        """The rows of this rank that take part."""
-        sampled = self.sampled
-        return SampledRows(sampled.index, sampled.num_sampled, sampled.valid, sampled.log_weight)
-
-    @property
-    def targets(self) -> Tensor:
-        """(B, 1) column of each row's target among them; -1 where another rank owns it."""
-        return self.sampled.columns[:, None]
 
 
 class Passes:

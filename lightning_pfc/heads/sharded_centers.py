@@ -12,13 +12,13 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from typing_extensions import Self
 
+from lightning_pfc.buffers.huge_pages import ask_for_huge_pages
 from lightning_pfc.distributed.comm import Comm
 from lightning_pfc.distributed.owner import foreign_strategy_message, get_owner
 from lightning_pfc.distributed.shard import ClassShard
 from lightning_pfc.heads.center_init import InitialCenters
 from lightning_pfc.heads.unallocated import refuse_writes, refuse_written
 from lightning_pfc.optim.foreign import watch
-from lightning_pfc.storage.huge_pages import ask_for_huge_pages
 from lightning_pfc.storage.row_files import RowFiles
 
 MEMORY_PREFIX = "memory_"

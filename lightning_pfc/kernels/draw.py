@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from lightning_pfc.distributed.shard import ClassShard
-from lightning_pfc.heads.permutation import Permutation
-from lightning_pfc.heads.sampling import Sample, capacity, sample_uniform
+from lightning_pfc.heads.sampling.sampled_classes import SampledClasses
+from lightning_pfc.heads.sampling.uniform_draw import capacity, sample_uniform
 from lightning_pfc.kernels.choice import planted
 from lightning_pfc.kernels.library import operation
+from lightning_pfc.keyed_random.permutation import Permutation
 
 LARGEST_DOMAIN = 1 << 31
 """Classes up to which the kernels count in 32 bits; more take the path of plain torch."""
@@ -72,7 +73,7 @@ def draw_uniform(
     seed: int,
     step: Tensor,
     kernels: Container[str] | None = None,
-) -> Sample:
+) -> SampledClasses:
     """The sample of :func:`lightning_pfc.heads.sampling.sample_uniform` with static shapes, bit for bit.
 
     Time and memory are those of the classes drawn, and one bit more for each class of all ranks.
@@ -81,7 +82,7 @@ def draw_uniform(
     """
     arguments = _arguments(all_labels, labels, shard, budget, seed, step)
     index, valid, columns, num_sampled = _operation(*arguments, kernels=kernels)
-    return Sample(index, columns, num_sampled, valid)
+    return SampledClasses(index, columns, num_sampled, valid)
 
 
 def _arguments(

@@ -8,9 +8,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from lightning_pfc.keyed_random.uniform import keyed_normal
 from lightning_pfc.losses.base import Loss
 from lightning_pfc.losses.batch_info import BatchInfo, State
-from lightning_pfc.losses.keyed import keyed_normal
 from lightning_pfc.losses.margins import MarginGrad, angle, with_margin_grad
 
 

@@ -12,6 +12,7 @@ from typing_extensions import Self
 
 from lightning_pfc.losses.base import CenterInit, Loss
 from lightning_pfc.losses.batch_info import BatchInfo, LogitSums, State
+from lightning_pfc.named import from_config
 
 # The value at which an argument of this name does nothing, by class where it is not the usual one.
 _NEUTRAL: dict[str, dict[str, float]] = {
@@ -46,9 +47,7 @@ class MarginWarmup(Loss):
     interclass_filter: float | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
-        from lightning_pfc.losses import loss_from_config  # the registry, which knows this class
-
-        inner = loss_from_config(self.loss)
+        inner = from_config(Loss, self.loss)
         for name, value in {
             "loss": inner,
             "scale": inner.scale,

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from lightning_pfc.optim.memory import zero_pages
-from lightning_pfc.optim.noise import RowNoise
+from lightning_pfc.buffers.lazy_zeros import zero_pages
+from lightning_pfc.keyed_random.rounding_noise import RowNoise
 from lightning_pfc.optim.row_step import RowStep, RowUpdate, row_update
 from lightning_pfc.optim.rows import is_row_sharded, mark_row_sparse, row_chunks, rows_per_chunk
 from lightning_pfc.optim.storage import STATE_DTYPES, RowStorage, convert_rows, row_width, storage_of

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from lightning_pfc.optim.noise import RowNoise
+from lightning_pfc.keyed_random.rounding_noise import RowNoise
 from lightning_pfc.optim.rows import RowChunk, clamp_padding, first_row
 from lightning_pfc.optim.storage import FullRows, RowStorage, noise_of, weight_storage
 

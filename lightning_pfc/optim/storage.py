@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from lightning_pfc.optim.noise import RowNoise
+from lightning_pfc.keyed_random.rounding_noise import RowNoise
 from lightning_pfc.optim.rows import RowChunk
 
 Noise = Callable[[], Tensor]

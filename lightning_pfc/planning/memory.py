@@ -10,8 +10,8 @@ from typing import NamedTuple
 
 import torch
 
-from lightning_pfc.heads.permutation import Permutation
 from lightning_pfc.heads.softmax.class_chunks import default_chunk_size
+from lightning_pfc.keyed_random.permutation import Permutation
 from lightning_pfc.optim.rows import CHUNK_BYTES, DEFAULT_CHUNK_BYTES
 from lightning_pfc.planning.setup import Setup
 from lightning_pfc.planning.words import BYTES
@@ -71,7 +71,7 @@ def _terms(s: Setup) -> list[Term]:
     kept = 4 * batch * min(k, s.memory_budget // max(1, scores) * chunk)
     cast = k * width * stored if s.dtype != "float32" else 0  # the gradient in the type of the centers
     gradient = 0 if s.update_in_backward else 4 * k * width + (0 if s.is_dense else cast)
-    # On a CPU the buffers of a step are kept for the next one (lightning_pfc.heads.memory).
+    # On a CPU the buffers of a step are kept for the next one (lightning_pfc.buffers.scratch).
     two, last = (ALWAYS, ALWAYS) if s.device == "cpu" else ((FORWARD, BACKWARD), (BACKWARD, STEP))
     terms = [
         Term("centers", c * width * stored, ALWAYS, f"c x D x {stored}"),

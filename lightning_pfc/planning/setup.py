@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from lightning_pfc.distributed.shard import ClassShard
-from lightning_pfc.heads.sampling import capacity, class_budget
+from lightning_pfc.heads.sampling.uniform_draw import capacity, class_budget
 from lightning_pfc.planning.words import BYTES, OPTIMIZERS
 
 

@@ -198,7 +198,7 @@ def _our_draw(case: Case, rank: int) -> Iterator[None]:
     import torch.distributed as dist
 
     from lightning_pfc.distributed import ClassShard
-    from lightning_pfc.heads.sampling import class_budget, sample_uniform
+    from lightning_pfc.heads.sampling.uniform_draw import class_budget, sample_uniform
 
     labels = case.local_batch(rank, 0)[1]
     if case.ranks > 1:

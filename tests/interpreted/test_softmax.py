@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from lightning_pfc import kernels
+from lightning_pfc.buffers.lazy_zeros import zero_pages
 from lightning_pfc.kernels.launching import counted_launches
 from lightning_pfc.kernels.library import OPERATIONS
-from lightning_pfc.optim.memory import zero_pages
 
 WIDTHS = [64, 100, 512, 1024]
 # One rounding to the nearest: half a unit in the last place of 8, 11 and 24 bits, and a little for float32 before it.

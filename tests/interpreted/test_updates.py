@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from lightning_pfc.optim.memory import zero_pages
-from lightning_pfc.optim.noise import RowNoise
+from lightning_pfc.buffers.lazy_zeros import zero_pages
+from lightning_pfc.keyed_random.rounding_noise import RowNoise
 from lightning_pfc.optim.row_kernels import adagrad_rows_, adamw_rows_, sgd_rows_
 
 SEED = [0x9ABCDEF0, 0x12345678]

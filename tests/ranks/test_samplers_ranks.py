@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lightning_pfc import PartialFC
 from lightning_pfc.distributed import Comm
-from lightning_pfc.heads import samplers as S
+from lightning_pfc.heads import sampling as S
 from lightning_pfc.losses import CosFace, DSoftmax
 from tests.ranks import RankPool
 from tests.reference import uneven_split

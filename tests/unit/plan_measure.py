@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from lightning_pfc import PartialFC
-from lightning_pfc.heads.memory import release_scratch
+from lightning_pfc.buffers.scratch import release_scratch
 from lightning_pfc.losses import ArcFace
 from lightning_pfc.optim import RowWiseAdagrad, SparseAdamW, SparseSGD
 from lightning_pfc.planning import Setup

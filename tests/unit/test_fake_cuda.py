@@ -22,7 +22,7 @@ from torch.utils._pytree import tree_leaves
 from lightning_pfc import PartialFC, losses
 from lightning_pfc.distributed import ClassShard, Comm, collectives
 from lightning_pfc.heads import sampling
-from lightning_pfc.heads.samplers import Uniform
+from lightning_pfc.heads.sampling import Uniform
 from lightning_pfc.heads.softmax.streamed import _StreamedSoftmax
 from lightning_pfc.optim import RowWiseAdagrad, SparseAdamW, SparseSGD
 

@@ -286,7 +286,7 @@ def test_the_padded_path_of_accelerators_gives_the_same_numbers(loss, rate, monk
     import functools
 
     from lightning_pfc.heads import sampling
-    from lightning_pfc.heads.samplers import Uniform, base
+    from lightning_pfc.heads.sampling import Uniform, base
 
     torch.manual_seed(0)
     sampler = Uniform(correction=not loss.needs_negative_sum)

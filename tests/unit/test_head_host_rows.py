@@ -12,8 +12,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from lightning_pfc import PartialFC, losses
-from lightning_pfc.heads import host_rows
-from lightning_pfc.heads.samplers import Retrieval, Uniform
+from lightning_pfc.buffers import host_rows
+from lightning_pfc.heads.sampling import Retrieval, Uniform
 from lightning_pfc.heads.softmax import class_chunks
 from lightning_pfc.heads.softmax.streamed import _StreamedSoftmax
 from lightning_pfc.metrics.centers import nearest_centers

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from lightning_pfc import PartialFC
-from lightning_pfc.heads import memory
-from lightning_pfc.heads.memory import release_scratch, scratch
+from lightning_pfc.buffers import scratch as memory
+from lightning_pfc.buffers.scratch import release_scratch, scratch
 
 LIKE = torch.zeros(1)
 SHAPE = (1024, 512)  # 2 MiB

@@ -10,7 +10,7 @@ import torch
 
 from lightning_pfc import PartialFC
 from lightning_pfc import losses as L
-from lightning_pfc.losses.keyed import keyed_normal, keyed_uniform
+from lightning_pfc.keyed_random.uniform import keyed_normal, keyed_uniform
 from tests.ranks.test_losses_extra_ranks import CASES, check, train
 
 ALL = [L.AdaCos, L.AdaFace, L.Circle, L.CurricularFace, L.ElasticFace, L.MVSoftmax, L.MagFace, L.SphereFace2, L.UniFace]

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from lightning_pfc.optim import memory
-from lightning_pfc.optim.memory import zero_pages
+from lightning_pfc.buffers import lazy_zeros
+from lightning_pfc.buffers.lazy_zeros import zero_pages
 from lightning_pfc.optim.rows import _sum_segments, is_summed, row_chunks, unique_rows
 
 NUM_ROWS = 7
@@ -128,7 +128,7 @@ def test_pages_of_rows_that_are_never_written_are_never_committed():
     # A process of its own: the resident memory of this one has a history.
     script = """
 import resource, runpy, sys, torch
-zero_pages = runpy.run_path(sys.argv[1])["zero_pages"]  # without the package, whose import takes memory and time
+zero_pages = runpy.run_path(sys.argv[1])["zero_pages"]
 def resident():
     return int(open("/proc/self/statm").read().split()[1]) * resource.getpagesize()
 torch.ones(1000).sum()
@@ -143,7 +143,9 @@ print(resident() - before)
             pass
     except OSError:
         pytest.skip("resident memory is read from /proc, which this system does not have")
-    result = subprocess.run([sys.executable, "-c", script, memory.__file__], capture_output=True, text=True, check=True)
+    result = subprocess.run(
+        [sys.executable, "-c", script, lazy_zeros.__file__], capture_output=True, text=True, check=True
+    )
     assert int(result.stdout) < 8e6
 
 

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from lightning_pfc.keyed_random.rounding_noise import RowNoise
 from lightning_pfc.optim import RowWiseAdagrad, SparseAdamW, SparseSGD, rows
-from lightning_pfc.optim.noise import RowNoise
 from lightning_pfc.optim.row_step import RowStep, RowUpdate
 from lightning_pfc.optim.rows import RowChunk
 from lightning_pfc.optim.storage import HalfRows, SignedByteRows, SquareByteRows, stochastic_round_

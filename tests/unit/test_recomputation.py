@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from lightning_pfc import PartialFC
 from lightning_pfc import losses as L
-from lightning_pfc.heads.samplers import Mixed, Recent
+from lightning_pfc.heads.sampling import Mixed, Recent
 
 DIM, CLASSES, BATCH = 6, 60, 7
 Forward = Callable[[PartialFC, nn.Module, Tensor, Tensor], Tensor]

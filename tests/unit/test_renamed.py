@@ -122,3 +122,22 @@ def test_a_loss_of_before_that_remembers(said: list[str]) -> None:
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         head.loss.nothing  # noqa: B018
     assert head.additions == head.auxiliary_losses == (Extra(),)
+
+
+def test_a_sampler_of_before(said: list[str]) -> None:
+    from lightning_pfc.heads.sampling import Sampler
+
+    @dataclass(frozen=True, kw_only=True)
+    class Neighbours(Sampler):
+        fills_up = True
+
+        def classes(self, step: Any) -> Tensor:
+            return (step.targets + 1).clamp(max=step.num_classes - 1)
+
+        def samples(self, rate: float) -> bool:
+            return True
+
+    head = PartialFC(embedding_dim=4, num_classes=40, loss="cosface", sampler=Neighbours(), sample_rate=0.5).to("cpu")
+    assert head.is_subsampling
+    assert head.sampler.fills_up
+    assert len(head._sample(torch.tensor([3, 9]), torch.tensor([3, 9])).index) == 20

@@ -15,9 +15,10 @@ from torch import Tensor
 
 from lightning_pfc import PartialFC
 from lightning_pfc.distributed import ClassShard
-from lightning_pfc.heads import samplers as S
-from lightning_pfc.heads.samplers import background, cells
-from lightning_pfc.heads.sampling import Sample, sample_uniform
+from lightning_pfc.heads import sampling as S
+from lightning_pfc.heads.sampling import background_index, ivf_index
+from lightning_pfc.heads.sampling.sampled_classes import SampledClasses
+from lightning_pfc.heads.sampling.uniform_draw import sample_uniform
 from lightning_pfc.losses import ArcFace, CosFace, DSoftmax, NormFace, SphereFace2, SubCenterArcFace
 
 CLASSES, DIM = 60, 6
@@ -56,7 +57,7 @@ def batch(step: int, rows: int = 7) -> tuple[Tensor, Tensor]:
     return torch.randn(rows, DIM, generator=generator), torch.randint(0, CLASSES, (rows,), generator=generator)
 
 
-def draw(head: PartialFC, x: Tensor, labels: Tensor) -> Sample:
+def draw(head: PartialFC, x: Tensor, labels: Tensor) -> SampledClasses:
     return head._sample(labels, labels, head._gather(x, labels, "test"))
 
 
@@ -180,7 +181,7 @@ def test_the_index_follows_the_centers():
     head(x, labels)
     with torch.no_grad():
         head.weight.copy_(torch.randn(CLASSES, DIM, generator=torch.Generator().manual_seed(5)))
-    nearest = cells.nearest(head.weight.detach(), head.sampler_pivots)
+    nearest = ivf_index.nearest(head.weight.detach(), head.sampler_pivots)
     assert (head.sampled_cell != nearest).any()
     for step in range(1, 11):  # all ten tenths
         head(*batch(step))
@@ -203,7 +204,7 @@ def test_background_refresh_takes_over(monkeypatch):
     copied(*batch(5))
 
 
-@pytest.mark.skipif(not background.has_faiss(), reason="faiss is not installed")
+@pytest.mark.skipif(not background_index.has_faiss(), reason="faiss is not installed")
 @pytest.mark.parametrize("background", [False, True])
 def test_faiss_finds_what_we_find(background):
     own, theirs = make_head(S.Retrieval(probes=100)), make_head(S.Retrieval(index="faiss", background=background))
@@ -214,7 +215,7 @@ def test_faiss_finds_what_we_find(background):
         S.Retrieval(index="faiss", cells=3)
 
 
-@pytest.mark.skipif(background.has_faiss(), reason="faiss is installed")
+@pytest.mark.skipif(background_index.has_faiss(), reason="faiss is installed")
 def test_faiss_missing_says_so():
     with pytest.raises(ValueError, match="pip install faiss-cpu"):
         S.Retrieval(index="faiss")
@@ -285,10 +286,10 @@ def test_default_is_uniform_and_rate_one_is_exact():
     exact = make_head("uniform", 1.0)
     for sampler in (s for s in ALL if not isinstance(s, S.PositivesOnly | S.RateSchedule)):
         head = make_head(sampler, 1.0)
-        assert not head.samples
+        assert not head.is_subsampling
         assert torch.equal(head(x, labels), exact(x, labels))
-    assert make_head("positives_only", 1.0).samples
-    assert make_head(S.RateSchedule(start=0.5), 1.0).samples
+    assert make_head("positives_only", 1.0).is_subsampling
+    assert make_head(S.RateSchedule(start=0.5), 1.0).is_subsampling
 
 
 def test_a_checkpoint_goes_on_exactly():
@@ -327,15 +328,15 @@ class Neighbours(S.Sampler):
         return near.clamp(0, step.num_classes - 1).flatten()
 
 
-@pytest.mark.parametrize("fills_up", [False, True])
-def test_a_sampler_of_ones_own(fills_up, monkeypatch):
-    monkeypatch.setattr(Neighbours, "fills_up", fills_up)
+@pytest.mark.parametrize("fill_with_uniform", [False, True])
+def test_a_sampler_of_ones_own(fill_with_uniform, monkeypatch):
+    monkeypatch.setattr(Neighbours, "fill_with_uniform", fill_with_uniform)
     head = make_head({"name": "neighbours", "radius": 2}, rate=0.9)
     labels = torch.tensor([0, 30, 30])
     sample = head._sample(labels, labels)
     near = [0, 1, 2, 28, 29, 30, 31, 32]
     assert set(near) <= set(sample.index.tolist())
-    assert len(sample.index) == sample.num_sampled == (54 if fills_up else 8)
+    assert len(sample.index) == sample.num_sampled == (54 if fill_with_uniform else 8)
     head(torch.randn(3, DIM), labels).backward()
 
 

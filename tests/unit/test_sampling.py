@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lightning_pfc.distributed import ClassShard
-from lightning_pfc.heads.permutation import Permutation, round_keys
-from lightning_pfc.heads.sampling import _compact, capacity, class_budget, sample_uniform
+from lightning_pfc.heads.sampling.uniform_draw import _compact, capacity, class_budget, sample_uniform
+from lightning_pfc.keyed_random.permutation import Permutation, round_keys
 
 
 def step(number: int) -> torch.Tensor:

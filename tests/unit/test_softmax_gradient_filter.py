@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from lightning_pfc import PartialFC, losses
-from lightning_pfc.heads.samplers import Uniform
+from lightning_pfc.heads.sampling import Uniform
 from lightning_pfc.heads.softmax import sparse_entries
 from lightning_pfc.heads.softmax.gradient_filter import negligible_below
 from lightning_pfc.heads.softmax.sparse_entries import SparseEntries, by_class, find_entries, sums_by_class

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lightning_pfc.buffers.scratch import scratch
 from lightning_pfc.distributed.collectives import all_reduce
-from lightning_pfc.heads.memory import scratch
 from lightning_pfc.heads.softmax.class_chunks import Chunk, ClassChunks
 from lightning_pfc.heads.softmax.cosine_gradient import CosineGradient
 

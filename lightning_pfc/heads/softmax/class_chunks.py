@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lightning_pfc.heads.host_rows import is_offloaded, stage_pinned
-from lightning_pfc.heads.memory import scratch
+from lightning_pfc.buffers.host_rows import is_offloaded, stage_pinned
+from lightning_pfc.buffers.scratch import scratch
 from lightning_pfc.heads.softmax.spec import SampledRows, SoftmaxSpec
 from lightning_pfc.heads.softmax.targets import ChunkTargets
 

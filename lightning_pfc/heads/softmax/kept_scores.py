@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from torch import Tensor
 
-from lightning_pfc.heads.memory import scratch
+from lightning_pfc.buffers.scratch import scratch
 from lightning_pfc.heads.softmax.class_chunks import Chunk, ClassChunks
 
 

@@ -7,8 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from lightning_pfc.buffers.host_rows import take_rows
 from lightning_pfc.distributed.collectives import all_reduce
-from lightning_pfc.heads.host_rows import take_rows
 from lightning_pfc.heads.softmax.class_chunks import NORM_EPS, ClassChunks, iter_cosines
 from lightning_pfc.heads.softmax.spec import SampledRows, SoftmaxSpec
 

@@ -1,4 +1,4 @@
-"""Random bits inside kernels: the numbers of :mod:`lightning_pfc.optim.noise`, bit for bit, in 32-bit arithmetic."""
+"""Random bits in kernels: those of :mod:`lightning_pfc.keyed_random.rounding_noise`, bit for bit, in 32 bits."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The keyed permutation of :mod:`lightning_pfc.heads.permutation` in 32 bits, for domains below 2^32."""
+"""The keyed permutation of :mod:`lightning_pfc.keyed_random.permutation` in 32 bits, for domains below 2^32."""
 
 from __future__ import annotations
 

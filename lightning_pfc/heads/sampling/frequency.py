@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from lightning_pfc.distributed.collectives import all_reduce
-from lightning_pfc.heads.samplers.base import Drawn, Sampler, Step
-from lightning_pfc.heads.sampling import distinct, is_among
-from lightning_pfc.losses.keyed import keyed_uniform
+from lightning_pfc.heads.sampling.base import Drawn, Sampler
+from lightning_pfc.heads.sampling.context import SamplingContext
+from lightning_pfc.heads.sampling.sampled_classes import distinct, is_among
+from lightning_pfc.keyed_random.uniform import keyed_uniform
 
 _BLOCK = 1 << 16  # classes whose random numbers are held at a time
 _STREAM = 3  # of the random numbers, apart from those of the losses
@@ -40,44 +41,44 @@ class Frequency(Sampler):
 
     alpha: float = 0.5
 
-    knows_inclusion: ClassVar[bool] = True
+    has_inclusion_probs: ClassVar[bool] = True
     needs_counts: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self._check_number("alpha", -4.0, 4.0)
 
-    def draw(self, step: Step) -> Drawn:
+    def draw(self, context: SamplingContext) -> Drawn:
         """The classes with the smallest keys but for the targets', and their probabilities."""
-        if "counted" not in step.cache:
-            if not step.state["count"].all():
+        if "counted" not in context.cache:
+            if not context.state["count"].all():
                 raise ValueError(
                     "Frequency draws by how many images a class has, which nobody has said: call "
                     "head.set_class_counts(counts) with (num_classes,) integers before training."
                 )
-            step.cache["counted"] = True
-        targets = distinct(step.targets)
+            context.cache["counted"] = True
+        targets = distinct(context.targets)
         # with less room than that, everything takes part
-        count = min(step.budget, step.num_classes) - targets.shape[0]
+        count = min(context.budget, context.num_classes) - targets.shape[0]
         if count <= 0:
             return Drawn(targets[:0])
-        ids, keys = self._smallest(step, targets, count + 1)
-        classes, scores = step.best(ids, -keys, count + 1)
+        ids, keys = self._smallest(context, targets, count + 1)
+        classes, scores = context.best(ids, -keys, count + 1)
         if classes.shape[0] <= count:
             return Drawn(classes)
         if not self.correction:
             return Drawn(classes[:count])
-        weights = self._weights_of(step, classes[:count])
+        weights = self._weights_of(context, classes[:count])
         return Drawn(classes[:count], torch.log(-torch.expm1(weights * scores[count])))
 
-    def _smallest(self, step: Step, targets: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    def _smallest(self, context: SamplingContext, targets: Tensor, count: int) -> tuple[Tensor, Tensor]:
         """Ids and keys of this rank's ``count`` smallest keys."""
-        shard, found = step.shard, step.state["count"]
+        shard, found = context.shard, context.state["count"]
         ids, keys = targets[:0], torch.empty(0, dtype=torch.float64, device=targets.device)
         for low in range(0, shard.num_local, _BLOCK):
             high = min(low + _BLOCK, shard.num_local)
             block = torch.arange(shard.start + low, shard.start + high, device=targets.device)
-            exponential = -keyed_uniform(step.seed, step.step, block, _STREAM).log()
+            exponential = -keyed_uniform(context.seed, context.step, block, _STREAM).log()
             key = exponential / self._weights(found[low:high])
             key = key.masked_fill(is_among(block, targets), torch.inf)
             ids, keys = torch.cat([ids, block]), torch.cat([keys, key])
@@ -90,9 +91,9 @@ class Frequency(Sampler):
     def _weights(self, count: Tensor) -> Tensor:
         return count.double() ** self.alpha
 
-    def _weights_of(self, step: Step, classes: Tensor) -> Tensor:
+    def _weights_of(self, context: SamplingContext, classes: Tensor) -> Tensor:
         """Weights (n,) of any classes, from the ranks that have them; one all-reduce of (n,)."""
-        shard = step.shard
+        shard = context.shard
         owned = (classes >= shard.start) & (classes < shard.stop)
-        own = step.state["count"][(classes - shard.start).clamp(0, shard.num_local - 1)]
-        return all_reduce(torch.where(owned, self._weights(own), 0.0), step.comm.shard_group)
+        own = context.state["count"][(classes - shard.start).clamp(0, shard.num_local - 1)]
+        return all_reduce(torch.where(owned, self._weights(own), 0.0), context.comm.shard_group)

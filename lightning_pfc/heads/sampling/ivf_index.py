@@ -13,10 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lightning_pfc.buffers.host_rows import take_rows
 from lightning_pfc.distributed.collectives import all_reduce
-from lightning_pfc.heads.host_rows import take_rows
-from lightning_pfc.heads.permutation import Permutation, round_keys
-from lightning_pfc.heads.samplers.base import Step
+from lightning_pfc.heads.sampling.context import SamplingContext
+from lightning_pfc.keyed_random.permutation import Permutation, round_keys
 
 _BLOCK = 8192  # rows that are held in float32 at a time
 
@@ -33,12 +33,12 @@ def direction(rows: Tensor, dim: int) -> Tensor:
     return F.normalize(rows.float().view(rows.shape[0], -1, dim).mean(1), dim=1)
 
 
-def first_pivots(step: Step, cells: int) -> Tensor:
+def first_pivots(context: SamplingContext, cells: int) -> Tensor:
     """The centers of ``cells`` classes drawn by the seed alone, (cells, D) unit. One all-reduce."""
-    permutation = Permutation(step.num_classes, round_keys(step.seed, torch.full_like(step.step, -1)))
-    length = min(permutation.domain, cells + permutation.domain - step.num_classes)  # some points are no classes
-    ids = permutation(torch.arange(length, device=step.step.device)).to(step.targets.device)
-    return direction(step.centers(ids[ids < step.num_classes][:cells]), step.dim)
+    permutation = Permutation(context.num_classes, round_keys(context.seed, torch.full_like(context.step, -1)))
+    length = min(permutation.domain, cells + permutation.domain - context.num_classes)  # some points are no classes
+    ids = permutation(torch.arange(length, device=context.step.device)).to(context.targets.device)
+    return direction(context.centers(ids[ids < context.num_classes][:cells]), context.dim)
 
 
 def nearest(rows: Tensor, pivots: Tensor) -> Tensor:
@@ -51,13 +51,13 @@ def nearest(rows: Tensor, pivots: Tensor) -> Tensor:
     return found
 
 
-def moved_pivots(step: Step, pivots: Tensor, cell: Tensor) -> Tensor:
+def moved_pivots(context: SamplingContext, pivots: Tensor, cell: Tensor) -> Tensor:
     """Means of the cells' members over all ranks, as unit vectors; an empty cell's pivot stays. One all-reduce."""
     sums = torch.zeros_like(pivots, dtype=torch.float64)
     for low in range(0, cell.shape[0], _BLOCK):
-        rows = direction(step.weight[low : low + _BLOCK].to(pivots.device), pivots.shape[1])
+        rows = direction(context.weight[low : low + _BLOCK].to(pivots.device), pivots.shape[1])
         sums.index_add_(0, cell[low : low + _BLOCK].long(), rows.double())
-    sums = all_reduce(sums, step.comm.shard_group)
+    sums = all_reduce(sums, context.comm.shard_group)
     length = sums.norm(dim=1, keepdim=True)
     return torch.where(length > 1e-6, sums / length.clamp(min=1e-6), pivots.double()).to(pivots.dtype)
 
@@ -133,28 +133,28 @@ def new_state(num_classes: int, cells: int | None, dim: int) -> dict[str, Tensor
     return {"pivots": torch.zeros(count, dim), "built": torch.zeros((), dtype=torch.int64)}
 
 
-def refresh_(step: Step, every: int, parts: int) -> None:
-    """Bring the index in ``step.state`` up to date where this step's turn has come.
+def refresh_(context: SamplingContext, every: int, parts: int) -> None:
+    """Bring the index in ``context.state`` up to date where this step's turn has come.
 
     At the first step and every ``every`` steps the pivots move; every ``every / parts`` steps one in ``parts`` classes
-    gets its cell anew. The lists are kept in ``step.cache``.
+    gets its cell anew. The lists are kept in ``context.cache``.
     """
-    state, now = step.state, int(step.step)
+    state, now = context.state, int(context.step)
     pivots, cell = state["pivots"], state["cell"]
     first = int(state["built"]) == 0
     stride = max(1, every // parts)
     if first:
-        pivots.copy_(first_pivots(step, pivots.shape[0]))
-        cell.copy_(nearest(step.weight, pivots))
+        pivots.copy_(first_pivots(context, pivots.shape[0]))
+        cell.copy_(nearest(context.weight, pivots))
         state["built"].fill_(1)
     elif now % every == 0:
-        pivots.copy_(moved_pivots(step, pivots, cell))
+        pivots.copy_(moved_pivots(context, pivots, cell))
     if not first and now % stride == 0:
         # by global class id, so that it does not matter which rank has it
-        low = (now // stride - step.shard.start) % parts
-        cell[low::parts] = nearest(step.weight[low::parts], pivots)
-    if first or now % stride == 0 or "lists" not in step.cache:
-        step.cache["lists"] = members(cell, pivots.shape[0])
+        low = (now // stride - context.shard.start) % parts
+        cell[low::parts] = nearest(context.weight[low::parts], pivots)
+    if first or now % stride == 0 or "lists" not in context.cache:
+        context.cache["lists"] = members(cell, pivots.shape[0])
 
 
 def lists_of(cache: Mapping[str, object]) -> Members:

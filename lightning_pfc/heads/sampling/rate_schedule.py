@@ -9,8 +9,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from lightning_pfc.heads.samplers.base import Sampler, Step
-from lightning_pfc.heads.sampling import Sample, class_budget
+from lightning_pfc.heads.sampling.base import Sampler
+from lightning_pfc.heads.sampling.context import SamplingContext
+from lightning_pfc.heads.sampling.sampled_classes import SampledClasses
+from lightning_pfc.heads.sampling.uniform_draw import class_budget
+from lightning_pfc.named import from_config
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,9 +39,7 @@ class RateSchedule(Sampler):
     shape: Literal["linear", "step"] = "linear"
 
     def __post_init__(self) -> None:
-        from lightning_pfc.heads.samplers import sampler_from_config  # the registry, which knows this class
-
-        object.__setattr__(self, "sampler", sampler_from_config(self.sampler))
+        object.__setattr__(self, "sampler", from_config(Sampler, self.sampler))
         super().__post_init__()
         self._check_number("start", 0.0, 1.0)
         self._check_count("steps")
@@ -56,29 +57,29 @@ class RateSchedule(Sampler):
         """As the inner sampler."""
         return self.inner.needs_counts
 
-    def _at(self, step: Step) -> Step:
-        share = min(max((int(step.step) - self.begin) / self.steps, 0.0), 1.0)
+    def _at(self, context: SamplingContext) -> SamplingContext:
+        share = min(max((int(context.step) - self.begin) / self.steps, 0.0), 1.0)
         if self.shape == "step":
             share = float(share >= 1.0)
-        first = class_budget(self.start, step.num_classes)
-        return replace(step, budget=first + round((step.budget - first) * share))
+        first = class_budget(self.start, context.num_classes)
+        return replace(context, budget=first + round((context.budget - first) * share))
 
-    def sample(self, step: Step) -> Sample:
+    def sample(self, context: SamplingContext) -> SampledClasses:
         """As the inner sampler, with this step's budget."""
-        return self.inner.sample(self._at(step))
+        return self.inner.sample(self._at(context))
 
-    def foresee(self, step: Step) -> Tensor | None:
+    def predict_rows(self, context: SamplingContext) -> Tensor | None:
         """As the inner sampler, with that step's budget."""
-        return self.inner.foresee(self._at(step))
+        return self.inner.predict_rows(self._at(context))
 
-    def samples(self, rate: float) -> bool:
+    def is_subsampling(self, rate: float) -> bool:
         """Whether anything is ever left out."""
-        return self.inner.samples(min(rate, self.start))
+        return self.inner.is_subsampling(min(rate, self.start))
 
     @property
-    def weighs(self) -> bool:
+    def reweights_negatives(self) -> bool:
         """As the inner sampler."""
-        return self.inner.weighs
+        return self.inner.reweights_negatives
 
     def initial_state(self, num_classes: int, embedding_dim: int) -> dict[str, Tensor]:
         """As the inner sampler."""

@@ -5,21 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-# Odd 64-bit constants of splitmix64, as signed numbers: torch multiplies int64 modulo 2^64.
-_GOLDEN = -0x61C8864680B583EB
-_MIX_1 = -0x40A7B892E31B1A47
-_MIX_2 = -0x6B2FB644ECCEEE15
-
-
-def _shift(x: Tensor, bits: int) -> Tensor:
-    """Logical right shift of int64."""
-    return (x >> bits) & ((1 << (64 - bits)) - 1)
-
-
-def _mix(x: Tensor) -> Tensor:
-    x = (x ^ _shift(x, 30)) * _MIX_1
-    x = (x ^ _shift(x, 27)) * _MIX_2
-    return x ^ _shift(x, 31)
+from lightning_pfc.keyed_random.mixing import SIGNED_GAMMA, shift_right, splitmix_64_tensor
 
 
 def keyed_uniform(seed: int, step: Tensor, index: Tensor, stream: int = 0) -> Tensor:
@@ -31,8 +17,8 @@ def keyed_uniform(seed: int, step: Tensor, index: Tensor, stream: int = 0) -> Te
         index: int64, any shape.
         stream: tells independent draws of the same row apart.
     """
-    key = _mix(step.to(index.device) * _GOLDEN + ((seed * 4 + stream) & 0x7FFFFFFFFFFFFFFF))
-    bits = _shift(_mix(key + index * _GOLDEN + 1), 11)
+    key = splitmix_64_tensor(step.to(index.device) * SIGNED_GAMMA + ((seed * 4 + stream) & 0x7FFFFFFFFFFFFFFF))
+    bits = shift_right(splitmix_64_tensor(key + index * SIGNED_GAMMA + 1), 11)
     return (bits.to(torch.float64) + 0.5) * 2.0**-53
 
 

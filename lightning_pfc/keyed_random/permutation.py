@@ -12,8 +12,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lightning_pfc.keyed_random.mixing import MASK_32, mix_32
+
 _ROUNDS = 6
-_MASK = 0xFFFFFFFF
 
 
 @dataclass(frozen=True)
@@ -67,26 +68,13 @@ class Permutation:
 
 def round_keys(seed: int, step: Tensor) -> Tensor:
     """Keys of the rounds from (seed, step); ``step`` is a 0-d int64 tensor and stays on its device."""
-    low, high = seed & _MASK, (seed >> 32) & _MASK
-    state = _mix((step & _MASK) ^ _host_mix(low))
-    state = _mix(state ^ (step >> 32) ^ _host_mix(high ^ 0x5BF03635))
+    low, high = seed & MASK_32, (seed >> 32) & MASK_32
+    state = mix_32((step & MASK_32) ^ mix_32(low))
+    state = mix_32(state ^ (step >> 32) ^ mix_32(high ^ 0x5BF03635))
     rounds = torch.arange(1, _ROUNDS + 1, dtype=torch.int64, device=step.device)
-    return _mix((state + rounds * 0x9E3779B9) & _MASK)
+    return mix_32((state + rounds * 0x9E3779B9) & MASK_32)
 
 
 def _hash(x: Tensor, key: Tensor) -> Tensor:
     """32 random-looking bits of (x, key)."""
-    return _mix(x ^ key)
-
-
-def _mix(x: Tensor) -> Tensor:
-    """A bijection of 32-bit numbers with good avalanche (constants of C. Wellons' hash prospector)."""
-    x = ((x ^ (x >> 16)) * 0x7FEB352D) & _MASK
-    x = ((x ^ (x >> 15)) * 0x846CA68B) & _MASK
-    return x ^ (x >> 16)
-
-
-def _host_mix(x: int) -> int:
-    x = ((x ^ (x >> 16)) * 0x7FEB352D) & _MASK
-    x = ((x ^ (x >> 15)) * 0x846CA68B) & _MASK
-    return x ^ (x >> 16)
+    return mix_32(x ^ key)

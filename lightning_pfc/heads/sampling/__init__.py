@@ -5,14 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from lightning_pfc.heads.samplers.base import Drawn, Sampler, Step
-from lightning_pfc.heads.samplers.dissection import Dissection
-from lightning_pfc.heads.samplers.frequency import Frequency
-from lightning_pfc.heads.samplers.recent import Recent
-from lightning_pfc.heads.samplers.retrieval import Mixed, Retrieval
-from lightning_pfc.heads.samplers.schedule import RateSchedule
-from lightning_pfc.heads.samplers.uniform import PositivesOnly, Uniform
+from lightning_pfc.heads.sampling.base import Drawn, Sampler
+from lightning_pfc.heads.sampling.context import SamplingContext
+from lightning_pfc.heads.sampling.dissection import Dissection
+from lightning_pfc.heads.sampling.frequency import Frequency
+from lightning_pfc.heads.sampling.nearest import Mixed, Retrieval
+from lightning_pfc.heads.sampling.rate_schedule import RateSchedule
+from lightning_pfc.heads.sampling.recent import Recent
+from lightning_pfc.heads.sampling.sampled_classes import SampledClasses, all_classes
+from lightning_pfc.heads.sampling.uniform import PositivesOnly, Uniform
+from lightning_pfc.heads.sampling.uniform_draw import capacity, class_budget, sample_uniform
 from lightning_pfc.named import from_config, subclasses_by_word
+from lightning_pfc.renamed import renamed_names
 
 __all__ = [
     "Dissection",
@@ -23,9 +27,14 @@ __all__ = [
     "RateSchedule",
     "Recent",
     "Retrieval",
+    "SampledClasses",
     "Sampler",
-    "Step",
+    "SamplingContext",
     "Uniform",
+    "all_classes",
+    "capacity",
+    "class_budget",
+    "sample_uniform",
     "sampler_from_config",
     "sampler_names",
 ]
@@ -52,3 +61,14 @@ def sampler_from_config(config: str | Mapping[str, Any] | Sampler) -> Sampler:
         PositivesOnly(correction=False)
     """
     return from_config(Sampler, config)
+
+
+_CLASSES = "lightning_pfc.heads.sampling.sampled_classes"
+__getattr__ = renamed_names(
+    __name__,
+    {
+        "Sample": f"{_CLASSES}:SampledClasses",
+        "Step": "lightning_pfc.heads.sampling.context:SamplingContext",
+        **{name: f"{_CLASSES}:{name}" for name in ("columns_of", "distinct", "is_among")},
+    },
+)

@@ -7,7 +7,8 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-_MASK = 0xFFFFFFFF
+from lightning_pfc.keyed_random.mixing import MASK_32, mix_32
+
 _TABLE_ROWS = 256
 
 
@@ -28,15 +29,15 @@ class RowNoise:
     """
 
     def __init__(self, seed: int, step: int, width: int, device: torch.device) -> None:
-        key = seed & _MASK
+        key = seed & MASK_32
         for part in (seed >> 32, step, step >> 32):
-            key = _mix_int((_mix_int(key) + (part & _MASK)) & _MASK)
+            key = mix_32((mix_32(key) + (part & MASK_32)) & MASK_32)
         self._key, self._width, self._device = key, width, device
 
     @cached_property
     def _table(self) -> Tensor:
         counter = torch.arange(_TABLE_ROWS * self._width, device=self._device)
-        return (_mix(_mix(counter) ^ self._key) & 0xFFFF).to(torch.int32).view(_TABLE_ROWS, self._width)
+        return (mix_32(mix_32(counter) ^ self._key) & 0xFFFF).to(torch.int32).view(_TABLE_ROWS, self._width)
 
     def bits(self, rows: Tensor, stream: int) -> Tensor:
         """Numbers from 0 to 65535 for some rows, int32 ``(n, width)``.
@@ -45,20 +46,7 @@ class RowNoise:
             rows: Global row numbers, ``(n,)`` int64.
             stream: Tells apart the tensors that belong to the rows.
         """
-        place = _mix(_mix(rows) ^ _mix_int((self._key + 0x9E3779B9 * (stream + 1)) & _MASK))
+        place = mix_32(mix_32(rows) ^ mix_32((self._key + 0x9E3779B9 * (stream + 1)) & MASK_32))
         shift = (place >> 8) & 0xFFFF
         noise = self._table.index_select(0, place & (_TABLE_ROWS - 1))
         return noise.add_(shift.to(torch.int32)[:, None]).bitwise_and_(0xFFFF)
-
-
-def _mix(x: Tensor) -> Tensor:
-    """A bijection of 32-bit numbers with good avalanche (C. Wellons, hash prospector), in int64."""
-    x = ((x ^ (x >> 16)) * 0x7FEB352D) & _MASK
-    x = ((x ^ (x >> 15)) * 0x846CA68B) & _MASK
-    return x ^ (x >> 16)
-
-
-def _mix_int(x: int) -> int:
-    x = ((x ^ (x >> 16)) * 0x7FEB352D) & _MASK
-    x = ((x ^ (x >> 15)) * 0x846CA68B) & _MASK
-    return x ^ (x >> 16)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import mmap
 from collections.abc import Sequence
-from contextlib import suppress
 from math import prod
 
 import torch
 from torch import Tensor
+
+from lightning_pfc.buffers.pages import SMALL_PAGES, anonymous_pages, has_pages
 
 
 def zero_pages(shape: Sequence[int], *, dtype: torch.dtype, device: torch.device | str) -> Tensor:
@@ -29,11 +30,6 @@ def zero_pages(shape: Sequence[int], *, dtype: torch.dtype, device: torch.device
     """
     device = torch.device(device)
     num_bytes = prod(shape) * dtype.itemsize
-    if device.type != "cpu" or not hasattr(mmap, "MAP_ANONYMOUS") or num_bytes < mmap.PAGESIZE:
+    if device.type != "cpu" or not has_pages() or num_bytes < mmap.PAGESIZE:
         return torch.zeros(tuple(shape), dtype=dtype, device=device)
-    # Private: the pages of a shared anonymous mapping are taken when they are read, too.
-    pages = mmap.mmap(-1, num_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    if hasattr(mmap, "MADV_NOHUGEPAGE"):
-        with suppress(OSError):  # a kernel built without huge pages refuses the advice, and needs none
-            pages.madvise(mmap.MADV_NOHUGEPAGE)
-    return torch.frombuffer(pages, dtype=dtype).view(tuple(shape))
+    return torch.frombuffer(anonymous_pages(num_bytes, SMALL_PAGES), dtype=dtype).view(tuple(shape))

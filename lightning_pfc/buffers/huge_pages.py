@@ -8,7 +8,8 @@ import sys
 
 from torch import Tensor
 
-_ADVICE = getattr(mmap, "MADV_HUGEPAGE", None)
+from lightning_pfc.buffers.pages import HUGE_PAGES
+
 _WORTH_IT = 64 << 20  # bytes
 
 
@@ -23,10 +24,10 @@ def ask_for_huge_pages(rows: Tensor) -> Tensor:
         rows: on any device; a CPU tensor of 64 MiB and more is advised, others are left alone.
     """
     size = rows.untyped_storage().nbytes()
-    if _ADVICE is None or sys.platform != "linux" or rows.device.type != "cpu" or size < _WORTH_IT:
+    if HUGE_PAGES is None or sys.platform != "linux" or rows.device.type != "cpu" or size < _WORTH_IT:
         return rows
     start, stop = rows.data_ptr(), rows.data_ptr() + size
     first, end = -(-start // mmap.PAGESIZE) * mmap.PAGESIZE, stop // mmap.PAGESIZE * mmap.PAGESIZE
     libc = ctypes.CDLL(None)
-    libc.madvise(ctypes.c_void_p(first), ctypes.c_size_t(end - first), ctypes.c_int(_ADVICE))
+    libc.madvise(ctypes.c_void_p(first), ctypes.c_size_t(end - first), ctypes.c_int(HUGE_PAGES))
     return rows

@@ -8,8 +8,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from lightning_pfc.heads.samplers.base import Sampler, Step
-from lightning_pfc.heads.sampling import distinct
+from lightning_pfc.heads.sampling.base import Sampler
+from lightning_pfc.heads.sampling.context import SamplingContext
+from lightning_pfc.heads.sampling.sampled_classes import distinct
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +33,7 @@ class Recent(Sampler):
 
     share: float = 1.0
 
-    fills_up: ClassVar[bool] = True
+    fill_with_uniform: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -42,15 +43,15 @@ class Recent(Sampler):
         """``seen``: the step in which a class was a target last, counted from 1; 0 is never."""
         return {"seen": ((), torch.int32)}
 
-    def classes(self, step: Step) -> Tensor:
+    def classes(self, context: SamplingContext) -> Tensor:
         """The targets, and the classes that were targets last."""
-        seen, shard = step.state["seen"], step.shard
-        targets = distinct(step.targets)
+        seen, shard = context.state["seen"], context.shard
+        targets = distinct(context.targets)
         own = targets[(targets >= shard.start) & (targets < shard.stop)] - shard.start
-        seen[own] = (step.step + 1).to(seen.dtype)
-        length = targets.shape[0] + round(self.share * max(0, step.budget - targets.shape[0]))
+        seen[own] = (context.step + 1).to(seen.dtype)
+        length = targets.shape[0] + round(self.share * max(0, context.budget - targets.shape[0]))
         local = _latest(seen, min(length, shard.num_local))
-        return step.best(shard.start + local, seen[local].double(), length)[0]
+        return context.best(shard.start + local, seen[local].double(), length)[0]
 
 
 def _latest(seen: Tensor, count: int) -> Tensor:

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_pfc.heads.samplers import cells
-from lightning_pfc.heads.samplers.base import Step
+import lightning_pfc.heads.sampling.ivf_index as ivf_index
+from lightning_pfc.heads.sampling.context import SamplingContext
 
 
 def has_faiss() -> bool:
@@ -42,20 +42,20 @@ class _Background:
 
 
 class BackgroundCells(_Background):
-    """:mod:`~lightning_pfc.heads.samplers.cells`, assigned by a thread from the centers as they are at that moment."""
+    """its inverted file, assigned by a thread from the centers as they are at that moment."""
 
-    def refresh(self, step: Step, every: int) -> None:
+    def refresh(self, context: SamplingContext, every: int) -> None:
         """Use what is done, and begin anew when it is time; all ranks move the pivots in the same step."""
-        state, now = step.state, int(step.step)
+        state, now = context.state, int(context.step)
         due = now % every == 0
-        if int(state["built"]) == 0 or "lists" not in step.cache:
-            cells.refresh_(step, every, 1)
+        if int(state["built"]) == 0 or "lists" not in context.cache:
+            ivf_index.refresh_(context, every, 1)
         elif (cell := self.result(wait=due)) is not None:
             state["cell"].copy_(cell)
-            step.cache["lists"] = cells.members(cell, state["pivots"].shape[0])
+            context.cache["lists"] = ivf_index.members(cell, state["pivots"].shape[0])
         if due and now:
-            state["pivots"].copy_(cells.moved_pivots(step, state["pivots"], state["cell"]))
-            self.start(cells.nearest, step.weight, state["pivots"].clone())
+            state["pivots"].copy_(ivf_index.moved_pivots(context, state["pivots"], state["cell"]))
+            self.start(ivf_index.nearest, context.weight, state["pivots"].clone())
 
 
 class BackgroundFaiss(_Background):
@@ -66,10 +66,10 @@ class BackgroundFaiss(_Background):
         self._probes = probes
         self._index: Any = None
 
-    def refresh(self, step: Step, every: int, wait: bool) -> None:
+    def refresh(self, context: SamplingContext, every: int, wait: bool) -> None:
         """Use what is done, and begin anew when it is time; with ``wait`` it is done at once."""
-        if self._index is None or int(step.step) % every == 0:
-            self.start(self._build, cells.direction(step.weight, step.dim).cpu().numpy())
+        if self._index is None or int(context.step) % every == 0:
+            self.start(self._build, ivf_index.direction(context.weight, context.dim).cpu().numpy())
         made = self.result(wait or self._index is None)
         if made is not None:
             self._index = made
@@ -86,7 +86,7 @@ class BackgroundFaiss(_Background):
         return index
 
     def search(self, queries: Tensor, among: Tensor, count: int) -> tuple[Tensor, Tensor]:
-        """As :func:`~lightning_pfc.heads.samplers.cells.search`, with cosines to the centers that were indexed."""
+        """As :func:`~lightning_pfc.heads.sampling.ivf_index.search`, with cosines to the centers that were indexed."""
         # each row of the batch brings its share four times over, for neighbours that it has in common with others
         wanted = min(among.shape[0], max(1, -(-4 * count // max(1, queries.shape[0]))))
         cosine, rows = self._index.search(queries.cpu().numpy(), wanted)

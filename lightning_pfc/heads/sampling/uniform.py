@@ -7,8 +7,10 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from lightning_pfc.heads.samplers.base import Sampler, Step, sample_rest
-from lightning_pfc.heads.sampling import Sample, sample_uniform
+from lightning_pfc.heads.sampling.base import Sampler, fill_uniformly
+from lightning_pfc.heads.sampling.context import SamplingContext
+from lightning_pfc.heads.sampling.sampled_classes import SampledClasses
+from lightning_pfc.heads.sampling.uniform_draw import sample_uniform
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,16 +24,16 @@ class Uniform(Sampler):
         correction: see :class:`Sampler`.
     """
 
-    knows_inclusion: ClassVar[bool] = True
+    has_inclusion_probs: ClassVar[bool] = True
 
-    def sample(self, step: Step) -> Sample:
+    def sample(self, context: SamplingContext) -> SampledClasses:
         """The classes of a step that live on this rank."""
-        return sample_rest(step, step.targets, self.correction)
+        return fill_uniformly(context, context.targets, self.correction)
 
-    def foresee(self, step: Step) -> Tensor | None:
+    def predict_rows(self, context: SamplingContext) -> Tensor | None:
         """All rows but the targets'."""
-        nobody = step.step.new_empty(0)
-        return sample_uniform(nobody, nobody, step.shard, step.budget, step.seed, step.step).index
+        nobody = context.step.new_empty(0)
+        return sample_uniform(nobody, nobody, context.shard, context.budget, context.seed, context.step).index
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,10 +43,10 @@ class PositivesOnly(Sampler):
     InsightFace's ``wf42m_pfc0008`` trains so. The softmax is then over the batch's own classes.
     """
 
-    def sample(self, step: Step) -> Sample:
+    def sample(self, context: SamplingContext) -> SampledClasses:
         """The targets that live on this rank."""
-        return sample_rest(replace(step, budget=0), step.targets, correction=False)
+        return fill_uniformly(replace(context, budget=0), context.targets, correction=False)
 
-    def samples(self, rate: float) -> bool:
+    def is_subsampling(self, rate: float) -> bool:
         """Always."""
         return True

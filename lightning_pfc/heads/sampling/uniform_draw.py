@@ -5,47 +5,12 @@ Capital letters are global, small ones this rank's part: B rows, C/c classes, K/
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
 from lightning_pfc.distributed.shard import ClassShard
-from lightning_pfc.heads.permutation import Permutation, round_keys
-
-
-@dataclass(frozen=True)
-class Sample:
-    """The classes of one step that live on this rank.
-
-    Attributes:
-        index: (k,) int64, ascending local rows; None means all c rows.
-        columns: (B,) int64, the place of each row's target among the k, or -1 where another rank owns it.
-        num_sampled: () int64 tensor, K over all ranks.
-        valid: (k,) bool, False where ``index`` is padding (static shapes only); None means all are real.
-        log_weight: (k,) float, logarithm of how often a class counts as a negative: 0 is once, ``-log p`` makes up for
-            a class that is drawn with probability p only, ``-inf`` leaves it out; None means once each.
-    """
-
-    index: Tensor | None
-    columns: Tensor
-    num_sampled: Tensor
-    valid: Tensor | None = None
-    log_weight: Tensor | None = None
-
-    def offsets(self, dtype: torch.dtype) -> Tensor | None:
-        """What is added to the negatives' logits, (k,): ``log_weight``, ``-inf`` for padding; None for nothing."""
-        if self.valid is None:
-            return None if self.log_weight is None else self.log_weight.to(dtype)
-        base = 0.0 if self.log_weight is None else self.log_weight
-        return torch.where(self.valid, base, -torch.inf).to(dtype)
-
-
-def all_classes(labels: Tensor, shard: ClassShard) -> Sample:
-    """The sample that leaves nothing out: rate 1, and evaluation."""
-    local = labels - shard.start
-    owned = (labels >= shard.start) & (labels < shard.stop)
-    return Sample(None, torch.where(owned, local, -1), labels.new_full((), shard.num_classes))
+from lightning_pfc.heads.sampling.sampled_classes import SampledClasses, all_classes, columns_of
+from lightning_pfc.keyed_random.permutation import Permutation, round_keys
 
 
 def class_budget(sample_rate: float, num_classes: int) -> int:
@@ -61,7 +26,7 @@ def sample_uniform(
     seed: int,
     step: Tensor,
     static_shapes: bool | None = None,
-) -> Sample:
+) -> SampledClasses:
     """Partial FC's sample (arXiv:2203.15565, section 3.2), a function of (seed, step, targets) and of nothing else.
 
     ``K = max(budget, number of distinct targets)``. All targets are kept; the rest is drawn without replacement from
@@ -104,27 +69,7 @@ def sample_uniform(
     columns = columns_of(labels, index, shard)
     if valid is not None:  # padding repeats the last real row, so that it adds nothing to what an optimizer touches
         index = torch.where(valid, index, index.masked_fill(~valid, 0).amax())
-    return Sample(index, columns, num_targets.clamp(min=budget), valid)
-
-
-def columns_of(labels: Tensor, index: Tensor, shard: ClassShard) -> Tensor:
-    """The place of each label among the ascending local rows ``index``, or -1 where another rank owns it."""
-    owned = (labels >= shard.start) & (labels < shard.stop)
-    return torch.where(owned, torch.searchsorted(index, labels - shard.start), -1)
-
-
-def distinct(ids: Tensor) -> Tensor:
-    """``ids`` in ascending order, each once; on an accelerator it waits for the device."""
-    found: Tensor = torch.unique(ids)
-    return found
-
-
-def is_among(ids: Tensor, ordered: Tensor) -> Tensor:
-    """Which of ``ids`` are in ``ordered`` (ascending, repeats allowed), bool of the shape of ``ids``."""
-    if ordered.shape[0] == 0:
-        return torch.zeros_like(ids, dtype=torch.bool)
-    place = torch.searchsorted(ordered, ids).clamp(max=ordered.shape[0] - 1)
-    return ordered[place] == ids
+    return SampledClasses(index, columns, num_targets.clamp(min=budget), valid)
 
 
 def capacity(batch: int, shard: ClassShard, budget: int) -> int:

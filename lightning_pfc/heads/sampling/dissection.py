@@ -7,8 +7,10 @@ from typing import ClassVar
 
 import torch
 
-from lightning_pfc.heads.samplers.base import Sampler, Step
-from lightning_pfc.heads.sampling import Sample, columns_of, distinct, is_among, sample_uniform
+from lightning_pfc.heads.sampling.base import Sampler
+from lightning_pfc.heads.sampling.context import SamplingContext
+from lightning_pfc.heads.sampling.sampled_classes import SampledClasses, columns_of, distinct, is_among
+from lightning_pfc.heads.sampling.uniform_draw import sample_uniform
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,21 +26,21 @@ class Dissection(Sampler):
         correction: see :class:`Sampler`; every negative was drawn with probability K / C.
     """
 
-    knows_inclusion: ClassVar[bool] = True
+    has_inclusion_probs: ClassVar[bool] = True
 
     @property
-    def weighs(self) -> bool:
+    def reweights_negatives(self) -> bool:
         """Always: targets that were not drawn count for nothing."""
         return True
 
-    def sample(self, step: Step) -> Sample:
+    def sample(self, context: SamplingContext) -> SampledClasses:
         """The drawn classes, and the targets, that live on this rank."""
-        nobody, shard = step.targets[:0], step.shard
-        drawn = sample_uniform(nobody, nobody, shard, step.budget, step.seed, step.step, static_shapes=False)
+        nobody, shard = context.targets[:0], context.shard
+        drawn = sample_uniform(nobody, nobody, shard, context.budget, context.seed, context.step, static_shapes=False)
         if drawn.index is None:
-            return sample_uniform(step.targets, step.labels, shard, step.budget, step.seed, step.step)
-        own = step.targets[(step.targets >= shard.start) & (step.targets < shard.stop)] - shard.start
+            return sample_uniform(context.targets, context.labels, shard, context.budget, context.seed, context.step)
+        own = context.targets[(context.targets >= shard.start) & (context.targets < shard.stop)] - shard.start
         index = distinct(torch.cat([drawn.index, own]))
-        once = torch.tensor(step.num_classes / max(1, step.budget)).log().item() if self.correction else 0.0
+        once = torch.tensor(context.num_classes / max(1, context.budget)).log().item() if self.correction else 0.0
         weight = torch.where(is_among(index, drawn.index), once, -torch.inf)
-        return Sample(index, columns_of(step.labels, index, shard), drawn.num_sampled, None, weight)
+        return SampledClasses(index, columns_of(context.labels, index, shard), drawn.num_sampled, None, weight)

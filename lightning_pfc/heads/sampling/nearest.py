@@ -9,10 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lightning_pfc.heads.samplers import cells
-from lightning_pfc.heads.samplers.background import BackgroundCells, BackgroundFaiss, has_faiss
-from lightning_pfc.heads.samplers.base import Drawn, Sampler, Step
-from lightning_pfc.heads.sampling import distinct
+import lightning_pfc.heads.sampling.ivf_index as ivf_index
+from lightning_pfc.heads.sampling.background_index import BackgroundCells, BackgroundFaiss, has_faiss
+from lightning_pfc.heads.sampling.base import Drawn, Sampler
+from lightning_pfc.heads.sampling.context import SamplingContext
+from lightning_pfc.heads.sampling.sampled_classes import distinct
 
 _PARTS = 10  # in how many portions classes get their cells anew between two moves of the pivots
 
@@ -52,7 +53,7 @@ class Retrieval(Sampler):
     query: Literal["embedding", "target"] = "embedding"
     background: bool = False
 
-    fills_up: ClassVar[bool] = True
+    fill_with_uniform: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -75,40 +76,40 @@ class Retrieval(Sampler):
         """How many of the negatives are retrieved."""
         return room
 
-    def draw(self, step: Step) -> Drawn:
+    def draw(self, context: SamplingContext) -> Drawn:
         """The nearest classes that are no targets."""
-        targets = distinct(step.targets)
-        count = self._hard_count(min(step.budget, step.num_classes) - targets.shape[0])
+        targets = distinct(context.targets)
+        count = self._hard_count(min(context.budget, context.num_classes) - targets.shape[0])
         if self.query == "target":
-            queries = F.normalize(step.centers(targets).view(-1, step.dim), dim=1)
+            queries = F.normalize(context.centers(targets).view(-1, context.dim), dim=1)
         else:
-            queries = step.embeddings()
-        among = torch.ones(step.shard.num_local, dtype=torch.bool, device=targets.device)
-        own = targets[(targets >= step.shard.start) & (targets < step.shard.stop)] - step.shard.start
+            queries = context.embeddings()
+        among = torch.ones(context.shard.num_local, dtype=torch.bool, device=targets.device)
+        own = targets[(targets >= context.shard.start) & (targets < context.shard.stop)] - context.shard.start
         among[own] = False
-        rows, scores = self._search(step, queries.float(), among, count)
+        rows, scores = self._search(context, queries.float(), among, count)
         if count <= 0:
             return Drawn(targets[:0])
-        return Drawn(step.best(rows + step.shard.start, scores, count)[0])
+        return Drawn(context.best(rows + context.shard.start, scores, count)[0])
 
-    def _search(self, step: Step, queries: Tensor, among: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    def _search(self, context: SamplingContext, queries: Tensor, among: Tensor, count: int) -> tuple[Tensor, Tensor]:
         if self.index == "faiss":
-            found = step.cache.setdefault("faiss", BackgroundFaiss(self.probes))
+            found = context.cache.setdefault("faiss", BackgroundFaiss(self.probes))
             assert isinstance(found, BackgroundFaiss)
-            found.refresh(step, self.refresh, wait=not self.background)
+            found.refresh(context, self.refresh, wait=not self.background)
             return found.search(queries, among, count)
         if self.background:
-            worker = step.cache.setdefault("cells", BackgroundCells())
+            worker = context.cache.setdefault("cells", BackgroundCells())
             assert isinstance(worker, BackgroundCells)
-            worker.refresh(step, self.refresh)
+            worker.refresh(context, self.refresh)
         else:
-            cells.refresh_(step, self.refresh, _PARTS)
-        pivots = step.state["pivots"].float()
-        return cells.search(queries, step.weight, pivots, cells.lists_of(step.cache), self.probes, among)
+            ivf_index.refresh_(context, self.refresh, _PARTS)
+        pivots = context.state["pivots"].float()
+        return ivf_index.search(queries, context.weight, pivots, ivf_index.lists_of(context.cache), self.probes, among)
 
     def initial_state(self, num_classes: int, embedding_dim: int) -> dict[str, Tensor]:
         """The pivots of the cells."""
-        return {} if self.index == "faiss" else cells.new_state(num_classes, self.cells, embedding_dim)
+        return {} if self.index == "faiss" else ivf_index.new_state(num_classes, self.cells, embedding_dim)
 
     def row_state(self, embedding_dim: int) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
         """The cell of each class."""
@@ -131,7 +132,7 @@ class Mixed(Retrieval):
 
     share: float = 0.5
 
-    knows_inclusion: ClassVar[bool] = True
+    has_inclusion_probs: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -10,15 +10,15 @@ from __future__ import annotations
 import mmap
 import os
 import sys
-from contextlib import suppress
 from math import prod
 
 import torch
 from torch import Tensor
 
+from lightning_pfc.buffers.pages import HUGE_PAGES, anonymous_pages, has_pages
+
 _WORTH_IT = 1 << 20  # bytes; below, the allocator keeps the memory itself
 _FORGOTTEN_AFTER = 64  # requests
-_HUGE_PAGES = getattr(mmap, "MADV_HUGEPAGE", None)  # 2 MiB a fault
 _WIPE_ON_FORK = 18 if sys.platform == "linux" else None  # <sys/mman.h>: a forked data loader sees zeros, copies nothing
 
 
@@ -49,7 +49,7 @@ class _Pool:
     """Anonymous mappings that outlive the tensors in them. A mapping is free when nobody but the pool refers to it."""
 
     def __init__(self) -> None:
-        self.works = hasattr(mmap, "MAP_ANONYMOUS") and sys.implementation.name == "cpython"
+        self.works = has_pages() and sys.implementation.name == "cpython"
         self._process = os.getpid()
         self._pages: list[mmap.mmap] = []
         self._last_use: list[int] = []
@@ -71,11 +71,7 @@ class _Pool:
 
     def _map(self, size: int) -> mmap.mmap:
         # Room for a batch that draws a few rows more; pages that are never written cost nothing.
-        pages = mmap.mmap(-1, size + size // 8, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-        for advice in (_HUGE_PAGES, _WIPE_ON_FORK):
-            if advice is not None:
-                with suppress(OSError):  # advice only: a kernel that does not know it goes on without
-                    pages.madvise(advice)
+        pages = anonymous_pages(size + size // 8, HUGE_PAGES, _WIPE_ON_FORK)
         self._pages.append(pages)
         self._last_use.append(self._requests)
         return pages
