@@ -22,8 +22,10 @@ from omegaconf.errors import MissingMandatoryValue
 
 from lightning_pfc.distributed.jobs import job_name
 from lightning_pfc.other_names import own_name
+from lightning_pfc.renamed import warn_renamed
 
 RUN_DIR_VARIABLE = "PFC_RUN_DIR"
+_EARLIER_KEYS = {"model.head_options": "head", "model.sample_rate": "head.sample_rate", "model.seed": "head.seed"}
 
 
 def config_dir() -> Path:
@@ -95,7 +97,7 @@ def compose(
         ValueError: for a group, an option or a key that does not exist, saying what does.
     """
     register_resolvers()
-    words = list(overrides)
+    words = with_new_keys(overrides)
     search = [f"file://{Path(folder).resolve()}" for folder in config_dirs]
     extra = [f"hydra.searchpath=[{','.join(search)}]"] if search else []
     GlobalHydra.instance().clear()
@@ -104,6 +106,29 @@ def compose(
             return hydra_compose(config_name, overrides=[*words, *extra])
         except HydraException as error:
             raise ValueError(explain(error, config_name, words)) from error
+
+
+def with_new_keys(words: Iterable[str]) -> list[str]:
+    """Overrides with keys under their present names; each that was given up is named once."""
+    return [_with_new_key(word) for word in words]
+
+
+def _with_new_key(word: str) -> str:
+    key, equals, value = word.partition("=")
+    name = key.lstrip("+")
+    new = new_key(name)
+    if not equals or new == name:
+        return word
+    warn_renamed(name, new)
+    return f"{key[: len(key) - len(name)]}{new}={value}"
+
+
+def new_key(key: str) -> str:
+    """What a key of a config is called now."""
+    for old, new in _EARLIER_KEYS.items():
+        if f"{key}.".startswith(f"{old}."):
+            return new + key.removeprefix(old)
+    return key
 
 
 def explain(error: BaseException, config_name: str = "train", words: Sequence[str] | None = None) -> str:

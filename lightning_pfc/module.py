@@ -28,6 +28,7 @@ from lightning_pfc.models.neck import create_neck
 from lightning_pfc.models.reviewed import MODULE_ARGUMENTS, check_sizes, module_arguments, review_backbone
 from lightning_pfc.optim.factory import create_optimizer, create_scheduler
 from lightning_pfc.optim.schedules import describe_lr
+from lightning_pfc.renamed import warn_renamed
 
 _NOT_PLAIN = object()
 
@@ -54,14 +55,15 @@ class PartialFCModule(L.LightningModule):
         num_classes: C.
         embedding_dim: D.
         loss: a loss of :mod:`lightning_pfc.losses`, its name, or a mapping with ``name`` and arguments.
-        sample_rate: share of the classes in a training step, in [0, 1]; 1 is the exact softmax.
-        seed: of the initial centers and the sampled negatives.
+        head: arguments of :class:`~lightning_pfc.PartialFC` by name, such as ``sample_rate``, ``sampler`` or ``seed``.
+        sample_rate: short for ``head={"sample_rate": ...}``, and goes before it: share of the classes in a training
+            step, in [0, 1]; 1, the default, is the exact softmax.
+        seed: short for ``head={"seed": ...}``, and goes before it: of the initial centers and the sampled negatives.
         neck: "bn", "linear" or "none", see :func:`~lightning_pfc.models.neck.create_neck`.
         dropout: before the neck's linear layer.
         input_size: (C, H, W) of the images, (H, W) or one number for colour images; None: the backbone's own.
         pretrained: start from timm's pretrained weights.
         backbone_options: further arguments of ``timm.create_model``.
-        head_options: further arguments of :class:`~lightning_pfc.PartialFC`, such as ``sampler`` or ``memory_budget``.
         channels_last: keep images and backbone in that memory format, which convolutions prefer.
         optimizer: ``name``, ``lr`` and more, see :func:`~lightning_pfc.optim.factory.create_optimizer`. The row-sparse
             form is the default when ``sample_rate`` < 1.
@@ -86,26 +88,29 @@ class PartialFCModule(L.LightningModule):
         num_classes: int,
         embedding_dim: int = 512,
         loss: Loss | str | dict[str, Any] = "ArcFace",
-        sample_rate: float = 1.0,
-        seed: int = 0,
+        head: Mapping[str, Any] | None = None,
+        sample_rate: float | None = None,
+        seed: int | None = None,
         neck: str = "bn",
         dropout: float = 0.0,
         input_size: int | Sequence[int] | None = None,
         pretrained: bool = False,
         backbone_options: dict[str, Any] | None = None,
-        head_options: dict[str, Any] | None = None,
         channels_last: bool = False,
         optimizer: dict[str, Any] | None = None,
         scheduler: dict[str, Any] | None = None,
         preprocessing: Preprocessing | Mapping[str, Any] | None = None,
+        head_options: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        self.save_hyperparameters(ignore=["backbone"] if isinstance(backbone, nn.Module) else [])
+        short = ["sample_rate", "seed", "head_options"]  # of head, where they are kept
+        self.save_hyperparameters(ignore=[*short, *(["backbone"] if isinstance(backbone, nn.Module) else [])])
+        options = head_arguments(head, sample_rate, seed, head_options)
+        self.hparams["head"] = {name: value for name, value in options.items() if to_plain(value) is not _NOT_PLAIN}
+        self.sample_rate, self.seed = options.pop("sample_rate"), options.pop("seed")
         self._keep_plain_hyperparameters()
         self.embedding_dim = embedding_dim
         self.num_classes = num_classes
-        self.sample_rate = sample_rate
-        self.seed = seed
         self.channels_last = channels_last
         self.optimizer_config = dict(optimizer or {"name": "sgd", "lr": 0.1, "momentum": 0.9, "weight_decay": 5e-4})
         self.scheduler_config = None if scheduler is None else dict(scheduler)
@@ -117,7 +122,7 @@ class PartialFCModule(L.LightningModule):
         if channels_last:
             self.backbone = self.backbone.to(memory_format=torch.channels_last)
         self.neck = self.make_neck(neck, output_width(self.backbone, self.input_size), dropout)
-        self.head = self.make_head(loss, dict(head_options or {}))
+        self.head = self.make_head(loss, options)
         save_under_plain_names(self)
         self.evaluations: list[Evaluation] = []
 
@@ -137,7 +142,7 @@ class PartialFCModule(L.LightningModule):
         return create_neck(name, in_features, self.embedding_dim, dropout=dropout)
 
     def make_head(self, loss: Loss | str | Mapping[str, Any], options: dict[str, Any]) -> PartialFC:
-        """The head that evaluation and the default :meth:`training_loss` use."""
+        """The head that evaluation and the default :meth:`training_loss` use; ``options`` but for rate and seed."""
         return PartialFC(
             embedding_dim=self.embedding_dim,
             num_classes=self.num_classes,
@@ -312,6 +317,34 @@ class PartialFCModule(L.LightningModule):
         self.save_hyperparameters({k: v for k, v in plain.items() if k not in left_out}, ignore=left_out)
 
 
+def head_arguments(
+    head: Mapping[str, Any] | None, sample_rate: float | None, seed: int | None, head_options: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    """The head's arguments from one mapping, from those that have a short form and from the mapping's earlier name.
+
+    Args:
+        head: by name.
+        sample_rate: the same in short; None for what is in ``head``, or the default.
+        seed: as ``sample_rate``.
+        head_options: the earlier word for ``head``.
+
+    Raises:
+        TypeError: where ``head`` is no mapping.
+    """
+    if head is not None and not isinstance(head, Mapping):
+        raise TypeError(f"head={head!r} must be a mapping of PartialFC's arguments, such as {{'sample_rate': 0.1}}.")
+    if head_options:
+        warn_renamed("PartialFCModule(head_options=)", "head=", stacklevel=4)
+    options = {"sample_rate": 1.0, "seed": 0, **(head or {}), **(head_options or {})}
+    for name, value in (("sample_rate", sample_rate), ("seed", seed)):
+        if value is None:
+            continue
+        if name in (head or {}) and options[name] != value:
+            rank_zero_warn(f"{name}={value} is taken, and not head={{{name!r}: {options[name]}}}.")
+        options[name] = value
+    return options
+
+
 @contextmanager
 def target_cosines(module: nn.Module) -> Iterator[dict[str, Tensor]]:
     """What the heads of a module find meanwhile: cosines (b,) of this rank's samples to their centers, by head."""
@@ -329,7 +362,7 @@ def target_cosines(module: nn.Module) -> Iterator[dict[str, Tensor]]:
 
 
 def to_plain(value: Any) -> Any:
-    """``value`` as names, numbers, lists and mappings of those; losses as mappings. A marker for anything else."""
+    """``value`` as names, numbers, lists and mappings of those, losses and samplers as mappings; or a marker."""
     if value is None or isinstance(value, bool | int | float | str):
         return value
     if isinstance(value, Loss | Sampler | Preprocessing):

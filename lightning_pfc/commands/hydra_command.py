@@ -20,7 +20,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from lightning_pfc.commands.errors import cause, is_the_users
-from lightning_pfc.config import config_dir, explain, register_resolvers
+from lightning_pfc.config import config_dir, explain, register_resolvers, with_new_keys
 
 _log = logging.getLogger(__name__)
 _FULL_ERROR = "HYDRA_FULL_ERROR"
@@ -49,7 +49,7 @@ def run_application(
     typed = sys.argv[:]
     with _hydra_raising() as before:
         try:
-            sys.argv = [typed[0], *prepare()]
+            sys.argv = [typed[0], *with_new_keys(prepare())]
             _application(name, config_name, work, before, typed)()
         except Exception as error:
             known = isinstance(error, HydraException | OmegaConfBaseException | ValueError)

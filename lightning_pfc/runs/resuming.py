@@ -18,7 +18,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from lightning_pfc.config import config_dir
+from lightning_pfc.config import config_dir, new_key
 from lightning_pfc.runs.records import newest_record
 from lightning_pfc.storage.regular import read_regular
 
@@ -92,6 +92,7 @@ def as_it_was(config: DictConfig, earlier: Earlier, compose: Callable[[list[str]
     before = compose(list(earlier.recorded))
     now, then, theirs = (dict(_leaves(each)) for each in (config, before, earlier.config))
     with open_dict(config):
+        theirs |= {new: theirs.pop(path) for path in list(theirs) if (new := _new_path(path)) != path}
         for path, value in theirs.items():
             if path[0] in _OF_A_START or _is_made_of_others(now.get(path)):
                 continue
@@ -194,6 +195,10 @@ def _leaves(node: Any, path: Path_ = ()) -> Iterator[tuple[Path_, Any]]:
             yield from _leaves(value, (*path, str(key)))
     else:
         yield path, plain
+
+
+def _new_path(path: Path_) -> Path_:
+    return tuple(new_key(".".join(path)).split("."))
 
 
 def _is_made_of_others(value: Any) -> bool:

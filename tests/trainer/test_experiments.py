@@ -87,7 +87,7 @@ def test_recipes_build_without_storage() -> None:
         )
         with torch.device("meta"):
             if network in networks:
-                head = PartialFC(embedding_dim=512, num_classes=classes, loss=model["loss"], **model["head_options"])
+                head = PartialFC(embedding_dim=512, num_classes=classes, loss=model["loss"], **model["head"])
             else:
                 networks.add(network)
                 module = instantiate(model, num_classes=classes, input_size=[3, 112, 112], _convert_="all")

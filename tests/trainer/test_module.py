@@ -14,8 +14,9 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_pfc import PartialFC, PartialFCModule
+from lightning_pfc import PartialFC, PartialFCModule, renamed
 from lightning_pfc.data import IdentityDataModule, Synthetic
+from lightning_pfc.heads.sampling import Mixed
 from lightning_pfc.losses import ArcFace, CosFace
 from lightning_pfc.models.backbone import as_input_size, create_backbone, output_width
 from lightning_pfc.models.neck import create_neck
@@ -258,6 +259,33 @@ def test_a_backbone_given_as_a_module_is_not_stored(tmp_path: Path) -> None:
     fitter.save_checkpoint(tmp_path / "model.ckpt")
     again = PartialFCModule.load_from_checkpoint(tmp_path / "model.ckpt", weights_only=True, backbone=network())
     assert torch.equal(again.backbone[1].weight, module.backbone[1].weight)
+
+
+def small(**words: Any) -> PartialFCModule:
+    net = nn.Sequential(nn.Flatten(), nn.Linear(12, 6))
+    return PartialFCModule(backbone=net, num_classes=9, embedding_dim=4, input_size=2, loss="CosFace", **words)
+
+
+def test_the_heads_arguments(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One mapping; two of them in short, which go before; the mapping's earlier name means the same."""
+    monkeypatch.setattr(renamed, "_told", set())
+    module = small(head={"sample_rate": 0.5, "seed": 3, "chunk_size": 5, "sampler": Mixed(refresh=2)})
+    assert (module.sample_rate, module.seed, module.head.sample_rate, module.head.seed) == (0.5, 3, 0.5, 3)
+    assert (module.head.chunk_size, module.head.sampler) == (5, Mixed(refresh=2))
+    assert module.hparams["head"]["sampler"] == Mixed(refresh=2).to_config()
+    again = small(**{k: v for k, v in module.hparams.items() if k in ("head",)})
+    assert (again.head.sampler, again.sample_rate, again.head.chunk_size) == (Mixed(refresh=2), 0.5, 5)
+    with pytest.warns(UserWarning, match=r"sample_rate=0.1 is taken, and not head=\{'sample_rate': 0.5\}"):
+        assert small(head={"sample_rate": 0.5}, sample_rate=0.1).head.sample_rate == 0.1
+    with pytest.warns(FutureWarning, match=r"head_options=\) is called head= now"):
+        earlier = small(sample_rate=0.5, seed=3, head_options={"chunk_size": 5})
+    assert earlier.hparams["head"] == {"sample_rate": 0.5, "seed": 3, "chunk_size": 5}
+    assert "head_options" not in earlier.hparams
+    assert small().hparams["head"] == {"sample_rate": 1.0, "seed": 0}
+    with pytest.raises(TypeError, match="head='full' must be a mapping"):
+        small(head="full")
+    with pytest.raises(TypeError, match="sampel_rate"):
+        small(head={"sampel_rate": 0.5})
 
 
 def test_the_command_line_of_lightning(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
 
 import pytest
@@ -39,6 +40,36 @@ def test_the_stable_keys_exist() -> None:
     assert "ckpt_path" in config
     assert config.head.seed == config.seed
     assert compose(["seed=7"]).head.seed == 7
+
+
+def test_every_argument_of_the_head_is_a_key_and_no_other() -> None:
+    """Written once: in the class, and as a default in one file."""
+    arguments = inspect.signature(PartialFC).parameters.values()
+    elsewhere = {"embedding_dim", "num_classes", "loss"}  # of the backbone, the data and a group of its own
+    not_in_files = {"comm", "device", "check_finite"}  # of the strategy
+    config = plain(compose().model)
+    assert set(config["head"]) == {each.name for each in arguments} - elsewhere - not_in_files
+    assert not set(config) & {"head_options", "sample_rate", "seed"}
+    defaults = {each.name: each.default for each in arguments if each.name in config["head"]}
+    head = config["head"] | {"sampler": "uniform", "dtype": torch.float32, "auxiliary_losses": ()}
+    assert head == defaults
+
+
+def test_earlier_keys_of_the_head_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lightning_pfc.renamed._told", set())
+    with pytest.warns(FutureWarning) as caught:
+        config = compose(
+            ["model.sample_rate=0.1", "model.seed=3", "model.head_options.chunk_size=7", "+model.head_options.x=1"]
+        )
+    assert [(config.head[key], config.model.head[key]) for key in ("sample_rate", "seed", "chunk_size", "x")] == [
+        (0.1, 0.1), (3, 3), (7, 7), (1, 1)
+    ]  # fmt: skip
+    assert [str(w.message).split(";")[0] for w in caught] == [
+        "model.sample_rate is called head.sample_rate now",
+        "model.seed is called head.seed now",
+        "model.head_options.chunk_size is called head.chunk_size now",
+        "model.head_options.x is called head.x now",
+    ]
 
 
 @pytest.mark.parametrize("name", options("backbone"))
