@@ -35,20 +35,6 @@ class Rows:
         return (self.shard.num_classes, *self.tensor.shape[1:])
 
 
-def mark_rows(tensor: Tensor, shard: ClassShard) -> Tensor:
-    """Say of a tensor that its first dimension is this rank's classes.
-
-    It is an attribute of this very object, which would be pickled with it: mark a ``detach()``, not what others hold.
-    """
-    tensor.class_shard = shard  # type: ignore[attr-defined]
-    return tensor
-
-
-def rows_of(tensor: Tensor) -> ClassShard | None:
-    """Which classes the rows of a tensor are, if somebody said so."""
-    return getattr(tensor, "class_shard", None)
-
-
 def split_tree(
     tree: Any, shard_of: Callable[[str, Tensor], ClassShard | None], keep: Collection[str] = ()
 ) -> tuple[Any, dict[str, Tensor | Rows]]:

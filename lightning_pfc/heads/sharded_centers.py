@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from typing_extensions import Self
 
 from lightning_pfc.buffers.huge_pages import ask_for_huge_pages
+from lightning_pfc.distributed.class_rows import declare_class_rows
 from lightning_pfc.distributed.comm import Comm
 from lightning_pfc.distributed.owner import foreign_strategy_message, get_owner
 from lightning_pfc.distributed.shard import ClassShard
@@ -194,7 +195,7 @@ class ShardedCenters(nn.Module):
             weight = files.tensor("weight", shape, dtype, fill)
         self._swap("weight", nn.Parameter(weight, requires_grad=self.weight.requires_grad))
         if files is not None:
-            self.weight.row_files = files  # type: ignore[attr-defined]  # read by lightning_pfc.optim
+            declare_class_rows(self.weight, shard).files = files
         if self.bias is not None:
             bias = torch.zeros(shard.num_local, dtype=self.bias.dtype, device=device)
             self._swap("bias", nn.Parameter(bias, requires_grad=self.bias.requires_grad))
@@ -225,9 +226,8 @@ class ShardedCenters(nn.Module):
 
     def _mark_parameters(self) -> None:
         for tensor in self.sharded_tensors().values():
-            tensor.row_sharded = True  # type: ignore[attr-defined]  # read by lightning_pfc.optim
-            tensor.first_row = self.shard.start  # type: ignore[attr-defined]  # likewise: rounding goes by class
-            watch(tensor, self.shard, self.comm)
+            declare_class_rows(tensor, self.shard, self.comm)
+            watch(tensor)
 
     def _ensure_storage(self) -> None:
         if self._comm is not None:

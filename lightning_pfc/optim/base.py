@@ -12,9 +12,10 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from lightning_pfc.buffers.lazy_zeros import zero_pages
+from lightning_pfc.distributed.class_rows import class_rows
 from lightning_pfc.keyed_random.rounding_noise import RowNoise
 from lightning_pfc.optim.row_step import RowStep, RowUpdate, row_update
-from lightning_pfc.optim.rows import is_row_sharded, mark_row_sparse, row_chunks, rows_per_chunk
+from lightning_pfc.optim.rows import is_row_sharded, row_chunks, rows_per_chunk
 from lightning_pfc.optim.storage import STATE_DTYPES, RowStorage, convert_rows, row_width, storage_of
 from lightning_pfc.storage.row_files import row_files
 
@@ -197,11 +198,12 @@ class RowSparseOptimizer(torch.optim.Optimizer, ABC):
         self._steps_in_backward = False
         for group in self.param_groups:
             for param in group["params"]:
-                if not is_row_sharded(param):
+                record = class_rows(param)
+                if record is None:
                     continue
-                mark_row_sparse(param, self)
+                record.be_sparse_for(param, self)
                 in_backward = group["update_in_backward"]
-                param.row_update = RowUpdate(self) if in_backward else None
+                record.update = RowUpdate(self) if in_backward else None
                 self._steps_in_backward = self._steps_in_backward or in_backward
         # A loss scaler then leaves its verdict in ``found_inf``, by which step() sees that there is one.
         self._step_supports_amp_scaling = self._steps_in_backward

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from lightning_pfc.distributed.class_rows import class_rows
 from lightning_pfc.keyed_random.rounding_noise import RowNoise
 from lightning_pfc.optim.rows import RowChunk, clamp_padding, first_row
 from lightning_pfc.optim.storage import FullRows, RowStorage, noise_of, weight_storage
@@ -62,9 +63,9 @@ class RowStep:
 class RowUpdate:
     """Lets a head's backward pass apply the optimizer to the rows of a chunk as soon as their gradients are known.
 
-    So no gradient of the sampled rows is ever held whole. It is what ``param.row_update`` holds while an optimizer with
-    ``update_in_backward=True`` does. The head calls :meth:`begin`, :meth:`apply` for every chunk, and gives autograd no
-    gradient for the parameter; ``optimizer.step()`` then finds nothing left to do for it.
+    So no gradient of the sampled rows is ever held whole. It is what ``class_rows(param).update`` is while an optimizer
+    with ``update_in_backward=True`` holds the parameter. The head calls :meth:`begin`, :meth:`apply` for every chunk,
+    and gives autograd no gradient for the parameter; ``optimizer.step()`` then finds nothing left to do for it.
 
     Since a row is changed before the whole gradient is known, this cannot be combined with clipping by norm (the caller
     of the clipping has to refuse, see :func:`updates_in_backward`), with several backward passes per step, or with a
@@ -141,5 +142,6 @@ class RowUpdate:
 
 def row_update(param: Tensor) -> RowUpdate | None:
     """What updates the rows of ``param`` inside the backward pass, or None if ``optimizer.step()`` does."""
-    update: RowUpdate | None = getattr(param, "row_update", None)
+    record = class_rows(param)
+    update = None if record is None else record.update
     return update if update is not None and update.is_alive else None

@@ -6,13 +6,14 @@ chunk; ``*rest`` the shape of one row (``(D,)`` for centers, ``()`` for biases).
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Iterator
 from math import prod
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+from lightning_pfc.distributed.class_rows import class_rows
 
 CHUNK_BYTES = {"cpu": 1 << 20}
 """Bytes of float32 rows handled at a time, by type of device: what stays in a core's cache on a CPU."""
@@ -22,39 +23,33 @@ DEFAULT_CHUNK_BYTES = 64 << 20
 
 
 def mark_row_sparse(param: Tensor, holder: object) -> None:
-    """Tells the head that owns ``param`` to give it row-sparse gradients (sets ``param.row_sparse = True``).
+    """Tells the head that owns ``param`` to give it row-sparse gradients.
 
     Args:
-        param: Parameter of a head.
+        param: Parameter of a head; another is left alone.
         holder: The optimizer on whose behalf. When it is gone, and no other has marked ``param`` since, the gradients
             are dense again.
     """
-    param.row_sparse = True  # type: ignore[attr-defined]
-    if getattr(param, "row_sparse_for", None) != id(holder):
-        param.row_sparse_for = id(holder)  # type: ignore[attr-defined]
-        # The finalizer holds the parameter as long as its holder does; a weak reference would forbid swap_tensors.
-        weakref.finalize(holder, _unmark, param, id(holder)).atexit = False
-
-
-def _unmark(param: Tensor, holder: int) -> None:
-    if getattr(param, "row_sparse_for", None) == holder:
-        param.row_sparse = False  # type: ignore[attr-defined]
-        param.row_sparse_for = None  # type: ignore[attr-defined]
+    record = class_rows(param)
+    if record is not None:
+        record.be_sparse_for(param, holder)
 
 
 def is_row_sparse(param: Tensor) -> bool:
     """Whether an optimizer of this package holds ``param``, so that its gradient is to be row-sparse."""
-    return bool(getattr(param, "row_sparse", False))
+    record = class_rows(param)
+    return record is not None and record.is_sparse
 
 
 def is_row_sharded(param: Tensor) -> bool:
-    """Whether ``param`` belongs to a Partial FC head, which sets ``param.row_sharded = True`` on what it shards."""
-    return bool(getattr(param, "row_sharded", False))
+    """Whether ``param`` belongs to a Partial FC head."""
+    return class_rows(param) is not None
 
 
 def first_row(param: Tensor) -> int:
-    """Global number of the first row of ``param``: what its head sets as ``param.first_row``, or 0."""
-    return int(getattr(param, "first_row", 0))
+    """Global number of the first row of ``param``: that of its head's first class, or 0."""
+    record = class_rows(param)
+    return 0 if record is None else record.shard.start
 
 
 class RowGradient(NamedTuple):

@@ -18,6 +18,8 @@ from queue import Queue
 import torch
 from torch import Tensor
 
+from lightning_pfc.distributed.class_rows import class_rows
+
 _MAGIC = b"PFCROWS1"
 _HEADER_BYTES = 4096  # one page, so that the rows begin on one
 _DTYPES = {
@@ -125,9 +127,9 @@ class RowFiles:
 
 
 def row_files(param: Tensor) -> RowFiles | None:
-    """The files in which a head keeps the rows of ``param`` (it sets ``param.row_files``), or None."""
-    files: RowFiles | None = getattr(param, "row_files", None)
-    return files
+    """The files in which a head keeps the rows of ``param``, or None."""
+    record = class_rows(param)
+    return None if record is None else record.files
 
 
 class _RowFile:

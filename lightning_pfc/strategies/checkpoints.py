@@ -24,9 +24,11 @@ from lightning_pfc.checkpoint.publish import newest, remove, replace_link, settl
 from lightning_pfc.checkpoint.rng import random_state, restore_random_state
 from lightning_pfc.checkpoint.single import OWN, load_file, save_file
 from lightning_pfc.checkpoint.store import shared_errors
-from lightning_pfc.checkpoint.tree import Rows, mark_rows, rows_of, split_tree
+from lightning_pfc.checkpoint.tree import Rows, split_tree
 from lightning_pfc.distributed import ClassShard, Comm
+from lightning_pfc.distributed.class_rows import class_rows, declare_class_rows
 from lightning_pfc.heads.partial_fc import PartialFC, iter_heads
+from lightning_pfc.optim.row_state import has_entry_per_class
 from lightning_pfc.storage.row_files import row_files
 
 _MODEL, _OPTIMIZERS = "state_dict/", "optimizer_states/"
@@ -86,7 +88,7 @@ class CheckpointFolders(DDPStrategy):
         for name, head in self._iter_heads():
             for tensor in head.sharded_tensors():
                 if head.shard.world_size > 1:
-                    mark_rows(state[f"{name}.{tensor}"], head.shard)
+                    declare_class_rows(state[f"{name}.{tensor}"], head.shard)
         return state
 
     def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
@@ -94,10 +96,7 @@ class CheckpointFolders(DDPStrategy):
         state: dict[str, Any] = super().optimizer_state(optimizer)
         for index, shard in self._sharded_indices(optimizer):
             if index in state["state"] and shard.world_size > 1:
-                state["state"][index] = {
-                    key: mark_rows(value.detach(), shard) if _has_rows(value, shard.num_local) else value
-                    for key, value in state["state"][index].items()
-                }
+                state["state"][index] = _declared(optimizer, state["state"][index], shard)
         return state
 
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: str | Path, storage_options: Any = None) -> None:
@@ -148,10 +147,10 @@ class CheckpointFolders(DDPStrategy):
             super().remove_checkpoint(filepath)
 
     def _shard_of(self, key: str, tensor: Tensor) -> ClassShard | None:
-        shard = rows_of(tensor)
-        if shard is not None:
-            return shard
-        # Copies of the weights that callbacks keep (averages), which may have lost the mark.
+        record = class_rows(tensor)
+        if record is not None:
+            return record.shard
+        # Copies of the weights that callbacks keep (averages) have the names of what they are copies of.
         for name, head in self._iter_heads():
             for own in head.sharded_tensors():
                 place = f"{name}.{own}"
@@ -167,7 +166,7 @@ class CheckpointFolders(DDPStrategy):
         for number, (optimizer, state) in enumerate(zip(self.optimizers, states, strict=False)):
             for index, shard in self._sharded_indices(optimizer):
                 for key, value in state["state"].get(index, {}).items():
-                    if _has_rows(value, shard.num_local):
+                    if has_entry_per_class(_plain(optimizer), key, value, shard.num_local):
                         found.append(f"{_OPTIMIZERS}{number}/state/{index}/{key}")
         return found
 
@@ -275,7 +274,7 @@ class CheckpointFolders(DDPStrategy):
             for index, shard in self._sharded_indices(optimizer):
                 values = state["state"].get(index, {})
                 for key, value in values.items():
-                    if _has_rows(value, shard.num_classes) and shard.world_size > 1:
+                    if shard.world_size > 1 and has_entry_per_class(_plain(optimizer), key, value, shard.num_classes):
                         values[key] = value[shard.start : shard.stop].clone()
             _take_out_of_file(optimizer, state)
         super().load_optimizer_state_dict(checkpoint)
@@ -286,11 +285,9 @@ class CheckpointFolders(DDPStrategy):
 
     def _sharded_indices(self, optimizer: Optimizer) -> Iterator[tuple[int, ClassShard]]:
         """Of the heads' parameters in an optimizer: the number in its state dict, and the shard."""
-        if isinstance(optimizer, LightningOptimizer):
-            optimizer = optimizer.optimizer
         shards = {id(t): head.shard for _, head in self._iter_heads() for t in head.sharded_tensors().values()}
         index = 0
-        for group in optimizer.param_groups:
+        for group in _plain(optimizer).param_groups:
             for parameter in group["params"]:
                 if id(parameter) in shards:
                     yield index, shards[id(parameter)]
@@ -445,8 +442,18 @@ class _Saver:
         self._thread.shutdown(wait=True)
 
 
-def _has_rows(value: Any, count: int) -> bool:
-    return isinstance(value, Tensor) and value.dim() > 0 and value.shape[0] == count
+def _plain(optimizer: Optimizer | LightningOptimizer) -> Optimizer:
+    return optimizer.optimizer if isinstance(optimizer, LightningOptimizer) else optimizer
+
+
+def _declared(optimizer: Optimizer, state: Mapping[str, Any], shard: ClassShard) -> dict[str, Any]:
+    """The state of a head's parameter, declared where it has an entry per class; objects that nobody else holds."""
+    found = dict(state)
+    for key, value in state.items():
+        if has_entry_per_class(_plain(optimizer), key, value, shard.num_local):
+            found[key] = value.detach()
+            declare_class_rows(found[key], shard)
+    return found
 
 
 def _take_out_of_file(optimizer: Optimizer, state: dict[str, Any]) -> None:

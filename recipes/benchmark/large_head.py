@@ -20,6 +20,7 @@ import torch
 from lightning_pfc.heads import PartialFC
 from lightning_pfc.losses import ArcFace
 from lightning_pfc.optim import RowWiseAdagrad
+from lightning_pfc.storage.row_files import row_files
 
 
 def main() -> None:
@@ -70,7 +71,7 @@ def main() -> None:
         print(f"step {step}: {seconds:.2f} s (forward {forward:.2f}), loss {loss.item():.4f}; {memory()}", flush=True)
     if counter is not None:
         started = time.perf_counter()
-        head.weight.row_files.flush()
+        row_files(head.weight).flush()
         counter.write_text(str(done + options.steps))
         print(f"on disk after {time.perf_counter() - started:.1f} s")
 

@@ -21,6 +21,7 @@ from torch.utils._pytree import tree_leaves
 
 from lightning_pfc import PartialFC, losses
 from lightning_pfc.distributed import ClassShard, Comm, collectives
+from lightning_pfc.distributed.class_rows import class_rows, declare_class_rows
 from lightning_pfc.heads import sampling
 from lightning_pfc.heads.sampling import Uniform
 from lightning_pfc.heads.softmax.streamed import _StreamedSoftmax
@@ -110,7 +111,7 @@ def make_head(loss: Any, rate: float, dtype: torch.dtype = torch.float32, **kwar
             continue
         shape = (shard.num_local, *parameter.shape[1:]) if name in head.sharded_tensors() else parameter.shape
         new = torch.nn.Parameter(torch.empty(shape, dtype=parameter.dtype, device=CUDA))
-        vars(new).update({key: value for key, value in vars(parameter).items() if key.startswith("row_")})
+        vars(new).update({key: value for key, value in vars(parameter).items() if key == "class_rows"})
         head._parameters[name] = new
     head._ensure_storage = lambda: None  # a fake tensor passes for one without storage
     for name, buffer in list(head._buffers.items()):
@@ -201,7 +202,7 @@ def test_the_update_in_the_backward_pass_never_waits(fake, dtype, monkeypatch):
 def check_functions(head: PartialFC, sparse: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Forward and backward of the Function of the head's sums, and what gradients come out."""
     for parameter in head.sharded_tensors().values():
-        parameter.row_sparse = sparse
+        class_rows(parameter).is_sparse = sparse
     function, context, results = call_forward(head, monkeypatch)
     # autograd's engine wants a real device; the curves that it differentiates are element by element
     monkeypatch.setattr(
@@ -286,7 +287,7 @@ OPTIMIZERS = [
 @pytest.mark.parametrize(("dtype", "accumulated"), [(torch.float32, False), (torch.bfloat16, True)])
 def test_row_steps_never_wait(fake, make, dtype, accumulated):
     weight = torch.nn.Parameter(torch.empty(CLASSES, DIM, dtype=dtype, device=CUDA))
-    weight.row_sharded = True
+    declare_class_rows(weight, ClassShard(len(weight)))
     optimizer = make([weight])
     count = 50
     entries = count * (2 if accumulated else 1)

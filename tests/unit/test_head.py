@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lightning_pfc import PartialFC
+from lightning_pfc.distributed.class_rows import class_rows
 from lightning_pfc.losses import ArcFace, CombinedMargin, CosFace, NormFace, Softmax, SphereFace
 from tests.reference import dense_loss
 
@@ -174,7 +175,7 @@ def test_gradient_is_dense_unless_marked():
     assert not head.weight.grad.is_sparse
     dense, head.weight.grad = head.weight.grad, None
     head.step.zero_()
-    head.weight.row_sparse = True
+    class_rows(head.weight).is_sparse = True
     torch.manual_seed(0)
     x = torch.randn(2, 4)
     head(x, torch.tensor([1, 2])).backward()
@@ -183,6 +184,15 @@ def test_gradient_is_dense_unless_marked():
     assert ids.numel() == 6
     assert (ids.diff() > 0).all(), "ascending and distinct: nothing is left to coalesce"
     assert dense.shape == head.weight.shape
+
+
+def test_the_earlier_attribute_asks_for_sparse_gradients(monkeypatch):
+    monkeypatch.setattr("lightning_pfc.renamed._told", set())
+    head = PartialFC(embedding_dim=4, num_classes=30, loss=ArcFace(), sample_rate=0.2)
+    head.weight.row_sparse = True
+    with pytest.warns(FutureWarning, match="param.row_sparse is called"):
+        head(torch.randn(2, 4), torch.tensor([1, 2])).backward()
+    assert head.weight.grad.is_sparse
 
 
 def test_autocast_does_not_reach_the_head():

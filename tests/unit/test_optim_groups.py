@@ -6,6 +6,8 @@ import pytest
 import torch
 from torch import nn
 
+from lightning_pfc.distributed.class_rows import declare_class_rows
+from lightning_pfc.distributed.shard import ClassShard
 from lightning_pfc.optim import SparseSGD, parameter_groups
 
 
@@ -15,7 +17,7 @@ class Head(nn.Module):
     def __init__(self, bias=False):
         super().__init__()
         self.weight = nn.Parameter(torch.empty(10, 4, device="meta"))
-        self.weight.row_sharded = True
+        declare_class_rows(self.weight, ClassShard(len(self.weight)))
         self.bias = nn.Parameter(torch.empty(10, device="meta")) if bias else None
 
 

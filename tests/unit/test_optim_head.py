@@ -11,6 +11,7 @@ from lightning_pfc.heads import PartialFC
 from lightning_pfc.losses import ArcFace, Softmax
 from lightning_pfc.optim import RowWiseAdagrad, SparseAdamW, SparseSGD
 from lightning_pfc.optim.rows import is_row_sparse
+from lightning_pfc.storage.row_files import row_files
 
 NUM_CLASSES, DIM, BATCH = 60, 8, 12
 OPTIMIZERS = [
@@ -103,8 +104,8 @@ def test_head_in_files_is_the_head_in_memory(optimizer_class, options, in_backwa
     head = make_head(dtype=torch.bfloat16, row_folder=tmp_path)
     first = optimizer_class(head.parameters(), **options)
     assert train(head, first, range(3)) == losses[:6]
-    head.weight.row_files.flush()
-    head.weight.row_files.close()
+    row_files(head.weight).flush()
+    row_files(head.weight).close()
 
     resumed = make_head(dtype=torch.bfloat16, row_folder=tmp_path, seed=1)
     resumed.seed = head.seed  # the centers come from the files, whatever the seed
@@ -117,7 +118,7 @@ def test_head_in_files_is_the_head_in_memory(optimizer_class, options, in_backwa
     assert torch.equal(resumed.weight, expected.weight)
     for key in optimizer.state[expected.weight]:
         assert torch.equal(second.state[resumed.weight][key], optimizer.state[expected.weight][key])
-    resumed.weight.row_files.close()
+    row_files(resumed.weight).close()
     assert {path.name for path in tmp_path.iterdir()} == {f"classes-0-{NUM_CLASSES}"}
 
 

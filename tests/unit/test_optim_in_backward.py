@@ -10,6 +10,8 @@ import torch
 from torch import nn
 
 from lightning_pfc.distributed import Comm
+from lightning_pfc.distributed.class_rows import declare_class_rows
+from lightning_pfc.distributed.shard import ClassShard
 from lightning_pfc.optim import RowWiseAdagrad, SparseAdamW, SparseSGD
 from lightning_pfc.optim.base import updates_in_backward
 from lightning_pfc.optim.row_step import row_update
@@ -25,7 +27,7 @@ OPTIMIZERS = [
 
 def centers(dtype=torch.float32):
     weight = nn.Parameter(torch.randn(NUM_ROWS, WIDTH, generator=torch.Generator().manual_seed(0)).to(dtype))
-    weight.row_sharded = True
+    declare_class_rows(weight, ClassShard(len(weight)))
     return weight
 
 
@@ -146,7 +148,7 @@ def test_only_a_living_optimizer_updates():
 
 def test_parameter_may_get_its_storage_later():
     weight = nn.Parameter(torch.empty(NUM_ROWS, WIDTH, device="meta"))
-    weight.row_sharded = True
+    declare_class_rows(weight, ClassShard(len(weight)))
     optimizer = SparseSGD([weight], lr=0.1, update_in_backward=True)
     attributes = dict(vars(weight))
     torch.utils.swap_tensors(weight, nn.Parameter(torch.zeros(NUM_ROWS, WIDTH)))

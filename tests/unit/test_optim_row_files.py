@@ -12,8 +12,10 @@ import pytest
 import torch
 from torch import nn
 
+from lightning_pfc.distributed.class_rows import declare_class_rows
+from lightning_pfc.distributed.shard import ClassShard
 from lightning_pfc.optim import RowWiseAdagrad, SparseAdamW, SparseSGD
-from lightning_pfc.storage.row_files import RowFiles
+from lightning_pfc.storage.row_files import RowFiles, row_files
 
 SHAPE = (50, 12)
 
@@ -22,9 +24,7 @@ def centers(files=None, dtype=torch.float32):
     start = torch.randn(SHAPE, generator=torch.Generator().manual_seed(0)).to(dtype)
     rows = start.clone() if files is None else files.tensor("weight", SHAPE, dtype, fill=lambda out: out.copy_(start))
     weight = nn.Parameter(rows)
-    weight.row_sharded = True
-    if files is not None:
-        weight.row_files = files
+    declare_class_rows(weight, ClassShard(len(weight))).files = files
     return weight
 
 
@@ -36,8 +36,8 @@ def train(weight, optimizer, steps):
         weight.grad = torch.sparse_coo_tensor(
             index[None], values, weight.shape, is_coalesced=True, check_invariants=False
         )
-        if getattr(weight, "row_files", None) is not None:
-            weight.row_files.prefetch(index)
+        if (files := row_files(weight)) is not None:
+            files.prefetch(index)
         optimizer.step()
 
 

@@ -12,6 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from lightning_pfc.distributed.class_rows import declare_class_rows
+from lightning_pfc.distributed.shard import ClassShard
 from lightning_pfc.optim import RowWiseAdagrad, SparseAdamW, SparseSGD, rows
 from tests.unit.optim_reference import AdamWReference, RowWiseAdagradReference, SGDReference
 
@@ -55,7 +57,7 @@ TWINS = [
 def centers(*shape, dtype=torch.float32, seed=0):
     """A parameter as a head owns it."""
     weight = nn.Parameter(torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(dtype))
-    weight.row_sharded = True
+    declare_class_rows(weight, ClassShard(len(weight)))
     return weight
 
 
@@ -219,12 +221,12 @@ def test_a_parameter_is_marked_as_long_as_an_optimizer_holds_it():
 
 def test_storage_may_come_after_the_optimizer():
     weight = nn.Parameter(torch.empty(10, 4, device="meta"))
-    weight.row_sharded = True
+    declare_class_rows(weight, ClassShard(len(weight)))
     optimizer = SparseSGD([weight], lr=0.1, momentum=0.9)
     optimizer.allocate_state()  # nothing to allocate yet
     assert not optimizer.state
     shard = nn.Parameter(torch.ones(5, 4))
-    shard.row_sharded = shard.row_sparse = True
+    declare_class_rows(shard, ClassShard(5)).is_sparse = True
     torch.utils.swap_tensors(weight, shard)
     weight.grad = sparse([4], torch.ones(1, 4), (5, 4))
     optimizer.step()

@@ -9,6 +9,8 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from lightning_pfc.distributed.class_rows import declare_class_rows
+from lightning_pfc.distributed.shard import ClassShard
 from lightning_pfc.keyed_random.rounding_noise import RowNoise
 from lightning_pfc.optim import RowWiseAdagrad, SparseAdamW, SparseSGD, rows
 from lightning_pfc.optim.row_step import RowStep, RowUpdate
@@ -18,10 +20,9 @@ from lightning_pfc.optim.storage import HalfRows, SignedByteRows, SquareByteRows
 CPU = torch.device("cpu")
 
 
-def centers(values, first_row=0):
+def centers(values, rank=0):
     weight = nn.Parameter(values.clone())
-    weight.row_sharded = True
-    weight.first_row = first_row
+    declare_class_rows(weight, ClassShard(20, rank, 3))  # 7 rows each: rounding goes by the first one's class
     return weight
 
 
@@ -164,7 +165,7 @@ def test_updates_far_below_a_bit_are_not_lost():
 def test_a_split_over_ranks_changes_nothing(dtype, state_dtype, monkeypatch):
     start = torch.randn(20, 8, generator=torch.Generator().manual_seed(1)).to(dtype)
     whole = centers(start)
-    parts = [centers(start[:7]), centers(start[7:], first_row=7)]
+    parts = [centers(start[:7]), centers(start[7:], rank=1)]
     options = {"lr": 0.1, "momentum": 0.9, "state_dtype": state_dtype, "rounding_seed": 11}
     optimizers = [SparseSGD([weight], **options) for weight in (whole, *parts)]
     for step in range(5):
@@ -242,7 +243,7 @@ def test_on_cuda_rows_are_updated_without_a_wait(dtype, state_dtype):
     # Fake tensors raise where a device is mixed with another, or a value would have to come to the host.
     with FakeTensorMode():
         weight = nn.Parameter(torch.empty(40, 6, dtype=dtype, device="cuda"))
-        weight.row_sharded = True
+        declare_class_rows(weight, ClassShard(len(weight)))
         optimizers = [
             SparseSGD([weight], momentum=0.9, weight_decay=0.1, nesterov=True, state_dtype=state_dtype),
             SparseAdamW([weight], state_dtype=state_dtype),

@@ -322,10 +322,10 @@ class Neighbours(S.Sampler):
         super().__post_init__()
         self._check_count("radius")
 
-    def classes(self, step):
-        offsets = torch.arange(-self.radius, self.radius + 1, device=step.targets.device)
-        near = step.targets[:, None] + offsets
-        return near.clamp(0, step.num_classes - 1).flatten()
+    def classes(self, context):
+        offsets = torch.arange(-self.radius, self.radius + 1, device=context.targets.device)
+        near = context.targets[:, None] + offsets
+        return near.clamp(0, context.num_classes - 1).flatten()
 
 
 @pytest.mark.parametrize("fill_with_uniform", [False, True])
@@ -362,7 +362,7 @@ def test_names_and_arguments():
     ):
         with pytest.raises(ValueError, match=text):
             S.sampler_from_config(wrong)
-    with pytest.raises(TypeError, match="true or false"):
+    with pytest.raises(TypeError, match="True or False"):
         S.Uniform(correction=1)
     for loss in (NormFace(label_smoothing=0.1), SphereFace2()):
         with pytest.raises(ValueError, match="leave out one"):
@@ -379,7 +379,7 @@ def test_static_shapes_weigh_the_same_classes():
     padded = sample_uniform(labels, labels, ClassShard(CLASSES), 20, 5, torch.tensor(2), static_shapes=True)
     weighted = replace(padded, log_weight=torch.full(padded.index.shape, 0.5))
     assert torch.equal(padded.index[padded.valid], exact.index)
-    offsets = weighted.offsets(torch.float32)
+    offsets = weighted.rows.logit_offsets(torch.float32)
     assert (offsets[padded.valid] == 0.5).all()
     assert (offsets[~padded.valid] == -math.inf).all()
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from lightning_pfc.distributed.class_rows import class_rows
 from lightning_pfc.distributed.collectives import all_reduce
 from lightning_pfc.heads.softmax.center_gradients import (
     AccumulateCenterGrads,
@@ -78,7 +79,7 @@ class _StreamedSoftmax(torch.autograd.Function):
         total = sums[-1].to(x.dtype) if spec.sums_logits else total.to(x.dtype)
 
         ctx.rows, ctx.spec, ctx.names, ctx.stored_index = rows, spec, names, chunks.stored_index
-        ctx.row_sparse = tuple(getattr(parameter, "row_sparse", False) for parameter in (weight, bias))
+        ctx.row_sparse = tuple(_is_sparse(parameter) for parameter in (weight, bias))
         ctx.save_for_backward(x, weight, bias, targets, logsumexp, *kept.tensors, *values)
         return logsumexp, total, cosine
 
@@ -106,10 +107,16 @@ class _StreamedSoftmax(torch.autograd.Function):
 
 def _sink(chunks: ClassChunks, row_sparse: tuple[bool, bool], *, wanted: bool) -> CenterGradSink:
     """Where the center gradients go: to an optimizer that steps inside the backward pass, else to autograd."""
-    update = getattr(chunks.weight, "row_update", None)
+    record = class_rows(chunks.weight)
+    update = None if record is None else record.update
     if wanted and update is not None and update.is_alive:
         return UpdateCentersInBackward(chunks, row_sparse, update)
     return AccumulateCenterGrads(chunks, row_sparse, wanted=wanted)
+
+
+def _is_sparse(parameter: Tensor | None) -> bool:
+    record = class_rows(parameter)
+    return record is not None and record.is_sparse
 
 
 def _sum_of_negatives(logits: Tensor, chunk: Chunk, valid: Tensor | None, softplus: bool) -> Tensor:

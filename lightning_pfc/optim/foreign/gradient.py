@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from lightning_pfc.distributed.class_rows import class_rows
 from lightning_pfc.optim.rows import is_summed
 
 if TYPE_CHECKING:
@@ -57,9 +58,10 @@ class ShardGradient(Tensor):
 
 def mark_gradient(param: Tensor) -> None:
     """After a backward pass: makes the gradient of a watched parameter a :class:`ShardGradient`."""
-    shard = getattr(param, "row_shard", None)
-    if shard is not None and shard.comm is not None and param.grad is not None:
-        param.grad = _marked(param.grad, shard.comm)
+    record = class_rows(param)
+    comm = None if record is None else record.comm
+    if comm is not None and comm.shard_size > 1 and param.grad is not None:
+        param.grad = _marked(param.grad, comm)
 
 
 def plain(tensor: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 from lightning_pfc.distributed import ClassShard, Comm
+from lightning_pfc.distributed.class_rows import class_rows
 from lightning_pfc.optim.foreign.gradient import mark_gradient
 
 
@@ -25,16 +26,15 @@ class RowShard:
     comm: Comm
 
 
-def watch(param: Tensor, rows: ClassShard, comm: Comm) -> None:
-    """Say that ``param`` holds ``rows`` of a whole, so that norms over it are those of the whole.
+def watch(param: Tensor) -> None:
+    """Have norms over ``param``, which was declared to be rows of a whole, be those of the whole.
 
     From now on its gradient is a :class:`~lightning_pfc.optim.foreign.gradient.ShardGradient`, and every
     ``torch.optim.Optimizer`` that steps it is tried first, see :func:`~lightning_pfc.optim.foreign.steps.before_step`.
     No collective; doing it again changes nothing. A parameter of a single process is left alone.
     """
-    if not isinstance(param, nn.Parameter) or comm.shard_size == 1:
+    if not isinstance(param, nn.Parameter) or row_shard(param) is None:
         return
-    param.row_shard = RowShard(rows, comm)  # type: ignore[attr-defined]
     if mark_gradient not in (param._post_accumulate_grad_hooks or {}).values():
         trained = param.requires_grad
         param.requires_grad_()  # torch takes no hook for a frozen one, which may be thawed later
@@ -44,9 +44,11 @@ def watch(param: Tensor, rows: ClassShard, comm: Comm) -> None:
 
 
 def row_shard(param: Tensor) -> RowShard | None:
-    """What :func:`watch` said of ``param``; None of a parameter that every rank has whole."""
-    found: RowShard | None = getattr(param, "row_shard", None)
-    return found if found is not None and found.comm is not None else None
+    """What :func:`watch` goes by; None of a parameter that every rank has whole."""
+    record = class_rows(param)
+    if record is None or record.comm is None or record.comm.shard_size == 1:
+        return None
+    return RowShard(record.shard, record.comm)
 
 
 _hooked: list[torch.utils.hooks.RemovableHandle] = []

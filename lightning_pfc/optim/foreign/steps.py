@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import IntEnum
 from types import NoneType
 from typing import Any
@@ -111,7 +111,8 @@ def _try(optimizer: Optimizer, comm: Comm) -> Verdict:
     worst = Verdict(Kind.BY_ROWS)
     for size in SIZES:
         found = _try_size(optimizer, comm, size)
-        worst = found if found.kind >= worst.kind else worst
+        row_keys = {**worst.row_keys, **found.row_keys}
+        worst = replace(found if found.kind >= worst.kind else worst, row_keys=row_keys)
         if worst.kind > Kind.WHOLE:
             break
     return worst
@@ -122,7 +123,7 @@ def _try_size(optimizer: Optimizer, comm: Comm, size: tuple[int, int]) -> Verdic
     try:
         whole = trial.run("whole")
         apart = whole.distance(trial.run("part"), trial.own)
-        found = Verdict(Kind.WHOLE if apart > _EXACT else Kind.BY_ROWS)
+        found = Verdict(Kind.WHOLE if apart > _EXACT else Kind.BY_ROWS, row_keys=whole.row_keys)
     except Exception as error:  # whatever somebody's optimizer raises
         found = Verdict(Kind.UNKNOWN, _first_line(error))
     found = _agreed(found, comm)

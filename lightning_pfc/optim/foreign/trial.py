@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lightning_pfc.distributed import ClassShard, Comm
+from lightning_pfc.distributed.class_rows import declare_class_rows
 from lightning_pfc.optim.foreign.shard import RowShard, row_shard
 from lightning_pfc.optim.foreign.whole import WholeStep, family
 
@@ -35,8 +36,8 @@ class _Toy:
     param: nn.Parameter
     start: Tensor
     gradients: Tensor  # (steps, *shape)
-
     along: Tensor  # (steps, rows, 1): how much of a row's gradient along the row is left
+    has_classes: bool  # whether it stands for a shard
 
     def set_gradient(self, step: int) -> None:
         # depends on the weight, as a real one does: an optimizer may go somewhere and look
@@ -158,13 +159,13 @@ class Trial:
         start, gradients, along = (t.to(param.device, copy=True) for t in (start, gradients, along))
         made = nn.Parameter(start.clone(), requires_grad=True)
         if sharded and form == "sharded":
-            made.row_shard = RowShard(self.rows, self.comm)  # type: ignore[attr-defined]
-        return _Toy(made, start, gradients, along)
+            declare_class_rows(made, self.rows, self.comm)
+        return _Toy(made, start, gradients, along, sharded)
 
     def _row_keys(self, tried: Optimizer, toys: list[_Toy]) -> dict[str, bool]:
         found: dict[str, bool] = {}
         for member in family(tried):
-            for param in (toy.param for toy in toys if row_shard(toy.param) is not None):
+            for param in (toy.param for toy in toys if toy.has_classes):
                 for key, value in member.state.get(param, {}).items():
                     has_rows = any(item.dim() and item.shape[0] == param.shape[0] for item in _tensors(value))
                     found[key] = found.get(key, False) or has_rows

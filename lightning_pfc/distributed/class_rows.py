@@ -1,0 +1,82 @@
+"""Which tensors have a row per class: said once, on the tensor, by whoever makes it."""
+
+from __future__ import annotations
+
+import weakref
+from collections import OrderedDict
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from lightning_pfc.distributed.comm import Comm
+from lightning_pfc.distributed.shard import ClassShard
+from lightning_pfc.renamed import warn_renamed
+
+if TYPE_CHECKING:
+    from lightning_pfc.optim.row_step import RowUpdate
+    from lightning_pfc.storage.row_files import RowFiles
+
+_ATTRIBUTE = "class_rows"
+
+
+@dataclass(eq=False)
+class ClassRows:
+    """What head, optimizer and checkpoint know of a tensor whose first dimension is classes.
+
+    Attributes:
+        shard: which classes its rows are.
+        comm: the ranks that have the others; None of a tensor on its way into a checkpoint.
+        files: where a head keeps the rows, or None for memory.
+        is_sparse: whether its head gives it gradients in COO layout, of the sampled rows alone.
+        update: what steps its rows inside the backward pass, or None.
+    """
+
+    shard: ClassShard
+    comm: Comm | None = None
+    files: RowFiles | None = None
+    is_sparse: bool = False
+    update: RowUpdate | None = None
+    _sparse_for: int | None = None
+
+    def be_sparse_for(self, param: Tensor, holder: object) -> None:
+        """Give row-sparse gradients until ``holder`` is gone, unless another has asked for them since."""
+        self.is_sparse = True
+        if self._sparse_for != id(holder):
+            self._sparse_for = id(holder)
+            # The finalizer holds the parameter as long as its holder does; a weak reference would forbid swap_tensors.
+            weakref.finalize(holder, _be_dense, param, id(holder)).atexit = False
+
+    def __reduce__(self) -> Any:
+        """Nothing of it is in a file: what is read from one belongs to no head, and is read without this class."""
+        return OrderedDict, ()
+
+
+def declare_class_rows(tensor: Tensor, shard: ClassShard, comm: Comm | None = None) -> ClassRows:
+    """Say that row i of ``tensor`` is class ``shard.start + i``; what else is known of it stays.
+
+    It is an attribute of this very object: a view or a copy has none, and neither has what is read from a file.
+    """
+    record = class_rows(tensor)
+    if record is None:
+        record = ClassRows(shard)
+        setattr(tensor, _ATTRIBUTE, record)
+    record.shard, record.comm = shard, comm
+    return record
+
+
+def class_rows(tensor: Tensor | None) -> ClassRows | None:
+    """What was declared of ``tensor``; None of one without a row per class."""
+    record = getattr(tensor, _ATTRIBUTE, None)
+    if not isinstance(record, ClassRows):
+        return None
+    if "row_sparse" in vars(tensor):
+        warn_renamed("param.row_sparse", "lightning_pfc.distributed.class_rows.class_rows(param).is_sparse", 4)
+        record.is_sparse = bool(vars(tensor).pop("row_sparse"))
+    return record
+
+
+def _be_dense(param: Tensor, holder: int) -> None:
+    record = class_rows(param)
+    if record is not None and record._sparse_for == holder:
+        record.is_sparse, record._sparse_for = False, None
