@@ -11,12 +11,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lightning_pfc.strategy_names import add_names
+
 if TYPE_CHECKING:
     from lightning_pfc.strategies.pfc import PartialFCStrategy
-
-
-NAMES = {"pfc": "popen", "pfc_spawn": "spawn"}
-"""Names of the strategy, with how each starts its processes."""
 
 
 def register() -> None:
@@ -27,18 +25,13 @@ def register() -> None:
     _explain_folders()
 
 
-def add_names(registry: Any, make: Callable[..., Any]) -> None:
-    """Add the names to a registry of Lightning that does not have them, or has them only until the class is there."""
-    for name, start_method in NAMES.items():
-        if name not in registry or registry[name]["strategy"] is _make_strategy:
-            text = f"DDP with sharded PartialFC heads, `start_method` '{start_method}'"
-            registry.register(name, make, description=text, override=True, start_method=start_method)
-
-
 def _make_strategy(**options: Any) -> PartialFCStrategy:
     from lightning_pfc.strategies.pfc import PartialFCStrategy
 
     return PartialFCStrategy(**options)
+
+
+_make_strategy.makes_way = True  # type: ignore[attr-defined]
 
 
 def _explain_folders() -> None:

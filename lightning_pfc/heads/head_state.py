@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from lightning_pfc.heads.sharded_centers import MEMORY_PREFIX, SAMPLED_PREFIX, S
 from lightning_pfc.losses import Loss
 from lightning_pfc.losses.auxiliary import AuxiliaryLoss
 from lightning_pfc.losses.base import DEFAULTS_VERSION
+from lightning_pfc.renamed import warn_renamed
 
 _LOSS_PREFIX = "loss_"
 _SAMPLER_PREFIX = "sampler_"
@@ -67,6 +69,17 @@ class HeadState(ShardedCenters):
 
     def _register_class_buffer(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> None:
         self.register_buffer(name, torch.zeros((self.num_classes, *shape), dtype=dtype, device="meta"))
+
+    @property
+    def additions(self) -> tuple[AuxiliaryLoss, ...]:
+        """The earlier name of ``auxiliary_losses``."""
+        warn_renamed("PartialFC.additions", "auxiliary_losses")
+        return self.auxiliary_losses
+
+    @additions.setter
+    def additions(self, losses: Sequence[AuxiliaryLoss]) -> None:
+        warn_renamed("PartialFC.additions", "auxiliary_losses")
+        self.auxiliary_losses = tuple(losses)
 
     # --- under the names of those who use them ------------------------------------------------------------------------
 

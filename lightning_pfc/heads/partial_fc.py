@@ -13,22 +13,20 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from lightning_pfc.distributed.collectives import all_gather_uneven
 from lightning_pfc.distributed.comm import Comm
 from lightning_pfc.heads.batch import BatchGatherer, GlobalBatch
 from lightning_pfc.heads.batch_checks import DeferredCheck
 from lightning_pfc.heads.center_init import initial_centers
 from lightning_pfc.heads.class_memory import ClassMemory
-from lightning_pfc.heads.head_state import HeadState
+from lightning_pfc.heads.class_sampling import ClassSampling
 from lightning_pfc.heads.loss_averages import LossAverages
 from lightning_pfc.heads.loss_pass import LossOutput, LossPass
 from lightning_pfc.heads.no_autocast import no_autocast
-from lightning_pfc.heads.recomputation import Pass, Passes
+from lightning_pfc.heads.options import as_dtype, check_options, check_weights
+from lightning_pfc.heads.placement import Place, Placement
+from lightning_pfc.heads.recomputation import Passes
 from lightning_pfc.heads.sampling import Sampler, sampler_from_config
-from lightning_pfc.heads.sampling.context import SamplingContext
-from lightning_pfc.heads.sampling.sampled_classes import SampledClasses, all_classes
-from lightning_pfc.heads.sampling.uniform_draw import class_budget
-from lightning_pfc.heads.sharded_centers import SAMPLED_PREFIX, Place
+from lightning_pfc.heads.sampling.sampled_classes import all_classes
 from lightning_pfc.heads.softmax import SoftmaxSpec
 from lightning_pfc.heads.softmax.blended_centers import BlendedCenters
 from lightning_pfc.heads.softmax.target_rank import TargetRanks, rank_targets
@@ -36,10 +34,9 @@ from lightning_pfc.losses import Loss, loss_from_config
 from lightning_pfc.losses.auxiliary import AuxiliaryLoss, auxiliary_loss_from_config
 from lightning_pfc.losses.base import CenterInit
 from lightning_pfc.renamed import warn_renamed
-from lightning_pfc.storage.row_files import row_files
 
 
-class PartialFC(HeadState):
+class PartialFC(ClassSampling):
     """A margin-softmax head whose class centers are sharded over ranks (arXiv:2010.05222, arXiv:2203.15565).
 
     Call it as ``loss = head(embeddings, labels)`` with this rank's part of the batch; the loss is the mean over the
@@ -80,13 +77,11 @@ class PartialFC(HeadState):
         memory_budget: bytes of logits kept from forward to backward; what exceeds it is computed again in the backward
             pass.
         chunk_size: classes in one pass of the inner loop; None chooses.
-        gradient_filter: share of the gradient that may be left out of the backward products, 0 for none. Soon in
-            training almost all probabilities are negligible (cf. gradient filtering in Cut Cross-Entropy,
-            arXiv:2411.09009, section 4.3): an image meets few classes that it could be taken for. Every d loss / d
-            cosine of an image and a class below a bound is left out; all of them together, over all ranks, hold at most
-            the square of this share of the sum of squares. The gradients of embeddings and centers were off by a
-            quarter to a sixtieth of it. Where few are left, sums over them take the place of the matrix products. On a
-            CPU only: it needs sizes that depend on values.
+        gradient_filter: share of the gradient that may be left out of the backward products, 0 for none (cf. gradient
+            filtering in Cut Cross-Entropy, arXiv:2411.09009, section 4.3): an image meets few classes that it could be
+            taken for. Every d loss / d cosine below a bound is left out; all of them together, over all ranks, hold at
+            most the square of this share of the sum of squares. The gradients of embeddings and centers were off by a
+            quarter to a sixtieth of it. On a CPU only: it needs sizes that depend on values.
         auxiliary_losses: losses on the gathered embeddings alone, added to the value; see
             :mod:`lightning_pfc.losses.auxiliary`.
         check_finite: whether a NaN or an infinity in the embeddings raises, on every rank. The strategy switches it off
@@ -132,51 +127,19 @@ class PartialFC(HeadState):
             auxiliary_losses = additions
         check_options(embedding_dim, num_classes, sample_rate, chunk_size, gradient_filter, memory_budget)
         loss = loss_from_config(loss)
-        super().__init__(
-            num_classes=num_classes,
-            width=embedding_dim * loss.num_centers,
-            has_bias=loss.has_bias,
-            seed=seed,
-            initial_centers=initial_centers(init, init_std, loss.center_init, (num_classes, embedding_dim)),
-            device=device,
-            dtype=_as_dtype(dtype),
-            row_folder=row_folder,
-            rows_on=rows_on,
-        )
+        start = initial_centers(init, init_std, loss.center_init, (num_classes, embedding_dim))
+        placement = Placement(device, as_dtype(dtype), row_folder, rows_on)
+        super().__init__(num_classes, embedding_dim * loss.num_centers, loss.has_bias, seed, start, placement)
         self.embedding_dim, self.loss, self.sample_rate = embedding_dim, loss, sample_rate
         self.memory_budget, self.chunk_size, self.gradient_filter = memory_budget, chunk_size, gradient_filter
         self.check_finite = check_finite
         self.auxiliary_losses = tuple(auxiliary_loss_from_config(part) for part in auxiliary_losses)
         self.sampler = sampler_from_config(sampler)
         self._init_left_out = init is None and init_std is None
-        self._refuse_weighed_sums()
+        check_weights(self.sampler, loss)
         self._register_state()
         self._forget_passes()
         self._start_life(comm)
-
-    @property
-    def samples(self) -> bool:
-        """The earlier name of ``is_subsampling``."""
-        warn_renamed("PartialFC.samples", "is_subsampling")
-        return self.is_subsampling
-
-    @property
-    def additions(self) -> tuple[AuxiliaryLoss, ...]:
-        """The earlier name of ``auxiliary_losses``."""
-        warn_renamed("PartialFC.additions", "auxiliary_losses")
-        return self.auxiliary_losses
-
-    @additions.setter
-    def additions(self, losses: Sequence[AuxiliaryLoss]) -> None:
-        warn_renamed("PartialFC.additions", "auxiliary_losses")
-        self.auxiliary_losses = tuple(losses)
-
-    def _refuse_weighed_sums(self) -> None:
-        if self.sampler.reweights_negatives and self.loss.needs_negative_sum:
-            raise ValueError(
-                f"sampler={self.sampler} weighs the negatives, and {type(self.loss).__name__} with label_smoothing="
-                f"{self.loss.label_smoothing} sums their logits as they are; leave out one of the two."
-            )
 
     def _forget_passes(self) -> None:
         """Nothing is under way: at the start, and in a copy."""
@@ -256,31 +219,6 @@ class PartialFC(HeadState):
         """Where the head computes: where its centers are, or, with centers on the host, where it was moved to."""
         return self.weight.device if self.rows_on == "device" else self.step.device
 
-    @property
-    def is_subsampling(self) -> bool:
-        """Whether classes are ever left out of a training step."""
-        return self.sampler.is_subsampling(self.sample_rate)
-
-    @torch.no_grad()
-    def set_class_counts(self, counts: Tensor) -> None:
-        """Say how many images each class has, for a sampler that draws by it; others do nothing with it.
-
-        Args:
-            counts: (num_classes,) integers, the same on every rank; 0 counts as 1.
-
-        Raises:
-            ValueError: for another shape or a negative count.
-        """
-        if counts.shape != (self.num_classes,) or bool((counts < 0).any()):
-            raise ValueError(
-                f"counts has shape {tuple(counts.shape)}; it must be ({self.num_classes},), numbers of images >= 0."
-            )
-        if not self.sampler.needs_counts:
-            return
-        self._ensure_storage()
-        own = counts[self.shard.start : self.shard.stop].clamp(1, torch.iinfo(torch.int32).max)
-        self.get_buffer(SAMPLED_PREFIX + "count").copy_(own)
-
     def _gather(
         self, embeddings: Tensor, labels: Tensor, tag: str, other: Tensor | None = None, share: Tensor | float = 1.0
     ) -> GlobalBatch:
@@ -288,13 +226,6 @@ class PartialFC(HeadState):
             self.comm, self._deferred, self.embedding_dim, self.num_classes, self.check_finite, self.training
         )
         return gatherer.gather(embeddings, labels, tag, other, share)
-
-    def _new_pass(self, batch: GlobalBatch) -> Pass:
-        if self.training and self.is_subsampling:
-            sampled = self._sample(batch.all_labels, batch.labels, batch)
-        else:
-            sampled = all_classes(batch.labels, self.shard)
-        return Pass(self.step.clone(), sampled, self.training)
 
     def _loss_pass(self) -> LossPass:
         comm = self.comm
@@ -318,48 +249,6 @@ class PartialFC(HeadState):
             memory_budget=self.memory_budget,
             chunk_size=self.chunk_size,
             gradient_filter=self.gradient_filter,
-        )
-
-    def _read_ahead(self) -> None:
-        """Let a thread have the rows of the next step's negatives read, where the centers are in files."""
-        files = row_files(self.weight)
-        if files is None or not self.is_subsampling:
-            return
-        nobody = self.step.new_empty(0)
-        context = self._sampling_context(nobody, nobody, None)
-
-        def rows() -> Tensor:
-            index = self.sampler.predict_rows(context)
-            return nobody if index is None else index
-
-        files.prefetch(rows)
-
-    def _sample(self, all_labels: Tensor, labels: Tensor, batch: GlobalBatch | None = None) -> SampledClasses:
-        with torch.no_grad():
-            return self.sampler.sample(self._sampling_context(all_labels, labels, batch))
-
-    def _sampling_context(self, all_labels: Tensor, labels: Tensor, batch: GlobalBatch | None) -> SamplingContext:
-        comm = self.comm
-
-        def embeddings() -> Tensor:
-            if batch is None:
-                raise RuntimeError("there are no embeddings where nothing is trained.")
-            x = nn.functional.normalize(batch.x.detach())
-            return x if comm.num_replicas == 1 else all_gather_uneven(x[batch.own], batch.sizes, comm.group)
-
-        return SamplingContext(
-            targets=all_labels,
-            labels=labels,
-            budget=class_budget(self.sample_rate, self.num_classes),
-            shard=self.shard,
-            seed=self.seed,
-            step=self.step.clone(),
-            state=self._sampler_state(),
-            dim=self.embedding_dim,
-            weight=self.weight.detach(),
-            embeddings=embeddings,
-            comm=comm,
-            cache=self._sampler_cache,
         )
 
     def check(self) -> None:
@@ -406,33 +295,3 @@ def iter_heads(module: nn.Module) -> Iterator[tuple[str, PartialFC]]:
     for name, child in module.named_modules():
         if isinstance(child, PartialFC):
             yield name, child
-
-
-def check_options(
-    embedding_dim: int,
-    num_classes: int,
-    sample_rate: float,
-    chunk_size: int | None,
-    gradient_filter: float,
-    memory_budget: int,
-) -> None:
-    """Raise for a number out of its range."""
-    if embedding_dim < 1:
-        raise ValueError(f"embedding_dim={embedding_dim} must be at least 1.")
-    if num_classes < 1:
-        raise ValueError(f"num_classes={num_classes} must be at least 1.")
-    if not 0.0 <= sample_rate <= 1.0:
-        raise ValueError(f"sample_rate={sample_rate} must lie in [0, 1]; 1 is the exact softmax.")
-    if chunk_size is not None and chunk_size < 1:
-        raise ValueError(f"chunk_size={chunk_size} must be at least 1, or None to choose.")
-    if not 0.0 <= gradient_filter < 1.0:
-        raise ValueError(f"gradient_filter={gradient_filter} must lie in [0, 1); 0 is exact, 1e-3 a usual tolerance.")
-    if memory_budget < 0:
-        raise ValueError(f"memory_budget={memory_budget} must be a number of bytes, 0 keeps nothing.")
-
-
-def _as_dtype(dtype: torch.dtype | str) -> torch.dtype:
-    found = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
-    if not isinstance(found, torch.dtype) or not found.is_floating_point:
-        raise TypeError(f"dtype={dtype} must be a floating dtype, such as float32 or bfloat16.")
-    return found

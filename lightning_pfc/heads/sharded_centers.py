@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from typing_extensions import Self
 
@@ -17,7 +14,9 @@ from lightning_pfc.distributed.class_rows import declare_class_rows
 from lightning_pfc.distributed.comm import Comm
 from lightning_pfc.distributed.owner import foreign_strategy_message, get_owner
 from lightning_pfc.distributed.shard import ClassShard
+from lightning_pfc.heads.birth import comm_at_birth, world_size
 from lightning_pfc.heads.center_init import InitialCenters
+from lightning_pfc.heads.placement import Placement
 from lightning_pfc.heads.unallocated import refuse_writes, refuse_written
 from lightning_pfc.optim.foreign import watch
 from lightning_pfc.storage.row_files import RowFiles
@@ -30,8 +29,6 @@ SAMPLED_PREFIX = "sampled_"
 
 _ROW_PREFIXES = (MEMORY_PREFIX, SAMPLED_PREFIX)
 
-Place = Literal["device", "host"]
-
 
 class ShardedCenters(nn.Module):
     """Its ``weight``, ``bias`` and buffers ``memory_...`` and ``sampled_...`` have a row per class, split over ranks.
@@ -42,9 +39,7 @@ class ShardedCenters(nn.Module):
         has_bias: whether there is a ``bias``, one number a class, zero at first.
         seed: of the initial rows of ``weight``.
         initial_centers: how these are drawn.
-        device, dtype: of the rows.
-        row_folder: where ``weight`` is kept in files, or None; see :class:`~lightning_pfc.heads.partial_fc.PartialFC`.
-        rows_on: "device", or "host": ``weight`` stays in the host's memory wherever the module is moved.
+        placement: where the rows are kept.
     """
 
     weight: nn.Parameter
@@ -52,34 +47,28 @@ class ShardedCenters(nn.Module):
 
     def __init__(
         self,
-        *,
         num_classes: int,
         width: int,
         has_bias: bool,
         seed: int,
         initial_centers: InitialCenters,
-        device: torch.device | str | None,
-        dtype: torch.dtype,
-        row_folder: str | os.PathLike[str] | None,
-        rows_on: Place,
+        placement: Placement,
     ) -> None:
         super().__init__()
-        if rows_on not in ("device", "host"):
-            raise ValueError(f"rows_on={rows_on!r} must be 'device' or 'host' (the memory beside a GPU).")
-        self.rows_on: Place = rows_on
         self.num_classes = num_classes
         self.seed = seed
         self.initial_centers = initial_centers
-        self.row_folder = None if row_folder is None else Path(row_folder)
+        self.row_folder, self.rows_on = placement.row_folder, placement.rows_on
+        self._build_device = placement.device
         self._comm: Comm | None = None
-        self._build_device = torch.device(device) if device is not None else torch.get_default_device()
+        dtype = placement.dtype
         self.weight = nn.Parameter(torch.empty((num_classes, width), dtype=dtype, device="meta"))
         self.bias = nn.Parameter(torch.empty(num_classes, dtype=dtype, device="meta")) if has_bias else None
         self._mark_parameters()
 
     def _start_life(self, comm: Comm | None) -> None:
         """Take this rank's rows if there are ranks already; to be called when everything is registered."""
-        comm = comm or _comm_at_birth()
+        comm = comm or comm_at_birth()
         if comm is not None:
             self.attach(comm)
         else:
@@ -232,7 +221,7 @@ class ShardedCenters(nn.Module):
     def _ensure_storage(self) -> None:
         if self._comm is not None:
             return
-        if _world_size() > 1:
+        if world_size() > 1:
             owner = get_owner()
             if owner is not None and owner.comm is not None:
                 self.attach(owner.comm)
@@ -292,19 +281,3 @@ def _host_rows(shape: tuple[int, int], dtype: torch.dtype) -> Tensor:
     if torch.cuda.is_available():
         return torch.empty(shape, dtype=dtype, device="cpu", pin_memory=True)
     return ask_for_huge_pages(torch.empty(shape, dtype=dtype, device="cpu"))
-
-
-def _world_size() -> int:
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
-
-
-def _comm_at_birth() -> Comm | None:
-    """The ranks that exist when a head is built; None where there is no process group yet."""
-    owner = get_owner()
-    if owner is not None and _world_size() > 1:
-        if owner.comm is None:
-            raise RuntimeError(foreign_strategy_message(owner.name))
-        return owner.comm
-    if dist.is_available() and dist.is_initialized():
-        return Comm.from_group()
-    return None

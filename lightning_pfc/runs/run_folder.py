@@ -14,12 +14,12 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor
 
-from lightning_pfc.calibration.thresholds import Thresholds
 from lightning_pfc.data.preprocessing import METADATA_KEY, Preprocessing
 from lightning_pfc.data.verification import VerificationSet
 from lightning_pfc.runs.errors import ExportError
 from lightning_pfc.runs.network import EmbeddingModel, load_network
 from lightning_pfc.runs.plain import read_json
+from lightning_pfc.runs.thresholds import Thresholds
 
 CHECKPOINT = Path("checkpoints") / "last.ckpt"
 THRESHOLDS = "thresholds.json"

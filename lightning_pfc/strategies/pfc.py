@@ -23,13 +23,13 @@ from lightning_pfc.distributed.leaving import leave_at_exit
 from lightning_pfc.distributed.owner import set_owner
 from lightning_pfc.heads.partial_fc import iter_heads
 from lightning_pfc.optim.foreign import check_optimizer
-from lightning_pfc.registration import add_names
 from lightning_pfc.strategies.precision import ShardAware, ShardedPrecision, shard_aware
 from lightning_pfc.strategies.refusals import refuse_early_updates, refuse_fused
 from lightning_pfc.strategies.replicas import ReplicaWatch
 from lightning_pfc.strategies.start import StartTogether
 from lightning_pfc.strategies.steps import StepsTogether
 from lightning_pfc.strategies.wiring import Wiring
+from lightning_pfc.strategy_names import add_names
 
 Clip = Literal["global", "backbone"]
 _APART = "post_localSGD_hook"  # replicas differ between two averages

@@ -7,7 +7,7 @@ import warnings
 import pytest
 import torch
 
-import lightning_pfc.kernels.draw
+import lightning_pfc.heads.sampling.draw_kernel
 import lightning_pfc.optim.row_kernels  # noqa: F401  registers its operations
 from lightning_pfc import kernels
 from lightning_pfc.kernels import choice

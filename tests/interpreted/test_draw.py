@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from lightning_pfc.distributed.shard import ClassShard
+from lightning_pfc.heads.sampling.draw_kernel import draw_uniform
 from lightning_pfc.heads.sampling.uniform_draw import class_budget, sample_uniform
-from lightning_pfc.kernels.draw import draw_uniform
 from lightning_pfc.kernels.gpu import drawing
 from lightning_pfc.kernels.launching import counted_launches
 

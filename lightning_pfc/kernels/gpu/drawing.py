@@ -45,7 +45,7 @@ def draw_uniform(
     length: int,
     size: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """See :func:`lightning_pfc.kernels.draw.draw_uniform`."""
+    """See :func:`lightning_pfc.heads.sampling.draw_kernel.draw_uniform`."""
     shard = ClassShard(num_classes, rank, ranks)
     own = (shard.start, shard.stop)
     num_words = blocks(shard.stop, 32) - shard.start // 32

@@ -5,7 +5,8 @@ Partial FC head only. Here the sum is made over all of them where that can be do
 """
 
 from lightning_pfc.optim.foreign.gradient import ShardGradient
-from lightning_pfc.optim.foreign.shard import RowShard, row_shard, watch
+from lightning_pfc.optim.foreign.shard import RowShard, row_shard
 from lightning_pfc.optim.foreign.steps import check_optimizer
+from lightning_pfc.optim.foreign.watching import watch
 
 __all__ = ["RowShard", "ShardGradient", "check_optimizer", "row_shard", "watch"]

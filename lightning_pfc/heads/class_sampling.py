@@ -1,0 +1,107 @@
+"""How a head comes to the classes of a step: what its sampler is told, and what is read ahead for it."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from lightning_pfc.distributed.collectives import all_gather_uneven
+from lightning_pfc.heads.batch import GlobalBatch
+from lightning_pfc.heads.head_state import HeadState
+from lightning_pfc.heads.recomputation import Pass
+from lightning_pfc.heads.sampling.context import SamplingContext
+from lightning_pfc.heads.sampling.sampled_classes import SampledClasses, all_classes
+from lightning_pfc.heads.sampling.uniform_draw import class_budget
+from lightning_pfc.heads.sharded_centers import SAMPLED_PREFIX
+from lightning_pfc.renamed import warn_renamed
+from lightning_pfc.storage.row_files import row_files
+
+
+class ClassSampling(HeadState):
+    """The classes that take part in a step: all of them, or those that the head's sampler draws.
+
+    Attributes:
+        sample_rate: share of the classes that takes part in a training step.
+    """
+
+    sample_rate: float
+
+    @property
+    def is_subsampling(self) -> bool:
+        """Whether classes are ever left out of a training step."""
+        return self.sampler.is_subsampling(self.sample_rate)
+
+    @property
+    def samples(self) -> bool:
+        """The earlier name of ``is_subsampling``."""
+        warn_renamed("PartialFC.samples", "is_subsampling")
+        return self.is_subsampling
+
+    @torch.no_grad()
+    def set_class_counts(self, counts: Tensor) -> None:
+        """Say how many images each class has, for a sampler that draws by it; others do nothing with it.
+
+        Args:
+            counts: (num_classes,) integers, the same on every rank; 0 counts as 1.
+
+        Raises:
+            ValueError: for another shape or a negative count.
+        """
+        if counts.shape != (self.num_classes,) or bool((counts < 0).any()):
+            raise ValueError(
+                f"counts has shape {tuple(counts.shape)}; it must be ({self.num_classes},), numbers of images >= 0."
+            )
+        if not self.sampler.needs_counts:
+            return
+        self._ensure_storage()
+        own = counts[self.shard.start : self.shard.stop].clamp(1, torch.iinfo(torch.int32).max)
+        self.get_buffer(SAMPLED_PREFIX + "count").copy_(own)
+
+    def _new_pass(self, batch: GlobalBatch) -> Pass:
+        if self.training and self.is_subsampling:
+            sampled = self._sample(batch.all_labels, batch.labels, batch)
+        else:
+            sampled = all_classes(batch.labels, self.shard)
+        return Pass(self.step.clone(), sampled, self.training)
+
+    def _read_ahead(self) -> None:
+        """Let a thread have the rows of the next step's negatives read, where the centers are in files."""
+        files = row_files(self.weight)
+        if files is None or not self.is_subsampling:
+            return
+        nobody = self.step.new_empty(0)
+        context = self._sampling_context(nobody, nobody, None)
+
+        def rows() -> Tensor:
+            index = self.sampler.predict_rows(context)
+            return nobody if index is None else index
+
+        files.prefetch(rows)
+
+    def _sample(self, all_labels: Tensor, labels: Tensor, batch: GlobalBatch | None = None) -> SampledClasses:
+        with torch.no_grad():
+            return self.sampler.sample(self._sampling_context(all_labels, labels, batch))
+
+    def _sampling_context(self, all_labels: Tensor, labels: Tensor, batch: GlobalBatch | None) -> SamplingContext:
+        comm = self.comm
+
+        def embeddings() -> Tensor:
+            if batch is None:
+                raise RuntimeError("there are no embeddings where nothing is trained.")
+            x = nn.functional.normalize(batch.x.detach())
+            return x if comm.num_replicas == 1 else all_gather_uneven(x[batch.own], batch.sizes, comm.group)
+
+        return SamplingContext(
+            targets=all_labels,
+            labels=labels,
+            budget=class_budget(self.sample_rate, self.num_classes),
+            shard=self.shard,
+            seed=self.seed,
+            step=self.step.clone(),
+            state=self._sampler_state(),
+            dim=self.embedding_dim,
+            weight=self.weight.detach(),
+            embeddings=embeddings,
+            comm=comm,
+            cache=self._sampler_cache,
+        )
