@@ -13,11 +13,11 @@ from lightning_pfc.commands.output import may_be_cut_short
 from lightning_pfc.lazy import lazy_names
 
 if TYPE_CHECKING:
-    from lightning_pfc.runs.judging import evaluate, run
+    from lightning_pfc.commands.judging import evaluate, run
 
 __all__ = ["evaluate", "main", "run"]
 
-_HOME = "lightning_pfc.runs.judging"  # imports all that a model needs, which takes seconds
+_HOME = "lightning_pfc.commands.judging"  # imports all that a model needs, which takes seconds
 __getattr__, __dir__ = lazy_names(__name__, {"evaluate": _HOME, "run": _HOME})
 
 
@@ -28,7 +28,7 @@ def main() -> None:
 
 
 def _work(config: DictConfig, folder: Path, overrides: Sequence[str]) -> dict[str, Any]:
-    from lightning_pfc.runs.judging import run
+    from lightning_pfc.commands.judging import run
 
     return run(config, folder, overrides)
 

@@ -18,11 +18,11 @@ from lightning_pfc.lazy import lazy_names
 from lightning_pfc.runs.resuming import as_it_was, earlier_run
 
 if TYPE_CHECKING:
-    from lightning_pfc.runs.training import run, train
+    from lightning_pfc.commands.training import run, train
 
 __all__ = ["main", "run", "train"]
 
-_HOME = "lightning_pfc.runs.training"  # imports all that a run needs, which takes seconds
+_HOME = "lightning_pfc.commands.training"  # imports all that a run needs, which takes seconds
 __getattr__, __dir__ = lazy_names(__name__, {"run": _HOME, "train": _HOME})
 
 
@@ -39,7 +39,7 @@ def _words() -> list[str]:
 
 
 def _work(config: DictConfig, folder: Path, overrides: Sequence[str]) -> dict[str, Any]:
-    from lightning_pfc.runs.training import run
+    from lightning_pfc.commands.training import run
 
     _join_lightning_log()
     earlier = earlier_run(sys.argv[1:])
