@@ -16,6 +16,7 @@ from lightning_pfc.config import RUN_DIR_VARIABLE, compose, config_dir, run_dir
 from lightning_pfc.losses import Loss, loss_from_config
 from lightning_pfc.models.backbone import create_backbone
 from lightning_pfc.optim.factory import create_optimizer, create_scheduler
+from lightning_pfc.runs.resuming import as_it_was, earlier_run
 
 PARTS = {"base", "face"}  # what the others stand on
 
@@ -203,3 +204,23 @@ class TestRunFolder:
         monkeypatch.delenv("TORCHELASTIC_USE_AGENT_STORE", raising=False)
         with pytest.raises(ValueError, match=r"hydra\.run\.dir="):
             run_dir("runs")
+
+
+def test_a_run_of_before_is_gone_on_with_under_the_new_keys(tmp_path: Path) -> None:
+    """Its config has the head's options thrice; what it ran with is what it goes on with, but for what is typed now."""
+    before = compose(["head.chunk_size=9", "head.sample_rate=0.3"])
+    config = plain(before)
+    head = config["model"].pop("head")
+    del head["sample_rate"]
+    config["model"] |= {"sample_rate": 0.25, "seed": head.pop("seed"), "head_options": {**head, "memory_budget": 7}}
+    OmegaConf.save(OmegaConf.create(config), tmp_path / "config.yaml")
+    (tmp_path / ".hydra").mkdir()
+    (tmp_path / ".hydra" / "overrides.yaml").write_text("- head.chunk_size=9\n- model.sample_rate=0.25\n")
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "last.ckpt").write_bytes(b"")
+    for typed, expected in (([], (0.25, 9, 7)), (["head.sample_rate=0.5"], (0.5, 9, 7))):
+        earlier = earlier_run([f"ckpt_path={tmp_path}/checkpoints/last.ckpt", *typed])
+        assert earlier is not None
+        model = plain(as_it_was(compose(earlier.words), earlier, compose).model)
+        assert not set(model) & {"sample_rate", "seed", "head_options"}
+        assert tuple(model["head"][key] for key in ("sample_rate", "chunk_size", "memory_budget")) == expected
