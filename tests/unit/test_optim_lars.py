@@ -10,6 +10,8 @@ import torch
 from torch import nn
 
 from lightning_pfc import PartialFC
+from lightning_pfc.distributed.class_rows import declare_class_rows
+from lightning_pfc.distributed.shard import ClassShard
 from lightning_pfc.losses import CosFace
 from lightning_pfc.optim import LARS, SparseSGD
 from lightning_pfc.optim.factory import create_optimizer
@@ -91,7 +93,7 @@ def test_clip_is_larc(lr, rate):
     for rows in (1, 2):
         weight = nn.Parameter(torch.eye(rows, 4))
         if rows == 2:
-            weight.row_sharded = True
+            declare_class_rows(weight, ClassShard(len(weight)))
         optimizer = LARS([weight], lr=lr, trust=0.02, clip=True)
         weight.grad = torch.eye(rows, 4)
         optimizer.step()
