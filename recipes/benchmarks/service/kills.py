@@ -81,33 +81,38 @@ def _kill_command(folder: Path, export: Path, pictures: Path, kills: int, chance
     small = folder / "first"
     shutil.copytree(pictures / next(iter(wanted)), small / next(iter(wanted)))
     faults: list[str] = []
-    done = rounds = 0
-    duration = 5.0
+    done = galleries = partial = 0
     while done < kills:
-        gallery = folder / f"added{rounds}"
-        rounds += 1
+        gallery = folder / f"added{galleries}"
+        galleries += 1
         if _program("gallery", "build", gallery, small, "--model", export, stdout=subprocess.DEVNULL).wait():
             raise SystemExit("build failed")
-        have, begun = 1, time.monotonic()
+        have = 1
         while done < kills:
             process = _program(
                 "gallery", "add", gallery, pictures, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
             )
-            killed = _kill(process, chance.uniform(0, 1.2 * duration))
+            _until_written(process, gallery)
+            killed = _kill(process, chance.uniform(0, 0.4))
             done += killed
             wrong, found = _state(gallery)
             faults += wrong
-            if len(found) < have:
-                faults.append(f"{have} identities, then {len(found)}")
+            partial += killed and len(wanted) > len(found) > have
+            faults += [f"{have} identities, then {len(found)}"] if len(found) < have else []
             have = len(found)
-            doubled = [name for name, numbers in found.items() if len(numbers) > wanted.get(name, 0)]
-            faults += [f"{name} has a picture twice" for name in doubled]
+            faults += [f"{name} has a picture twice" for name in found if len(found[name]) > wanted.get(name, 0)]
             if not killed:
                 if process.returncode or {name: len(numbers) for name, numbers in found.items()} != wanted:
                     faults.append(f"add ended with {process.returncode} and {len(found)} of {len(wanted)} identities")
-                duration = time.monotonic() - begun if have == 1 else duration
                 break
-    return {"kills": done, "galleries": rounds, "faults": faults}
+    return {"kills": done, "in the middle": partial, "galleries": galleries, "faults": faults}
+
+
+def _until_written(process: subprocess.Popen[str], gallery: Path) -> None:
+    """Wait until a process writes to the gallery, so that a kill does not meet its start only."""
+    log = gallery / "gallery.sqlite3-wal"
+    while process.poll() is None and not (log.exists() and log.stat().st_size):
+        time.sleep(0.002)
 
 
 def _images(folder: Path) -> list[Path]:
