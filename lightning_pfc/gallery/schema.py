@@ -51,6 +51,9 @@ CREATE TRIGGER picture_removed AFTER DELETE ON pictures BEGIN
 END;
 """
 
+_PAGE = 16384
+"""Bytes of a page: one of 4096 has room for a single vector of 512 numbers, and half of it stays empty."""
+
 
 def create_database(path: Path, first: Iterable[tuple[str, tuple[Any, ...]]] = ()) -> None:
     """A new gallery's database: the file is there with all its tables and first rows, or not at all.
@@ -69,6 +72,7 @@ def create_database(path: Path, first: Iterable[tuple[str, tuple[Any, ...]]] = (
         partial = path.with_name(f".{path.name}.{os.getpid()}.part")
         try:
             connection = sqlite3.connect(partial, isolation_level=None)
+            connection.execute(f"PRAGMA page_size = {_PAGE}")
             with contextlib.closing(connection), transaction(connection):
                 for statement in _statements(_TABLES):
                     connection.execute(statement)

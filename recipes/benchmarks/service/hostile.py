@@ -15,6 +15,7 @@ import io
 import json
 import os
 import random
+import shutil
 import struct
 import subprocess
 import sys
@@ -29,6 +30,10 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from starting import command, service
 
 _FINE = (503, 507)
 
@@ -45,16 +50,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     good = sorted(path for path in options.folder.rglob("*") if path.suffix.lower() in (".jpg", ".png"))[:40]
     with tempfile.TemporaryDirectory() as place:
-        service = Service(options.export, Path(place))
+        tried = Service(options.export, Path(place))
         try:
             found = {
-                "pictures": _send_pictures(service, good, options.pictures, random.Random(options.seed)),
-                "requests": _send_requests(service, options.requests, options.seed),
-                "keys": _time_keys(service, options.keys),
+                "pictures": _send_pictures(tried, good, options.pictures, random.Random(options.seed)),
+                "requests": _send_requests(tried, options.requests, options.seed),
+                "keys": _time_keys(tried, options.keys),
             }
         finally:
-            faults = service.end()
-        found |= {"memory, MB": service.memory, "faults": faults + service.faults}
+            faults = tried.end()
+        found |= {"memory, MB": tried.memory, "faults": faults + tried.faults}
     print(json.dumps(found, indent=2))
     return int(bool(found["faults"]))
 
@@ -70,15 +75,11 @@ class Service:
     def __init__(self, export: Path, place: Path) -> None:
         self.place, self.faults, self.memory = place, list[str](), list[float]()
         self.key = self._command(export, "--make-key", "all", "--scopes", "read,enrol,admin").strip()
-        self._log = (place / "log").open("w")
-        code = "import sys; from lightning_pfc.commands.serve import main; sys.exit(main(sys.argv[1:]))"
-        words = [str(export.resolve()), "--port", "0", "--keys", "keys.json", "--max-pixels", "4000000"]
-        self.process = subprocess.Popen(
-            [sys.executable, "-c", code, *words, *self._gallery(export)],
-            cwd=place, stderr=subprocess.PIPE, text=True, env={**os.environ, "TMPDIR": str(place)},
-        )  # fmt: skip
-        assert self.process.stderr is not None
-        self.host = json.loads(self.process.stderr.readline())["address"].removeprefix("http://")
+        words = ["--keys", "keys.json", "--max-pixels", "4000000", *self._gallery(export)]
+        self._logs = Path(tempfile.mkdtemp())
+        self.process, self.host = service(
+            self._logs / "log", export.resolve(), *words, cwd=place, env={**os.environ, "TMPDIR": str(place)}
+        )
         self._before = self._files()
 
     def _gallery(self, export: Path) -> list[str]:
@@ -90,9 +91,10 @@ class Service:
         return ["--gallery", "gallery"]
 
     def _command(self, export: Path, *words: str) -> str:
-        code = "import sys; from lightning_pfc.commands.serve import main; sys.exit(main(sys.argv[1:]))"
-        command = [sys.executable, "-c", code, str(export.resolve()), "--keys", "keys.json", *words]
-        return subprocess.run(command, cwd=self.place, check=True, capture_output=True, text=True).stdout
+        process = command(
+            "serve", export.resolve(), "--keys", "keys.json", *words, cwd=self.place, stdout=subprocess.PIPE
+        )
+        return process.communicate()[0]
 
     def _files(self) -> set[str]:
         return {str(path) for path in self.place.rglob("*") if "gallery" not in path.parts[-2:]}
@@ -132,7 +134,7 @@ class Service:
         half = len(self.memory) // 2
         if half > 2 and max(self.memory[half:]) > 1.2 * max(self.memory[:half]) + 50:
             found.append(f"memory grew from {max(self.memory[:half])} to {max(self.memory[half:])} MB")
-        self._log.close()
+        shutil.rmtree(self._logs)
         return found
 
 

@@ -24,8 +24,10 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "deploy"))
+sys.path.insert(0, str(Path(__file__).parent))
 
 from client import Service, ServiceError
+from starting import command, service
 
 from lightning_pfc.gallery.opening import open_gallery
 
@@ -46,11 +48,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         of_service = _kill_service(Path(folder), options.export, options.pictures, -(-options.kills // 2), chance)
     print(json.dumps({"add": of_command, "service": of_service}, indent=2))
     return int(any(found["faults"] for found in (of_command, of_service)))
-
-
-def _program(name: str, *words: str | Path, **options: Any) -> subprocess.Popen[str]:
-    code = f"import sys; from lightning_pfc.commands.{name} import main; sys.exit(main(sys.argv[1:]))"
-    return subprocess.Popen([sys.executable, "-c", code, *map(str, words)], text=True, **options)
 
 
 def _kill(process: subprocess.Popen[str], after: float) -> bool:
@@ -85,13 +82,11 @@ def _kill_command(folder: Path, export: Path, pictures: Path, kills: int, chance
     while done < kills:
         gallery = folder / f"added{galleries}"
         galleries += 1
-        if _program("gallery", "build", gallery, small, "--model", export, stdout=subprocess.DEVNULL).wait():
+        if command("gallery", "build", gallery, small, "--model", export, stdout=subprocess.DEVNULL).wait():
             raise SystemExit("build failed")
         have = 1
         while done < kills:
-            process = _program(
-                "gallery", "add", gallery, pictures, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-            )
+            process = command("gallery", "add", gallery, pictures, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
             _until_written(process, gallery)
             killed = _kill(process, chance.uniform(0, 0.4))
             done += killed
@@ -153,7 +148,7 @@ def _kill_service(folder: Path, export: Path, pictures: Path, kills: int, chance
     images = [_images(one)[:3] for one in sorted(pictures.iterdir()) if one.is_dir()]
     gallery, faults = folder / "served", list[str]()
     one = folder / "first"
-    if _program("gallery", "build", gallery, one, "--model", export, stdout=subprocess.DEVNULL).wait():
+    if command("gallery", "build", gallery, one, "--model", export, stdout=subprocess.DEVNULL).wait():
         raise SystemExit("build failed")
     told: dict[str, int] = {}
     sent: set[str] = set()
@@ -163,20 +158,17 @@ def _kill_service(folder: Path, export: Path, pictures: Path, kills: int, chance
         while len(jobs) < 400:
             jobs.insert(0, (f"n{made:07d}", images[made % len(images)]))
             made += 1
-        process = _program("serve", export, "--gallery", gallery, "--port", "0", stderr=subprocess.PIPE)
-        assert process.stderr is not None
-        line = process.stderr.readline()
-        if '"listening"' not in line:
-            faults.append(f"start {number}: {line.strip()}")
-            process.kill()
+        try:
+            process, host = service(folder / "log", export, "--gallery", gallery)
+        except RuntimeError as error:
+            faults.append(f"start {number}: {error}")
             continue
-        threads = [_Enrolling(json.loads(line)["address"], jobs, told, sent) for _ in range(4)]
+        threads = [_Enrolling(f"http://{host}", jobs, told, sent) for _ in range(4)]
         for thread in threads:
             thread.start()
         _kill(process, chance.uniform(0.05, 1.5))
         for thread in threads:
             thread.join(30)
-        process.stderr.close()
         wrong, found = _state(gallery)
         faults += wrong
         faults += [f"{name} was acknowledged and is not there" for name in told if name not in found]

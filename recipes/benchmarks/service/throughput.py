@@ -1,0 +1,139 @@
+"""The service beside the bare engine: the same pictures, decoded and embedded, by 1, 8 and 32 clients, taking turns.
+
+python recipes/benchmarks/service/throughput.py EXPORT PICTURES --seconds 10
+
+A client of the bare engine is a thread that decodes a picture and calls the network with it; a client of the service
+sends the picture over HTTP and waits. ``--requests 100000`` then watches the memory of the service over that many.
+"""
+
+from __future__ import annotations
+
+import argparse
+import http.client
+import json
+import statistics
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from starting import service
+
+Work = Callable[[], Callable[[bytes], None]]
+"""Makes one client: it is called with an encoded picture."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("export", type=Path)
+    parser.add_argument("pictures", type=Path)
+    parser.add_argument("--seconds", type=float, default=10.0, help="of each measurement (10)")
+    parser.add_argument("--rounds", type=int, default=3, help="measurements of each kind, taking turns (3)")
+    parser.add_argument("--clients", type=int, nargs="+", default=[1, 8, 32])
+    parser.add_argument("--requests", type=int, default=0, help="watch the memory over so many")
+    options = parser.parse_args(arguments)
+    files = sorted(path for path in options.pictures.rglob("*") if path.suffix.lower() in (".jpg", ".png"))[:200]
+    pictures = [path.read_bytes() for path in files]
+    with tempfile.TemporaryDirectory() as folder:
+        process, host = service(Path(folder) / "log", options.export)
+        try:
+            kinds = {"engine": _engine(options.export), "service": lambda: _client(host)}
+            found = [_compare(kinds, count, pictures, options) for count in options.clients]
+            memory = _memory(process.pid, kinds["service"], pictures, options.requests) if options.requests else []
+        finally:
+            process.terminate()
+            process.wait(60)
+    print(json.dumps({"clients": found, "memory, MB": memory}, indent=2))
+    return 0
+
+
+def _engine(export: Path) -> Work:
+    from lightning_pfc.deploy import Recogniser
+
+    recogniser = Recogniser.load(export)
+
+    def made() -> Callable[[bytes], None]:
+        return lambda picture: (recogniser.embed([picture]), None)[1]
+
+    return made
+
+
+def _client(host: str) -> Callable[[bytes], None]:
+    connection = http.client.HTTPConnection(host, timeout=120)
+    edge = "b0undary"
+    head = f'--{edge}\r\nContent-Disposition: form-data; name="image"; filename="a"\r\n\r\n'.encode()
+    headers = {"Content-Type": f"multipart/form-data; boundary={edge}"}
+
+    def send(picture: bytes) -> None:
+        connection.request("POST", "/embed", head + picture + f"\r\n--{edge}--\r\n".encode(), headers)
+        answer = connection.getresponse()
+        answer.read()
+        if answer.status != 200:
+            raise RuntimeError(f"the service answered {answer.status}")
+
+    return send
+
+
+def _run(work: Work, count: int, pictures: list[bytes], until: Callable[[int], bool]) -> tuple[float, list[float]]:
+    """Requests a second and the time of each, in ms, of some clients at once."""
+    times: list[float] = []
+    errors: list[BaseException] = []
+
+    def client(number: int) -> None:
+        try:
+            send = work()
+            while until(len(times)) and not errors:
+                begun = time.perf_counter()
+                send(pictures[(len(times) + 7 * number) % len(pictures)])
+                times.append(1e3 * (time.perf_counter() - begun))
+        except BaseException as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=client, args=(number,)) for number in range(count)]
+    begun = time.perf_counter()
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if errors:
+        raise errors[0]
+    return len(times) / (time.perf_counter() - begun), times
+
+
+def _compare(kinds: dict[str, Work], count: int, pictures: list[bytes], options: argparse.Namespace) -> dict[str, Any]:
+    rates: dict[str, list[float]] = {kind: [] for kind in kinds}
+    times: dict[str, list[float]] = {kind: [] for kind in kinds}
+    for turn in range(options.rounds + 1):
+        for kind, work in kinds.items():
+            end = time.perf_counter() + (options.seconds if turn else 2.0)
+            rate, each = _run(work, count, pictures, lambda done, end=end: time.perf_counter() < end)
+            if turn:  # the first is for warming up
+                rates[kind].append(rate)
+                times[kind] += each
+    found: dict[str, Any] = {"clients": count}
+    for kind in kinds:
+        found[f"{kind}, pictures a second"] = round(statistics.median(rates[kind]), 1)
+        found[f"{kind}, ms, 50th and 99th"] = [round(float(np.percentile(times[kind], q)), 1) for q in (50, 99)]
+    ratios = [a / b for a, b in zip(rates["service"], rates["engine"], strict=True)]
+    return found | {"service / engine": round(statistics.median(ratios), 3)}
+
+
+def _memory(pid: int, work: Work, pictures: list[bytes], requests: int) -> list[float]:
+    found = []
+    for _ in range(20):
+        _run(work, 8, pictures, lambda done: done < requests // 20)
+        status = Path(f"/proc/{pid}/status").read_text()
+        found.append(round(int(status.split("VmRSS:")[1].split()[0]) / 1024, 1))
+    return found
+
+
+if __name__ == "__main__":
+    sys.exit(main())
