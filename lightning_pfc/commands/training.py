@@ -26,6 +26,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from lightning_pfc import signals
 from lightning_pfc.callbacks import Preemption, Summary, Throughput
 from lightning_pfc.checkpoint.publish import newest_of_any_kind
+from lightning_pfc.commands.idle_keys import warn_idle_keys
 from lightning_pfc.commands.preflight import check_launch
 from lightning_pfc.config import RUN_DIR_VARIABLE, compose
 from lightning_pfc.distributed.jobs import adopt_step, job_name, restart_count, step_host
@@ -77,6 +78,7 @@ def run(config: DictConfig, folder: Path, overrides: Sequence[str] = ()) -> dict
     with open_dict(config):
         config.output_dir = str(folder)
     check_launch(config)
+    warn_idle_keys(config)
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     warnings.filterwarnings("ignore", message=".*`srun` command is available.*")  # a job of one process needs none
     L.seed_everything(config.seed, workers=True, verbose=False)

@@ -26,6 +26,7 @@ from lightning_pfc.data.pictures.decoding import MAX_PIXELS
 from lightning_pfc.data.preprocessing import Fit, Preprocessing, Resampling
 from lightning_pfc.data.source import EvaluationSet, IdentityData, LabelledSet, Task
 from lightning_pfc.data.verification import FOLDS, LEAST, VerificationSet, make_pairs
+from lightning_pfc.ignored import warn_idle_fields
 from lightning_pfc.storage.enclosure import Enclosure
 
 _log = logging.getLogger(__name__)
@@ -107,6 +108,14 @@ class Files:
             raise ValueError(f"check={self.check} must be at least 0.")
         if self.empty_classes not in ("raise", "skip"):
             raise ValueError(f'empty_classes={self.empty_classes!r} must be "raise" or "skip".')
+        if self.fit == "exact":
+            warn_idle_fields(self, ["resampling"], 'fit="exact" resizes nothing; give "stretch" or "crop".')
+        if self.on_broken == "raise":
+            warn_idle_fields(self, ["max_broken"], 'on_broken="raise" allows none; give "skip".')
+        else:
+            warn_idle_fields(self, ["check"], 'on_broken="skip" finds broken images as they come; give "raise".')
+        if self.task == "closed":
+            warn_idle_fields(self, ["impostors"], 'task="closed" makes no pairs.')
 
     def prepare(self) -> None:
         """Look for what would stop training later: missing files, empty classes, broken images.

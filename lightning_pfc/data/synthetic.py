@@ -16,6 +16,7 @@ from lightning_pfc.data.augment import RandomFlip
 from lightning_pfc.data.counter import normal, stream
 from lightning_pfc.data.source import IdentityData, LabelledSet, Task
 from lightning_pfc.data.verification import VerificationSet, make_pairs
+from lightning_pfc.ignored import warn_idle_fields
 
 
 class CyclicLabels:
@@ -143,6 +144,8 @@ class Synthetic:
             raise ValueError(f"channels={self.channels} must be 1 or 3.")
         if self.task not in ("open", "closed"):
             raise ValueError(f'task={self.task!r} must be "open" or "closed".')
+        if self.task == "closed":
+            warn_idle_fields(self, ["impostors"], 'task="closed" makes no pairs.')
         if not self.noise >= 0:
             raise ValueError(f"noise={self.noise} must be at least 0.")
 

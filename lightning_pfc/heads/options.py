@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from lightning_pfc.heads.sampling import Sampler
+from lightning_pfc.heads.sampling import Sampler, Uniform
+from lightning_pfc.ignored import warn_ignored
 from lightning_pfc.losses import Loss
 
 
@@ -37,6 +38,16 @@ def check_weights(sampler: Sampler, loss: Loss) -> None:
         raise ValueError(
             f"sampler={sampler} weighs the negatives, and {type(loss).__name__} with label_smoothing="
             f"{loss.label_smoothing} sums their logits as they are; leave out one of the two."
+        )
+
+
+def warn_of_idle_sampler(sampler: Sampler, sample_rate: float) -> None:
+    """Say so where a sampler was chosen and no class is ever left out."""
+    if not sampler.is_subsampling(sample_rate) and sampler != Uniform():
+        warn_ignored(
+            f"sampler={sampler}",
+            f"sample_rate={sample_rate:g} takes every class in every step; give a rate below 1, or no sampler.",
+            stacklevel=4,
         )
 
 

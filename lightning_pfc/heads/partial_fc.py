@@ -22,7 +22,7 @@ from lightning_pfc.heads.class_sampling import ClassSampling
 from lightning_pfc.heads.loss_averages import LossAverages
 from lightning_pfc.heads.loss_pass import LossOutput, LossPass
 from lightning_pfc.heads.no_autocast import no_autocast
-from lightning_pfc.heads.options import as_dtype, check_options, check_weights
+from lightning_pfc.heads.options import as_dtype, check_options, check_weights, warn_of_idle_sampler
 from lightning_pfc.heads.placement import Place, Placement
 from lightning_pfc.heads.recomputation import Passes
 from lightning_pfc.heads.sampling import Sampler, sampler_from_config
@@ -137,6 +137,7 @@ class PartialFC(ClassSampling):
         self.sampler = sampler_from_config(sampler)
         self._init_left_out = init is None and init_std is None
         check_weights(self.sampler, loss)
+        warn_of_idle_sampler(self.sampler, sample_rate)
         self._register_state()
         self._forget_passes()
         self._start_life(comm)

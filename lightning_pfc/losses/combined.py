@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from typing_extensions import Self
 
+from lightning_pfc.ignored import warn_ignored
 from lightning_pfc.losses.base import Loss
 from lightning_pfc.losses.batch_info import BatchInfo, State
 from lightning_pfc.losses.margins import BeyondPi, MarginGrad, angle, psi, with_margin_grad
@@ -52,6 +53,8 @@ class CombinedMargin(Loss):
         self._check_choice("beyond_pi", ("psi", "cosine"))
         # looked at here: a warm-up puts a tensor in the place of m1, which nobody should wait for
         object.__setattr__(self, "_has_factor", self.m1 > 1.0)
+        if self.beyond_pi == "cosine" and not self._has_factor:
+            warn_ignored("beyond_pi='cosine'", f"no angle is stretched beyond pi with m1={self.m1}; give m1 > 1.", 4)
 
     def with_defaults_of(self, version: int) -> Self:
         """As :class:`Loss`; with ``m1 <= 1`` nothing has changed."""

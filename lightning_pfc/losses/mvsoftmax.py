@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
+from lightning_pfc.ignored import warn_ignored
 from lightning_pfc.losses.base import CenterInit, Loss
 from lightning_pfc.losses.batch_info import BatchInfo, State
 from lightning_pfc.losses.margins import MarginGrad, angle, with_easy_margin, with_margin_grad
@@ -59,6 +60,9 @@ class MVSoftmax(Loss):
         self._check_choice("weighting", ("adaptive", "fixed"))
         self._check_choice("margin_grad", ("exact", "straight_through"))
         self._refuse_filter("it weighs hard negatives by itself")
+        if self.margin_grad != "exact" and self.margin_type == "additive":
+            way_out = "the derivative of an additive margin is one anyway; give margin_type='angular'."
+            warn_ignored(f"margin_grad={self.margin_grad!r}", way_out, 4)
 
     def _with_margin(self, cosine: Tensor) -> Tensor:
         return cosine - self.margin if self.margin_type == "additive" else torch.cos(angle(cosine) + self.margin)

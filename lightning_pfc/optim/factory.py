@@ -12,6 +12,7 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+from lightning_pfc.ignored import warn_ignored
 from lightning_pfc.optim import schedules
 from lightning_pfc.optim.adamw import SparseAdamW, check_missed_steps
 from lightning_pfc.optim.frozen import refuse_thawed
@@ -80,14 +81,17 @@ def create_optimizer(
             f"optimizer {name!r} has no row-sparse form, which row_sparse=True asks for; take one of "
             f"{', '.join(ROW_SPARSE)}, or row_sparse=false."
         )
+    if wanted is False and name in _ONLY_ROW_SPARSE:
+        warn_ignored("row_sparse=False", f"{name} always steps by rows.")
     sparse = name in _ONLY_ROW_SPARSE or (name in ROW_SPARSE and (row_sparse if wanted is None else bool(wanted)))
     factory = ROW_SPARSE[name] if sparse else _torch_optimizers()[name]
-    if not sparse and name == "adamw" and "missed_steps" in arguments:
-        check_missed_steps(arguments.pop("missed_steps"))  # a row that moves in every step misses none
+    if name == "adamw":
+        _settle_missed_steps(arguments, sparse)
     known = [p for p in inspect.signature(factory).parameters if p not in ("self", "params")]
     for key in arguments:
         if key not in (*known, *_GROUP_KEYS, *_SCALE_KEYS):
             raise ValueError(_unknown(f"key of optimizer {name!r}", key, [*known, *_GROUP_KEYS, *_SCALE_KEYS]))
+    _warn_of_idle_keys(arguments)
     lr = scaled_lr(arguments, global_batch)
     if arguments.get("head_lr") is not None:
         arguments["head_lr"] = scaled_lr({**arguments, "lr": arguments["head_lr"]}, global_batch)
@@ -99,6 +103,30 @@ def create_optimizer(
     optimizer = factory(groups, lr=lr, weight_decay=weight_decay, **arguments)  # type: ignore[call-arg]
     refuse_thawed(optimizer, {name: param for name, param in module.named_parameters() if not param.requires_grad})
     return optimizer
+
+
+def _settle_missed_steps(arguments: dict[str, Any], sparse: bool) -> None:
+    """``auto`` and None become what they mean; what a dense optimizer has no use for is left out, with a warning."""
+    given = arguments.pop("missed_steps", None)
+    if given is None or (given == "auto" and not sparse):
+        return
+    missed_steps = "decay" if given == "auto" else given
+    check_missed_steps(missed_steps)
+    if sparse:
+        arguments["missed_steps"] = missed_steps
+    else:
+        warn_ignored(
+            f"missed_steps={given!r}",
+            "this AdamW is the dense one, which moves every center in every step; give sample_rate < 1 or "
+            "row_sparse=true, or leave it out.",
+            stacklevel=4,
+        )
+
+
+def _warn_of_idle_keys(arguments: Mapping[str, Any]) -> None:
+    rule = arguments.get("scale_rule", "linear")
+    if rule != "linear" and arguments.get("reference_batch") is None:
+        warn_ignored(f"scale_rule={rule!r}", "without reference_batch the learning rate is not scaled.", stacklevel=4)
 
 
 def scaled_lr(config: Mapping[str, Any], global_batch: int | None) -> float:

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import nn
 
+from lightning_pfc.ignored import warn_ignored
 from lightning_pfc.optim.rows import is_row_sharded
 
 
@@ -68,10 +69,21 @@ def parameter_groups(
         if param.requires_grad:
             part = "head" if name in heads else "backbone"
             groups[f"{part}_no_decay" if name in undecayed else part]["params"].append(param)
+    if undecayed and not options["weight_decay"] and not options["head_weight_decay"]:
+        warn_ignored("no_decay_on_norm_and_bias=True", "there is no weight decay to keep from them.")
+    if not heads:
+        _warn_without_heads(head_lr, head_lr_scale, head_weight_decay)
     found = [group for group in groups.values() if group["params"]]
     if not found:
         raise ValueError("module has no parameter with requires_grad=True, so there is nothing to optimize.")
     return found
+
+
+def _warn_without_heads(lr: float | None, lr_scale: float, weight_decay: float | None) -> None:
+    given = {"head_lr": lr, "head_lr_scale": None if lr_scale == 1.0 else lr_scale, "head_weight_decay": weight_decay}
+    for name, value in given.items():
+        if value is not None:
+            warn_ignored(f"{name}={value}", "the module has no PartialFC head.", stacklevel=4)
 
 
 def _head_parameter_names(module: nn.Module) -> Iterator[str]:

@@ -1,0 +1,37 @@
+"""Keys of a run's config that do nothing together with others, where no single class could notice."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from lightning_pfc.ignored import warn_ignored
+
+
+def warn_idle_keys(config: DictConfig) -> None:
+    """Say of what was given that it changes nothing in this run.
+
+    Args:
+        config: of ``pfc-train``, composed.
+    """
+    trainer: Any = OmegaConf.to_container(config.trainer, resolve=True)
+    _warn_of_clipping(trainer)
+    if not config.fit:
+        for key in ("max_epochs", "max_steps"):
+            if trainer.get(key) == 0:
+                warn_ignored(f"trainer.{key}=0", "with fit=false nothing is trained.")
+    if config.fit and not config.test and config.plots and not config.logger:
+        warn_ignored("plots=true", "with test=false and no logger there is nothing to draw.")
+
+
+def _warn_of_clipping(trainer: Mapping[str, Any]) -> None:
+    if trainer.get("gradient_clip_val") is not None:
+        return
+    way_out = "without trainer.gradient_clip_val nothing is clipped."
+    if trainer.get("gradient_clip_algorithm") is not None:
+        warn_ignored(f"trainer.gradient_clip_algorithm={trainer['gradient_clip_algorithm']}", way_out)
+    strategy = trainer.get("strategy")
+    if isinstance(strategy, Mapping) and strategy.get("clip", "global") != "global":
+        warn_ignored(f"trainer.strategy.clip={strategy['clip']}", way_out)
