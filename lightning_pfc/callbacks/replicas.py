@@ -8,8 +8,9 @@ import lightning as L
 from lightning.pytorch.callbacks import Callback
 
 from lightning_pfc.callbacks.ranks import comm_of
+from lightning_pfc.distributed.bits import bit_sum
 from lightning_pfc.strategies.pfc import PartialFCStrategy
-from lightning_pfc.strategies.replicas import ReplicaWatch, bit_sum
+from lightning_pfc.strategies.replicas import ReplicaWatch
 
 __all__ = ["ReplicaCheck", "bit_sum"]
 

@@ -30,6 +30,7 @@ class ClassRows:
         files: where a head keeps the rows, or None for memory.
         is_sparse: whether its head gives it gradients in COO layout, of the sampled rows alone.
         update: what steps its rows inside the backward pass, or None.
+        stepped: the first row of the dense gradient that an optimizer last took, as every reduction had left it.
     """
 
     shard: ClassShard
@@ -37,6 +38,7 @@ class ClassRows:
     files: RowFiles | None = None
     is_sparse: bool = False
     update: RowUpdate | None = None
+    stepped: Tensor | None = None
     _sparse_for: int | None = None
 
     def be_sparse_for(self, param: Tensor, holder: object) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -11,6 +12,7 @@ from torch import Tensor
 from lightning_pfc.distributed.collectives import all_gather_uneven, gather_batch
 from lightning_pfc.distributed.comm import Comm
 from lightning_pfc.heads.batch_checks import DeferredCheck, batch_error, second_label_error
+from lightning_pfc.heads.wrapped import RowWatch
 
 
 class LabelView(NamedTuple):
@@ -97,6 +99,7 @@ class BatchGatherer:
         deferred: what checks values on an accelerator.
         embedding_dim, num_classes, check_finite: what a good batch is.
         training: must be the same on every rank.
+        look: gives the two numbers that :meth:`~lightning_pfc.heads.wrapped.RowWatch.judge` compares, or raises.
     """
 
     comm: Comm
@@ -105,6 +108,7 @@ class BatchGatherer:
     num_classes: int
     check_finite: bool
     training: bool
+    look: Callable[[], Sequence[int]] = lambda: (0, 0)
 
     def gather(
         self, embeddings: Tensor, labels: Tensor, tag: str, other: Tensor | None = None, share: Tensor | float = 1.0
@@ -154,9 +158,13 @@ class BatchGatherer:
 
     def _agree_on_sizes(self, embeddings: Tensor, tag: str, two_labels: bool, error: Exception | None) -> list[int]:
         """The batch size of every rank. One exchange on the CPU, which also tells of errors."""
-        mine = [0, int(self.training), 0, int(two_labels)]
+        mine = [0, int(self.training), 0, int(two_labels), 0, 0]
         if error is None:
-            mine = [embeddings.shape[0], int(self.training), embeddings.element_size(), int(two_labels)]
+            try:
+                rows = self.look()
+                mine = [embeddings.shape[0], int(self.training), embeddings.element_size(), int(two_labels), *rows]
+            except RuntimeError as failure:
+                error = failure
         answers = self.comm.agreement.exchange(tag, mine, error)
         facts = ("head.training", "the embeddings' element size in bytes", "whether rows have a second label")
         for place, what in enumerate(facts, 1):
@@ -165,6 +173,7 @@ class BatchGatherer:
                     f"{what} differs between ranks: {[numbers[place] for numbers in answers]} by rank; it must "
                     "be the same."
                 )
+        RowWatch.judge([numbers[4:6] for numbers in answers], self.comm)
         sizes = [numbers[0] for numbers in answers]
         if sum(sizes) == 0:
             raise ValueError("The global batch is empty: embeddings has shape (0, D) on every rank.")

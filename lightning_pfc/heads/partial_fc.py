@@ -7,6 +7,7 @@ import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -30,6 +31,7 @@ from lightning_pfc.heads.sampling.sampled_classes import all_classes
 from lightning_pfc.heads.softmax import SoftmaxSpec
 from lightning_pfc.heads.softmax.blended_centers import BlendedCenters
 from lightning_pfc.heads.softmax.target_rank import TargetRanks, rank_targets
+from lightning_pfc.heads.wrapped import RowWatch
 from lightning_pfc.losses import Loss, loss_from_config
 from lightning_pfc.losses.auxiliary import AuxiliaryLoss, auxiliary_loss_from_config
 from lightning_pfc.losses.base import CenterInit
@@ -146,11 +148,12 @@ class PartialFC(ClassSampling):
         """Nothing is under way: at the start, and in a copy."""
         self._deferred = DeferredCheck()
         self._passes = Passes()
+        self._row_watch = RowWatch()
         self._blends: list[weakref.ref[BlendedCenters]] = []
         self._loss_hooks: OrderedDict[int, Callable[[LossOutput], None]] = OrderedDict()
 
     def __getstate__(self) -> dict[str, Any]:
-        left_out = ("_deferred", "_passes", "_blends", "_loss_hooks")
+        left_out = ("_deferred", "_passes", "_row_watch", "_blends", "_loss_hooks")
         state = {name: value for name, value in self.__dict__.items() if name not in left_out}
         return state | {"_sampler_cache": {}}  # threads and indexes, which are made anew
 
@@ -224,7 +227,13 @@ class PartialFC(ClassSampling):
         self, embeddings: Tensor, labels: Tensor, tag: str, other: Tensor | None = None, share: Tensor | float = 1.0
     ) -> GlobalBatch:
         gatherer = BatchGatherer(
-            self.comm, self._deferred, self.embedding_dim, self.num_classes, self.check_finite, self.training
+            self.comm,
+            self._deferred,
+            self.embedding_dim,
+            self.num_classes,
+            self.check_finite,
+            self.training,
+            partial(self._row_watch.numbers, self),
         )
         return gatherer.gather(embeddings, labels, tag, other, share)
 

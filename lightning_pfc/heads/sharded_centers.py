@@ -18,6 +18,7 @@ from lightning_pfc.heads.birth import comm_at_birth, world_size
 from lightning_pfc.heads.center_init import InitialCenters
 from lightning_pfc.heads.placement import Placement
 from lightning_pfc.heads.unallocated import refuse_writes, refuse_written
+from lightning_pfc.heads.wrapped import watch_wrappers
 from lightning_pfc.optim.foreign import watch
 from lightning_pfc.storage.row_files import RowFiles
 
@@ -68,6 +69,7 @@ class ShardedCenters(nn.Module):
 
     def _start_life(self, comm: Comm | None) -> None:
         """Take this rank's rows if there are ranks already; to be called when everything is registered."""
+        watch_wrappers(ShardedCenters)
         comm = comm or comm_at_birth()
         if comm is not None:
             self.attach(comm)

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from lightning_pfc.distributed import Comm
+from lightning_pfc.distributed.class_rows import class_rows
 from lightning_pfc.optim.base import RowSparseOptimizer
 from lightning_pfc.optim.foreign.gradient import plain
 from lightning_pfc.optim.foreign.shard import row_shard
@@ -26,6 +27,8 @@ _log = logging.getLogger(__name__)
 
 _EXACT, _CLOSE = 1e-5, 1e-4  # differences relative to the length of the update
 _FAR, _BF16 = 1 / 3, 2.0**-8  # what computes in bfloat16 is as close as the rounding of its gradients
+
+_SPLITS = ("ZeroRedundancyOptimizer",)  # each parameter is stepped by one rank, and sent to the others
 
 
 class Kind(IntEnum):
@@ -57,8 +60,8 @@ def check_optimizer(optimizer: Optimizer) -> Verdict:
     options change; later calls answer at once. Of an optimizer without a shard nothing is asked.
 
     Raises:
-        ValueError: on every rank, for an optimizer that takes a norm, or another number, over a whole parameter, and
-            cannot be given that of all shards.
+        ValueError: on every rank, for ZeroRedundancyOptimizer, and for an optimizer that takes a norm, or another
+            number, over a whole parameter, and cannot be given that of all shards.
 
     Warns:
         UserWarning: for one that could not be tried.
@@ -68,6 +71,8 @@ def check_optimizer(optimizer: Optimizer) -> Verdict:
     comm = next((row_shard(param).comm for param in _shards(optimizer)), None)  # type: ignore[union-attr]
     if comm is None:
         return Verdict(Kind.BY_ROWS)
+    if any(base.__name__ in _SPLITS for base in type(optimizer).__mro__):
+        raise ValueError(_split_message(optimizer))
     signature = tuple(_signature(optimizer))
     known = _verdicts.get(optimizer)
     if known is None or known[0] != signature:
@@ -91,12 +96,19 @@ def before_step(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, A
     for param in shards:
         if param.grad is not None:
             param.grad = plain(param.grad)
+        _keep_first_row(param)
     if not shards or (verdict := check_optimizer(optimizer)).kind != Kind.WHOLE:
         return None
     step = WholeStep(optimizer, verdict.row_keys)
     step.enter()
     _open[optimizer] = step
     return step.arguments(args, kwargs)
+
+
+def _keep_first_row(param: Tensor) -> None:
+    record = class_rows(param)
+    if record is not None and param.grad is not None and not param.grad.is_sparse and param.grad.shape[0]:
+        record.stepped = param.grad[0].detach().clone()
 
 
 def after_step(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -180,6 +192,14 @@ def _refusal(optimizer: Optimizer, verdict: Verdict, comm: Comm) -> str:
         f"{_name(optimizer)} takes a norm or another number over a whole parameter, and a PartialFC head on "
         f"{comm.shard_size} ranks is a shard on each: every rank would step by its own ({verdict.why}). Give the head "
         "an optimizer that looks at one number or one row at a time, such as SGD, AdamW or one of lightning_pfc.optim."
+    )
+
+
+def _split_message(optimizer: Optimizer) -> str:
+    return (
+        f"{_name(optimizer)} steps each parameter on one rank and sends it to the others, but every rank has other "
+        "rows of a PartialFC head: they would be overwritten by its owner's shard. Give it the backbone's parameters "
+        "alone, and the head's to an optimizer of their own; a head's state is split over the ranks already."
     )
 
 
