@@ -97,18 +97,18 @@ class BatchGatherer:
     Attributes:
         comm: the ranks.
         deferred: what checks values on an accelerator.
+        look: gives the two numbers that :meth:`~lightning_pfc.heads.wrapped.RowWatch.judge` compares, or raises.
         embedding_dim, num_classes, check_finite: what a good batch is.
         training: must be the same on every rank.
-        look: gives the two numbers that :meth:`~lightning_pfc.heads.wrapped.RowWatch.judge` compares, or raises.
     """
 
     comm: Comm
     deferred: DeferredCheck
+    look: Callable[[], Sequence[int]]
     embedding_dim: int
     num_classes: int
     check_finite: bool
     training: bool
-    look: Callable[[], Sequence[int]] = lambda: (0, 0)
 
     def gather(
         self, embeddings: Tensor, labels: Tensor, tag: str, other: Tensor | None = None, share: Tensor | float = 1.0

@@ -146,9 +146,7 @@ class PartialFC(ClassSampling):
 
     def _forget_passes(self) -> None:
         """Nothing is under way: at the start, and in a copy."""
-        self._deferred = DeferredCheck()
-        self._passes = Passes()
-        self._row_watch = RowWatch()
+        self._deferred, self._passes, self._row_watch = DeferredCheck(), Passes(), RowWatch()
         self._blends: list[weakref.ref[BlendedCenters]] = []
         self._loss_hooks: OrderedDict[int, Callable[[LossOutput], None]] = OrderedDict()
 
@@ -226,14 +224,9 @@ class PartialFC(ClassSampling):
     def _gather(
         self, embeddings: Tensor, labels: Tensor, tag: str, other: Tensor | None = None, share: Tensor | float = 1.0
     ) -> GlobalBatch:
+        look = partial(self._row_watch.numbers, self)
         gatherer = BatchGatherer(
-            self.comm,
-            self._deferred,
-            self.embedding_dim,
-            self.num_classes,
-            self.check_finite,
-            self.training,
-            partial(self._row_watch.numbers, self),
+            self.comm, self._deferred, look, self.embedding_dim, self.num_classes, self.check_finite, self.training
         )
         return gatherer.gather(embeddings, labels, tag, other, share)
 
