@@ -21,6 +21,7 @@ from lightning_pfc.evaluation import ClosedSetEvaluation, Evaluation, make_evalu
 from lightning_pfc.heads.loss_pass import LossOutput
 from lightning_pfc.heads.partial_fc import PartialFC, iter_heads
 from lightning_pfc.heads.sampling import Sampler
+from lightning_pfc.heads.softmax.top_classes import TopClasses
 from lightning_pfc.losses import Loss
 from lightning_pfc.models.backbone import as_input_size, create_backbone, native_input_size, output_width
 from lightning_pfc.models.compiled import save_under_plain_names
@@ -72,6 +73,9 @@ class PartialFCModule(L.LightningModule):
         preprocessing: how pictures are made ready for this model, a
             :class:`~lightning_pfc.data.preprocessing.Preprocessing` or its mapping. ``fit`` takes it from the data
             module, and checkpoints keep it.
+
+    Attributes:
+        predict_top: how many classes ``Trainer.predict`` tells of each image; 0, the default, gives embeddings.
 
     Raises:
         ValueError, TypeError: for names that do not exist and numbers out of range.
@@ -125,6 +129,7 @@ class PartialFCModule(L.LightningModule):
         self.head = self.make_head(loss, options)
         save_under_plain_names(self)
         self.evaluations: list[Evaluation] = []
+        self.predict_top = 0
 
     # --- the parts, to be overridden ----------------------------------------------------------------------------------
 
@@ -236,10 +241,18 @@ class PartialFCModule(L.LightningModule):
         """As :meth:`on_validation_epoch_end`."""
         self._log_evaluations()
 
-    def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Tensor:
-        """Embeddings of a batch: a tensor of images, or a sequence that starts with one."""
-        embeddings: Tensor = self(batch if isinstance(batch, Tensor) else batch[0])
-        return embeddings
+    def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Tensor | TopClasses:
+        """Embeddings of a batch, a tensor of images or a sequence that starts with one; or their best classes.
+
+        With :attr:`predict_top` set to k it gives the k best of all classes of all ranks, best first. That is a
+        collective: every rank must have as many batches.
+        """
+        images: Tensor = batch if isinstance(batch, Tensor) else batch[0]
+        if not self.predict_top:
+            embeddings: Tensor = self(images)
+            return embeddings
+        embeddings = self(images) if self.preprocessing is None else self.preprocessing.embed(self, images)
+        return self.head.top_classes(embeddings.float(), self.predict_top)
 
     def _evaluation(self, dataloader_idx: int) -> Evaluation:
         if dataloader_idx >= len(self.evaluations):  # a loader the data module does not describe

@@ -19,6 +19,7 @@ from lightning_pfc.storage.regular import read_regular
 from lightning_pfc.storage.whole_files import write_whole
 
 _MAX_TABLE = 1 << 30  # bytes
+_MOST_SAID = 20  # rejects on the terminal; the list has all
 
 
 def _open(options: argparse.Namespace) -> EncodedImages:
@@ -125,8 +126,12 @@ def make_bin(options: argparse.Namespace) -> int:
 
 def align(options: argparse.Namespace) -> int:
     """Cut faces out by five points."""
+    if options.detector is not None:
+        return _align_photos(options)
     from lightning_pfc.data.curation.alignment import align_files
 
+    if options.landmarks is None:
+        raise ValueError("align needs a table of points before ROOT and TARGET, or --detector FILE that finds them.")
     done, failures = align_files(
         options.landmarks,
         options.root,
@@ -141,6 +146,35 @@ def align(options: argparse.Namespace) -> int:
         print(failure, file=sys.stderr)
     print(f"{options.target}: {done} images aligned, {len(failures)} left out")
     return 1 if failures else 0
+
+
+def _align_photos(options: argparse.Namespace) -> int:
+    from lightning_pfc.faces import FaceCutter, align_photos, open_detector
+
+    if options.landmarks is not None:
+        raise ValueError(f"--detector finds the points itself: leave the table {options.landmarks} out.")
+    detector = open_detector(options.detector, least_score=options.least_score)
+    cutter = FaceCutter(
+        detector, size=options.size, faces=options.faces, max_pixels=_checked_pixels(options.max_pixels)
+    )
+    report = align_photos(
+        options.root,
+        options.target,
+        cutter,
+        detector_file=options.detector,
+        quality=options.quality,
+        allow=options.allow,
+        progress=not options.quiet,
+    )
+    for path, reason in report.rejects[:_MOST_SAID]:
+        print(f"{path}: {reason}", file=sys.stderr)
+    if len(report.rejects) > _MOST_SAID:
+        print(f"and {len(report.rejects) - _MOST_SAID:,} more in {report.table}", file=sys.stderr)
+    several = f", {report.several:,} photos show several" if report.several else ""
+    print(f"{options.target}: {report.faces:,} faces of {report.photos:,} photos aligned{several}; {report.table}")
+    if report.rejects:
+        print(f"{len(report.rejects):,} photos rejected: {report.sheet}")
+    return 1 if report.rejects else 0
 
 
 def clean(options: argparse.Namespace) -> int:

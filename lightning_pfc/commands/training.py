@@ -27,6 +27,7 @@ from lightning_pfc import signals
 from lightning_pfc.callbacks import Preemption, Summary, Throughput
 from lightning_pfc.checkpoint.publish import newest_of_any_kind
 from lightning_pfc.commands.idle_keys import warn_idle_keys
+from lightning_pfc.commands.prediction import predict
 from lightning_pfc.commands.preflight import check_launch
 from lightning_pfc.config import RUN_DIR_VARIABLE, compose
 from lightning_pfc.distributed.jobs import adopt_step, job_name, restart_count, step_host
@@ -150,6 +151,10 @@ def _fit_and_test(
         test_path = None if config.fit else config.ckpt_path
         trainer.test(module, datamodule=data, ckpt_path=test_path, verbose=False)
         metrics |= _numbers(trainer)
+
+    if config.predict.source is not None:
+        path = None if config.fit or config.test else config.ckpt_path
+        predict(trainer, module, data, str(config.predict.source), folder, k=config.predict.k, ckpt_path=path)
 
     throughput = next((c for c in trainer.callbacks if isinstance(c, Throughput)), None)  # type: ignore[attr-defined]
     started -= throughput.seconds_before if throughput else 0.0  # a requeued job counts on

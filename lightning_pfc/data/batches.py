@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Sized
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -266,12 +266,16 @@ class EvaluationBatches(Dataset[tuple[Tensor, Tensor]]):
         return self.num_batches
 
     def __getitem__(self, number: int) -> tuple[Tensor, Tensor]:
+        index = self.positions(number)
+        targets = index if self.targets is None else np.asarray(self.targets[index], dtype=np.int64)
+        return to_float(self.images.fetch(index)), torch.from_numpy(targets)
+
+    def positions(self, number: int) -> NDArray[np.int64]:
+        """(b,) which pictures this rank's part of a batch has."""
         if not 0 <= number < self.num_batches:
             raise IndexError(f"batch {number} of {self.num_batches}")
         part, parts = number * self.world_size + self.rank, self.num_batches * self.world_size
-        index = np.arange(len(self.images) * part // parts, len(self.images) * (part + 1) // parts)
-        targets = index if self.targets is None else np.asarray(self.targets[index], dtype=np.int64)
-        return to_float(self.images.fetch(index)), torch.from_numpy(targets)
+        return np.arange(len(self.images) * part // parts, len(self.images) * (part + 1) // parts)
 
 
 class _InOrder(DistributedSampler[int]):
@@ -290,6 +294,7 @@ class _InOrder(DistributedSampler[int]):
         return iter(range(self.length))
 
 
-def evaluation_loader(batches: EvaluationBatches, num_workers: int = 0, **kwargs: Any) -> DataLoader[Any]:
-    """A loader over evaluation batches."""
-    return DataLoader(batches, batch_size=None, sampler=_InOrder(len(batches)), num_workers=num_workers, **kwargs)
+def evaluation_loader(batches: Sized, num_workers: int = 0, **kwargs: Any) -> DataLoader[Any]:
+    """A loader over a data set of whole batches, in order."""
+    data = cast("Dataset[Any]", batches)
+    return DataLoader(data, batch_size=None, sampler=_InOrder(len(batches)), num_workers=num_workers, **kwargs)

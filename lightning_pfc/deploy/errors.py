@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from lightning_pfc.faces.errors import NoFaceError
 from lightning_pfc.runs.errors import ExportError
 
 __all__ = ["EngineError", "ExportError", "GateError", "NoFaceError"]
@@ -13,7 +14,3 @@ class GateError(ExportError):
 
 class EngineError(ImportError):
     """An engine is not installed, or cannot run this model here."""
-
-
-class NoFaceError(ValueError):
-    """A photo shows no face, or several where one is wanted."""

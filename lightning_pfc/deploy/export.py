@@ -22,11 +22,12 @@ from lightning_pfc.deploy.description import FILE, Alignment, Centers, ModelDesc
 from lightning_pfc.deploy.engines import Engine, open_engine
 from lightning_pfc.deploy.errors import ExportError
 from lightning_pfc.deploy.fidelity import FLOAT32_BOUND, Fidelity, compare_engines
-from lightning_pfc.deploy.figures import as_dict, figures_of, set_scores
+from lightning_pfc.deploy.figures import as_dict, figures_of, histogram, set_scores
 from lightning_pfc.deploy.folder import checksums, publish
 from lightning_pfc.deploy.gate import judge, refuse
 from lightning_pfc.deploy.onnx_file import write_onnx, write_pt2
 from lightning_pfc.deploy.output import Output
+from lightning_pfc.deploy.pack import PACKS, check_insightface, copy_detector, rename_first_nodes
 from lightning_pfc.deploy.reduced import CALIBRATION_PICTURES, write_int8
 from lightning_pfc.deploy.samples import Samples, open_samples
 from lightning_pfc.deploy.torch_engine import TorchEngine
@@ -99,17 +100,18 @@ def export_run(
         OSError: the folder cannot be written.
     """
     wanted = options or ExportOptions()
-    _refuse_what_is_not_there_yet(wanted)
+    _check(wanted)
     opened = Run(run, checkpoint)
     target = Path(out) if out is not None else opened.folder / "export"
     with publish(target, replace=wanted.replace) as folder:
         return _Exporting(opened, wanted, folder, target.name).description()
 
 
-def _refuse_what_is_not_there_yet(options: ExportOptions) -> None:
-    for name in ("detector", "pack"):
-        if (value := getattr(options, name)) is not None:
-            raise ExportError(f"{name}={value}: not possible yet")
+def _check(options: ExportOptions) -> None:
+    if options.pack not in (None, *PACKS):
+        raise ExportError(f"pack={options.pack!r} does not exist; there is {', '.join(PACKS)}")
+    if options.detector is not None and not Path(options.detector).is_file():
+        raise ExportError(f"detector={os.fspath(options.detector)}: no such file")
     if options.precision != "float32" and options.format != "onnx":
         raise ExportError(f"precision={options.precision} is for ONNX files; leave --format {options.format} out")
     if options.precision == "bfloat16" and options.engine != "openvino":
@@ -126,22 +128,30 @@ class _Exporting:
         fit = options.fit or ("crop" if run.preprocessing.fit == "exact" else None)
         self.preprocessing: Preprocessing = run.preprocessing.changed(fit=fit)
         self.network: EmbeddingModel = run.network
-        self.scores: Mapping[str, Tensor] = {}  # of the pairs of each set, in float32
+        self.scores: dict[str, Tensor] = {}  # of the pairs of each set, in float32
         self.gate: Mapping[str, Any] = {}
+        if options.pack == "insightface":
+            check_insightface(self.preprocessing, options.format)
         self.samples: Samples = open_samples(run, run.preprocessing, options.images)
 
     def description(self) -> ModelDescription:
         """Write and check everything; the description is written last."""
         options = self.options
         model = self._model_file()
+        detector = None
+        if options.detector is not None:
+            detector = copy_detector(options.detector, self.folder, pack=options.pack)
         self.network.save_pretrained(self.folder)
         fidelity = self._write_model(model)
+        if options.pack == "insightface":
+            rename_first_nodes(self.folder / model.file)
         centers = self._centers()
         thresholds, left_out = self._thresholds()
         about = ModelDescription(
             model=model,
             preprocessing=self.preprocessing,
             alignment=self._alignment(),
+            detector=detector,
             centers=centers,
             thresholds=thresholds,
             weights=self.network.fingerprint(),
@@ -149,6 +159,7 @@ class _Exporting:
             checks={
                 "fidelity": fidelity.to_dict(),
                 "figures": self._figures(),
+                "scores": self._histogram(),
                 "gate": self.gate,
                 "left_out": left_out,
             },
@@ -234,6 +245,11 @@ class _Exporting:
     def _figures(self) -> Mapping[str, Any]:
         sets = self.samples.sets
         return as_dict([figure for name in sets for figure in figures_of(self.scores[name], name, sets[name])])
+
+    def _histogram(self) -> Mapping[str, Any] | None:
+        """Of the last set, which is one of the test where the run has several."""
+        name = next(reversed(self.scores), None) if self.scores else None
+        return None if name is None else histogram(self.scores[name], name, self.samples.sets[name])
 
     def _centers(self) -> Centers | None:
         if not self.options.centers:

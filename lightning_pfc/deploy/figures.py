@@ -19,6 +19,7 @@ from lightning_pfc.protocols.bootstrap import tar_interval
 
 FARS = (1e-2, 1e-3)
 BATCH = 64
+BINS = 100
 
 
 class Figure(NamedTuple):
@@ -70,6 +71,15 @@ def figures_of(scores: Tensor, name: str, part: VerificationSet) -> list[Figure]
         interval = tar_interval(scores, pairs.same, far, sides, replicates=200)
         found.append(Figure(f"{name}/tar@far={rate_name(far)}", point.tar, interval.low, interval.high))
     return found
+
+
+def histogram(scores: Tensor, name: str, part: VerificationSet) -> Mapping[str, Any]:
+    """How many pairs of a set have which score: counts in 100 equal bins over [-1, 1], for one identity and for two."""
+    counts = {
+        kind: torch.histc(scores[part.pairs.same == same].clamp(-1, 1), BINS, -1.0, 1.0).long().tolist()
+        for kind, same in (("genuine", True), ("impostor", False))
+    }
+    return {"set": name, "low": -1.0, "high": 1.0, **counts}
 
 
 def as_dict(figures: list[Figure]) -> Mapping[str, Any]:

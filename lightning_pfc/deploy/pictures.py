@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +13,9 @@ from PIL import Image, ImageFile, ImageOps
 
 from lightning_pfc.data.formats.folder import read_image_file
 from lightning_pfc.data.preprocessing import Preprocessing
+
+if TYPE_CHECKING:
+    from lightning_pfc.faces import FaceCutter
 
 Picture: TypeAlias = str | os.PathLike[str] | bytes | Image.Image | npt.NDArray[np.uint8]
 """A path, the encoded bytes, a PIL image, or a uint8 array (H, W), (H, W, 1) or (H, W, 3) in the order RGB."""
@@ -58,6 +61,22 @@ def prepare(picture: Picture, preprocessing: Preprocessing) -> Pixels:
     if preprocessing.fit == "exact":
         raise preprocessing.other_size("image", (pixels.shape[0], pixels.shape[1]))
     return preprocessing.fitted(pixels)
+
+
+def cut_out(photo: Picture, cutter: FaceCutter) -> Pixels:
+    """(size, size, 3) uint8: the face in a photo, aligned.
+
+    Raises:
+        NoFaceError: there is none.
+        BrokenImageError, FormatError, TypeError, ValueError: as :func:`prepare`.
+    """
+    if isinstance(photo, str | os.PathLike):
+        return cutter.file(photo)[0].pixels
+    if isinstance(photo, bytes | bytearray | memoryview):
+        return cutter.photo(bytes(photo))[0].pixels
+    if isinstance(photo, Image.Image) and (data := _not_yet_decoded(photo)) is not None:
+        return cutter.photo(data, where=str(getattr(photo, "filename", "") or "image"))[0].pixels
+    return cutter.pixels(pixels_of(photo, 3))[0].pixels
 
 
 def _not_yet_decoded(image: Image.Image) -> bytes | None:

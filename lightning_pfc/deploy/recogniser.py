@@ -7,7 +7,7 @@ import json
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -17,9 +17,13 @@ from lightning_pfc.calibration.thresholds import Kind, NotCalibratedError, Thres
 from lightning_pfc.deploy.centers import CenterGallery
 from lightning_pfc.deploy.description import ModelDescription
 from lightning_pfc.deploy.engines import Engine, Floats, open_engine
+from lightning_pfc.deploy.errors import ExportError
 from lightning_pfc.deploy.folder import checked_file, open_folder
-from lightning_pfc.deploy.pictures import Picture, Pixels, one_by_one, prepare
+from lightning_pfc.deploy.pictures import Picture, Pixels, cut_out, one_by_one, prepare
 from lightning_pfc.runs.hub import local_folder
+
+if TYPE_CHECKING:
+    from lightning_pfc.faces import FaceCutter
 
 BATCH_SIZE = 64
 
@@ -64,6 +68,7 @@ class Recogniser:
         folder: where it lies.
         flip: add the embedding of the mirror image.
         normalize: give embeddings of length one.
+        cutter: pictures are photos: the face that it finds in each is cut out and aligned first.
 
     Attributes:
         description: all that the export knows.
@@ -78,6 +83,7 @@ class Recogniser:
         *,
         flip: bool = False,
         normalize: bool = False,
+        cutter: FaceCutter | None = None,
     ) -> None:
         if flip and description.model.flip == "sum":
             raise ValueError("flip=True: the model adds mirror images itself (it was exported so); leave flip out")
@@ -85,6 +91,7 @@ class Recogniser:
         self.network = network
         self.flip = flip
         self.normalize = normalize
+        self.cutter = cutter
         self.folder = None if folder is None else Path(folder)
         self._centers: CenterGallery | None = None
 
@@ -98,6 +105,8 @@ class Recogniser:
         normalize: bool = False,
         fit: str | None = None,
         threads: int = 0,
+        photos: bool = False,
+        detector: str | os.PathLike[str] | None = None,
     ) -> Recogniser:
         """Open what ``pfc-export`` wrote.
 
@@ -110,6 +119,9 @@ class Recogniser:
             fit: what is done to pictures of another size, in place of what the export says: ``"exact"``, ``"stretch"``,
                 ``"crop"``.
             threads: that one call may use; 0 leaves it to the engine.
+            photos: pictures are photos: the largest face in each is found, cut out and aligned first. A photo without
+                one is a NoFaceError.
+            detector: an ONNX file that finds faces, YuNet or SCRFD; None takes that of the export.
 
         Raises:
             ExportError: the folder is no export, or a file of it is missing or was changed.
@@ -120,7 +132,8 @@ class Recogniser:
         if fit is not None:
             description = description.changed(preprocessing=description.preprocessing.changed(fit=fit))
         network = _network(Path(folder), description, engine, threads)
-        return cls(network, description, folder, flip=flip, normalize=normalize)
+        cutter = _cutter(Path(folder), description, detector, threads) if photos else None
+        return cls(network, description, folder, flip=flip, normalize=normalize, cutter=cutter)
 
     @classmethod
     def from_pretrained(
@@ -187,7 +200,12 @@ class Recogniser:
     # --- pictures to embeddings ---------------------------------------------------------------------------------------
 
     def prepare(self, picture: Picture) -> Pixels:
-        """A picture as (H, W, C) uint8, as training would have it; errors as :func:`~.pictures.prepare`."""
+        """A picture as (H, W, C) uint8, as training would have it; errors as :func:`~.pictures.prepare`.
+
+        With a ``cutter``, the face in it; NoFaceError where there is none.
+        """
+        if self.cutter is not None:
+            picture = cut_out(picture, self.cutter)
         return prepare(picture, self.description.preprocessing)
 
     def embed(self, pictures: Picture | Iterable[Picture], *, batch_size: int = BATCH_SIZE) -> Floats:
@@ -305,6 +323,17 @@ def unit(rows: Floats) -> Floats:
     """Rows of length one; a row of zeros stays."""
     norms = np.sqrt(np.square(rows.astype(np.float64)).sum(1, keepdims=True))
     return (rows / np.where(norms == 0, 1.0, norms)).astype(np.float32)
+
+
+def _cutter(
+    folder: Path, description: ModelDescription, detector: str | os.PathLike[str] | None, threads: int
+) -> FaceCutter:
+    from lightning_pfc.faces import FaceCutter, open_detector  # OpenCV, which aligned pictures do without
+
+    if detector is None and description.detector is None:
+        raise ExportError("has no face detector; give detector=FILE, or export with --detector FILE", folder)
+    path = checked_file(folder, str(description.detector), description) if detector is None else Path(detector)
+    return FaceCutter(open_detector(path, threads=threads), size=description.preprocessing.size[0])
 
 
 def _network(folder: Path, description: ModelDescription, engine: str | None, threads: int) -> Engine:

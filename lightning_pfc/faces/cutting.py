@@ -15,13 +15,10 @@ from lightning_pfc.data.formats.folder import read_image_file
 from lightning_pfc.data.pictures.decoding import MAX_PIXELS, decode
 from lightning_pfc.faces.boxes import Pixels
 from lightning_pfc.faces.detectors import Detector, Face
+from lightning_pfc.faces.errors import NoFaceError
 
 Faces = Literal["largest", "central", "all"]
 FACES: tuple[str, ...] = get_args(Faces)
-
-
-class NoFaceError(ValueError):
-    """A photo in which no face was found."""
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,6 @@ import os
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -25,12 +24,13 @@ from lightning_pfc.heads.loss_pass import LossOutput, LossPass
 from lightning_pfc.heads.no_autocast import no_autocast
 from lightning_pfc.heads.options import as_dtype, check_options, check_weights, warn_of_idle_sampler
 from lightning_pfc.heads.placement import Place, Placement
+from lightning_pfc.heads.ranking import best_classes, target_ranks
 from lightning_pfc.heads.recomputation import Passes
 from lightning_pfc.heads.sampling import Sampler, sampler_from_config
-from lightning_pfc.heads.sampling.sampled_classes import all_classes
 from lightning_pfc.heads.softmax import SoftmaxSpec
 from lightning_pfc.heads.softmax.blended_centers import BlendedCenters
-from lightning_pfc.heads.softmax.target_rank import TargetRanks, rank_targets
+from lightning_pfc.heads.softmax.target_rank import TargetRanks
+from lightning_pfc.heads.softmax.top_classes import TopClasses
 from lightning_pfc.heads.wrapped import RowWatch
 from lightning_pfc.losses import Loss, loss_from_config
 from lightning_pfc.losses.auxiliary import AuxiliaryLoss, auxiliary_loss_from_config
@@ -266,7 +266,6 @@ class PartialFC(ClassSampling):
 
     # --- evaluation ---------------------------------------------------------------------------------------------------
 
-    @torch.no_grad()
     def target_ranks(self, embeddings: Tensor, labels: Tensor) -> TargetRanks:
         """Where the target stands among all C classes, for sharded top-k accuracy. Streaming; no margin.
 
@@ -276,14 +275,15 @@ class PartialFC(ClassSampling):
             embeddings: (b, D) floating.
             labels: (b,) int64 global class ids.
         """
-        self._ensure_storage()
-        with no_autocast(embeddings.device):
-            batch = self._gather(embeddings, labels, "PartialFC.target_ranks")
-            x = nn.functional.normalize(batch.x) if self.loss.normalize else batch.x
-            every = all_classes(batch.labels, self.shard)
-            spec = replace(self._limits(), normalize=self.loss.normalize, centers_per_class=self.loss.num_centers)
-            found = rank_targets(x, self.weight, self.bias, every.targets, every.rows, spec)
-        return TargetRanks(found.rank[batch.own], found.cosine[batch.own])
+        return target_ranks(self, embeddings, labels)
+
+    def top_classes(self, embeddings: Tensor, k: int = 5) -> TopClasses:
+        """The k best of all C classes for each embedding, the best first. Streaming; no margin.
+
+        Collectives: the exchange and gather of :meth:`forward`, two all-gathers of (B, k). Embeddings are (b, D), b of
+        each rank its own; k is at least 1, and more than C gives C.
+        """
+        return best_classes(self, embeddings, k)
 
     def extra_repr(self) -> str:
         """What ``print(module)`` shows."""

@@ -132,6 +132,7 @@ def _add_questions(app: FastAPI, state: ServiceState) -> None:
             "width": recogniser.width,
             "image": list(recogniser.input_shape),
             "thresholds": recogniser.thresholds.to_dict(),
+            "scores": recogniser.description.checks.get("scores"),
             "gallery": state.has_gallery,
         }
 

@@ -254,6 +254,21 @@ def test_initial_centers_and_ranks_do_not_depend_on_the_split(ranks: RankPool) -
             torch.testing.assert_close(part[3], one[3][rank::world_size])
 
 
+def best_of(rank: int, world_size: int) -> tuple[Tensor, Tensor]:
+    torch.manual_seed(0)
+    head = PartialFC(embedding_dim=4, num_classes=11, loss=ArcFace(), seed=9, chunk_size=2)
+    x = torch.randn(7, 4)
+    return tuple(head.top_classes(x[rank::world_size], 6))  # more than a rank of three has
+
+
+def test_top_classes_do_not_depend_on_the_split(ranks: RankPool) -> None:
+    (one,) = ranks.run(1, best_of)
+    for world_size in (2, 3):
+        for rank, (score, label) in enumerate(ranks.run(world_size, best_of)):
+            torch.testing.assert_close(score, one[0][rank::world_size])
+            assert torch.equal(label, one[1][rank::world_size])
+
+
 def built_too_early(rank: int, world_size: int) -> list[str]:
     """A head built before the group, then used under a group by a script that has no strategy of ours."""
     import tempfile

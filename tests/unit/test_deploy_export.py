@@ -74,6 +74,10 @@ def test_the_folder_holds_what_the_page_promises(export_folder: Path) -> None:
     assert about.checks["fidelity"]["cosine_loss"] < 1e-5
     assert about.checks["fidelity"]["batches"] == [1, 3, 64]
     assert about.checks["figures"]["test/tar@far=1e-2"]["value"] > 0.3
+    scores = about.checks["scores"]
+    assert len(scores["genuine"]) == len(scores["impostor"]) == 100
+    middles = np.linspace(-0.99, 0.99, 100)
+    assert np.average(middles, weights=scores["genuine"]) > np.average(middles, weights=scores["impostor"]) + 0.1
     assert about.trained_on["classes"] == 36
     graph = onnx.load(export_folder / "model.onnx")
     assert [entry.version for entry in graph.opset_import if not entry.domain] == [20]

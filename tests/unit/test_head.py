@@ -12,7 +12,16 @@ from hypothesis import strategies as st
 
 from lightning_pfc import PartialFC
 from lightning_pfc.distributed.class_rows import class_rows
-from lightning_pfc.losses import ArcFace, CombinedMargin, CosFace, NormFace, Softmax, SphereFace
+from lightning_pfc.losses import (
+    ArcFace,
+    CombinedMargin,
+    CosFace,
+    Loss,
+    NormFace,
+    Softmax,
+    SphereFace,
+    SubCenterArcFace,
+)
 from tests.reference import dense_loss
 
 LOSSES = [
@@ -233,6 +242,35 @@ def test_target_ranks_match_a_sort():
     own = scores.gather(1, labels[:, None])
     torch.testing.assert_close(cosine, own[:, 0])
     assert torch.equal(rank, (scores > own).sum(1))
+
+
+@pytest.mark.parametrize(
+    ("loss", "k"),
+    [(ArcFace(), 5), (ArcFace(), 50), (ArcFace(), 99), (Softmax(bias=True), 3), (SubCenterArcFace(centers=3), 4)],
+)
+def test_top_classes_match_a_sort(loss: Loss, k: int) -> None:
+    torch.manual_seed(0)
+    head = PartialFC(embedding_dim=6, num_classes=50, loss=loss, chunk_size=7).to("cpu")
+    head.weight.data.normal_()
+    if head.bias is not None:
+        head.bias.data.normal_()
+    x = torch.randn(20, 6)
+    centers = head.weight.detach().view(50, -1, 6)
+    if loss.normalize:
+        x, centers = torch.nn.functional.normalize(x), torch.nn.functional.normalize(centers, dim=2)
+    scores = torch.einsum("bd,ckd->bck", x, centers).amax(2) + (0 if head.bias is None else head.bias.detach())
+    score, label = head.top_classes(x, k)
+    wanted = scores.topk(min(k, 50), dim=1)
+    torch.testing.assert_close(score, wanted.values)
+    assert torch.equal(label, wanted.indices)
+
+
+def test_of_equal_classes_the_smaller_id_comes_first() -> None:
+    head = PartialFC(embedding_dim=4, num_classes=9, loss=ArcFace(), chunk_size=2).to("cpu")
+    head.weight.data[:] = torch.tensor([1.0, 0, 0, 0])
+    assert head.top_classes(torch.randn(3, 4), 4).label.tolist() == [[0, 1, 2, 3]] * 3
+    with pytest.raises(ValueError, match="k=0"):
+        head.top_classes(torch.randn(3, 4), 0)
 
 
 @pytest.mark.parametrize(

@@ -124,7 +124,7 @@ function drawScores(found) {
   picture.append(svg("line", { class: "mark", x1: x(found.score), x2: x(found.score), y1: 20, y2: bottom }));
   $("histogram-text").textContent = `The score ${found.score.toFixed(3)} (solid line)` +
     (threshold ? `, the threshold ${threshold.value.toFixed(3)} (dashed)` : "") +
-    (scores ? ", and the scores of pairs of one identity and of strangers in the calibration." : ".");
+    (scores ? ", and the scores of pairs of one identity and of strangers that the model was measured on." : ".");
 }
 
 // --- search ----------------------------------------------------------------------------------------------------------

@@ -1,0 +1,140 @@
+"""What turns pictures into embeddings, whatever the user has of a model: an export, a run, or an ONNX file."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+
+from lightning_pfc.deploy.description import FILE, ModelDescription, ModelFile
+from lightning_pfc.deploy.engines import Floats
+from lightning_pfc.deploy.errors import ExportError
+from lightning_pfc.deploy.output import Output
+from lightning_pfc.deploy.pictures import Picture, Pixels, prepare
+from lightning_pfc.deploy.recogniser import Recogniser, unit
+from lightning_pfc.storage.whole_files import sha256
+
+
+class PictureEmbedder(Protocol):
+    """Pictures in, embeddings out; calls of ``prepare`` from several threads are safe.
+
+    Attributes:
+        width: D; 0 where only the first batch tells.
+        model_id: changes with anything that changes embeddings.
+        alignment_size: edge of the aligned faces that it takes.
+        detector: its own face detector, if it has one.
+    """
+
+    width: int
+    model_id: str
+    alignment_size: int
+    detector: Path | None
+
+    def prepare(self, picture: Picture) -> Pixels:
+        """(H, W, C) uint8."""
+
+    def embed_pixels(self, pixels: Pixels) -> Floats:
+        """(b, H, W, C) uint8 to (b, D) float32."""
+
+
+def open_embedder(
+    path: str | os.PathLike[str],
+    *,
+    engine: str | None = None,
+    flip: bool = False,
+    normalize: bool = False,
+    fit: str | None = None,
+    threads: int = 0,
+) -> PictureEmbedder:
+    """Open a model.
+
+    Args:
+        path: folder of an export, folder of a run (its last checkpoint, in PyTorch), or an ONNX file.
+        engine: as :meth:`Recogniser.load`; for exports.
+        flip: add the embedding of the mirror image.
+        normalize: give length one.
+        fit: what is done to pictures of another size.
+        threads: that the engine may use; 0 leaves it to the engine.
+
+    Raises:
+        ExportError: it is none of these, or damaged.
+        EngineError, ValueError: as :meth:`Recogniser.load`.
+    """
+    place = Path(path)
+    if place.is_dir() and (place / FILE).is_file():
+        return _Exported(Recogniser.load(place, engine, flip=flip, normalize=normalize, fit=fit, threads=threads))
+    if engine not in (None, "torch") and not place.is_file():
+        raise ValueError(f"engine={engine!r} is for exports; make one of the run first: pfc-export {place}")
+    if place.is_dir():
+        return _Exported(_of_run(place, flip=flip, normalize=normalize, fit=fit))
+    if not place.is_file():
+        raise ExportError("is not there; give an export, a run folder, or an ONNX file", place)
+    if place.suffix.lower() != ".onnx":
+        raise ExportError("is no model; give an export, a run folder, or an ONNX file (NAME.onnx)", place)
+    if engine not in (None, "onnxruntime"):
+        raise ValueError(f"engine={engine!r}: an ONNX file alone is computed by onnxruntime")
+    return _OnnxFile(place, flip=flip, normalize=normalize, fit=fit, threads=threads)
+
+
+def _of_run(folder: Path, *, flip: bool, normalize: bool, fit: str | None) -> Recogniser:
+    from lightning_pfc.deploy.torch_engine import TorchEngine
+    from lightning_pfc.runs.run_folder import Run
+
+    run = Run(folder)
+    wanted = fit or ("crop" if run.preprocessing.fit == "exact" else None)
+    fingerprint = run.network.fingerprint()
+    description = ModelDescription(
+        model=ModelFile(file="", engine="torch", width=run.network.config.embedding_dim),
+        preprocessing=run.preprocessing.changed(fit=wanted),
+        weights=fingerprint,
+        thresholds=run.thresholds,
+    )
+    return Recogniser(TorchEngine(Output(run.network)), description, folder, flip=flip, normalize=normalize)
+
+
+class _Exported:
+    def __init__(self, recogniser: Recogniser) -> None:
+        self._recogniser = recogniser
+        self.width = recogniser.width
+        self.model_id = recogniser.model_id
+        self.alignment_size = recogniser.input_shape[1]
+        about, folder = recogniser.description, recogniser.folder
+        self.detector = None if about.detector is None or folder is None else folder / about.detector
+
+    def prepare(self, picture: Picture) -> Pixels:
+        """See :class:`PictureEmbedder`."""
+        return self._recogniser.prepare(picture)
+
+    def embed_pixels(self, pixels: Pixels) -> Floats:
+        """See :class:`PictureEmbedder`."""
+        return self._recogniser.embed_pixels(pixels)
+
+
+class _OnnxFile:
+    """An ONNX file of anybody, by the conventions that it states; mirror images only when they are asked for."""
+
+    def __init__(self, path: Path, *, flip: bool, normalize: bool, fit: str | None, threads: int) -> None:
+        from lightning_pfc.protocols.onnx_embedder import OnnxEmbedder
+
+        self._network = OnnxEmbedder(path, threads=threads)
+        self._preprocessing = self._network.preprocessing.changed(fit=fit)
+        self._flip, self._normalize = flip, normalize
+        self.width = 0
+        self.model_id = f"{sha256(path)} {flip} {normalize} {self._preprocessing.to_config()}"
+        self.alignment_size = self._preprocessing.size[0]
+        self.detector: Path | None = None
+
+    def prepare(self, picture: Picture) -> Pixels:
+        """See :class:`PictureEmbedder`."""
+        return prepare(picture, self._preprocessing)
+
+    def embed_pixels(self, pixels: Pixels) -> Floats:
+        """See :class:`PictureEmbedder`."""
+        images = torch.from_numpy(pixels).permute(0, 3, 1, 2)
+        rows: Floats = self._network(images).numpy()
+        if self._flip:
+            rows = (rows.astype(np.float64) + self._network(images.flip(-1)).numpy()).astype(np.float32)
+        return unit(rows) if self._normalize else rows
