@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import importlib
 import math
 from functools import cache
 from pathlib import Path
@@ -73,6 +74,31 @@ def test_insightface_recipe_says_what_its_source_says(row: dict[str, str]) -> No
     assert config.optimizer.reference_batch == int(row["total"])
     assert (trainer.max_epochs, config.scheduler.warmup_epochs) == (int(row["epochs"]), float(row["warmup"]))
     assert (trainer.gradient_clip_val, trainer.strategy.clip, config.seed) == (5.0, "backbone", 2048)
+
+
+def test_every_recipe_says_what_its_source_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Field by field, or why not; and a label of parity stands only where there was a file to compare with."""
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "recipes" / "parity"))
+    parity = importlib.import_module("compare")
+    sources, meant = parity.read_golden(), parity.meant_differences()
+    assert set(sources) <= set(RECIPES) == set(parity.recipes())
+    wrong: list[str] = []
+    used: set[str] = set()
+    for recipe in RECIPES:
+        fields = list(parity.compared(recipe, composed(recipe), sources.get(recipe, {}), meant))
+        differ = [field for field in fields if not field.equal]
+        wrong += [f"{recipe}: {f.name} is {f.source} there, {f.here} here" for f in differ if f.reason is None]
+        used |= {recipe, recipe.split("/")[0]} if differ else set()
+        assert fields or composed(recipe).recipe.label == "unverified", recipe
+    assert not wrong
+    assert set(meant) <= used  # no reason for what does not differ
+
+
+def test_the_schedule_of_2021_composes() -> None:
+    words = ("preset=paper_2021", "optimizer.lr=0.2", "trainer.max_epochs=25", "scheduler=multi_step")
+    config = composed("insightface/ms1mv3_r50", *words, "scheduler.milestones=[10,16,22]")
+    assert (config.optimizer.lr, config.trainer.max_epochs, config.optimizer.reference_batch) == (0.2, 25, 1024)
+    assert (list(config.scheduler.milestones), config.head.sample_rate) == ([10, 16, 22], 1.0)
 
 
 def test_recipes_build_without_storage() -> None:
