@@ -11,8 +11,10 @@ from torch import Tensor, nn
 
 from lightning_pfc.distributed.collectives import summed_gradient
 from lightning_pfc.heads.center_init import initial_centers
+from lightning_pfc.heads.product_precision import ProductPrecision
 from lightning_pfc.heads.sampling import Sampler
 from lightning_pfc.heads.sharded_centers import MEMORY_PREFIX, SAMPLED_PREFIX, ShardedCenters
+from lightning_pfc.heads.softmax.precision import PrecisionWord
 from lightning_pfc.losses import Loss
 from lightning_pfc.losses.auxiliary import AuxiliaryLoss
 from lightning_pfc.losses.base import DEFAULTS_VERSION
@@ -30,21 +32,49 @@ class HeadState(ShardedCenters):
         step: () int64 buffer, training forwards so far.
         defaults_version: () int64 buffer, which version's defaults the head began with. A head that goes on from an
             older one trains with what the older one meant by the arguments that were left out.
+        precision_code: () int64 buffer, what products are computed in, as
+            :class:`~lightning_pfc.heads.product_precision.ProductPrecision` numbers it.
     """
 
     step: Tensor
     defaults_version: Tensor
+    precision_code: Tensor
     embedding_dim: int
     loss: Loss
     sampler: Sampler
     auxiliary_losses: tuple[AuxiliaryLoss, ...]
     _init_left_out: bool
+    _products: ProductPrecision
+
+    @property
+    def precision(self) -> PrecisionWord:
+        """What products are computed in; ``auto`` until the head is set up, at the latest in its first forward."""
+        return self._products.settled or self._products.word
+
+    @property
+    def asked_precision(self) -> PrecisionWord:
+        """What was asked for."""
+        return self._products.word
+
+    def settle_precision(self, device: torch.device, trainer_precision: str | None = None) -> bool:
+        """Settle what products are computed in; whether it was still open. Doing it again changes nothing.
+
+        Args:
+            device: where the head computes.
+            trainer_precision: the Trainer's, in Lightning's words; None in a plain script.
+        """
+        was_open = self._products.settled is None
+        if was_open:
+            self._products.settle(device, trainer_precision)
+            self.precision_code.fill_(self._products.code)
+        return was_open
 
     def _register_state(self) -> None:
         """Register everything; to be called once loss, auxiliary losses and sampler are there."""
         self._sampler_cache: dict[str, Any] = {}
         self.register_buffer("step", torch.zeros((), dtype=torch.int64, device="cpu"))
         self.register_buffer("defaults_version", torch.tensor(DEFAULTS_VERSION, device="cpu"))
+        self.register_buffer("precision_code", torch.tensor(self._products.code, device="cpu"))
         self._register_loss_tensors()
         self._register_sampler_tensors()
 
@@ -128,6 +158,9 @@ class HeadState(ShardedCenters):
         if prefix + "step" in state_dict:  # a head that goes on: of the first version if it does not say
             version = state_dict.setdefault(prefix + "defaults_version", torch.tensor(1))
             self._keep_defaults_of(int(version))
+            code = state_dict.setdefault(prefix + "precision_code", self.precision_code)
+            self._products.load(int(code), tell=self.comm.rank == 0)
+            state_dict[prefix + "precision_code"] = torch.full_like(code, self._products.code)
         super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, *args)
 
     def _keep_defaults_of(self, version: int) -> None:

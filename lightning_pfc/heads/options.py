@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from lightning_pfc.heads.sampling import Sampler, Uniform
+from lightning_pfc.heads.softmax.chunking import budget_bytes
 from lightning_pfc.ignored import warn_ignored
 from lightning_pfc.losses import Loss
 
@@ -15,7 +16,8 @@ def check_options(
     sample_rate: float,
     chunk_size: int | None,
     gradient_filter: float,
-    memory_budget: int,
+    memory_budget: int | str | None,
+    precision: str,
 ) -> None:
     """Raise for a number out of its range."""
     if embedding_dim < 1:
@@ -28,8 +30,11 @@ def check_options(
         raise ValueError(f"chunk_size={chunk_size} must be at least 1, or None to choose.")
     if not 0.0 <= gradient_filter < 1.0:
         raise ValueError(f"gradient_filter={gradient_filter} must lie in [0, 1); 0 is exact, 1e-3 a usual tolerance.")
-    if memory_budget < 0:
-        raise ValueError(f"memory_budget={memory_budget} must be a number of bytes, 0 keeps nothing.")
+    budget_bytes(memory_budget, torch.device("cpu"))
+    if gradient_filter > 0 and precision not in ("auto", "float32"):
+        raise ValueError(
+            f"gradient_filter={gradient_filter} works in float32, and precision={precision!r}; leave one out."
+        )
 
 
 def check_weights(sampler: Sampler, loss: Loss) -> None:

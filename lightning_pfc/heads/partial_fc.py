@@ -21,14 +21,17 @@ from lightning_pfc.heads.class_memory import ClassMemory
 from lightning_pfc.heads.class_sampling import ClassSampling
 from lightning_pfc.heads.loss_averages import LossAverages
 from lightning_pfc.heads.loss_pass import LossOutput, LossPass
-from lightning_pfc.heads.no_autocast import no_autocast
 from lightning_pfc.heads.options import as_dtype, check_options, check_weights, warn_of_idle_sampler
 from lightning_pfc.heads.placement import Place, Placement
+from lightning_pfc.heads.product_precision import ProductPrecision
 from lightning_pfc.heads.ranking import best_classes, target_ranks
 from lightning_pfc.heads.recomputation import Passes
 from lightning_pfc.heads.sampling import Sampler, sampler_from_config
 from lightning_pfc.heads.softmax import SoftmaxSpec
 from lightning_pfc.heads.softmax.blended_centers import BlendedCenters
+from lightning_pfc.heads.softmax.chunking import budget_bytes
+from lightning_pfc.heads.softmax.no_autocast import no_autocast
+from lightning_pfc.heads.softmax.precision import PrecisionWord
 from lightning_pfc.heads.softmax.target_rank import TargetRanks
 from lightning_pfc.heads.softmax.top_classes import TopClasses
 from lightning_pfc.heads.wrapped import RowWatch
@@ -62,9 +65,8 @@ class PartialFC(ClassSampling):
         device, dtype: of the centers; the dtype or its name. bfloat16 halves their memory; computation is in float32
             (float64 for float64 embeddings).
         init: how centers begin: "normal", N(0, init_std^2); "unit", directions at random and length 1; "kaiming",
-            N(0, 1/D); "xavier", N(0, 2/(C + D)). None: as the loss's authors have it, which is "unit" for AdaFace,
-            MagFace and MVSoftmax, "kaiming" for UniFace and "normal" for the others; "normal" where ``init_std`` is
-            given.
+            N(0, 1/D); "xavier", N(0, 2/(C + D)). None: "normal" where ``init_std`` is given, else as the loss's authors
+            have it: "unit" for AdaFace, MagFace and MVSoftmax, "kaiming" for UniFace and "normal" for the others.
         init_std: standard deviation of "normal"; None: 0.01.
         row_folder: where the centers, and their state in an optimizer of ``lightning_pfc.optim``, are kept in
             memory-mapped files instead of memory, every rank's in a folder of its own; beside a GPU together with
@@ -72,18 +74,16 @@ class PartialFC(ClassSampling):
             on with, and decide over ``seed``.
         rows_on: "device": the centers are where the head is. "host": centers and their state in an optimizer stay in
             the host's memory (pinned where there is a GPU) or in ``row_folder``, and the head computes where the module
-            is moved to: the sampled rows go there a chunk at a time, the next ones being gathered while it computes
-            with these, and their gradients come back. The host then waits for the GPU once in the forward pass (twice
-            for a loss that asks for the targets' cosines first) and once in the backward pass, or once a chunk with
-            centers updated there. Never run on a GPU so far.
-        memory_budget: bytes of logits kept from forward to backward; what exceeds it is computed again in the backward
-            pass.
+            is moved to: the sampled rows go there a chunk at a time and their gradients come back. The host then waits
+            for the GPU once in the forward pass (twice for a loss that asks for the targets' cosines first) and once in
+            the backward pass, or once a chunk with centers updated there. Never run on a GPU so far.
+        memory_budget: bytes of logits or exponentials kept from forward to backward, others are computed again; or
+            ``"lean"`` (none), ``"fast"`` (all), None (:func:`~lightning_pfc.heads.softmax.chunking.budget_bytes`).
         chunk_size: classes in one pass of the inner loop; None chooses.
-        gradient_filter: share of the gradient that may be left out of the backward products, 0 for none (cf. gradient
-            filtering in Cut Cross-Entropy, arXiv:2411.09009, section 4.3): an image meets few classes that it could be
-            taken for. Every d loss / d cosine below a bound is left out; all of them together, over all ranks, hold at
-            most the square of this share of the sum of squares. The gradients of embeddings and centers were off by a
-            quarter to a sixtieth of it. On a CPU only: it needs sizes that depend on values.
+        gradient_filter: share of the gradient that may be left out of the backward products, 0 for none; see
+            :mod:`lightning_pfc.heads.softmax.gradient_filter`. On a CPU only: it needs sizes that depend on values.
+        precision: of the products: ``auto``, ``float32``, ``tf32``, ``bfloat16``, ``float16`` or ``float16x3``; see
+            :mod:`lightning_pfc.heads.softmax.precision`. Settled once, kept in checkpoints, not changed by autocast.
         auxiliary_losses: losses on the gathered embeddings alone, added to the value; see
             :mod:`lightning_pfc.losses.auxiliary`.
         check_finite: whether a NaN or an infinity in the embeddings raises, on every rank. The strategy switches it off
@@ -97,8 +97,7 @@ class PartialFC(ClassSampling):
         weight: Parameter (c, D), this rank's centers; (c, K D) for a loss with K centers per class, side by side.
         bias: Parameter (c,), or None.
         step: () int64 buffer, training forwards so far; part of the checkpoint.
-        defaults_version: () int64 buffer, which version's defaults the head began with; part of the checkpoint. A head
-            that goes on from an older one trains with what the older one meant by the arguments that were left out.
+        defaults_version, precision_code: () int64 buffers; see :class:`~lightning_pfc.heads.head_state.HeadState`.
     """
 
     def __init__(
@@ -116,18 +115,19 @@ class PartialFC(ClassSampling):
         init_std: float | None = None,
         row_folder: str | os.PathLike[str] | None = None,
         rows_on: Place = "device",
-        memory_budget: int = 512 << 20,
+        memory_budget: int | str | None = None,
         chunk_size: int | None = None,
         check_finite: bool = True,
         auxiliary_losses: Sequence[AuxiliaryLoss | str | Mapping[str, Any]] = (),
         gradient_filter: float = 0.0,
         sampler: Sampler | str | Mapping[str, Any] = "uniform",
         additions: Sequence[AuxiliaryLoss | str | Mapping[str, Any]] | None = None,
+        precision: PrecisionWord = "auto",
     ) -> None:
         if additions:
             warn_renamed("PartialFC(additions=)", "auxiliary_losses=")
             auxiliary_losses = additions
-        check_options(embedding_dim, num_classes, sample_rate, chunk_size, gradient_filter, memory_budget)
+        check_options(embedding_dim, num_classes, sample_rate, chunk_size, gradient_filter, memory_budget, precision)
         loss = loss_from_config(loss)
         start = initial_centers(init, init_std, loss.center_init, (num_classes, embedding_dim))
         placement = Placement(device, as_dtype(dtype), row_folder, rows_on)
@@ -137,6 +137,7 @@ class PartialFC(ClassSampling):
         self.check_finite = check_finite
         self.auxiliary_losses = tuple(auxiliary_loss_from_config(part) for part in auxiliary_losses)
         self.sampler = sampler_from_config(sampler)
+        self._products = ProductPrecision(precision)
         self._init_left_out = init is None and init_std is None
         check_weights(self.sampler, loss)
         warn_of_idle_sampler(self.sampler, sample_rate)
@@ -194,6 +195,7 @@ class PartialFC(ClassSampling):
     ) -> LossOutput:
         """As :meth:`forward`, with the cosines of this rank's samples to their own centers."""
         self._ensure_storage()
+        self.settle_precision(self.device)
         if self.gradient_filter > 0 and embeddings.device.type != "cpu":
             raise ValueError(
                 f"gradient_filter={self.gradient_filter} works on a CPU only; on {embeddings.device} use 0."
@@ -249,7 +251,8 @@ class PartialFC(ClassSampling):
         return SoftmaxSpec(
             shard_group=self.comm.shard_group,
             replica_group=self.comm.replica_group,
-            memory_budget=self.memory_budget,
+            memory_budget=budget_bytes(self.memory_budget, self.device),
+            precision=self._products.settle(self.device),
             chunk_size=self.chunk_size,
             gradient_filter=self.gradient_filter,
         )
@@ -289,7 +292,8 @@ class PartialFC(ClassSampling):
         """What ``print(module)`` shows."""
         return (
             f"embedding_dim={self.embedding_dim}, num_classes={self.num_classes}, loss={self.loss}, "
-            f"sample_rate={self.sample_rate}, sampler={self.sampler}, classes here={self.class_range}"
+            f"sample_rate={self.sample_rate}, sampler={self.sampler}, precision={self.precision}, classes "
+            f"here={self.class_range}"
         )
 
 

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import torch
 
-from lightning_pfc.heads.softmax.class_chunks import default_chunk_size
+from lightning_pfc.heads.softmax.chunking import chunk_width
 from lightning_pfc.keyed_random.permutation import Permutation
 from lightning_pfc.optim.rows import CHUNK_BYTES, DEFAULT_CHUNK_BYTES
 from lightning_pfc.planning.setup import Setup
@@ -66,9 +66,12 @@ def head_memory(setup: Setup) -> Memory:
 def _terms(s: Setup) -> list[Term]:
     c, k, width, batch = s.rows, s.sampled_rows, s.dim, s.group_batch
     stored, gathers = BYTES[s.dtype], k < c or s.dtype != "float32"
-    chunk = min(default_chunk_size(batch), k)
+    size = s.kept_bytes
+    device = torch.device(s.device)
+    chunk = min(chunk_width(batch, k, width, device, kept_bytes=size, budget=s.memory_budget), k)
     scores = 4 * batch * chunk
-    kept = 4 * batch * min(k, s.memory_budget // max(1, scores) * chunk)
+    kept = size * batch * (k if size * batch * k <= s.memory_budget else s.memory_budget // max(1, size * batch))
+    again = size * batch * chunk if kept < size * batch * k else 0  # those of one chunk, computed again
     cast = k * width * stored if s.dtype != "float32" else 0  # the gradient in the type of the centers
     gradient = 0 if s.update_in_backward else 4 * k * width + (0 if s.is_dense else cast)
     # On a CPU the buffers of a step are kept for the next one (lightning_pfc.buffers.scratch).
@@ -78,7 +81,8 @@ def _terms(s: Setup) -> list[Term]:
         *_state(s),
         Term("drawing", _drawing(s), (DRAW,), "7 int64 a candidate"),
         Term("sampled ids", 16 * k if k < c else 0, (FORWARD, BACKWARD, STEP), "2 int64 a sampled class"),
-        Term("kept scores", kept, two, "B x k x 4, up to the memory budget"),
+        Term("kept exponentials", kept, two, f"B x k x {size}, up to the memory budget"),
+        Term("exponentials of a chunk", again, two, f"B x chunk x {size}"),
         Term("gradient of the centers", gradient, last, "k x D x 4" + (" and as stored" if cast else "")),
     ]
     if s.is_dense:
@@ -94,13 +98,13 @@ def _terms(s: Setup) -> list[Term]:
         rooms = 3 + s.state_tensors
         terms.append(Term("rows in the optimizer", rooms * min(limit, 4 * k * width), phases, "a few chunks of rows"))
     rows = chunk * width * (4 * gathers + (stored if s.dtype != "float32" else 0) + 4 * s.update_in_backward)
-    if s.device == "cpu":
-        chunks = [Term("chunk of scores", 3 * scores, ALWAYS, "3 x B x chunk x 4")]
-    else:
-        chunks = [
-            Term("chunk of scores, forward", 2 * scores, (FORWARD,), "2 x B x chunk x 4"),
-            Term("chunk of scores, backward", 3 * scores, (BACKWARD,), "3 x B x chunk x 4"),
-        ]
+    operand = 2 if size == 2 else 0
+    chunks = [
+        Term("unit rows of a chunk", chunk * width * (4 + operand), (FORWARD,), f"chunk x D x {4 + operand}"),
+        Term("gradient of a chunk", chunk * width * operand, (BACKWARD,), "chunk x D x 2"),
+    ]
+    if s.device != "cpu":
+        chunks.append(Term("scores of a chunk", scores, (FORWARD,), "B x chunk x 4"))
     return [
         *terms,
         *chunks,

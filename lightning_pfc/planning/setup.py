@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, get_args
 
 from lightning_pfc.distributed.shard import ClassShard
 from lightning_pfc.heads.sampling.uniform_draw import capacity, class_budget
+from lightning_pfc.heads.softmax.precision import PrecisionWord
 from lightning_pfc.planning.words import BYTES, OPTIMIZERS
 
 
@@ -29,6 +30,8 @@ class Setup:
         update_in_backward: centers are updated inside the backward pass, and their gradient is never held.
         embedding_dtype: in which embeddings travel: float32, or bfloat16 from a backbone in bf16-mixed.
         memory_budget: of the head, bytes of logits that are kept for the backward pass.
+        precision: of the products, as ``head.precision``; ``auto`` is bfloat16 on a GPU with embeddings in it, else
+            float32.
         device: "cpu" or "cuda"; on the latter sampled sets have a fixed size and buffers are larger.
 
     Raises:
@@ -47,6 +50,7 @@ class Setup:
     update_in_backward: bool = False
     embedding_dtype: str = "float32"
     memory_budget: int = 512 << 20
+    precision: str = "auto"
     device: str = "cuda"
 
     def __post_init__(self) -> None:
@@ -65,6 +69,7 @@ class Setup:
             ("dtype", ("float32", "bfloat16")),
             ("state_dtype", tuple(BYTES)),
             ("embedding_dtype", ("float32", "bfloat16")),
+            ("precision", get_args(PrecisionWord)),
             ("device", ("cpu", "cuda")),
         ):
             if getattr(self, name) not in choices:
@@ -80,6 +85,18 @@ class Setup:
     def but(self, **changes: Any) -> Setup:
         """The same with other values."""
         return replace(self, **changes)
+
+    @property
+    def product(self) -> str:
+        """The precision that products are computed in."""
+        if self.precision != "auto":
+            return self.precision
+        return "bfloat16" if self.device != "cpu" and self.embedding_dtype == "bfloat16" else "float32"
+
+    @property
+    def kept_bytes(self) -> int:
+        """Of an exponential that is kept for the backward pass."""
+        return 2 if self.product in ("bfloat16", "float16") else 4
 
     @property
     def is_dense(self) -> bool:

@@ -133,8 +133,8 @@ def resume(rank: int, world_size: int) -> tuple[torch.Tensor, torch.Tensor]:
 def test_a_run_is_resumed_as_it_was(ranks: RankPool) -> None:
     later = torch.load(GOLDEN / "module_two_steps_later.pt", weights_only=True)
     weight, net = ranks.run(1, resume, group=False)[0]
-    torch.testing.assert_close(weight, later["weight"], rtol=1e-5, atol=1e-7)
-    torch.testing.assert_close(net, later["net"], rtol=1e-5, atol=1e-7)
+    torch.testing.assert_close(weight, later["weight"], rtol=1e-5, atol=5e-7)
+    torch.testing.assert_close(net, later["net"], rtol=1e-5, atol=5e-7)
 
 
 def test_a_module_is_loaded_as_it_was() -> None:

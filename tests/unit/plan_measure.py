@@ -43,6 +43,7 @@ def peak(setup: Setup, steps: int) -> int:
     head = PartialFC(
         embedding_dim=setup.dim, num_classes=setup.classes, loss=ArcFace(), sample_rate=setup.rate,
         dtype=getattr(torch, setup.dtype), memory_budget=setup.memory_budget,
+        precision=setup.precision,
     ).to("cpu")  # fmt: skip
     optimizer = make_optimizer(setup, head.parameters())
     if not setup.is_dense:

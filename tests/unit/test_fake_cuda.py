@@ -24,6 +24,7 @@ from lightning_pfc.distributed import ClassShard, Comm, collectives
 from lightning_pfc.distributed.class_rows import class_rows, declare_class_rows
 from lightning_pfc.heads import sampling
 from lightning_pfc.heads.sampling import Uniform
+from lightning_pfc.heads.softmax.kept_softmax import _KeptSoftmax
 from lightning_pfc.heads.softmax.streamed import _StreamedSoftmax
 from lightning_pfc.optim import RowWiseAdagrad, SparseAdamW, SparseSGD
 
@@ -222,17 +223,27 @@ def check_functions(head: PartialFC, sparse: bool, monkeypatch: pytest.MonkeyPat
         assert grad.is_sparse == sparse
 
 
+def watch_engines(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, tuple[Any, ...]]]:
+    """The Functions of the softmax that are called from now on, with their arguments."""
+    seen: list[tuple[Any, tuple[Any, ...]]] = []
+
+    def watch(function: Any) -> None:
+        real = function.apply
+        monkeypatch.setattr(function, "apply", lambda *args: (seen.append((function, args)), real(*args))[1])
+
+    watch(_KeptSoftmax)
+    watch(_StreamedSoftmax)
+    return seen
+
+
 def call_forward(head: PartialFC, monkeypatch: pytest.MonkeyPatch) -> tuple[Any, Context, tuple[Tensor, ...]]:
     """A whole forward; then that of the Function of the head's sums by hand: the Function, its context, its results."""
-    seen: list[tuple[Any, ...]] = []
-    function = _StreamedSoftmax
-    real = function.apply
-    monkeypatch.setattr(function, "apply", lambda *args: (seen.append(args), real(*args))[1])
+    seen = watch_engines(monkeypatch)
     with torch.no_grad():
         value = head(*make_batch())
         assert value.shape == ()
         assert value.device == CUDA
-        (arguments,) = seen
+        ((function, arguments),) = seen
         context = Context(needs_input_grad=[isinstance(a, Tensor) for a in arguments])
         results = function.forward(context, *arguments)
     assert all(r.device == CUDA and r.shape[0] == BATCH for r in results)

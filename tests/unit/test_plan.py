@@ -26,6 +26,7 @@ MEASURED = [
     {"classes": 200_000, "dim": 128, "batch": 64, "optimizer": "adamw", "state_dtype": "int8"},
     {"classes": 100_000, "dim": 128, "batch": 256, "optimizer": "torch-sgd"},
     {"classes": 300_000, "dim": 128, "batch": 64, "rate": 0.2, "optimizer": "torch-sgd"},
+    {"classes": 150_000, "dim": 128, "batch": 128, "precision": "bfloat16"},
 ]
 
 

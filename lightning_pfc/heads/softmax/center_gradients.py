@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from lightning_pfc.buffers.scratch import scratch
+from lightning_pfc.distributed.class_rows import class_rows
 from lightning_pfc.distributed.collectives import all_reduce
 from lightning_pfc.heads.softmax.class_chunks import Chunk, ClassChunks
 from lightning_pfc.heads.softmax.cosine_gradient import CosineGradient
@@ -24,7 +25,7 @@ class CenterGradSink(ABC):
     """
 
     def __init__(self, chunks: ClassChunks, num_rows: int, row_sparse: tuple[bool, bool]) -> None:
-        self.chunks, self.row_sparse = chunks, row_sparse
+        self.chunks, self.row_sparse, self.is_wanted = chunks, row_sparse, num_rows > 0
         self.values = scratch((num_rows, chunks.weight.shape[1]), chunks.x) if num_rows else None
         self._bias = None if chunks.bias is None else chunks.x.new_empty(chunks.num_rows)
 
@@ -34,17 +35,17 @@ class CenterGradSink(ABC):
             cos_grad.write_bias_grad(self._bias[chunk.low : chunk.high])
         if self.values is None:
             return
-        out = self._room(chunk)
+        out = self.room(chunk.low, chunk.high)
         cos_grad.write_center_grad(out.view(-1, self.chunks.x.shape[1]), self.chunks.x)
-        self._written(chunk, self.chunks.chain_(out, chunk.low, chunk.high))
+        self.written(chunk.low, chunk.high, self.chunks.chain_(out, chunk.low, chunk.high))
 
     @abstractmethod
-    def _room(self, chunk: Chunk) -> Tensor:
-        """Where the gradient (n, D) of a chunk's centers is to be written."""
+    def room(self, low: int, high: int) -> Tensor:
+        """Where the gradient (n, D) of the centers of a chunk [low, high) is to be written, if one is wanted."""
 
     @abstractmethod
-    def _written(self, chunk: Chunk, grad: Tensor) -> None:
-        """The gradient of a chunk's centers is there."""
+    def written(self, low: int, high: int, grad: Tensor) -> None:
+        """The gradient of a chunk's centers is there, in its room."""
 
     @abstractmethod
     def weight_grad(self) -> Tensor | None:
@@ -78,11 +79,12 @@ class AccumulateCenterGrads(CenterGradSink):
         super().__init__(chunks, chunks.num_rows if wanted else 0, row_sparse)
         self._wanted = wanted
 
-    def _room(self, chunk: Chunk) -> Tensor:
+    def room(self, low: int, high: int) -> Tensor:
+        """Where it stays."""
         assert self.values is not None
-        return self.values[chunk.low : chunk.high]
+        return self.values[low:high]
 
-    def _written(self, chunk: Chunk, grad: Tensor) -> None:
+    def written(self, low: int, high: int, grad: Tensor) -> None:
         """It stays where it is."""
 
     def weight_grad(self) -> Tensor | None:
@@ -109,17 +111,34 @@ class UpdateCentersInBackward(CenterGradSink):
         self._update = update
         update.begin(chunks.weight)
 
-    def _room(self, chunk: Chunk) -> Tensor:
+    def room(self, low: int, high: int) -> Tensor:
+        """The same for all chunks."""
         assert self.values is not None
-        return self.values[: chunk.high - chunk.low]
+        return self.values[: high - low]
 
-    def _written(self, chunk: Chunk, grad: Tensor) -> None:
+    def written(self, low: int, high: int, grad: Tensor) -> None:
+        """Step the rows."""
         weight, valid = self.chunks.weight, self.chunks.rows.valid
-        real = None if valid is None else valid[chunk.low : chunk.high].sum().to(weight.device)
+        real = None if valid is None else valid[low:high].sum().to(weight.device)
         grad = all_reduce(grad, self.chunks.spec.replica_group).to(weight.device)
-        self._update.apply(self.chunks.stored_ids(chunk.low, chunk.high), grad, num_real=real)
+        self._update.apply(self.chunks.stored_ids(low, high), grad, num_real=real)
 
     def weight_grad(self) -> Tensor | None:
         """None: all rows were stepped."""
         self._update.end()
         return None
+
+
+def center_grad_sink(chunks: ClassChunks, row_sparse: tuple[bool, bool], *, wanted: bool) -> CenterGradSink:
+    """Where the center gradients go: to an optimizer that steps inside the backward pass, else to autograd."""
+    record = class_rows(chunks.weight)
+    update = None if record is None else record.update
+    if wanted and update is not None and update.is_alive:
+        return UpdateCentersInBackward(chunks, row_sparse, update)
+    return AccumulateCenterGrads(chunks, row_sparse, wanted=wanted)
+
+
+def is_row_sparse(parameter: Tensor | None) -> bool:
+    """Whether an optimizer wants the parameter's gradient as rows."""
+    record = class_rows(parameter)
+    return record is not None and record.is_sparse

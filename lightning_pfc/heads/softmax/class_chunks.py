@@ -10,6 +10,7 @@ from torch import Tensor
 
 from lightning_pfc.buffers.host_rows import is_offloaded, stage_pinned
 from lightning_pfc.buffers.scratch import scratch
+from lightning_pfc.heads.softmax.matmul import matmul
 from lightning_pfc.heads.softmax.spec import SampledRows, SoftmaxSpec
 from lightning_pfc.heads.softmax.targets import ChunkTargets
 
@@ -121,8 +122,12 @@ class ClassChunks:
 
     def chunk(self, low: int, high: int, centers: Tensor, norms: Tensor | None, scores: Tensor) -> Chunk:
         """A chunk of what is known already."""
-        offsets = None if self._offsets is None else self._offsets[low:high]
-        return Chunk(low, high, centers, norms, scores, ChunkTargets.within(self.targets, low, high), offsets)
+        targets = ChunkTargets.within(self.targets, low, high)
+        return Chunk(low, high, centers, norms, scores, targets, self.offsets(low, high))
+
+    def offsets(self, low: int, high: int) -> Tensor | None:
+        """What is added to the negatives' logits of a chunk, (n,); None for nothing."""
+        return None if self._offsets is None else self._offsets[low:high]
 
     def centers(self, low: int, high: int) -> Tensor:
         """Centers (n, D) of a chunk in the compute dtype, or what takes their place; (n, k D) with k a class."""
@@ -167,7 +172,11 @@ class ClassChunks:
         if self.centers_per_class > 1:
             every = self._every_center(centers, inverse, scale).view(out.shape[0], -1, self.centers_per_class)
             return torch.amax(every, 2, out=out)
-        torch.mm(self.x, centers.t(), out=out)
+        if self.spec.precision != "float32":
+            self._rounded_product(centers, inverse, out)
+            inverse = None
+        else:
+            torch.mm(self.x, centers.t(), out=out)
         if inverse is not None:
             return out.mul_(inverse * scale)
         if self.bias is not None:
@@ -176,8 +185,17 @@ class ClassChunks:
 
     def _every_center(self, centers: Tensor, inverse: Tensor | None, scale: float) -> Tensor:
         """Scores (B, n k) of all k centers of a chunk's classes."""
-        every = self.x @ centers.view(-1, self.x.shape[1]).t()
+        centers = centers.view(-1, self.x.shape[1])
+        if self.spec.precision != "float32":
+            return self._rounded_product(centers, inverse, None).mul_(scale)
+        every = self.x @ centers.t()
         return every.mul_(scale if inverse is None else inverse * scale)
+
+    def _rounded_product(self, centers: Tensor, inverse: Tensor | None, out: Tensor | None) -> Tensor:
+        """Cosines (B, n) from unit rows that are rounded; dot products without normalisation."""
+        units = centers if inverse is None else centers * inverse[:, None]
+        product = matmul(self.x, units.t(), self.spec.precision, out=out)
+        return product.to(self.x.dtype)
 
     def nearest_center_only(self, chunk: Chunk, cos_grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Centers (n k, D), scores and gradients (B, n k) of a chunk: a class's gradient goes to its nearest center."""

@@ -10,6 +10,7 @@ from torch import Tensor
 from lightning_pfc.heads.softmax.class_chunks import NORM_EPS, Chunk, ClassChunks
 from lightning_pfc.heads.softmax.gradient_filter import GradientFilter
 from lightning_pfc.heads.softmax.learned_logits import LearnedLogits
+from lightning_pfc.heads.softmax.rounded_gradient import RoundedCosGrad
 from lightning_pfc.heads.softmax.sparse_entries import (
     SparseEntries,
     by_class,
@@ -145,11 +146,17 @@ class CosineGradients:
         if entries is not None:
             return SparseCosGrad(entries, chunk, scale)
         values, room = (self._chunks.view(buffer, chunk.low, chunk.high) for buffer in self._buffers)
-        values = chunk.targets.put_(self._of_negatives(chunk, values), self._incoming.target_grad)
+        values = self._of_negatives(chunk, values)
+        rounded = self._chunks.spec.precision != "float32"
+        if rounded and self._chunks.centers_per_class == 1:
+            return RoundedCosGrad(chunk.targets.fill_(values, 0.0), chunk, self._chunks, self._incoming.target_grad)
+        values = chunk.targets.put_(values, self._incoming.target_grad)
         if self._chunks.centers_per_class > 1:
             centers, scores, values = self._chunks.nearest_center_only(chunk, values)
             chunk = self._chunks.chunk(chunk.low, chunk.high, centers, chunk.inverse_norms, scores)
             room = torch.empty_like(values)
+            if rounded:
+                return RoundedCosGrad(values, chunk, self._chunks, None)
         entries = self._filter.select(values) if self._filter is not None else None
         return DenseCosGrad(values, chunk, scale, room) if entries is None else SparseCosGrad(entries, chunk, scale)
 

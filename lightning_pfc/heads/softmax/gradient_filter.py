@@ -1,6 +1,9 @@
 """Which entries of a chunk's gradient are worth a place in the backward products.
 
-Cf. gradient filtering in Cut Cross-Entropy, arXiv:2411.09009, section 4.3.
+Cf. gradient filtering in Cut Cross-Entropy, arXiv:2411.09009, section 4.3: an image meets few classes that it could be
+taken for. Every d loss / d cosine below a bound is left out; all of them together, over all ranks, hold at most the
+square of the share that may be left out of the sum of squares. The gradients of embeddings and centers were off by a
+quarter to a sixtieth of that share.
 """
 
 from __future__ import annotations

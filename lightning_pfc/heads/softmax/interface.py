@@ -11,6 +11,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
+from lightning_pfc.heads.softmax.kept_softmax import can_keep_exponentials, kept_softmax
 from lightning_pfc.heads.softmax.spec import SampledRows, SoftmaxSpec, SoftmaxSums
 from lightning_pfc.heads.softmax.streamed import streamed_softmax
 
@@ -46,4 +47,6 @@ def sharded_softmax(
         :class:`SoftmaxSums`. The gradient of ``weight`` is row-sparse (COO) where an optimizer of
         :mod:`lightning_pfc.optim` holds it, dense otherwise.
     """
+    if can_keep_exponentials(spec):
+        return kept_softmax(x, weight, targets, rows, spec)
     return streamed_softmax(x, weight, bias, targets, rows, spec, learned or {})

@@ -15,6 +15,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from lightning_pfc.heads.softmax.blended_centers import BlendedCenters
+from lightning_pfc.heads.softmax.precision import Precision
 
 # exp(z - reference) stays a normal float32 for every logit in [-bound, bound] when the reference is bound - 60 and the
 # bound is at most this; a sum of 10^9 terms stays finite. Then no maximum is needed: one pass and one collective less.
@@ -81,6 +82,7 @@ class SoftmaxSpec:
         memory_budget: bytes of logits kept from forward to backward; chunks beyond it are computed again.
         chunk_size: classes per chunk; None chooses.
         gradient_filter: share of the gradient that may be left out of the backward products; 0 is exact.
+        precision: of the products; see :mod:`lightning_pfc.heads.softmax.precision`.
         blended: what takes the place of the centers; None for the centers themselves.
     """
 
@@ -96,6 +98,7 @@ class SoftmaxSpec:
     memory_budget: int = 512 << 20
     chunk_size: int | None = None
     gradient_filter: float = 0.0
+    precision: Precision = "float32"
     blended: BlendedCenters | None = None
 
     @property

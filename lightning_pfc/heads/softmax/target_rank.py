@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -33,8 +34,16 @@ def target_cosines(
 
     The arguments are those of :func:`~lightning_pfc.heads.softmax.sharded_softmax`.
     """
+    return all_reduce(own_target_cosines(x, weight, bias, targets, rows, spec), spec.shard_group)
+
+
+@torch.no_grad()
+def own_target_cosines(
+    x: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, rows: SampledRows, spec: SoftmaxSpec
+) -> Tensor:
+    """As :func:`target_cosines`, 0 for the classes of other ranks; no collective."""
     if rows.index is not None and rows.index.shape[0] == 0:  # nothing of this step lives here
-        return all_reduce(x.new_zeros(targets.shape), spec.shard_group)
+        return x.new_zeros(targets.shape)
     local = targets.clamp(min=0).flatten()
     ids = local if rows.index is None else rows.index[local]
     centers = take_rows(weight, ids, x.device).to(x.dtype).view(ids.shape[0], spec.centers_per_class, -1)
@@ -44,7 +53,7 @@ def target_cosines(
     value = value.amax(1)
     if bias is not None:
         value += bias.index_select(0, ids).to(x.dtype)
-    return all_reduce(torch.where(targets >= 0, value.view(targets.shape), 0.0), spec.shard_group)
+    return torch.where(targets >= 0, value.view(targets.shape), 0.0)
 
 
 @torch.no_grad()
@@ -53,8 +62,10 @@ def rank_targets(
 ) -> TargetRanks:
     """Where each row's target stands among the classes of all ranks. Two all-reduces of (B,).
 
-    The arguments are those of :func:`~lightning_pfc.heads.softmax.sharded_softmax`, with one positive a row.
+    The arguments are those of :func:`~lightning_pfc.heads.softmax.sharded_softmax`, with one positive a row. In float32
+    whatever ``spec.precision`` says.
     """
+    spec = replace(spec, precision="float32")
     cosine = target_cosines(x, weight, bias, targets, rows, spec)
     above = targets.new_zeros(x.shape[0])
     for chunk in iter_cosines(ClassChunks(x, weight, bias, targets, rows, spec)):

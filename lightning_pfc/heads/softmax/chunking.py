@@ -1,0 +1,84 @@
+"""How many classes a chunk has, and how many chunks are kept: by the device and the budget, never by what is free.
+
+Shapes: B rows of the gathered batch, K sampled rows of this rank's centers, D embedding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+MEMORY_PROFILES = ("lean", "fast")
+"""Words for a memory budget: keep nothing from forward to backward, or everything."""
+
+_CPU_BUDGET = 512 << 20
+_SHARE_OF_DEVICE = 16  # a sixteenth of what the device has altogether
+_CPU_CHUNK_BYTES = 16 << 20  # centers and scores of a chunk, together: about what stays in the cache of two cores
+_NARROWEST = 256
+_TILE = 64  # classes of the tile that one multiprocessor works on
+
+
+def budget_bytes(memory_budget: int | str | None, device: torch.device) -> int:
+    """Bytes that may be kept from forward to backward.
+
+    Args:
+        memory_budget: bytes, ``"lean"`` (nothing), ``"fast"`` (everything), or None for the device's default: 512 MiB
+            on a CPU, a sixteenth of its memory on a GPU, whether it is free or not.
+        device: where the head computes.
+
+    Raises:
+        ValueError: for another word, or a negative number.
+    """
+    if memory_budget is None:
+        return _CPU_BUDGET if device.type != "cuda" else _device_memory(device) // _SHARE_OF_DEVICE
+    if memory_budget == "lean":
+        return 0
+    if memory_budget == "fast":
+        return 1 << 62
+    if isinstance(memory_budget, str) or memory_budget < 0:
+        raise ValueError(
+            f"memory_budget={memory_budget!r} must be a number of bytes, 0 keeps nothing, or a word: "
+            f"{', '.join(MEMORY_PROFILES)}."
+        )
+    return memory_budget
+
+
+def chunk_width(batch: int, num_rows: int, dim: int, device: torch.device, *, kept_bytes: int, budget: int) -> int:
+    """Classes of a chunk of a pass that keeps exponentials, where nobody chose.
+
+    Args:
+        batch: B.
+        num_rows: K.
+        dim: D.
+        device: where the head computes.
+        kept_bytes: of one exponential.
+        budget: bytes that may be kept.
+    """
+    if device.type != "cpu" and num_rows * batch * (kept_bytes + 4) <= budget:
+        return max(1, num_rows)  # scores and exponentials of all classes fit: no loop
+    return _device_width(batch, dim, device)
+
+
+def num_kept(ranges: Sequence[tuple[int, int]], row_bytes: int, budget: int) -> int:
+    """How many of the first chunks have their exponentials kept, ``row_bytes`` a class."""
+    return sum(high * row_bytes <= budget for _, high in ranges)
+
+
+def _device_width(batch: int, dim: int, device: torch.device) -> int:
+    if device.type != "cpu":
+        return _TILE * _multiprocessors(device)
+    return max(_NARROWEST, _CPU_CHUNK_BYTES // (4 * (dim + batch)) // _NARROWEST * _NARROWEST)
+
+
+def _multiprocessors(device: torch.device) -> int:
+    """Of a GPU; of one that is only pretended, as many as an H200 has."""
+    if device.type != "cuda" or not torch.cuda.is_available():
+        return 132
+    return int(torch.cuda.get_device_properties(device).multi_processor_count)
+
+
+def _device_memory(device: torch.device) -> int:
+    if not torch.cuda.is_available():
+        return 8 << 30
+    return int(torch.cuda.get_device_properties(device).total_memory)

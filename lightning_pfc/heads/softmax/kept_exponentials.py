@@ -1,0 +1,196 @@
+"""One pass over the classes forward, two plain products backward: for logits that are bounded and linear in the cosine.
+
+Shapes: B rows of the gathered batch, P positives a row, K sampled rows of this rank's centers, n rows of a chunk, D
+embedding.
+
+Forward, ``E = exp(s cos - reference)`` of every negative is computed once and rounded to the dtype in which it is kept;
+its sums over the classes are those of the rounded numbers, in float32. With ``c_i = s g_i / Z_i``, where ``g`` is what
+comes back to the log-sum-exp and ``Z`` the sum over all ranks, the gradients are two products of what is there::
+
+    dX = c (E U)        dU = E^T (c X)        dw = (dU - u (u . dU)) / |w|
+
+``E U`` does not need ``c`` and is taken in the forward pass, while a chunk's rows are at hand. Chunks beyond the memory
+budget compute ``E`` again for ``dU`` alone. The targets are kept apart, in float32; see
+:mod:`lightning_pfc.heads.softmax.targets_apart`. The sum of the negatives' logits, where label smoothing asks for it,
+is ``s x . (sum of unit rows)`` and needs no pass over scores.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from lightning_pfc.buffers.scratch import scratch
+from lightning_pfc.heads.softmax.center_gradients import CenterGradSink
+from lightning_pfc.heads.softmax.class_chunks import ClassChunks
+from lightning_pfc.heads.softmax.exponentials import chunk_exponentials, reference_of, too_small
+from lightning_pfc.heads.softmax.matmul import matmul, round_operand
+from lightning_pfc.heads.softmax.online_logsumexp import wide_dtype
+from lightning_pfc.heads.softmax.precision import ARITHMETIC, Arithmetic
+from lightning_pfc.heads.softmax.targets_apart import TargetsApart
+from lightning_pfc.heads.softmax.unit_rows import center_gradient_, unit_rows
+
+
+@dataclass(frozen=True)
+class ExponentialPlan:
+    """What a pass is given beside its tensors; the same forward and backward.
+
+    Attributes:
+        num_kept: how many of the first chunks have their exponentials kept.
+        fused: whether product and exponential are one pass.
+    """
+
+    num_kept: int
+    fused: bool
+
+
+class Kept(NamedTuple):
+    """What the forward pass keeps.
+
+    Attributes:
+        exponentials: flat, of the chunks that are kept, (B, n) one after the other.
+        inverse: (K,) 1 / |w|.
+        x_sums: (B, D) ``E U``; None where no gradient of the embeddings is wanted, or it is computed later.
+        unit_sum: (D,) sum of the unit rows, where the sum of the logits is wanted.
+    """
+
+    exponentials: Tensor
+    inverse: Tensor
+    x_sums: Tensor | None
+    unit_sum: Tensor | None
+
+
+class ClassExponentials:
+    """Goes over the classes, forward and backward.
+
+    Args:
+        chunks: the classes; embeddings are unit rows.
+        targets: of the batch.
+        plan: the rest.
+    """
+
+    def __init__(self, chunks: ClassChunks, targets: TargetsApart, plan: ExponentialPlan) -> None:
+        self.chunks, self.x, self.targets, self.plan = chunks, chunks.x, targets, plan
+        self.arithmetic: Arithmetic = ARITHMETIC[chunks.spec.precision]
+        self._valid = chunks.rows.valid
+        self._queries = round_operand(self.x * chunks.spec.scale, self.arithmetic.precision)
+        self._kept_dtype = self.x.dtype if self.arithmetic.kept == torch.float32 else self.arithmetic.kept
+        self._spare: Tensor | None = None
+
+    @property
+    def reference(self) -> float:
+        """What was taken off every logit."""
+        return reference_of(self.chunks.spec.scale, fused=self.plan.fused)
+
+    @property
+    def sums_forward(self) -> bool:
+        """Whether ``E U`` is taken in the forward pass; not where slopes have to be split into two float16."""
+        return self.arithmetic.gradients != "float16x3"
+
+    # --- forward ------------------------------------------------------------------------------------------------------
+
+    def forward(self, *, wants_x_grad: bool) -> tuple[Tensor, Kept]:
+        """Sums (B,) of this rank's exponentials in the compute dtype's wide companion, and what backward needs."""
+        x, ranges = self.x, self.chunks.ranges
+        stored = sum(high - low for low, high in ranges[: self.plan.num_kept]) * x.shape[0]
+        kept = Kept(
+            scratch((stored,), x, self._kept_dtype),
+            x.new_empty(self.chunks.num_rows),
+            torch.zeros_like(x) if wants_x_grad and self.sums_forward else None,
+            x.new_zeros(x.shape[1]) if self.chunks.spec.sums_logits else None,
+        )
+        sums = x.new_zeros(x.shape[0], dtype=wide_dtype(x))
+        for number, (low, high) in enumerate(ranges):
+            units, kept.inverse[low:high] = unit_rows(self.chunks.centers(low, high))
+            operand = round_operand(units, self.arithmetic.precision)
+            exponentials = self._room(number, kept.exponentials)
+            sums += self._fill(number, operand, exponentials)
+            if kept.x_sums is not None:
+                self._add_x_sums(kept.x_sums, exponentials, operand)
+            if kept.unit_sum is not None:
+                valid = self._valid
+                kept.unit_sum.add_(units.sum(0) if valid is None else valid[low:high].to(units.dtype) @ units)
+        return sums, kept
+
+    def lacks_terms(self, sums: Tensor) -> bool:
+        """Whether the pass has to be taken again without fusion; looks at values, which a CPU has at hand."""
+        return self.plan.fused and too_small(sums, self.chunks.num_rows)
+
+    def _fill(self, number: int, units: Tensor, out: Tensor) -> Tensor:
+        low, high = self.chunks.ranges[number]
+        return chunk_exponentials(
+            self._queries,
+            units,
+            self.arithmetic,
+            self.chunks.spec.scale,
+            self.chunks.offsets(low, high),
+            self.targets,
+            number,
+            out,
+            fused=self.plan.fused,
+        )
+
+    def _room(self, number: int, stored: Tensor) -> Tensor:
+        """Where a chunk's exponentials (B, n) go."""
+        batch, (low, high) = self.x.shape[0], self.chunks.ranges[number]
+        if number < self.plan.num_kept:
+            return stored[low * batch : high * batch].view(batch, high - low)
+        if self._spare is None:
+            self._spare = scratch((batch * self.chunks.width,), self.x, self._kept_dtype)
+        return self._spare[: (high - low) * batch].view(batch, high - low)
+
+    def _add_x_sums(self, x_sums: Tensor, exponentials: Tensor, units: Tensor) -> None:
+        precision = self.arithmetic.gradients
+        if precision == "float32":
+            x_sums.addmm_(exponentials, units)
+        else:
+            x_sums.add_(matmul(exponentials, units, precision, may_round_result=True))
+
+    # --- backward -----------------------------------------------------------------------------------------------------
+
+    def backward(
+        self, kept: Kept, factors: Tensor, target_grad: Tensor, everywhere: Tensor | None, sink: CenterGradSink
+    ) -> Tensor | None:
+        """The centers' gradient into ``sink``; the embeddings' (B, D) where the forward pass did not sum for it.
+
+        Args:
+            kept: by the forward pass.
+            factors: (B,) c.
+            target_grad: (B, P) of the targets' cosines.
+            everywhere: (D,) added to the gradient of every valid unit row; None for nothing.
+            sink: takes the gradients, chunk by chunk.
+        """
+        late = None if self.sums_forward else torch.zeros_like(self.x)
+        weighted = self.x * factors[:, None]
+        if late is None:
+            if not sink.is_wanted:
+                return None
+            weighted = round_operand(weighted, self.arithmetic.gradients)
+        for number, (low, high) in enumerate(self.chunks.ranges):
+            rows, inverse = self.chunks.centers(low, high), kept.inverse[low:high]
+            exponentials = self._again(number, kept, rows)
+            if late is not None:  # slopes first: what is split into float16 must not span e^128
+                exponentials = exponentials * factors[:, None]
+                late.add_(matmul(exponentials, rows * inverse[:, None], self.arithmetic.gradients))
+            if not sink.is_wanted:
+                continue
+            grad = sink.room(low, high)
+            self._unit_grad(exponentials.t(), weighted if late is None else self.x, grad)
+            if everywhere is not None:
+                grad += everywhere if self._valid is None else self._valid[low:high, None] * everywhere
+            self.targets.add_center_grad_(number, grad, self.x, target_grad)
+            sink.written(low, high, center_gradient_(grad, rows, inverse))
+        return late
+
+    def _again(self, number: int, kept: Kept, rows: Tensor) -> Tensor:
+        exponentials = self._room(number, kept.exponentials)
+        if number >= self.plan.num_kept:
+            self._fill(number, round_operand(unit_rows(rows)[0], self.arithmetic.precision), exponentials)
+        return exponentials
+
+    def _unit_grad(self, exponentials: Tensor, weighted: Tensor, out: Tensor) -> None:
+        """``E^T (c X)`` (n, D) into ``out``, of the compute dtype."""
+        matmul(exponentials, weighted, self.arithmetic.gradients, out=out, may_round_result=True)
