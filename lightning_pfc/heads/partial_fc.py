@@ -69,9 +69,8 @@ class PartialFC(ClassSampling):
             have it: "unit" for AdaFace, MagFace and MVSoftmax, "kaiming" for UniFace and "normal" for the others.
         init_std: standard deviation of "normal"; None: 0.01.
         row_folder: where the centers, and their state in an optimizer of ``lightning_pfc.optim``, are kept in
-            memory-mapped files instead of memory, every rank's in a folder of its own; beside a GPU together with
-            ``rows_on="host"``. Rows of the next step's negatives are read ahead. Files that are there already are gone
-            on with, and decide over ``seed``.
+            memory-mapped files, every rank's in a folder of its own; beside a GPU together with ``rows_on="host"``.
+            Rows of the next step's negatives are read ahead. Files that are there are gone on with, whatever ``seed``.
         rows_on: "device": the centers are where the head is. "host": centers and their state in an optimizer stay in
             the host's memory (pinned where there is a GPU) or in ``row_folder``, and the head computes where the module
             is moved to: the sampled rows go there a chunk at a time and their gradients come back. The host then waits

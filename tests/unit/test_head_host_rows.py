@@ -13,6 +13,7 @@ from torch.utils._pytree import tree_leaves
 
 from lightning_pfc import PartialFC, losses
 from lightning_pfc.buffers import host_rows
+from lightning_pfc.distributed.class_rows import declare_class_rows
 from lightning_pfc.heads.sampling import Retrieval, Uniform
 from lightning_pfc.heads.softmax import class_chunks
 from lightning_pfc.metrics.centers import nearest_centers
@@ -116,7 +117,8 @@ def split_head(**options: Any) -> PartialFC:
             place = torch.device("cpu") if name == "weight" else CUDA
             shape = (CLASSES, *parameter.shape[1:])
             new = torch.nn.Parameter(torch.empty(shape, dtype=parameter.dtype, device=place))
-            vars(new).update({key: value for key, value in vars(parameter).items() if key.startswith("row_")})
+            if name in head.sharded_tensors():
+                declare_class_rows(new, head.shard, head.comm)
             head._parameters[name] = new
     for name, buffer in list(head._buffers.items()):
         if buffer is not None:
