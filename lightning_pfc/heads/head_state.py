@@ -14,7 +14,7 @@ from lightning_pfc.heads.center_init import initial_centers
 from lightning_pfc.heads.product_precision import ProductPrecision
 from lightning_pfc.heads.sampling import Sampler
 from lightning_pfc.heads.sharded_centers import MEMORY_PREFIX, SAMPLED_PREFIX, ShardedCenters
-from lightning_pfc.heads.softmax.precision import PrecisionWord
+from lightning_pfc.heads.softmax.precision import Precision, PrecisionWord
 from lightning_pfc.losses import Loss
 from lightning_pfc.losses.auxiliary import AuxiliaryLoss
 from lightning_pfc.losses.base import DEFAULTS_VERSION
@@ -56,18 +56,18 @@ class HeadState(ShardedCenters):
         """What was asked for."""
         return self._products.word
 
-    def settle_precision(self, device: torch.device, trainer_precision: str | None = None) -> bool:
-        """Settle what products are computed in; whether it was still open. Doing it again changes nothing.
+    def settle_precision(self, device: torch.device, trainer_precision: str | None = None) -> Precision:
+        """What products are computed in; found the first time, the same ever after.
 
         Args:
             device: where the head computes.
             trainer_precision: the Trainer's, in Lightning's words; None in a plain script.
         """
-        was_open = self._products.settled is None
-        if was_open:
-            self._products.settle(device, trainer_precision)
+        found = self._products.settled
+        if found is None:
+            found = self._products.settle(device, trainer_precision)
             self.precision_code.fill_(self._products.code)
-        return was_open
+        return found
 
     def _register_state(self) -> None:
         """Register everything; to be called once loss, auxiliary losses and sampler are there."""

@@ -194,7 +194,6 @@ class PartialFC(ClassSampling):
     ) -> LossOutput:
         """As :meth:`forward`, with the cosines of this rank's samples to their own centers."""
         self._ensure_storage()
-        self.settle_precision(self.device)
         if self.gradient_filter > 0 and embeddings.device.type != "cpu":
             raise ValueError(
                 f"gradient_filter={self.gradient_filter} works on a CPU only; on {embeddings.device} use 0."
@@ -251,7 +250,7 @@ class PartialFC(ClassSampling):
             shard_group=self.comm.shard_group,
             replica_group=self.comm.replica_group,
             memory_budget=budget_bytes(self.memory_budget, self.device),
-            precision=self._products.settle(self.device),
+            precision=self.settle_precision(self.device),
             chunk_size=self.chunk_size,
             gradient_filter=self.gradient_filter,
         )

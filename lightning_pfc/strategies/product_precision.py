@@ -13,22 +13,22 @@ class SettlePrecision(Callback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Before the first training step."""
-        self._settle(trainer, pl_module)
+        for name, asked, found in _settle(trainer, pl_module):
+            rank_zero_info(f"{name}: products in {found} (precision={asked}, the Trainer's is {trainer.precision})")
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Before the first batch."""
-        self._settle(trainer, pl_module)
+        _settle(trainer, pl_module)
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Before the first batch."""
-        self._settle(trainer, pl_module)
+        _settle(trainer, pl_module)
 
-    @staticmethod
-    def _settle(trainer: Trainer, module: LightningModule) -> None:
-        heads = sys.modules.get("lightning_pfc.heads.partial_fc")  # not imported, so nobody has a head
-        for name, head in heads.iter_heads(module) if heads is not None else ():
-            if head.settle_precision(head.device, str(trainer.precision)):
-                rank_zero_info(
-                    f"{name}: products in {head.precision} (precision={head.asked_precision}, the Trainer's is "
-                    f"{trainer.precision})"
-                )
+
+def _settle(trainer: Trainer, module: LightningModule) -> list[tuple[str, str, str]]:
+    """Every head's name, what was asked for and what products are computed in."""
+    heads = sys.modules.get("lightning_pfc.heads.partial_fc")  # not imported, so nobody has a head
+    every = heads.iter_heads(module) if heads is not None else ()
+    return [
+        (name, head.asked_precision, head.settle_precision(head.device, str(trainer.precision))) for name, head in every
+    ]

@@ -89,7 +89,7 @@ def test_auto_is_settled_once() -> None:
     assert head.precision == "auto"
     step(head, torch.randn(4, 16))
     assert head.precision == "float32"
-    assert not head.settle_precision(CUDA, "bf16-mixed")
+    assert head.settle_precision(CUDA, "bf16-mixed") == "float32"
     assert head.precision == "float32"
     assert "precision=float32" in repr(head)
 
@@ -130,7 +130,7 @@ def test_a_checkpoint_knows_it(word: Any, recwarn: pytest.WarningsRecorder) -> N
     for heir in (make(), copy.deepcopy(trained), pickle.loads(pickle.dumps(trained))):
         heir.load_state_dict(trained.state_dict())
         assert heir.precision == word
-        assert not heir.settle_precision(CPU, "32-true")
+        assert heir.settle_precision(CPU, "32-true") == word
         assert torch.equal(heir.precision_code, trained.precision_code)
     assert not recwarn
 
