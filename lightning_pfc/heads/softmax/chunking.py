@@ -55,8 +55,8 @@ def chunk_width(batch: int, num_rows: int, dim: int, device: torch.device, *, ke
         kept_bytes: of one exponential.
         budget: bytes that may be kept.
     """
-    if device.type != "cpu" and num_rows * batch * (kept_bytes + 4) <= budget:
-        return max(1, num_rows)  # scores and exponentials of all classes fit: no loop
+    if device.type != "cpu" and num_rows * (batch * (kept_bytes + 4) + dim * 8) <= budget:
+        return max(1, num_rows)  # scores, exponentials, rows and unit rows of all classes fit: no loop
     return _device_width(batch, dim, device)
 
 
