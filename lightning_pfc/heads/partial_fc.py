@@ -31,7 +31,6 @@ from lightning_pfc.heads.softmax import SoftmaxSpec
 from lightning_pfc.heads.softmax.blended_centers import BlendedCenters
 from lightning_pfc.heads.softmax.chunking import budget_bytes
 from lightning_pfc.heads.softmax.no_autocast import no_autocast
-from lightning_pfc.heads.softmax.precision import PrecisionWord
 from lightning_pfc.heads.softmax.target_rank import TargetRanks
 from lightning_pfc.heads.softmax.top_classes import TopClasses
 from lightning_pfc.heads.wrapped import RowWatch
@@ -55,9 +54,8 @@ class PartialFC(ClassSampling):
         embedding_dim: D, width of the embeddings.
         num_classes: C, over all ranks.
         loss: a :class:`~lightning_pfc.losses.Loss`, its name, or a mapping with ``name`` and arguments.
-        sample_rate: share of the classes that takes part in a training step, in [0, 1]: 1 is the exact softmax, 0 keeps
-            the batch's own classes only. Sampled softmax has fewer terms: losses of different rates do not compare
-            (they differ by about ``ln`` of the rates' ratio).
+        sample_rate: share of the classes in a training step, in [0, 1]: 1 is the exact softmax, 0 keeps the batch's own
+            classes only. Losses of different rates do not compare (they differ by about ``ln`` of the rates' ratio).
         sampler: which classes those are: a :class:`~lightning_pfc.heads.sampling.Sampler`, its name, or a mapping with
             ``name`` and arguments. By default the targets of the batch and others drawn evenly.
         seed: of the initial centers and of the negatives.
@@ -121,7 +119,7 @@ class PartialFC(ClassSampling):
         gradient_filter: float = 0.0,
         sampler: Sampler | str | Mapping[str, Any] = "uniform",
         additions: Sequence[AuxiliaryLoss | str | Mapping[str, Any]] | None = None,
-        precision: PrecisionWord = "auto",
+        precision: str = "auto",
     ) -> None:
         if additions:
             warn_renamed("PartialFC(additions=)", "auxiliary_losses=")

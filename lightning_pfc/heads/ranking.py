@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from lightning_pfc.heads.batch import GlobalBatch
-from lightning_pfc.heads.no_autocast import no_autocast
 from lightning_pfc.heads.sampling.sampled_classes import all_classes
 from lightning_pfc.heads.softmax.class_chunks import ClassChunks
+from lightning_pfc.heads.softmax.no_autocast import no_autocast
 from lightning_pfc.heads.softmax.target_rank import TargetRanks, rank_targets
 from lightning_pfc.heads.softmax.top_classes import TopClasses, top_classes
 
@@ -47,5 +47,10 @@ def _every_class(head: PartialFC, embeddings: Tensor, labels: Tensor, tag: str) 
     batch = head._gather(embeddings, labels, tag)
     x = nn.functional.normalize(batch.x) if head.loss.normalize else batch.x
     every = all_classes(batch.labels, head.shard)
-    spec = replace(head._limits(), normalize=head.loss.normalize, centers_per_class=head.loss.num_centers)
+    spec = replace(
+        head._limits(),
+        normalize=head.loss.normalize,
+        centers_per_class=head.loss.num_centers,
+        precision="float32",
+    )
     return batch, ClassChunks(x, head.weight, head.bias, every.targets, every.rows, spec)
