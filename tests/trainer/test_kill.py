@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-COMMAND = Path(__file__).parents[2] / "recipes" / "kill_test" / "kill_test.py"
+COMMAND = Path(__file__).parents[2] / "recipes" / "benchmarks" / "kill_test" / "kill_test.py"
 
 
 @pytest.mark.slow

@@ -108,7 +108,7 @@ def test_a_checkpoint_of_a_run_brings_its_config(run: Path, tmp_path: Path) -> N
 
 def test_typed_words_come_over_those_of_the_run(run: Path) -> None:
     config = taken(f"resume='{run}'", "head.sample_rate=1", "loss=cosface", "trainer.max_epochs=12")
-    assert (config.head.sample_rate, config.model.sample_rate) == (1, 1)
+    assert (config.head.sample_rate, config.model.head.sample_rate) == (1, 1)
     assert OmegaConf.to_container(config.model.loss, resolve=True) == {**compose(["loss=cosface"]).loss, "scale": 16}
     assert config.loss.scale == 16
     assert config.trainer.max_epochs == 12
@@ -128,7 +128,7 @@ def test_a_run_keeps_defaults_that_have_changed_since(tmp_path: Path) -> None:
     assert (found.optimizer.lr, found.data.batch_size, found.trainer.new_option) == (0.125, 7, True)
     assert found.model.optimizer.lr == 0.125
     assert found.data.source._target_ == "lightning_pfc.data.Synthetic"
-    assert (found.head.sample_rate, found.model.sample_rate) == (0.25, 0.25)
+    assert (found.head.sample_rate, found.model.head.sample_rate) == (0.25, 0.25)
 
 
 @pytest.mark.parametrize(

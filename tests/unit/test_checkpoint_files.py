@@ -36,7 +36,7 @@ SMALL = "rank-00000.pt"
 
 @pytest.fixture(scope="module")
 def recipe() -> ModuleType:
-    path = Path(__file__).parents[2] / "recipes" / "checkpoint_fuzz" / "fuzz.py"
+    path = Path(__file__).parents[2] / "recipes" / "benchmarks" / "checkpoint_fuzz" / "fuzz.py"
     spec = importlib.util.spec_from_file_location("fuzz_checkpoints", path)
     assert spec is not None
     assert spec.loader is not None
@@ -73,7 +73,7 @@ def time_limit(seconds: int) -> Iterator[None]:
         signal.signal(signal.SIGALRM, before)
 
 
-# -- fuzzing: a thousand a reader; recipes/checkpoint_fuzz/fuzz.py does more
+# -- fuzzing: a thousand a reader; recipes/benchmarks/checkpoint_fuzz/fuzz.py does more
 
 
 @pytest.mark.parametrize("target", ["bytes-folder", "fitted-manifest", "fitted-small", "bytes-file", "fitted-file"])

@@ -15,7 +15,7 @@ import pytest
 
 from lightning_pfc.config import compose
 
-CLAIMS = Path(__file__).parents[2] / "recipes" / "claims"
+CLAIMS = Path(__file__).parents[2] / "recipes" / "benchmarks" / "claims"
 NAMES = ("sampling", "equal_time", "noise", "long_tail", "bag_of_tricks", "faces", "parallel")
 
 

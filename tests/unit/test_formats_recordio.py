@@ -19,7 +19,7 @@ GOLDEN = Path(__file__).parents[1] / "golden" / "formats"
 
 
 def golden() -> tuple[list[bytes], np.ndarray, list[bytes]]:
-    """Images, their labels, and the payloads that hold the magic; as recipes/formats/golden.py wrote them."""
+    """Images, their labels, and the payloads that hold the magic; as benchmarks/formats/golden.py wrote them."""
     with np.load(GOLDEN / "images.npz") as file:
         labels, blob = file["labels"], file["bytes"].tobytes()
         ends = np.cumsum(file["sizes"]).tolist()

@@ -1,4 +1,4 @@
-"""A thousand damaged files for each reader; recipes/fuzz/fuzz.py feeds as many as are asked for."""
+"""A thousand damaged files for each reader; recipes/benchmarks/fuzz/fuzz.py feeds as many as are asked for."""
 
 from __future__ import annotations
 
@@ -16,7 +16,13 @@ COUNT = 1000
 
 def test_damaged_files_are_read_or_refused_and_nothing_else() -> None:
     pytest.importorskip("pyarrow")
-    command = [sys.executable, str(ROOT / "recipes" / "fuzz" / "fuzz.py"), "--together", "--count", str(COUNT)]
+    command = [
+        sys.executable,
+        str(ROOT / "recipes" / "benchmarks" / "fuzz" / "fuzz.py"),
+        "--together",
+        "--count",
+        str(COUNT),
+    ]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
