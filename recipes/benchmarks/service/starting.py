@@ -12,7 +12,7 @@ from typing import Any
 
 def command(name: str, *words: str | Path, **options: Any) -> subprocess.Popen[str]:
     """``pfc-NAME WORDS`` of this environment."""
-    code = f"import sys; from lightning_pfc.commands.{name} import main; sys.exit(main(sys.argv[1:]))"
+    code = f"import sys; from lightning_pfc.commands.{name} import main; sys.exit(main())"
     return subprocess.Popen([sys.executable, "-c", code, *map(str, words)], text=True, **options)
 
 
