@@ -29,12 +29,19 @@ class Running:
     """A service on a real socket in a thread of this process."""
 
     def __init__(
-        self, export: Path, gallery: Path | None, *, keys: Keys | None = None, calibrated: bool = True, **limits: Any
+        self,
+        export: Path,
+        gallery: Path | None,
+        *,
+        keys: Keys | None = None,
+        calibrated: bool = True,
+        photos: Path | None = None,
+        **limits: Any,
     ):
-        recogniser = Recogniser.load(export, threads=1)
+        recogniser = Recogniser.load(export, threads=1, photos=photos is not None, detector=photos)
         if calibrated:
             known = recogniser.description.changed(thresholds=Thresholds({CALIBRATED.name: CALIBRATED}))
-            recogniser = Recogniser(recogniser.network, known, recogniser.folder)
+            recogniser = Recogniser(recogniser.network, known, recogniser.folder, cutter=recogniser.cutter)
         self.log = io.StringIO()
         self.recogniser, self.keys = recogniser, keys or Keys()
         opened = None

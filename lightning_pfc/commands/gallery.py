@@ -112,6 +112,8 @@ def _parser() -> argparse.ArgumentParser:
         )
     for one in (build, add, search, reembed):
         one.add_argument("--engine", help="onnxruntime, openvino or torch (default: what the export was made for)")
+        one.add_argument("--photos", action="store_true", help="pictures are photos: the largest face in each is taken")
+        one.add_argument("--detector", type=Path, metavar="FILE", help="YuNet or SCRFD (default: that of the export)")
     return parser
 
 
@@ -123,7 +125,7 @@ def _build(options: argparse.Namespace) -> int:
     from lightning_pfc.gallery.opening import create_gallery
 
     images = list(_folder(options.folder, options.allow))
-    recogniser = _recogniser(options.model, options.engine)
+    recogniser = _recogniser(options.model, options)
     with create_gallery(options.gallery, model_record(recogniser), options.pooling) as gallery:
         return _enrol(gallery, recogniser, images, options)
 
@@ -234,7 +236,7 @@ def _reembed(options: argparse.Namespace) -> int:
     from lightning_pfc.gallery.reembedding import reembed
 
     with _gallery(options) as gallery:
-        recogniser = _recogniser(options.model, options.engine)
+        recogniser = _recogniser(options.model, options)
         _, pictures = gallery.store.count()
         missing: list[str] = []
         for _ in _progress(reembed(gallery, recogniser, options.folder, options.from_previews, missing), pictures):
@@ -260,10 +262,12 @@ def _gallery(options: argparse.Namespace) -> Gallery:
     return open_gallery(options.gallery)
 
 
-def _recogniser(export: Path, engine: str | None) -> Recogniser:
+def _recogniser(export: Path, options: argparse.Namespace) -> Recogniser:
     from lightning_pfc.deploy.recogniser import Recogniser
 
-    return Recogniser.load(export, engine)
+    if options.detector is not None and not options.photos:
+        raise ValueError(f"--detector {options.detector} finds faces in photos; add --photos.")
+    return Recogniser.load(export, options.engine, photos=options.photos, detector=options.detector)
 
 
 def _model_of(gallery: Gallery, options: argparse.Namespace) -> Recogniser:
@@ -273,7 +277,7 @@ def _model_of(gallery: Gallery, options: argparse.Namespace) -> Recogniser:
     source = options.model or (Path(known.source) if known.source else None)
     if source is None or not source.exists():
         raise ValueError(f"the gallery's model is not at {known.source or 'any place'} any more; give --model EXPORT.")
-    recogniser = _recogniser(source, options.engine)
+    recogniser = _recogniser(source, options)
     gallery.check_model(model_record(recogniser))
     return recogniser
 

@@ -42,6 +42,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--port", type=int, default=8000, help="0 takes a free one (default: 8000)")
     parser.add_argument("--engine", help="onnxruntime, openvino or torch (default: what the export was made for)")
     parser.add_argument("--threads", type=int, default=0, help="of one call of the network; 0: the engine chooses")
+    parser.add_argument("--photos", action="store_true", help="pictures are photos: the face in each is found first")
+    parser.add_argument("--detector", type=Path, metavar="FILE", help="YuNet or SCRFD (default: that of the export)")
     parser.add_argument("--keys", type=Path, metavar="FILE", help="file of keys (default: keys.json in the gallery)")
     parser.add_argument("--make-key", metavar="NAME", help="make a key, print it, and end")
     parser.add_argument("--remove-key", metavar="NAME", help="remove a key, and end")
@@ -56,6 +58,7 @@ def _parser() -> argparse.ArgumentParser:
         ("image", "bytes of a picture"),
         ("pixels", "pixels of a picture"),
         ("pictures", "pictures in a request"),
+        ("faces", "faces in a photo, of which the largest is taken (1)"),
         ("queue", "pictures that wait for the network"),
         ("per-client", "requests at a time of one client"),
     ):
@@ -107,6 +110,8 @@ def _serve(path: Path | None, options: argparse.Namespace) -> int:
     from lightning_pfc.service.state import ServiceState
     from lightning_pfc.service.telemetry import Telemetry
 
+    if options.detector is not None and not options.photos:
+        raise ValueError(f"--detector {options.detector} finds faces in photos; add --photos.")
     keys = KeyFile(path)
     if not is_loopback(options.host) and not len(keys()) and not options.insecure:
         raise ValueError(
@@ -114,7 +119,9 @@ def _serve(path: Path | None, options: argparse.Namespace) -> int:
             "--make-key NAME, or give --insecure."
         )
     limits = Limits(**_limits(options))
-    recogniser = Recogniser.load(options.export, options.engine, threads=options.threads)
+    recogniser = Recogniser.load(
+        options.export, options.engine, threads=options.threads, photos=options.photos, detector=options.detector
+    )
     sock = listening_socket(options.host, options.port)
     telemetry = Telemetry()
     with service_lock(options.gallery):
@@ -133,7 +140,7 @@ def _serve(path: Path | None, options: argparse.Namespace) -> int:
 
 
 def _limits(options: argparse.Namespace) -> dict[str, int]:
-    names = ("body", "image", "pixels", "pictures", "queue", "per_client")
+    names = ("body", "image", "pixels", "pictures", "faces", "queue", "per_client")
     return {name: value for name in names if (value := getattr(options, f"max_{name}")) is not None}
 
 

@@ -13,6 +13,7 @@ import numpy as np
 
 from lightning_pfc.data.errors import FormatError
 from lightning_pfc.data.formats.folder import read_image_file
+from lightning_pfc.deploy.errors import NoFaceError
 from lightning_pfc.deploy.pictures import Pixels
 from lightning_pfc.deploy.recogniser import Recogniser
 from lightning_pfc.gallery.gallery import Gallery
@@ -93,6 +94,6 @@ def read_candidate(name: str, path: Path, report: EnrolReport) -> Candidate | No
 def _prepared(recogniser: Recogniser, one: Candidate, report: EnrolReport) -> Pixels | None:
     try:
         return recogniser.prepare(one.data)
-    except FormatError as error:
+    except (FormatError, NoFaceError) as error:
         report.broken.append(f"{one.source}: {error}")
         return None

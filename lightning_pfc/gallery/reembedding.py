@@ -9,6 +9,7 @@ import numpy as np
 
 from lightning_pfc.data.errors import FormatError
 from lightning_pfc.data.formats.folder import read_image_file
+from lightning_pfc.deploy.errors import NoFaceError
 from lightning_pfc.deploy.recogniser import Recogniser
 from lightning_pfc.gallery.enrolling import BATCH, model_record
 from lightning_pfc.gallery.gallery import Gallery
@@ -49,7 +50,7 @@ def _pixels(
         if from_previews and one.preview is not None:
             return recogniser.prepare(one.preview)
         missing.append(f"picture {one.picture} of {one.identity}: {one.source or 'no file'} is not in the folder")
-    except FormatError as error:
+    except (FormatError, NoFaceError) as error:
         missing.append(f"picture {one.picture} of {one.identity}: {error}")
     return None
 

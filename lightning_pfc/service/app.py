@@ -125,12 +125,13 @@ def _add_questions(app: FastAPI, state: ServiceState) -> None:
 
     @app.get("/model")
     async def model() -> dict[str, Any]:
-        """What the model is: width, size of its pictures, thresholds by name."""
+        """What the model is: width, size of its pictures, thresholds by name, and how often which score occurred."""
         recogniser = state.recogniser
         return {
             "model": recogniser.model_id,
             "width": recogniser.width,
             "image": list(recogniser.input_shape),
+            "photos": recogniser.cutter is not None,
             "thresholds": recogniser.thresholds.to_dict(),
             "scores": recogniser.description.checks.get("scores"),
             "gallery": state.has_gallery,

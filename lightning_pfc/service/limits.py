@@ -14,7 +14,7 @@ class Limits:
         image: bytes of one encoded picture.
         pixels: of one picture, as its header says.
         pictures: in one request.
-        faces: in one photo; more are an error, not a choice.
+        faces: in one photo; the largest is taken, and more are an error, since nobody knows who is meant.
         queue: pictures that wait for the network, of all requests.
         bodies: bytes of all requests that are held at a time.
         per_client: requests at a time of one key, or of one address where there are no keys.
@@ -27,7 +27,7 @@ class Limits:
     image: int = 10 << 20
     pixels: int = 50_000_000
     pictures: int = 64
-    faces: int = 16
+    faces: int = 1
     queue: int = 1024
     bodies: int = 512 << 20
     per_client: int = 64

@@ -11,6 +11,7 @@ from typing import TypeVar
 import numpy as np
 
 from lightning_pfc.calibration.thresholds import NotCalibratedError, Threshold
+from lightning_pfc.deploy.pictures import prepare
 from lightning_pfc.deploy.recogniser import Recogniser
 from lightning_pfc.gallery import Gallery, NewPicture
 from lightning_pfc.gallery.previews import preview_of
@@ -84,7 +85,17 @@ class ServiceState:
         return rows, pixels
 
     def _prepare(self, picture: bytes, where: str) -> Pixels:
-        return self.recogniser.prepare(check(picture, self.limits, where))
+        data, cutter = check(picture, self.limits, where), self.recogniser.cutter
+        if cutter is None:
+            return self.recogniser.prepare(data)
+        face = cutter.photo(data, where=where)[0]
+        if face.others >= self.limits.faces:
+            raise RequestError(
+                422,
+                f"{where} shows {face.others + 1} faces, at most {self.limits.faces} are taken: cut out the one that "
+                "is meant, or start the service with --max-faces.",
+            )
+        return prepare(face.pixels, self.recogniser.description.preprocessing)
 
     async def keep(self, work: Callable[[], Result]) -> Result:
         """Do something with the gallery in a thread of its own."""

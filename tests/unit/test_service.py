@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 import json
+import os
 import socket
 import subprocess
 import sys
@@ -25,7 +26,9 @@ import httpx
 
 from lightning_pfc.service.batcher import Batcher, QueueFullError
 from lightning_pfc.service.keys import KeyFileError, Keys
+from lightning_pfc.service.limits import Limits
 from lightning_pfc.service.server import serve
+from tests.detector_files import plant, write_yunet
 from tests.serving import Running, b64, unit
 
 
@@ -421,3 +424,42 @@ def test_listening_to_others_needs_keys(export_folder: Path, tmp_path: Path) -> 
 
 def test_serve_is_importable_for_others() -> None:
     assert callable(serve)
+
+
+# --- photos -----------------------------------------------------------------------------------------------------------
+
+
+def test_photos_of_one_face_are_taken(export_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("LD_LIBRARY_PATH", "QT_QPA_FONTDIR", "QT_QPA_PLATFORM_PLUGIN_PATH"):
+        monkeypatch.setenv(name, os.environ.get(name, ""))  # OpenCV sets some
+    pytest.importorskip("cv2", reason="needs OpenCV, of the extra data")
+    detector = write_yunet(tmp_path / "yunet.onnx")
+    running = Running(export_folder, tmp_path / "g", photos=detector)
+    one, two, none = (plant((300, 400), *cells) for cells in ([(80, 120)], [(80, 120), (240, 120)], []))
+    try:
+        assert running.client.get("/model").json()["photos"] is True
+        made = running.client.post("/identities", json={"name": "x", "image": b64(png(one))})
+        assert made.status_code == 201
+        found = running.client.post("/embed", json={"image": b64(png(one))}).json()["embedding"]
+        np.testing.assert_allclose(found, running.recogniser.embed(one)[0], atol=1e-4)
+        for photo, word in ((two, "2 faces, at most 1"), (none, "no face")):
+            refused = running.client.post("/search", json={"image": b64(png(photo))})
+            assert (refused.status_code, word in refused.json()["detail"]) == (422, True)
+        running.state.limits = Limits(faces=2)
+        assert running.client.post("/search", json={"image": b64(png(two))}).status_code == 200
+    finally:
+        running.close()
+
+
+def png(pixels: np.ndarray) -> bytes:
+    out = io.BytesIO()
+    Image.fromarray(pixels).save(out, "PNG")
+    return out.getvalue()
+
+
+def test_a_detector_needs_photos(export_folder: Path, tmp_path: Path) -> None:
+    for words in (["serve", str(export_folder)], ["gallery", "search", str(tmp_path), "x.jpg"]):
+        refused = run(*words, "--detector", "yunet.onnx")
+        assert (refused.returncode, refused.stderr.count("\n")) == (1, 1)
+    lacks = run("serve", str(export_folder), "--photos")
+    assert (lacks.returncode, "--detector" in lacks.stderr, lacks.stderr.count("\n")) == (1, True, 1)
