@@ -16,6 +16,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from tests import tiers
 from tests.ranks import RankPool
 
 # Lightning writes these in the process that makes a Trainer and leaves them there: put back, not complained of.
@@ -39,6 +40,19 @@ LIGHTNING_VARIABLES = {
     "TRITON_CACHE_DIR",
     "WORLD_SIZE",
 }
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """``--tier``: which of the tests are run; see CONTRIBUTING.md."""
+    parser.addoption("--tier", choices=tiers.TIERS, default="full", help="smoke: 3 minutes; full: 20; nightly: hours")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what belongs to other tiers, and say how many that are."""
+    left_out = [item for item in items if not tiers.is_in(config.getoption("--tier"), item.path)]
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in set(left_out)]
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -1,0 +1,1 @@
+"""What takes hours: ``pytest --tier nightly``."""

@@ -1,0 +1,44 @@
+"""Which tests are run when: each is in one tier, and ``full`` holds ``smoke``.
+
+smoke    3 minutes on two cores: is anything broken at all
+full     20 minutes: what a change must pass; the default
+nightly  as long as it takes: long fuzzing and long series of kills, in tests/nightly
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+TIERS = ("smoke", "full", "nightly")
+TESTS = Path(__file__).parent
+SMOKE = frozenset(
+    {
+        "ranks/test_pool.py",
+        "unit/test_after_import.py",
+        "unit/test_architecture.py",
+        "unit/test_class_rows.py",
+        "unit/test_config.py",
+        "unit/test_data_batches.py",
+        "unit/test_head.py",
+        "unit/test_metrics_functional.py",
+        "unit/test_optim_head.py",
+        "unit/test_optim_steps.py",
+        "unit/test_renamed.py",
+        "unit/test_sampling.py",
+        "unit/test_surface.py",
+    }
+)
+
+
+def tier_of(path: Path) -> str:
+    """The tier of a file of tests."""
+    name = path.relative_to(TESTS).as_posix()
+    if name.startswith("nightly/"):
+        return "nightly"
+    return "smoke" if name in SMOKE else "full"
+
+
+def is_in(tier: str, path: Path) -> bool:
+    """Whether a file's tests are run in a tier."""
+    own = tier_of(path)
+    return own == tier or (tier == "full" and own == "smoke")

@@ -1,0 +1,17 @@
+"""Every test is in one tier, and the lists of files name files that exist."""
+
+from __future__ import annotations
+
+from tests.tiers import SMOKE, TESTS, TIERS, is_in, tier_of
+
+
+def test_every_file_is_in_one_tier() -> None:
+    files = sorted(TESTS.rglob("test_*.py"))
+    assert {tier_of(path) for path in files} == set(TIERS)
+    for path in files:
+        own = [tier for tier in TIERS if is_in(tier, path)]
+        assert own in (["smoke", "full"], ["full"], ["nightly"]), path
+
+
+def test_the_smoke_tier_names_files_that_exist() -> None:
+    assert [name for name in SMOKE if not (TESTS / name).is_file()] == []
