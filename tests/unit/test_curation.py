@@ -20,7 +20,7 @@ from lightning_pfc.data.curation.check import check, histogram, suspects
 from lightning_pfc.data.curation.clean import find
 from lightning_pfc.data.curation.convert import FORMATS, convert
 from lightning_pfc.data.formats import EncodedImages, FolderImages, FormatError, RecordIOImages, open_images
-from tests.unit.test_formats_recordio import GOLDEN, golden
+from tests.golden_formats import GOLDEN, golden
 
 with contextlib.suppress(ImportError):
     import cv2  # noqa: F401 (here, because it changes the environment when it is first imported)

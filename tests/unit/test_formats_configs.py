@@ -11,7 +11,7 @@ from hydra.utils import instantiate
 from lightning_pfc.config import compose
 from lightning_pfc.data.curation.convert import convert
 from lightning_pfc.data.formats import FolderImages
-from tests.unit.test_formats_recordio import golden
+from tests.golden_formats import golden
 
 
 @pytest.fixture(scope="module")

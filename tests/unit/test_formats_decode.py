@@ -21,7 +21,7 @@ from lightning_pfc.data.formats import (
     TooManyBrokenImagesError,
     decode,
 )
-from tests.unit.test_formats_recordio import GOLDEN, golden
+from tests.golden_formats import GOLDEN, golden
 
 
 def encoded(size: tuple[int, int] = (40, 30), kind: str = "JPEG", mode: str = "RGB", seed: int = 0) -> bytes:

@@ -25,7 +25,7 @@ from lightning_pfc.data.formats import (
     open_images,
 )
 from lightning_pfc.data.formats.base import contiguous_labels
-from tests.unit.test_formats_recordio import GOLDEN, golden
+from tests.golden_formats import GOLDEN, golden
 
 
 def same_as_golden(data: EncodedImages) -> None:

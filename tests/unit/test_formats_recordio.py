@@ -14,17 +14,7 @@ from lightning_pfc.data.formats import FormatError, RecordIOImages, RecordWriter
 from lightning_pfc.data.formats import recordio_images as module
 from lightning_pfc.data.formats.recordio import MAGIC_BYTES, RecordFile, read_headers, read_index
 from lightning_pfc.data.formats.recordio_writer import pack_image, pack_range, pack_record
-
-GOLDEN = Path(__file__).parents[1] / "golden" / "formats"
-
-
-def golden() -> tuple[list[bytes], np.ndarray, list[bytes]]:
-    """Images, their labels, and the payloads that hold the magic; as benchmarks/formats/golden.py wrote them."""
-    with np.load(GOLDEN / "images.npz") as file:
-        labels, blob = file["labels"], file["bytes"].tobytes()
-        ends = np.cumsum(file["sizes"]).tolist()
-    pieces = [blob[start:end] for start, end in zip([0, *ends], ends, strict=False)]
-    return pieces[: len(labels)], labels, pieces[len(labels) :]
+from tests.golden_formats import GOLDEN, golden
 
 
 def write_headered(path: Path, labels: list[int], images: list[bytes]) -> None:
