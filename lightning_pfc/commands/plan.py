@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from lightning_pfc.commands.output import may_be_cut_short
 from lightning_pfc.planning.machine import MACHINES
-from lightning_pfc.planning.words import BYTES, OPTIMIZERS
+from lightning_pfc.planning.words import BYTES, OPTIMIZERS, PRECISIONS
 
 _ABOUT = """\
 What will this head need? Predicts, for one rank, the memory term by term, the bytes it sends and the time of a step;
@@ -75,8 +75,13 @@ def _parser() -> argparse.ArgumentParser:
         help="bfloat16 with precision=bf16-mixed",
     )
     run.add_argument(
-        "--memory-budget", type=_bytes, default=512 << 20, metavar="SIZE", help="head.memory_budget (512MiB)"
-    )
+        "--memory-budget", type=_budget, default=512 << 20, metavar="SIZE",
+        help="head.memory_budget: a size, lean (keeps nothing) or fast (keeps everything); 512MiB",
+    )  # fmt: skip
+    run.add_argument(
+        "--precision", choices=PRECISIONS, default="auto",
+        help="head.precision of the products; auto: bfloat16 on a GPU with --embedding-dtype bfloat16, else float32",
+    )  # fmt: skip
     backbone = parser.add_argument_group("the backbone")
     backbone.add_argument(
         "--backbone-gflops", type=float, default=6.3, metavar="N",
@@ -95,6 +100,8 @@ def _parser() -> argparse.ArgumentParser:
         "--memory", type=_bytes, metavar="SIZE", help="of the device, instead of what is known of it: 24GB"
     )
     device.add_argument("--flops", type=float, metavar="N", help="of a float32 matrix product per second: 1.2e13")
+    device.add_argument("--tf32-flops", type=float, metavar="N", help="the same in TF32")
+    device.add_argument("--half-flops", type=float, metavar="N", help="the same in bfloat16 or float16")
     device.add_argument("--backbone-flops", type=float, metavar="N", help="of the backbone per second, all told")
     device.add_argument("--bandwidth", type=_bytes, metavar="SIZE", help="of memory per second: 900GB")
     device.add_argument(
@@ -115,6 +122,10 @@ def _count(text: str) -> int:
     if value != int(value) or value < 1:
         raise argparse.ArgumentTypeError(f"{text!r} must be a whole number of at least 1")
     return int(value)
+
+
+def _budget(text: str) -> float:
+    return {"lean": 0.0, "fast": float(1 << 62)}[text] if text in ("lean", "fast") else _bytes(text)
 
 
 def _bytes(text: str) -> float:

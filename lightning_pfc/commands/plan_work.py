@@ -37,6 +37,7 @@ def plan(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
             update_in_backward=args.update_in_backward,
             embedding_dtype=args.embedding_dtype,
             memory_budget=int(args.memory_budget),
+            precision=args.precision,
             device="cpu" if args.device == "cpu" else "cuda",
         )
     except ValueError as error:
@@ -55,7 +56,17 @@ def plan(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
 
 def _machine(args: argparse.Namespace) -> Machine:
     machine = this_machine() if args.device == "cpu" else MACHINES[args.device]
-    names = ("memory", "flops", "backbone_flops", "bandwidth", "link", "network", "ranks_per_node")
+    names = (
+        "memory",
+        "flops",
+        "tf32_flops",
+        "half_flops",
+        "backbone_flops",
+        "bandwidth",
+        "link",
+        "network",
+        "ranks_per_node",
+    )
     given = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
     for name, value in given.items():
         if not value > 0:

@@ -12,7 +12,9 @@ class Machine:
     Attributes:
         name: of the device.
         memory: bytes of one rank's device.
-        flops: of a matrix product in float32, per second.
+        flops: of a matrix product in float32 as IEEE has it, per second.
+        tf32_flops: in TF32; as ``flops`` where there is no such thing.
+        half_flops: in bfloat16 or float16 with sums in float32.
         backbone_flops: of a backbone in mixed precision, per second, all told.
         bandwidth: bytes that memory reads and writes per second.
         link: bytes that a rank sends per second within its node.
@@ -24,6 +26,8 @@ class Machine:
     name: str
     memory: float
     flops: float
+    tf32_flops: float
+    half_flops: float
     backbone_flops: float
     bandwidth: float
     link: float
@@ -31,34 +35,45 @@ class Machine:
     latency: float = 30e-6
     ranks_per_node: int = 8
 
+    def product_flops(self, precision: str) -> float:
+        """Of a matrix product in a precision of ``head.precision``; three float16 products count as one."""
+        if precision == "float16x3":
+            return self.half_flops / 3
+        return {"float32": self.flops, "tf32": self.tf32_flops}.get(precision, self.half_flops)
+
     def sending_speed(self, spans: int) -> float:
         """Bytes that a rank sends per second in a collective over ``spans`` neighbouring ranks."""
         return self.link if spans <= self.ranks_per_node else self.network
 
 
 _GB, _TFLOP = 1e9, 1e12
-# Data sheets: memory, float32 products (TF32 where there is such a thing) at 60 % of the peak, 80 % of memory
-# bandwidth, NVLink or PCIe per direction, a network of 10 or 100 Gbit/s and more. Backbones: a fifth of the peak of
-# 16-bit products, which is what InsightFace's 5004 images/s of a ResNet-50 on eight V100 come to. A rough guide:
-# nothing was timed here.
+# Data sheets, dense: memory, products at 60 % of the peak, 80 % of memory bandwidth, NVLink or PCIe per direction, a
+# network of 10 or 100 Gbit/s and more. Backbones: a fifth of the peak of 16-bit products, which is what InsightFace's
+# 5004 images/s of a ResNet-50 on eight V100 come to. A rough guide: nothing was timed here.
 _SHEETS = (
-    # name, GB, float32 TFLOP/s, 16-bit TFLOP/s, GB/s of memory, GB/s of a link, GB/s of the network
-    ("rtx2080ti", 11, 13.4, 107, 616, 10, 1.2),
-    ("v100-16", 16, 15.7, 125, 900, 120, 1.2),
-    ("v100-32", 32, 15.7, 125, 900, 120, 1.2),
-    ("a100-40", 40, 156, 312, 1555, 240, 12),
-    ("a100-80", 80, 156, 312, 2039, 240, 12),
-    ("h100-80", 80, 495, 989, 3350, 360, 40),
+    # name, GB, TFLOP/s in float32, TF32 and 16 bits, GB/s of memory, GB/s of a link, GB/s of the network
+    ("rtx2080ti", 11, 13.4, 13.4, 107, 616, 10, 1.2),
+    ("v100-16", 16, 15.7, 15.7, 125, 900, 120, 1.2),
+    ("v100-32", 32, 15.7, 15.7, 125, 900, 120, 1.2),
+    ("a100-40", 40, 19.5, 156, 312, 1555, 240, 12),
+    ("a100-80", 80, 19.5, 156, 312, 2039, 240, 12),
+    ("rtx4090", 24, 82.6, 82.6, 165, 1008, 20, 1.2),
+    ("l40s", 48, 91.6, 183, 362, 864, 20, 12),
+    ("h100-80", 80, 67, 495, 989, 3350, 360, 40),
+    ("h200", 141, 67, 495, 989, 4800, 360, 40),
+    ("b200", 180, 75, 1100, 2250, 8000, 720, 40),
 )
 MACHINES = {
     name: Machine(
         name=name,
         memory=memory * _GB,
         flops=0.6 * single * _TFLOP,
+        tf32_flops=0.6 * tf32 * _TFLOP,
+        half_flops=0.6 * half * _TFLOP,
         backbone_flops=0.2 * half * _TFLOP,
         bandwidth=0.8 * bandwidth * _GB,
         link=link * _GB,
         network=network * _GB,
     )
-    for name, memory, single, half, bandwidth, link, network in _SHEETS
+    for name, memory, single, tf32, half, bandwidth, link, network in _SHEETS
 }

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Any, get_args
+from typing import Any
 
 from lightning_pfc.distributed.shard import ClassShard
 from lightning_pfc.heads.sampling.uniform_draw import capacity, class_budget
-from lightning_pfc.heads.softmax.precision import PrecisionWord
-from lightning_pfc.planning.words import BYTES, OPTIMIZERS
+from lightning_pfc.planning.words import BYTES, OPTIMIZERS, PRECISIONS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +68,7 @@ class Setup:
             ("dtype", ("float32", "bfloat16")),
             ("state_dtype", tuple(BYTES)),
             ("embedding_dtype", ("float32", "bfloat16")),
-            ("precision", get_args(PrecisionWord)),
+            ("precision", PRECISIONS),
             ("device", ("cpu", "cuda")),
         ):
             if getattr(self, name) not in choices:

@@ -9,6 +9,7 @@ from statistics import median
 
 import torch
 
+from lightning_pfc.heads.softmax.matmul import has_fast_bfloat16
 from lightning_pfc.planning.machine import Machine
 from lightning_pfc.products import fast_float32_products
 
@@ -19,6 +20,10 @@ def this_machine() -> Machine:
     out = torch.empty(256, 4096)
     with fast_float32_products():  # as in the head
         flops = 2 * a.shape[0] * b.shape[0] * b.shape[1] / _seconds(lambda: torch.mm(a, b.t(), out=out))
+    half = flops
+    if has_fast_bfloat16():
+        a, b, out = a.bfloat16(), b.bfloat16(), out.bfloat16()
+        half = 2 * a.shape[0] * b.shape[0] * b.shape[1] / _seconds(lambda: torch.mm(a, b.t(), out=out))
     source = torch.zeros(8 << 20)
     target = torch.empty_like(source)
     bandwidth = 2 * source.numel() * 4 / _seconds(lambda: target.copy_(source))
@@ -30,6 +35,8 @@ def this_machine() -> Machine:
         name="this-cpu",
         memory=memory,
         flops=flops,
+        tf32_flops=flops,
+        half_flops=half,
         backbone_flops=flops,
         bandwidth=bandwidth,
         link=1e9,

@@ -15,7 +15,7 @@ def head_seconds(setup: Setup, machine: Machine) -> dict[str, float]:
     """Seconds of a step, by what they are spent on. Nothing is taken to overlap."""
     s, k = setup, setup.sampled_rows
     products = 6 * s.group_batch * k * s.dim
-    kept = s.memory_budget // 4
+    kept = s.memory_budget // s.kept_bytes
     products += 2 * s.dim * max(0, s.group_batch * k - kept)  # computed again in the backward pass
     stored = BYTES[s.dtype]
     gathered = k * s.dim * (2 * stored + 6 * 4)  # read twice, norms, gradient written and read
@@ -25,7 +25,7 @@ def head_seconds(setup: Setup, machine: Machine) -> dict[str, float]:
     messages = head_traffic(s)
     drawn = 0.0 if s.budget >= s.classes else 60 * 8 * s.budget / machine.bandwidth
     return {
-        "matrix products": products / machine.flops,
+        "matrix products": products / machine.product_flops(s.product),
         "scores": _SCORE_PASSES * 4 * s.group_batch * k / machine.bandwidth,
         "centers": gathered / machine.bandwidth,
         "optimizer": update / machine.bandwidth,

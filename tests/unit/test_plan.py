@@ -209,3 +209,19 @@ def test_bad_arguments_say_what_is_wrong(arguments, words, capsys):
 )
 def test_sizes(text, value):
     assert plan._bytes(text) == value
+
+
+def test_a_precision_has_its_own_rate_and_keeps_its_own_bytes():
+    machine = MACHINES["h200"]
+    assert [machine.product_flops(word) / machine.flops for word in ("float32", "tf32", "bfloat16", "float16x3")] == (
+        pytest.approx([1.0, 495 / 67, 989 / 67, 989 / 67 / 3])
+    )
+    setup = Setup(classes=1_000_000, batch=1024, memory_budget=1 << 62)
+    seconds = {p: head_seconds(setup.but(precision=p), machine)["matrix products"] for p in ("float32", "bfloat16")}
+    assert seconds["float32"] == pytest.approx(seconds["bfloat16"] * 989 / 67)
+    fast, half = setup, setup.but(precision="bfloat16")
+    kept = [sum(t.bytes for t in head_memory(s).terms if t.name == "kept exponentials") for s in (fast, half)]
+    assert kept == [4 * 1024 * 1_000_000, 2 * 1024 * 1_000_000]
+    lean = setup.but(memory_budget=0)
+    assert head_memory(lean).peak < head_memory(setup).peak
+    assert head_seconds(lean, machine)["matrix products"] > head_seconds(setup, machine)["matrix products"]
