@@ -34,6 +34,7 @@ from lightning_pfc.distributed.jobs import adopt_step, job_name, restart_count, 
 from lightning_pfc.distributed.rendezvous import agree_on_text
 from lightning_pfc.evaluation import VerificationEvaluation
 from lightning_pfc.report import draw, peak_memory, print_results, versions
+from lightning_pfc.runs.choices import choose, told
 from lightning_pfc.runs.records import set_aside, write_record
 from lightning_pfc.runs.resuming import as_it_was, earlier_run
 from lightning_pfc.storage.whole_files import write_json
@@ -79,6 +80,8 @@ def run(config: DictConfig, folder: Path, overrides: Sequence[str] = ()) -> dict
     with open_dict(config):
         config.output_dir = str(folder)
     check_launch(config)
+    if made := choose(config, overrides):
+        rank_zero_info("%s", told(made))
     warn_idle_keys(config)
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     warnings.filterwarnings("ignore", message=".*`srun` command is available.*")  # a job of one process needs none

@@ -24,7 +24,7 @@ def start(module: str, *words: str, stdout: int = subprocess.PIPE) -> subprocess
 
 
 def test_there_are_commands() -> None:
-    assert {"train", "eval", "data", "ckpt", "plan", "export", "gallery", "serve"} == {name for name, _ in COMMANDS}
+    assert {"train", "eval", "data", "ckpt", "plan", "export", "gallery", "serve"} <= {name for name, _ in COMMANDS}
 
 
 @pytest.mark.skipif(not hasattr(os, "wait4"), reason="processor time of one child is a matter of POSIX")

@@ -1,0 +1,88 @@
+"""What is chosen for somebody's own pictures, and what is left alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from omegaconf import DictConfig, OmegaConf
+from PIL import Image
+
+from lightning_pfc.config import compose
+from lightning_pfc.data import IdentityDataModule, Synthetic
+from lightning_pfc.runs.choices import choose, told
+
+
+def folder(path: Path, size: tuple[int, int], colour: bool, classes: int = 12, each: int = 3) -> Path:
+    generator = np.random.default_rng(0)
+    for name in range(classes):
+        (path / f"c{name:02}").mkdir(parents=True)
+        for place in range(each):
+            pixels = generator.integers(0, 256, (*size, 3), dtype=np.uint8)
+            pixels = pixels if colour else np.repeat(pixels[..., :1], 3, axis=2)
+            Image.fromarray(pixels).save(path / f"c{name:02}" / f"{place}.png")
+    return path
+
+
+def chosen(*words: str) -> tuple[dict[str, object], DictConfig]:
+    config = compose(list(words))
+    made = choose(config, words)
+    assert (told(made).count("\n") == len(made)) or not made
+    return {choice.key: choice.value for choice in made}, config
+
+
+def test_shape_and_colour_come_from_the_pictures(tmp_path: Path) -> None:
+    path = folder(tmp_path / "a", (45, 60), colour=False)
+    made, config = chosen("data=folder", f"data.source.path={path}")
+    assert (made["data.source.image_size"], made["data.source.channels"]) == ([48, 64], 1)
+    assert (made["data.augment"], made["data.batch_size"], made["trainer.max_epochs"]) == ("none", 16, 40)
+    assert (config.model.loss.name, config.model.loss.scale) == ("ArcFace", 16.0)
+    assert config.data.source.fit == "stretch"
+    assert choose(config, []) == []  # as in a run that goes on: its record has plain values
+    assert not OmegaConf.is_missing(config, "choices")
+    large, _ = chosen("data=folder", f"data.source.path={folder(tmp_path / 'b', (300, 150), colour=True)}")
+    assert large["data.source.image_size"] == [112, 64]
+    assert "data.source.channels" not in large
+
+
+@pytest.mark.parametrize(
+    ("word", "left"),
+    [
+        ("loss.margin=0.2", "loss"),
+        ("loss=adaface", "loss"),
+        ("data.batch_size=32", "data.batch_size"),
+        ("data.kind=faces", "data.augment"),
+        ("data.augment=flip", "data.augment"),
+        ("trainer.max_epochs=3", "trainer.max_epochs"),
+        ("data.source.image_size=112", "data.source.image_size"),
+        ("backbone=iresnet50", "data.source.image_size"),
+    ],
+)
+def test_a_typed_word_is_never_changed(word: str, left: str, tmp_path: Path) -> None:
+    path = folder(tmp_path / "a", (32, 32), colour=True, classes=3)
+    words = ["data=folder", f"data.source.path={path}", word]
+    made, config = chosen(*words)
+    assert made
+    assert left not in made
+    assert OmegaConf.select(config, left) == OmegaConf.select(compose(words), left)
+
+
+@pytest.mark.parametrize("word", ["choices=none", "experiment=none", "experiment=insightface/ms1mv3_r50"])
+def test_who_chooses_themselves_is_left_alone(word: str, tmp_path: Path) -> None:
+    path = folder(tmp_path / "a", (32, 32), colour=True, classes=3)
+    assert chosen("data=folder", f"data.source.path={path}", word)[0] == {}
+    assert chosen("data=glyphs")[0] == {}
+    assert chosen("data=folder", "data.source.path=/nowhere")[0] == {}  # said better when it is read
+
+
+def test_kinds_of_pictures() -> None:
+    source = Synthetic(num_classes=4, images_per_class=2, image_size=8)
+    for kind, flip in (("faces", "sum"), ("objects", "sum"), ("characters", "none"), ("spectrograms", "none")):
+        data = IdentityDataModule(source, kind=kind)
+        data.setup("fit")
+        assert data.preprocessing is None or data.preprocessing.flip == flip
+    with pytest.raises(ValueError, match="kind='cats' is unknown; use faces, objects, characters, spectrograms"):
+        IdentityDataModule(source, kind="cats")
+    with pytest.raises(ValueError, match="leave one of them out"):
+        IdentityDataModule(source, kind="faces", augment="none")
