@@ -77,7 +77,7 @@ def _choices(config: DictConfig, images: EncodedImages) -> Iterator[Choice]:
     if all(_is_grey(images.read(place)) for place in places[:: max(1, len(places) // _DECODED)]):
         yield Choice("data.source.channels", 1, f"no colour in {looked}")
     if config.data.get("kind") is None:
-        yield Choice("data.augment", "none", "mirrored, a picture may be another identity; not faces: data.kind=faces")
+        yield Choice("data.augment", "none", "mirrored, it may be another identity; of faces: data.kind=faces")
     loss = OmegaConf.load(config_dir() / "loss" / "arcface.yaml")
     loss.scale = 16.0
     yield Choice("loss", loss, "scale 16: the larger scales of long runs learn little in a short one")
@@ -90,9 +90,9 @@ def _choices(config: DictConfig, images: EncodedImages) -> Iterator[Choice]:
 
 def _said(key: str, typed: set[str]) -> bool:
     """Whether a typed word is about a key, a part of it, or what it is a part of."""
-    return any(word == key or word.startswith(f"{key}.") or key.startswith(f"{word}.") for word in typed) or (
-        key == "data.source.image_size" and "backbone" in typed  # other networks have a size of their own
-    )
+    above = any("." in word and key.startswith(f"{word}.") for word in typed)  # data.source={...}, but not data=folder
+    own_size = key == "data.source.image_size" and "backbone" in typed  # other networks have a size of their own
+    return above or own_size or any(word == key or word.startswith(f"{key}.") for word in typed)
 
 
 def _is_grey(data: bytes) -> bool:

@@ -28,7 +28,7 @@ def folder(path: Path, size: tuple[int, int], colour: bool, classes: int = 12, e
 def chosen(*words: str) -> tuple[dict[str, object], DictConfig]:
     config = compose(list(words))
     made = choose(config, words)
-    assert (told(made).count("\n") == len(made)) or not made
+    assert not made or told(made).count("\n") == len(made)
     return {choice.key: choice.value for choice in made}, config
 
 
