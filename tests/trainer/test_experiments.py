@@ -78,7 +78,7 @@ def test_insightface_recipe_says_what_its_source_says(row: dict[str, str]) -> No
 
 def test_every_recipe_says_what_its_source_said(monkeypatch: pytest.MonkeyPatch) -> None:
     """Field by field, or why not; and a label of parity stands only where there was a file to compare with."""
-    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "recipes" / "parity"))
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "recipes" / "benchmarks" / "parity"))
     parity = importlib.import_module("compare")
     sources, meant = parity.read_golden(), parity.meant_differences()
     assert set(sources) <= set(RECIPES) == set(parity.recipes())

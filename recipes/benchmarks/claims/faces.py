@@ -18,6 +18,7 @@ from tables import Column, Record, compare
 
 FACES = (
     "data=folder",
+    "choices=none",  # as it was measured
     "data.source.test_share=0.3",
     "data.source.image_size=48",
     "data.source.channels=1",
