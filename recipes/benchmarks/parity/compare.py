@@ -1,7 +1,7 @@
 """Compare every field of the published recipes with their sources.
 
-``python recipes/benchmarks/parity/compare.py --sources CLONES`` reads clones of the sources (folders ``OWNER+NAME``), writes what
-they say to ``tests/golden/recipe_sources.csv``, which a test compares the recipes with, and the table to
+``python recipes/benchmarks/parity/compare.py --sources CLONES`` reads clones of the sources (folders ``OWNER+NAME``),
+writes what they say to ``tests/golden/recipe_sources.csv``, which a test compares the recipes with, and the table to
 ``docs/parity.md``. Without ``--sources`` it takes what the CSV says. Exit status 1 if a field differs that is not meant
 to (``recipes/benchmarks/parity/meant.yaml``).
 """
@@ -27,8 +27,8 @@ MEANT = Path(__file__).with_name("meant.yaml")
 GROUPS = ("insightface", "plsc", "oneflow", "mxnet", "other")
 _HEAD = """# Recipes beside their sources
 
-Written by `python recipes/benchmarks/parity/compare.py --sources CLONES`, which reads the files of each source and compares every
-field that both have. A test does the same with what the sources said (`tests/golden/recipe_sources.csv`). "Equal"
+Written by `python recipes/benchmarks/parity/compare.py --sources CLONES`, which reads the files of each source and
+compares every field that both have. A test does the same with what the sources said (`tests/golden/recipe_sources.csv`). "Equal"
 counts fields; what differs is meant, and says why.
 
 | recipe | label | equal | differs: source, here, reason |
