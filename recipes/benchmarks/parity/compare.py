@@ -28,8 +28,8 @@ GROUPS = ("insightface", "plsc", "oneflow", "mxnet", "other")
 _HEAD = """# Recipes beside their sources
 
 Written by `python recipes/benchmarks/parity/compare.py --sources CLONES`, which reads the files of each source and
-compares every field that both have. A test does the same with what the sources said (`tests/golden/recipe_sources.csv`). "Equal"
-counts fields; what differs is meant, and says why.
+compares every field that both have. A test does the same with what the sources said
+(`tests/golden/recipe_sources.csv`). "Equal" counts fields; what differs is meant, and says why.
 
 | recipe | label | equal | differs: source, here, reason |
 | --- | --- | --- | --- |
