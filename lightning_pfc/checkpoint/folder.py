@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -142,10 +142,18 @@ class FolderWriter(StorageWriter):
         small: this rank's rest of the checkpoint.
         info: for the manifest.
         publish: called on rank 0 once everything is on the disk.
+        more: writes further files into the folder, on rank 0; gives their names and entries.
     """
 
-    def __init__(self, folder: Path, small: Any, info: dict[str, Any], publish: Callable[[], None]) -> None:
-        self.folder, self.small, self.info, self.publish = folder, small, info, publish
+    def __init__(
+        self,
+        folder: Path,
+        small: Any,
+        info: dict[str, Any],
+        publish: Callable[[], None],
+        more: Callable[[Path], Iterable[tuple[str, FileEntry]]] = lambda folder: (),
+    ) -> None:
+        self.folder, self.small, self.info, self.publish, self.more = folder, small, info, publish, more
         self.rank = 0
 
     def reset(self, checkpoint_id: str | os.PathLike[str] | None = None) -> None:
@@ -181,6 +189,8 @@ class FolderWriter(StorageWriter):
                 results.append(WriteResult(item.index, tensor.numel() * tensor.element_size(), stored))
         name = small_name(rank)
         results.append(_file_result(name, save_small(self.folder / name, self.small)))
+        if rank == 0:
+            results += [_file_result(*made) for made in self.more(self.folder)]
         done: Future[list[WriteResult]] = Future()
         done.set_result(results)
         return done

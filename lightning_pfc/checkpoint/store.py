@@ -21,7 +21,8 @@ from torch.distributed.checkpoint.state_dict_saver import save
 from lightning_pfc.checkpoint.archive import check_archive, check_checkpoint, load_archive
 from lightning_pfc.checkpoint.blocks import BlockReader
 from lightning_pfc.checkpoint.folder import FolderReader, FolderWriter, RowsLoadPlanner, RowsSavePlanner, small_name
-from lightning_pfc.checkpoint.manifest import CheckpointError, Manifest, TensorEntry, check_size, dtype_of
+from lightning_pfc.checkpoint.identities import KEY, Identities
+from lightning_pfc.checkpoint.manifest import CheckpointError, FileEntry, Manifest, TensorEntry, check_size, dtype_of
 from lightning_pfc.checkpoint.publish import prepare_folder, publish, remove
 from lightning_pfc.checkpoint.tree import Rows, join_tree
 from lightning_pfc.distributed import ClassShard, Comm
@@ -46,6 +47,7 @@ def save_folder(
     comm: Comm,
     info: Mapping[str, Any],
     group: dist.ProcessGroup | None = None,
+    identities: Identities | None = None,
 ) -> None:
     """Write a checkpoint folder. Collective, over CPU messages only; extra memory is one block of a few MiB a rank.
 
@@ -56,6 +58,7 @@ def save_folder(
         comm: the ranks.
         info: small facts for the manifest.
         group: the CPU group to talk through; None is that of ``comm.agreement``.
+        identities: the names of the classes, which rank 0 writes.
 
     Raises:
         CheckpointError: on every rank, if any rank could not write; whatever had the name before is still there.
@@ -64,7 +67,14 @@ def save_folder(
     folder = _agreed_folder(target, comm, group)
     by_class = sorted(key for key, item in tensors.items() if isinstance(item, Rows))
     facts = {**info, "torch": torch.__version__, "saved_at": time.time(), "by_class": by_class}
-    writer = FolderWriter(folder, rest, facts, lambda: publish(folder, target))
+
+    def more(folder: Path) -> list[tuple[str, FileEntry]]:
+        if identities is None:
+            return []
+        facts[KEY] = identities.facts
+        return [identities.write(folder)]
+
+    writer = FolderWriter(folder, rest, facts, lambda: publish(folder, target), more)
     planner = RowsSavePlanner(writes_rows=comm.rank < comm.shard_size)
     try:
         with _quiet(comm):

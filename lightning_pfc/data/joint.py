@@ -15,7 +15,7 @@ from torch import Tensor
 
 from lightning_pfc.data.images import ImageTable, Labels
 from lightning_pfc.data.preprocessing import Preprocessing
-from lightning_pfc.data.source import EvaluationSet, IdentityData, Part, Source
+from lightning_pfc.data.source import EvaluationSet, IdentityData, Names, Part, Source
 
 _log = logging.getLogger(__name__)
 
@@ -84,6 +84,26 @@ class JoinedLabels:
         return np.concatenate(whole).astype(dtype or np.int64)
 
 
+class JoinedNames:
+    """Names one after the other, each behind that of its data set: two sets may call other people by one name.
+
+    Args:
+        names: of the data sets.
+    """
+
+    def __init__(self, names: Mapping[str, Names]) -> None:
+        self.prefixes = list(names)
+        self.names = list(names.values())
+        self.bounds = np.cumsum([0, *(len(each) for each in self.names)])
+
+    def __len__(self) -> int:
+        return int(self.bounds[-1])
+
+    def __getitem__(self, index: int) -> str:
+        part = int(np.searchsorted(self.bounds, index, side="right")) - 1
+        return f"{self.prefixes[part]}/{self.names[part][index - int(self.bounds[part])]}"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Joint:
     """Several sources trained on at once.
@@ -138,10 +158,16 @@ class Joint:
             preprocessing=_one_preprocessing(opened),
             validation=_behind({name: data.validation for name, data in opened.items()}),
             test=_behind({name: data.test for name, data in opened.items()}),
+            class_names=_names(opened),
             parts=tuple(parts),
             separate=self.labels == "separate",
             description="; ".join(data.description for data in every),
         )
+
+
+def _names(opened: Mapping[str, IdentityData]) -> JoinedNames | None:
+    found = {name: data.class_names for name, data in opened.items() if data.class_names is not None}
+    return JoinedNames(found) if len(found) == len(opened) else None
 
 
 def _one_preprocessing(opened: Mapping[str, IdentityData]) -> Preprocessing | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -10,7 +10,7 @@ from typing import Any
 
 import torch.distributed as dist
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
-from lightning.fabric.utilities import rank_zero_warn
+from lightning.fabric.utilities import rank_zero_info, rank_zero_warn
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.strategies import DDPStrategy
@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from lightning_pfc.checkpoint import CheckpointError, is_checkpoint_folder, load_folder, save_folder
+from lightning_pfc.checkpoint.identities import KEY, Identities, in_folder, in_values
 from lightning_pfc.checkpoint.manifest import TensorEntry, dtype_of
 from lightning_pfc.checkpoint.publish import newest, remove, replace_link, settle_last
 from lightning_pfc.checkpoint.rng import random_state, restore_random_state
@@ -30,6 +31,14 @@ from lightning_pfc.distributed.class_rows import class_rows, declare_class_rows
 from lightning_pfc.heads.partial_fc import PartialFC, iter_heads
 from lightning_pfc.optim.row_state import has_entry_per_class
 from lightning_pfc.storage.row_files import row_files
+from lightning_pfc.strategies.resumed import (
+    Differences,
+    check_same_optimizers,
+    describe_optimizers,
+    differing_hyper_parameters,
+    sentence,
+)
+from lightning_pfc.strategies.whose import check_identities, names_of_data
 
 _MODEL, _OPTIMIZERS = "state_dict/", "optimizer_states/"
 
@@ -50,6 +59,10 @@ class CheckpointFolders(DDPStrategy):
         self._random_state_after_start = False
         self._guards: dict[Path, str] = {}
         self._saver: _Saver | None = None
+        self._configured: list[dict[str, Any]] = []
+        self._loaded_records: Any = None
+        self._match: str | None = None
+        self._names: tuple[Any, Identities] | None = None
 
     @property
     def fall_back(self) -> bool:
@@ -108,9 +121,11 @@ class CheckpointFolders(DDPStrategy):
         if not self._has_heads():
             super().save_checkpoint(checkpoint, filepath, storage_options=storage_options)
             return
-        checkpoint = {**checkpoint, OWN: {"random_state": random_state()}}
+        checkpoint = {**checkpoint, OWN: {"random_state": random_state(), "optimizers": self._configured}}
         if self.world_size == 1:
             checkpoint[OWN]["by_class"] = self._paths_by_class(checkpoint)  # for pfc-ckpt
+            if (names := self._identities()) is not None:
+                checkpoint[OWN][KEY] = names.as_values()
             if storage_options is not None or "://" in str(filepath) or not self._has_plain_files():
                 super().save_checkpoint(checkpoint, filepath, storage_options=storage_options)
             else:
@@ -125,11 +140,21 @@ class CheckpointFolders(DDPStrategy):
         rest, tensors = split_tree(checkpoint, self._shard_of)
         info = {name: checkpoint[name] for name in ("epoch", "global_step", "pytorch-lightning_version")}
         if self._saver is not None:
-            self._saver.save(path, rest, tensors, info)
+            self._saver.save(path, rest, tensors, info, self._identities())
         else:
             self._keep_last(path, None)
-            save_folder(path, rest, tensors, self.comm, info)
+            save_folder(path, rest, tensors, self.comm, info, identities=self._identities())
             self._keep_last(path, path)
+
+    def _identities(self) -> Identities | None:
+        """The names of the classes, found once; whoever writes a file of them is the only one to go through them."""
+        trainer = getattr(self.lightning_module, "_trainer", None)
+        names = names_of_data(trainer, [head for _, head in self._iter_heads()])
+        if names is None:
+            return None
+        if self._names is None or self._names[0] is not names:
+            self._names = names, Identities.of(names)
+        return self._names[1]
 
     def _has_plain_files(self) -> bool:
         """Whether the user has not given a plugin of their own for files."""
@@ -235,6 +260,7 @@ class CheckpointFolders(DDPStrategy):
         weights_only = True if weights_only is None else weights_only
         if not path.is_dir():
             checkpoint = self._load_file(path, weights_only)
+            self._compare_identities(path, lambda: in_values(checkpoint.get(OWN), str(path)))
             own = self.world_size == 1
         else:
             if not is_checkpoint_folder(path):
@@ -242,10 +268,12 @@ class CheckpointFolders(DDPStrategy):
                     f"{path} is a folder without manifest.json: it is not a checkpoint of this package, or not a "
                     "complete one. Resume from another checkpoint."
                 )
+            self._compare_identities(path, lambda: in_folder(path))
             targets = _Targets(self, self._fitting())
             loaded, _, own = load_folder(path, self.comm, targets, weights_only=weights_only)
             checkpoint = loaded
         added = checkpoint.pop(OWN, None)
+        self._loaded_records = None if added is None else added.get("optimizers")
         if added is not None and "random_state" in added and own and self._fitting():
             self._random_state = added["random_state"]
             progress = checkpoint.get("loops", {}).get("fit_loop", {}).get("epoch_loop.batch_progress", {})
@@ -258,6 +286,24 @@ class CheckpointFolders(DDPStrategy):
         with shared_errors(self.comm, path):  # each rank compares a part of the checksums
             return load_file(path, weights_only=weights_only, share=(self.comm.rank, self.comm.world_size))
 
+    def _compare_identities(self, path: Path, stored: Callable[[], Identities | None]) -> None:
+        """See, on rank 0, that the centers are those of the classes that the data have. Collective.
+
+        Raises:
+            CheckpointError: on every rank, naming the first class that is another.
+        """
+        with shared_errors(self.comm, path):
+            here = self._identities() if self._match is None and not self._predicting() else None
+            if self.is_global_zero and here is not None:
+                there = stored()
+                if there is None:
+                    rank_zero_info(f"{path} does not say whose its classes are: they are taken by their position.")
+                check_identities(str(path), there, here)
+
+    def _predicting(self) -> bool:
+        trainer = getattr(self.lightning_module, "_trainer", None)
+        return trainer is None or trainer.state.fn == TrainerFn.PREDICTING
+
     def _one_before(self, path: Path, tried: list[Path]) -> Path | None:
         found: list[Any] = [None]
         if self.is_global_zero:
@@ -268,16 +314,48 @@ class CheckpointFolders(DDPStrategy):
         return Path(found[0]) if found[0] is not None else None
 
     def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
-        """Restore the optimizers; of the rows of an ordinary file, which holds all, each rank takes its own."""
+        """Restore the optimizers; of the rows of an ordinary file, which holds all, each rank takes its own.
+
+        Options that are configured in another way than they were come into force, and are said.
+
+        Raises:
+            CheckpointError: on every rank, if they are others than those of the checkpoint.
+        """
         states = checkpoint["optimizer_states"]
-        for optimizer, state in zip(self.optimizers, states, strict=False):
+        check_same_optimizers(checkpoint, self._loaded_records, self.optimizers)
+        differences = Differences(self._loaded_records, states, self._configured)
+        for optimizer, state in zip(self.optimizers, states, strict=True):
             for index, shard in self._sharded_indices(optimizer):
                 values = state["state"].get(index, {})
                 for key, value in values.items():
                     if shard.world_size > 1 and has_entry_per_class(_plain(optimizer), key, value, shard.num_classes):
                         values[key] = value[shard.start : shard.stop].clone()
             _take_out_of_file(optimizer, state)
+        options = [[dict(group) for group in optimizer.param_groups] for optimizer in self.optimizers]
         super().load_optimizer_state_dict(checkpoint)
+        for optimizer, groups in zip(self.optimizers, options, strict=True):
+            for group, configured in zip(optimizer.param_groups, groups, strict=False):
+                for key in configured.keys() - group.keys():  # which the row-sparse form, or an older one, has not
+                    group[key] = configured[key]
+        differences.bring_into_force(self.optimizers)
+        numbers = {id(optimizer): number for number, optimizer in enumerate(self.optimizers)}
+        driven = [numbers.get(id(config.scheduler.optimizer), -1) for config in self.lr_scheduler_configs]
+        differences.change_schedules(checkpoint.get("lr_schedulers", ()), driven)
+        self._say_differences(checkpoint, differences.said)
+
+    def _say_differences(self, checkpoint: Mapping[str, Any], of_optimizers: list[str]) -> None:
+        module = self.lightning_module
+        stored = checkpoint.get("hyper_parameters")
+        if module is None or not isinstance(stored, Mapping):
+            stored, module = {}, None
+        said = of_optimizers + differing_hyper_parameters(stored, {} if module is None else dict(module.hparams))
+        if said:
+            rank_zero_warn(sentence(said))
+
+    def setup_optimizers(self, trainer: Any) -> None:
+        """Make the optimizers, and keep how they were configured."""
+        super().setup_optimizers(trainer)
+        self._configured = describe_optimizers(self.optimizers)
 
     def _fitting(self) -> bool:
         trainer = getattr(self.lightning_module, "_trainer", None)
@@ -401,7 +479,14 @@ class _Saver:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._pending: list[Future[None]] = []
 
-    def save(self, path: Path, rest: Any, tensors: Mapping[str, Tensor | Rows], info: Mapping[str, Any]) -> None:
+    def save(
+        self,
+        path: Path,
+        rest: Any,
+        tensors: Mapping[str, Tensor | Rows],
+        info: Mapping[str, Any],
+        names: Identities | None,
+    ) -> None:
         self.wait()  # one copy of the weights waits at a time
         copies: dict[str, Tensor | Rows] = {
             key: Rows(_copy(item.tensor), item.shard) if isinstance(item, Rows) else _copy(item)
@@ -412,10 +497,17 @@ class _Saver:
             # ModelCheckpoint links to the checkpoint at once, within a folder that the thread may not have made yet.
             with suppress(OSError):  # which the thread will meet again, and tell every rank
                 path.parent.mkdir(parents=True, exist_ok=True)
-        self._pending.append(self._thread.submit(self._write, path, rest, copies, info))
+        self._pending.append(self._thread.submit(self._write, path, rest, copies, info, names))
 
-    def _write(self, path: Path, rest: Any, tensors: Mapping[str, Tensor | Rows], info: Mapping[str, Any]) -> None:
-        save_folder(path, rest, tensors, self._strategy.comm, info, self._group)
+    def _write(
+        self,
+        path: Path,
+        rest: Any,
+        tensors: Mapping[str, Tensor | Rows],
+        info: Mapping[str, Any],
+        names: Identities | None,
+    ) -> None:
+        save_folder(path, rest, tensors, self._strategy.comm, info, self._group, names)
         self._strategy._keep_last(path, path)
 
     def remove_later(self, path: Path) -> bool:

@@ -28,6 +28,7 @@ from lightning_pfc.strategies.refusals import refuse_early_updates, refuse_fused
 from lightning_pfc.strategies.replicas import ReplicaWatch
 from lightning_pfc.strategies.start import StartTogether
 from lightning_pfc.strategies.steps import StepsTogether
+from lightning_pfc.strategies.whose import check_match
 from lightning_pfc.strategies.wiring import Wiring
 from lightning_pfc.strategy_names import add_names
 
@@ -53,12 +54,14 @@ class PartialFCStrategy(StepsTogether, StartTogether):
         check_replicas: what follows where the replicated parameters of the ranks are no longer the same bits, which is
             looked at after 1, 2, 4, ... steps, then every 100, before each checkpoint and at the end. ``"off"`` for
             training that lets them differ; with post-local SGD it is off by itself.
+        match: how the classes of a checkpoint are matched with those of the data. None compares their names, and
+            refuses other ones or another order; "position" compares nothing: row i is class i.
         timeout: how long a rank waits for the others in any collective.
         start_method: ``"popen"`` (the script is run again for each process) or ``"spawn"``.
         kwargs: everything else that ``DDPStrategy`` and ``DistributedDataParallel`` take.
 
     Raises:
-        ValueError: if ``clip`` is neither of its two values.
+        ValueError: if ``clip`` or ``match`` has a value that does not exist.
     """
 
     def __init__(
@@ -69,6 +72,7 @@ class PartialFCStrategy(StepsTogether, StartTogether):
         async_save: bool = False,
         fall_back: bool = False,
         check_replicas: Literal["raise", "warn", "off"] = "raise",
+        match: Literal["position"] | None = None,
         timeout: timedelta = default_pg_timeout,
         start_method: Literal["popen", "spawn", "fork", "forkserver"] = "popen",
         **kwargs: Any,
@@ -83,6 +87,7 @@ class PartialFCStrategy(StepsTogether, StartTogether):
         self.replica_watch = None if check_replicas == "off" else ReplicaWatch(action=check_replicas)
         self._async_save = async_save
         self._fall_back = fall_back
+        self._match = check_match(match)
 
     # -- the process group and the heads
 

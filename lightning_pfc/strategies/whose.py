@@ -1,0 +1,54 @@
+"""Whether the classes of a checkpoint are those of the data, before a center is taken for somebody else's."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from lightning_pfc.checkpoint.identities import Identities, difference
+from lightning_pfc.checkpoint.manifest import CheckpointError
+from lightning_pfc.heads.partial_fc import PartialFC
+
+MATCHES = (None, "position")
+
+
+def check_match(match: str | None) -> str | None:
+    """See that a word for how classes are matched exists.
+
+    Raises:
+        ValueError: if it does not.
+    """
+    if match not in MATCHES:
+        words = ", ".join(repr(each) for each in MATCHES[1:])
+        raise ValueError(f"head.match={match!r} does not exist; there are {words}, or null, which compares the names.")
+    return match
+
+
+def names_of_data(trainer: Any, heads: Iterable[PartialFC]) -> Any:
+    """The names of the classes that a Trainer's data have, in a sequence; None if they do not tell, or no head fits.
+
+    They are ``class_names`` of the data module, of its ``data``, or of the module, in this order.
+    """
+    data = getattr(trainer, "datamodule", None)
+    for owner in (data, getattr(data, "data", None), getattr(trainer, "lightning_module", None)):
+        names = getattr(owner, "class_names", None)
+        if names is not None and not callable(names):
+            counts = [head.num_classes for head in heads]
+            return names if len(names) in (*counts, sum(counts)) else None
+    return None
+
+
+def check_identities(where: str, there: Identities | None, here: Identities | None) -> None:
+    """See that the classes of a checkpoint are those of the data, in their order.
+
+    Raises:
+        CheckpointError: naming the first that is not, and the ways out.
+    """
+    if there is None or here is None:
+        return
+    found = difference(there, here)
+    if found is not None:
+        raise CheckpointError(
+            f"{where} was trained on other classes than the data have, or in another order: {found}. Give the data of "
+            "the checkpoint; or head.match=position, if you know that row i is class i all the same."
+        )

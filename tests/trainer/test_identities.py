@@ -1,0 +1,202 @@
+"""Whose the classes of a checkpoint are: its doors refuse the data of others, and say which class differs first."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from lightning_pfc import PartialFC
+from lightning_pfc.checkpoint import CheckpointError, Manifest, identities
+from lightning_pfc.checkpoint.identities import NAMES_FILE, Identities, difference, in_folder, in_values
+from lightning_pfc.checkpoint.single import OWN
+from lightning_pfc.losses import CosFace
+from tests.ranks import RankPool
+from tests.trainer.test_checkpoints import split_sizes
+from tests.trainer.test_other_options import pfc_train
+from tests.trainer.world import DIM, TheirModule, make_loader, make_trainer
+
+NAMES = ["anna", "bert", "cäcilie", "dora", "emil", "fritz", "gerd", "hanna", "ida", "jan", "kurt"]
+OTHERS: dict[str, tuple[list[str], str]] = {
+    "same": (NAMES, ""),
+    "permuted": ([*NAMES[1:], NAMES[0]], "class 0 is 'anna' in the checkpoint and 'bert' in the data"),
+    "renamed": ([*NAMES[:3], "doris", *NAMES[4:]], "class 3 is 'dora' in the checkpoint and 'doris' in the data"),
+    "added": ([*NAMES, "lisa"], "class 11 is not in the checkpoint and is 'lisa' in the data"),
+    "added first": (["aaron", *NAMES], "class 0 is 'anna' in the checkpoint and 'aaron' in the data"),
+    "dropped": (NAMES[:-1], "class 10 is 'kurt' in the checkpoint and is not in the data"),
+}
+
+
+class Named(L.LightningDataModule):
+    """The fixed batches, of classes with names."""
+
+    def __init__(self, rank: int, world_size: int, names: Sequence[str] | None) -> None:
+        super().__init__()
+        if names is not None:
+            self.class_names = list(names)
+        self._loader = make_loader(rank, world_size, steps=8, sizes=split_sizes(world_size))
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        return self._loader
+
+    def val_dataloader(self) -> DataLoader[Any]:
+        return self._loader
+
+    def test_dataloader(self) -> DataLoader[Any]:
+        return self._loader
+
+
+class Sized(TheirModule):
+    def __init__(self, classes: int = len(NAMES)) -> None:
+        self.classes = classes
+        super().__init__()
+
+    def make_head(self) -> PartialFC:
+        return PartialFC(embedding_dim=DIM, num_classes=self.classes, loss=CosFace(scale=8.0), init_std=0.5)
+
+    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        self.log("test_loss", self.loss(batch), sync_dist=True)
+
+
+def go(
+    rank: int, world_size: int, door: str, names: Sequence[str] | None, load: str | None, save: str | None, match: Any
+) -> Any:
+    from lightning_pfc import PartialFCStrategy
+
+    model = Sized() if names is None else Sized(len(names))
+    steps = 2 if load is None else 3
+    trainer = make_trainer(rank, world_size, max_steps=steps, max_epochs=-1, strategy=PartialFCStrategy(match=match))
+    trainer.limit_val_batches = 0.0 if door == "fit" else 1.0  # type: ignore[assignment]
+    try:
+        getattr(trainer, door)(model, datamodule=Named(rank, world_size, names), ckpt_path=load)
+    except CheckpointError as error:
+        return str(error)
+    if save is not None:
+        trainer.save_checkpoint(save)
+    return ""
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_every_door_compares_the_names(ranks: RankPool, tmp_path: Path, world_size: int) -> None:
+    path = str(tmp_path / "a.ckpt")
+    assert set(ranks.run(world_size, go, "fit", NAMES, None, path, None)) == {""}
+    stored = stored_in(Path(path))
+    assert list(stored) == NAMES
+    for readers in (1, 2):
+        for door in ("fit", "validate", "test") if readers == world_size else ("fit",):
+            for case, (names, expected) in OTHERS.items():
+                for said in ranks.run(readers, go, door, names, path, None, None):
+                    assert expected in said, (door, case)
+                    assert bool(said) == bool(expected), (door, case, said)
+                    assert len(said.splitlines()) < 2
+                    assert not expected or "head.match=position" in said
+
+
+def stored_in(path: Path) -> Identities:
+    found = in_folder(path) if path.is_dir() else in_values(torch.load(path, weights_only=True)[OWN], str(path))
+    assert found is not None
+    return found
+
+
+def test_by_position_where_the_user_says_so_or_nobody_knows(ranks: RankPool, tmp_path: Path) -> None:
+    named, unnamed = str(tmp_path / "a.ckpt"), str(tmp_path / "b.ckpt")
+    ranks.run(1, go, "fit", NAMES, None, named, None)
+    ranks.run(1, go, "fit", None, None, unnamed, None)
+    assert ranks.run(1, go, "fit", OTHERS["permuted"][0], named, None, "position") == [""]
+    assert ranks.run(1, go, "fit", None, named, None, None) == [""]
+    assert ranks.run(1, go, "fit", NAMES, unnamed, None, None) == [""]
+    content = torch.load(unnamed, weights_only=True)
+    assert identities.KEY not in content[OWN]
+    with pytest.raises(ValueError, match=r"head\.match='maybe' does not exist"):
+        go(0, 1, "fit", None, None, None, "maybe")
+
+
+def test_a_file_of_names_is_damaged_or_missing(ranks: RankPool, tmp_path: Path) -> None:
+    path = tmp_path / "a.ckpt"
+    ranks.run(2, go, "fit", NAMES, None, str(path), None)
+    manifest = Manifest.read(path)
+    assert NAMES_FILE in manifest.files
+    for case in ("missing", "altered", "longer"):
+        broken = tmp_path / case
+        shutil.copytree(path, broken)
+        file = broken / NAMES_FILE
+        if case == "missing":
+            file.unlink()
+        else:
+            content = file.read_bytes()
+            file.write_bytes(b"x" + content[1:] if case == "altered" else content + b"x\0")
+        for said in ranks.run(2, go, "fit", OTHERS["permuted"][0], str(broken), None, None):
+            assert NAMES_FILE in said, case
+            assert len(said.splitlines()) == 1
+
+
+def test_names_are_compared_in_a_stream() -> None:
+    """A sequence that makes its names when asked: half a million of them, and one that differs near the end."""
+
+    class Numbered:
+        def __init__(self, other: int = -1, count: int = 500_000) -> None:
+            self.other, self.count = other, count
+
+        def __len__(self) -> int:
+            return self.count
+
+        def __getitem__(self, index: int) -> str:
+            return f"n{index}" if index != self.other else "x"
+
+    a = Identities.of(Numbered())
+    assert difference(a, Identities.of(Numbered())) is None
+    found = difference(a, Identities.of(Numbered(499_999)))
+    assert found is not None
+    assert found.startswith("class 499999 is 'n499999' in the checkpoint and 'x' in the data")
+
+
+@pytest.mark.parametrize("names", [["", "a"], ["a\nb", "c"], ["a\0b", "c"], ["\udce9t\udce9", "ü"], []])
+def test_any_name_comes_back(names: list[str]) -> None:
+    made = Identities.of(names)
+    back = in_values({identities.KEY: made.as_values()}, "x")
+    assert back is not None
+    assert [name.replace("\0", "\\0") for name in names] == list(back)
+    assert difference(back, made) is None
+
+
+@pytest.mark.parametrize(
+    "facts", [1, {"count": -1}, {"count": 2, "digest": "x", "names": torch.zeros(3)}, {"count": 2, "digest": "x"}]
+)
+def test_what_a_file_says_of_names_makes_no_sense(facts: Any) -> None:
+    with pytest.raises(CheckpointError, match="x cannot be used"):
+        in_values({identities.KEY: facts}, "x")
+    few = in_values({identities.KEY: {"count": 9, "digest": "x", "names": torch.zeros(3, dtype=torch.uint8)}}, "x")
+    assert few is not None
+    with pytest.raises(CheckpointError, match="the names of classes are damaged"):
+        list(few)
+
+
+def test_a_folder_that_was_renamed(tmp_path: Path) -> None:
+    """As a user has it: a folder of pictures, one of which gets a name that sorts last."""
+    from PIL import Image
+
+    generator = torch.Generator().manual_seed(0)
+    for number in range(4):
+        (tmp_path / "faces" / f"p{number}").mkdir(parents=True)
+        for image in range(4):
+            pixels = torch.randint(0, 255, (16, 16, 3), generator=generator, dtype=torch.uint8)
+            Image.fromarray(pixels.numpy()).save(tmp_path / "faces" / f"p{number}" / f"{image}.png")
+    words = ("data=folder", f"data.source.path={tmp_path / 'faces'}", "data.source.test_share=0",
+             "data.source.image_size=16", "data.batch_size=8")  # fmt: skip
+    first = pfc_train(*words, "trainer.max_epochs=1", f"output_dir={tmp_path / 'a'}", base=False)
+    assert first.returncode == 0, first.stderr
+    (tmp_path / "faces" / "p0").rename(tmp_path / "faces" / "zoe")
+    words = (*words, "trainer.max_epochs=2", f"ckpt_path={tmp_path / 'a' / 'checkpoints' / 'last.ckpt'}")
+    second = pfc_train(*words, f"output_dir={tmp_path / 'b'}", base=False)
+    assert second.returncode > 0
+    assert "Traceback" not in second.stderr + second.stdout
+    assert "class 0 is 'p0' in the checkpoint and 'p1' in the data" in second.stderr
+    third = pfc_train(*words, "head.match=position", f"output_dir={tmp_path / 'c'}", base=False)
+    assert third.returncode == 0, third.stderr
