@@ -25,6 +25,7 @@ from lightning_pfc.config import RUN_DIR_VARIABLE, compose, config_dir
 from lightning_pfc.heads.sampling import Frequency, Mixed, PositivesOnly, RateSchedule, Uniform
 from lightning_pfc.ignored import IgnoredOptionWarning
 from lightning_pfc.optim.factory import create_optimizer, create_scheduler
+from lightning_pfc.strategies.whose import check_match
 
 Build = Callable[[dict[str, Any]], Any]
 CLASSES, DIM, BATCH = 40, 16, 8
@@ -157,8 +158,9 @@ def trained(head: PartialFC, steps: int = 3) -> list[float]:
 
 
 def run_head(config: dict[str, Any]) -> Any:
+    match = check_match(config.pop("match"))  # of the strategy, which reads checkpoints
     head = PartialFC(embedding_dim=DIM, num_classes=CLASSES, loss="cosface", **config)
-    return trained(head), [str(getattr(head, name)) for name in sorted(TIME_AND_MEMORY)]
+    return trained(head), match, [str(getattr(head, name)) for name in sorted(TIME_AND_MEMORY)]
 
 
 @pytest.mark.parametrize("rate", ["0.3", "1.0"])
