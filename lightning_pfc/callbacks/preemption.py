@@ -18,6 +18,7 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning_utilities.core.rank_zero import rank_zero_warn
 
 from lightning_pfc.callbacks.ranks import comm_of
+from lightning_pfc.checkpoint.publish import run_of
 from lightning_pfc.signals import CAUGHT, requeue_job, slurm_job, wants_requeue
 from lightning_pfc.strategies.pfc import PartialFCStrategy
 
@@ -270,6 +271,8 @@ class Preemption(Callback):
         if not trainer.is_global_zero or not path.exists():
             return
         made = path.stat().st_mtime
+        if isinstance(trainer.strategy, PartialFCStrategy) and run_of(path) not in (None, trainer.strategy.run_id):
+            return  # another run's, left where it is
         others = (p for p in path.parent.glob(f"*{path.suffix}") if p != path and not p.name.startswith("."))
         if any(p.exists() and p.stat().st_mtime > made for p in others):
             trainer.strategy.remove_checkpoint(path)

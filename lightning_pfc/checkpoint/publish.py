@@ -18,6 +18,7 @@ import torch
 from lightning_pfc.checkpoint.manifest import CheckpointError, Manifest, is_checkpoint_folder
 
 _SAVING, _REMOVING = "saving", "removing"
+_OWN = "lightning_pfc"  # as in single.py
 _DAY = 86_400.0
 _EXCHANGE = 2  # RENAME_EXCHANGE of Linux
 _HERE = -100  # AT_FDCWD
@@ -87,21 +88,29 @@ def replace_link(link: Path, target: Path) -> None:
     os.replace(made, link)
 
 
-def newest(folder: Path, other_than: Sequence[Path] = ()) -> Path | None:
-    """The complete checkpoint folder that was taken last, by global step and then by time."""
+def newest(folder: Path, other_than: Sequence[Path] = (), run: str | None = None) -> Path | None:
+    """The complete checkpoint folder that was taken last, by global step and then by time.
+
+    Args:
+        folder: where they lie.
+        other_than: those that are not looked at.
+        run: the id of a run, where only its own count.
+    """
     found: list[tuple[int, float, Path]] = []
     for path in folder.iterdir():
         if path.is_symlink() or path.name.startswith(".") or path in other_than or not is_checkpoint_folder(path):
             continue
         with contextlib.suppress(CheckpointError, OSError):
-            found.append((int(Manifest.read(path).info.get("global_step", -1)), path.stat().st_mtime, path))
+            info = Manifest.read(path).info
+            if run in (None, info.get("run")):
+                found.append((int(info.get("global_step", -1)), path.stat().st_mtime, path))
     return max(found)[2] if found else None
 
 
-def newest_of_any_kind(folders: Iterable[Path]) -> Path | None:
+def newest_of_any_kind(folders: Iterable[Path], run: str | None = None) -> Path | None:
     """The complete checkpoint that training can go on from and that was taken last, a folder or a file of Lightning's.
 
-    Damaged ones are passed over, and so are those with weights only.
+    Damaged ones are passed over, and so are those with weights only, and those of other runs where an id is given.
     """
     found: list[tuple[int, float, Path]] = []
     for folder in folders:
@@ -109,16 +118,30 @@ def newest_of_any_kind(folders: Iterable[Path]) -> Path | None:
             if path.is_symlink() or path.name.startswith("."):
                 continue
             with contextlib.suppress(Exception):  # whatever is wrong with it, there may be another one
-                if is_checkpoint_folder(path):
-                    step = int(Manifest.read(path).info["global_step"])
-                elif path.is_file() and path.suffix == ".ckpt":
-                    content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-                    step = int(content["global_step"]) if "loops" in content else -1
-                else:
-                    continue
-                if step >= 0:
+                step, owner = _step_and_run(path)
+                if step >= 0 and run in (None, owner):
                     found.append((step, path.stat().st_mtime, path))
     return max(found)[2] if found else None
+
+
+def run_of(path: Path) -> str | None:
+    """The id of the run that has made a checkpoint; None if it does not say, or cannot be read."""
+    with contextlib.suppress(Exception):
+        return _step_and_run(path)[1]
+    return None
+
+
+def _step_and_run(path: Path) -> tuple[int, str | None]:
+    """-1 for what training cannot go on from."""
+    if is_checkpoint_folder(path):
+        info = Manifest.read(path).info
+        return int(info["global_step"]), info.get("run")
+    if path.suffix != ".ckpt" or not path.is_file():
+        return -1, None
+    content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    own = content.get(_OWN)
+    step = int(content["global_step"]) if "loops" in content else -1
+    return step, own.get("run") if isinstance(own, dict) else None
 
 
 def sync_folder(folder: Path) -> None:
@@ -136,7 +159,7 @@ def _lead_links_away(path: Path) -> None:
     links = [p for p in path.parent.iterdir() if p.is_symlink() and _points_to(p, path)]
     if not links:
         return
-    other = newest(path.parent, other_than=[path])
+    other = newest(path.parent, other_than=[path], run=run_of(path))
     for link in links:
         if other is not None:
             replace_link(link, other)

@@ -30,13 +30,15 @@ from lightning_pfc.commands.idle_keys import warn_idle_keys
 from lightning_pfc.commands.prediction import predict
 from lightning_pfc.commands.preflight import check_launch
 from lightning_pfc.config import RUN_DIR_VARIABLE, compose
-from lightning_pfc.distributed.jobs import adopt_step, job_name, restart_count, step_host
+from lightning_pfc.distributed.jobs import adopt_step, restart_count, step_host
 from lightning_pfc.distributed.rendezvous import agree_on_text
 from lightning_pfc.evaluation import VerificationEvaluation
 from lightning_pfc.report import draw, peak_memory, print_results, versions
 from lightning_pfc.runs.choices import choose, told
+from lightning_pfc.runs.claim import Claim, claimed
 from lightning_pfc.runs.records import set_aside, write_record
 from lightning_pfc.runs.resuming import as_it_was, earlier_run
+from lightning_pfc.storage.row_files import rows_of_run
 from lightning_pfc.storage.whole_files import write_json
 from lightning_pfc.strategies import PartialFCStrategy
 
@@ -88,8 +90,22 @@ def run(config: DictConfig, folder: Path, overrides: Sequence[str] = ()) -> dict
     L.seed_everything(config.seed, workers=True, verbose=False)
     callbacks = _callbacks(config)
     trainer = _trainer(config, callbacks, folder)  # first: what it refuses is known before data and model are built
-    with _signals_of(callbacks):
-        return _fit_and_test(config, trainer, folder, overrides, started)
+    with _signals_of(callbacks), _claim(config, folder, trainer) as claim:
+        return _fit_and_test(config, trainer, folder, overrides, started, claim)
+
+
+@contextlib.contextmanager
+def _claim(config: DictConfig, folder: Path, trainer: L.Trainer) -> Iterator[Claim]:
+    """The run folder is this run's, its checkpoints have its id, and rows in files are its own."""
+    if not config.fit:
+        yield Claim("", False)
+        return
+    given = Path(str(config.ckpt_path)).absolute() if config.ckpt_path else None
+    with claimed(folder, goes_on=bool(config.resume) or (given is not None and folder in given.parents)) as claim:
+        if isinstance(trainer.strategy, PartialFCStrategy) and claim.run:
+            trainer.strategy.run_id = claim.run
+        with rows_of_run(claim.run or None):
+            yield claim
 
 
 def _callbacks(config: DictConfig) -> list[Callback]:
@@ -133,7 +149,7 @@ def _signals_of(callbacks: Sequence[Callback]) -> Iterator[None]:
 
 
 def _fit_and_test(
-    config: DictConfig, trainer: L.Trainer, folder: Path, overrides: Sequence[str], started: float
+    config: DictConfig, trainer: L.Trainer, folder: Path, overrides: Sequence[str], started: float, claim: Claim
 ) -> dict[str, Any]:
     data: L.LightningDataModule = instantiate(config.data, _convert_="all")
     data.prepare_data()  # before there are ranks: the head needs the number of classes
@@ -148,7 +164,7 @@ def _fit_and_test(
 
     metrics: dict[str, float] = {}
     if config.fit:
-        trainer.fit(module, datamodule=data, ckpt_path=_starting_point(config, folder, trainer))
+        trainer.fit(module, datamodule=data, ckpt_path=_starting_point(config, folder, trainer, claim))
         metrics |= _numbers(trainer)
     if config.test:
         test_path = None if config.fit else config.ckpt_path
@@ -193,15 +209,15 @@ def _instantiate_each(group: DictConfig | None) -> list[Any]:
     return [instantiate(node, _convert_="all") for node in (group or {}).values() if node]
 
 
-def _starting_point(config: DictConfig, folder: Path, trainer: L.Trainer) -> str | None:
-    """The checkpoint that training goes on from: this job's own newest one, if it has run before; else the user's."""
-    if not restart_count() and folder.name != job_name():
+def _starting_point(config: DictConfig, folder: Path, trainer: L.Trainer, claim: Claim) -> str | None:
+    """The checkpoint that training goes on from: this run's own newest one, if it has run before; else the user's."""
+    if not claim.comes_back:
         return str(config.ckpt_path) if config.ckpt_path else None
     keepers = [c for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint)]
     folders = dict.fromkeys([*(Path(c.dirpath) for c in keepers if c.dirpath), folder / "checkpoints"])
 
     def choose() -> str:
-        return str(newest_of_any_kind(folders) or "")
+        return str(newest_of_any_kind(folders, claim.run) or "")
 
     # All ranks take what rank 0 finds: a folder on a network may look older from another host.
     what = f"checkpoint of {folder} after {restart_count()} restarts"

@@ -11,6 +11,7 @@ import os
 import threading
 import weakref
 from collections.abc import Callable, Iterator, Sequence
+from contextvars import ContextVar
 from math import prod
 from pathlib import Path
 from queue import Queue
@@ -19,6 +20,7 @@ import torch
 from torch import Tensor
 
 from lightning_pfc.distributed.class_rows import class_rows
+from lightning_pfc.storage.regular import read_regular
 
 _MAGIC = b"PFCROWS1"
 _HEADER_BYTES = 4096  # one page, so that the rows begin on one
@@ -30,6 +32,23 @@ _DTYPES = {
     "uint8": torch.uint8,
 }
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
+
+
+_run: ContextVar[str | None] = ContextVar("run", default=None)
+
+
+@contextlib.contextmanager
+def rows_of_run(run: str | None) -> Iterator[None]:
+    """While heads are made for a run: rows in files are its own, and those of another one are refused.
+
+    Args:
+        run: its id; None takes whatever rows there are.
+    """
+    token = _run.set(run)
+    try:
+        yield
+    finally:
+        _run.reset(token)
 
 
 class RowFiles:
@@ -52,6 +71,7 @@ class RowFiles:
     def __init__(self, folder: str | os.PathLike[str]) -> None:
         self.folder = Path(folder)
         self.folder.mkdir(parents=True, exist_ok=True)
+        self._run = _run.get()
         self._open: dict[str, _RowFile] = {}
         self._prefetcher: _Prefetcher | None = None
 
@@ -84,6 +104,7 @@ class RowFiles:
         opened = self._open.get(name)
         if opened is None:
             path = self._path(name)
+            self._check_owner(path)
             if not path.exists():
                 _create(path, name, shape, dtype, fill)
             opened = self._open[name] = _RowFile(path)
@@ -93,6 +114,20 @@ class RowFiles:
                 f"{tuple(shape)} was asked for; give another folder, or the options with which the file was made."
             )
         return opened.tensor
+
+    def _check_owner(self, path: Path) -> None:
+        """Whose the rows are is in a file beside them."""
+        owner, said = self.folder / "run", ""
+        with contextlib.suppress(OSError):
+            said = read_regular(owner, 1024).decode(errors="replace").strip()
+        if self._run is None or said == self._run:
+            return
+        if path.exists() and said:
+            raise ValueError(
+                f"row_folder={self.folder} holds the rows of run {said}, and this is run {self._run}. Give another "
+                "folder, or remove it if they are not needed any more."
+            )
+        owner.write_text(self._run, encoding="utf-8")
 
     def prefetch(self, rows: Tensor | Callable[[], Tensor]) -> None:
         """Has the pages of some rows read in all files, by a thread, while the caller goes on.

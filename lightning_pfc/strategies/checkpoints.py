@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
@@ -62,6 +63,7 @@ class CheckpointFolders(DDPStrategy):
         self._configured: list[dict[str, Any]] = []
         self._loaded_records: Any = None
         self._match: str | None = None
+        self._run_id: str | None = None
         self._names: tuple[Any, Identities] | None = None
 
     @property
@@ -72,6 +74,17 @@ class CheckpointFolders(DDPStrategy):
     @fall_back.setter
     def fall_back(self, fall_back: bool) -> None:
         self._fall_back = fall_back
+
+    @property
+    def run_id(self) -> str:
+        """Of the run, which every checkpoint keeps: given, or that of the checkpoint it goes on from, or a new one."""
+        if self._run_id is None:
+            self._run_id = secrets.token_hex(8)
+        return self._run_id
+
+    @run_id.setter
+    def run_id(self, run_id: str) -> None:
+        self._run_id = run_id
 
     @property
     def comm(self) -> Comm:
@@ -123,6 +136,7 @@ class CheckpointFolders(DDPStrategy):
             return
         checkpoint = {**checkpoint, OWN: {"random_state": random_state(), "optimizers": self._configured}}
         if self.world_size == 1:
+            checkpoint[OWN]["run"] = self.run_id
             checkpoint[OWN]["by_class"] = self._paths_by_class(checkpoint)  # for pfc-ckpt
             if (names := self._identities()) is not None:
                 checkpoint[OWN][KEY] = names.as_values()
@@ -139,6 +153,7 @@ class CheckpointFolders(DDPStrategy):
         path = Path(filepath).absolute()
         rest, tensors = split_tree(checkpoint, self._shard_of)
         info = {name: checkpoint[name] for name in ("epoch", "global_step", "pytorch-lightning_version")}
+        info["run"] = self.run_id
         if self._saver is not None:
             self._saver.save(path, rest, tensors, info, self._identities())
         else:
@@ -211,7 +226,7 @@ class CheckpointFolders(DDPStrategy):
             name = callback.CHECKPOINT_NAME_LAST
             if "{" in name or Path(callback.dirpath).absolute() != path.parent or not path.parent.is_dir():
                 continue
-            leads_to = target or newest(path.parent)
+            leads_to = target or newest(path.parent, run=self.run_id)
             if leads_to is not None:
                 guard = path.parent / f"{name}-saving{callback.FILE_EXTENSION}"
                 replace_link(guard, leads_to)
@@ -270,10 +285,12 @@ class CheckpointFolders(DDPStrategy):
                 )
             self._compare_identities(path, lambda: in_folder(path))
             targets = _Targets(self, self._fitting())
-            loaded, _, own = load_folder(path, self.comm, targets, weights_only=weights_only)
+            loaded, manifest, own = load_folder(path, self.comm, targets, weights_only=weights_only)
             checkpoint = loaded
+            self._adopt_run(manifest.info)
         added = checkpoint.pop(OWN, None)
         self._loaded_records = None if added is None else added.get("optimizers")
+        self._adopt_run(added or {})
         if added is not None and "random_state" in added and own and self._fitting():
             self._random_state = added["random_state"]
             progress = checkpoint.get("loops", {}).get("fit_loop", {}).get("epoch_loop.batch_progress", {})
@@ -300,6 +317,10 @@ class CheckpointFolders(DDPStrategy):
                     rank_zero_info(f"{path} does not say whose its classes are: they are taken by their position.")
                 check_identities(str(path), there, here)
 
+    def _adopt_run(self, facts: Mapping[str, Any]) -> None:
+        if self._run_id is None and self._fitting() and isinstance(facts.get("run"), str):
+            self._run_id = facts["run"]
+
     def _predicting(self) -> bool:
         trainer = getattr(self.lightning_module, "_trainer", None)
         return trainer is None or trainer.state.fn == TrainerFn.PREDICTING
@@ -307,7 +328,7 @@ class CheckpointFolders(DDPStrategy):
     def _one_before(self, path: Path, tried: list[Path]) -> Path | None:
         found: list[Any] = [None]
         if self.is_global_zero:
-            other = newest(path.parent, other_than=tried)
+            other = newest(path.parent, other_than=tried, run=self._run_id)
             found = [str(other) if other is not None else None]
         if self.world_size > 1:
             dist.broadcast_object_list(found, group_src=0, group=self.comm.agreement.group)

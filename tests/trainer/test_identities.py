@@ -73,7 +73,8 @@ def go(
     model = Sized() if names is None else Sized(len(names))
     steps = 2 if load is None else 3
     trainer = make_trainer(rank, world_size, max_steps=steps, max_epochs=-1, strategy=PartialFCStrategy(match=match))
-    trainer.limit_val_batches = 0.0 if door == "fit" else 1.0  # type: ignore[assignment]
+    trainer.limit_val_batches = 0 if door == "fit" else 1
+    trainer.limit_test_batches = 1
     try:
         getattr(trainer, door)(model, datamodule=Named(rank, world_size, names), ckpt_path=load)
     except CheckpointError as error:

@@ -1,0 +1,178 @@
+"""One run at a time in a folder, and a job that comes back finds its own state or is told whose it is."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from lightning_pfc.checkpoint.publish import newest_of_any_kind
+from lightning_pfc.runs.claim import LOCK, RECORD, Claim, claimed, read_record
+from lightning_pfc.storage.row_files import RowFiles, rows_of_run
+
+NAMES = ("SLURM", "TORCHELASTIC", "SUBMITIT", "RANK", "LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER", "PFC_")
+
+
+@pytest.fixture(autouse=True)
+def no_job(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in os.environ if name.startswith(NAMES)]:
+        monkeypatch.delenv(name)
+
+
+def slurm(monkeypatch: pytest.MonkeyPatch, job: int, restarts: int = 0, cluster: str = "a") -> None:
+    words = {"JOB_ID": job, "PROCID": 0, "NTASKS": 1, "STEP_ID": 0, "STEP_NUM_TASKS": 1, "RESTART_COUNT": restarts}
+    for key, value in {**words, "CLUSTER_NAME": cluster}.items():
+        monkeypatch.setenv(f"SLURM_{key}", str(value))
+
+
+def start(folder: Path, goes_on: bool = False) -> Claim:
+    with claimed(folder, goes_on=goes_on) as claim:
+        found = read_record(folder)
+        assert found is not None
+        assert found["run"] == claim.run
+        return claim
+
+
+def checkpoint(folder: Path, run: str | None, step: int = 5) -> Path:
+    (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
+    path = folder / "checkpoints" / f"step{step}-{run}.ckpt"
+    torch.save({"global_step": step, "loops": {}, "lightning_pfc": {"run": run}}, path)
+    return path
+
+
+def test_a_requeued_job_finds_its_own_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    slurm(monkeypatch, 42)
+    first = start(tmp_path)
+    slurm(monkeypatch, 42, restarts=1)
+    assert start(tmp_path) == Claim(first.run, comes_back=True)
+    slurm(monkeypatch, 42, restarts=2)
+    assert start(tmp_path).run == first.run
+
+
+def test_a_taken_folder_with_and_without_state_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    old = start(tmp_path)
+    checkpoint(tmp_path, old.run, step=530)
+    slurm(monkeypatch, 42)
+    mine = start(tmp_path)
+    assert mine.run != old.run
+    assert not mine.comes_back
+    slurm(monkeypatch, 42, restarts=1)
+    assert start(tmp_path) == Claim(mine.run, comes_back=True)
+    assert newest_of_any_kind([tmp_path / "checkpoints"], mine.run) is None
+    own = checkpoint(tmp_path, mine.run, step=126)
+    assert newest_of_any_kind([tmp_path / "checkpoints"], mine.run) == own
+    assert newest_of_any_kind([tmp_path / "checkpoints"]) != own
+    assert json.loads((tmp_path / "run_1.json").read_text())["run"] == old.run, "the record of the older one stays"
+
+
+@pytest.mark.parametrize("case", ["same number, other cluster", "same number, first start", "no record", "other job"])
+def test_the_state_of_others_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, case: str) -> None:
+    folder = tmp_path / ("slurm-42" if case != "other job" else "out")
+    if case == "no record":
+        checkpoint(folder, None)
+    else:
+        slurm(monkeypatch, 41 if case == "other job" else 42, cluster="b" if "cluster" in case else "a")
+        run = start(folder).run
+    slurm(monkeypatch, 42, restarts=0 if "first" in case else 1)
+    with pytest.raises(ValueError, match="it is not the run of this job") as raised, claimed(folder, goes_on=False):
+        pass
+    said = str(raised.value)
+    assert len(said.splitlines()) == 1
+    assert "slurm-42 on a" in said
+    assert f"resume={folder}" in said
+    assert ("no run.json" if case == "no record" else run) in said
+    assert start(folder, goes_on=True).run == (run if case != "no record" else start(folder, goes_on=True).run)
+
+
+def test_torchrun_with_an_id_goes_on_when_it_is_started_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "faces")
+    first = start(tmp_path / "torchrun-faces")
+    assert start(tmp_path / "torchrun-faces") == Claim(first.run, comes_back=True)
+
+
+HOLD = """
+import sys
+from pathlib import Path
+from lightning_pfc.runs.claim import claimed
+try:
+    with claimed(Path(sys.argv[1]), goes_on=False):
+        print("taken", flush=True)
+        sys.stdin.readline()
+except ValueError as error:
+    print(error, flush=True)
+"""
+
+
+@pytest.fixture
+def holder(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
+    where = {**os.environ, "SLURM_JOB_ID": "7", "SLURM_PROCID": "0", "SLURM_NTASKS": "1", "SLURM_STEP_NUM_TASKS": "1"}
+    process = hold(tmp_path, where)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "taken\n"
+    yield process
+    process.kill()
+    process.communicate()
+
+
+def hold(folder: Path, where: dict[str, str]) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(folder)], env=where, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+
+
+def test_two_jobs_in_one_folder(tmp_path: Path, holder: subprocess.Popen[str]) -> None:
+    """The second is told which job on which host; when the first is killed, the folder is free at once."""
+    before = (tmp_path / RECORD).read_bytes()
+    with pytest.raises(ValueError, match="in use by job slurm-7") as raised, claimed(tmp_path, goes_on=False):
+        pass
+    assert f"on host {socket.gethostname()} (process {holder.pid})" in str(raised.value)
+    assert len(str(raised.value).splitlines()) == 1
+    assert (tmp_path / RECORD).read_bytes() == before, "nothing of the first is touched"
+    with pytest.raises(ValueError, match="in use by"), claimed(tmp_path, goes_on=True):
+        pass
+    holder.kill()
+    holder.wait()
+    start(tmp_path)
+
+
+def test_a_lock_of_another_host_that_is_not_seen_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / LOCK).write_text(json.dumps({"job": "slurm-9", "host": "node17", "pid": 1}))
+    with pytest.raises(ValueError, match="in use by job slurm-9 on host node17"), claimed(tmp_path, goes_on=False):
+        pass
+    slurm(monkeypatch, 9)
+    monkeypatch.delenv("SLURM_CLUSTER_NAME")
+    start(tmp_path)  # requeued to another node
+    for name in [name for name in os.environ if name.startswith("SLURM")]:
+        monkeypatch.delenv(name)
+    (tmp_path / LOCK).write_text(json.dumps({"job": "slurm-9", "host": "node17", "pid": 1}))
+    old = time.time() - 1000
+    os.utime(tmp_path / LOCK, (old, old))
+    start(tmp_path)  # no sign of life
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[1]", b'{"run": 3}', b"[" * 60_000, b"\xff\xfe"])
+def test_a_record_or_a_lock_that_is_damaged(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / RECORD).write_bytes(content)
+    (tmp_path / LOCK).write_bytes(content)
+    start(tmp_path)
+
+
+def test_rows_in_files_are_those_of_the_run(tmp_path: Path) -> None:
+    def rows(run: str | None) -> torch.Tensor:
+        with rows_of_run(run):
+            return RowFiles(tmp_path).tensor("weight", (3, 2), torch.float32)
+
+    rows("a").fill_(1.0)
+    assert rows("a").sum() == 6
+    with pytest.raises(ValueError, match="holds the rows of run a, and this is run b"):
+        rows("b")
+    assert rows(None).sum() == 6
+    assert rows("a").sum() == 6, "nothing was touched"
