@@ -24,6 +24,7 @@ from typing import Any
 import torch
 
 from lightning_pfc.checkpoint import CheckpointError, load_folder, save_folder, verify_folder
+from lightning_pfc.checkpoint.identities import Identities, difference, in_folder, in_values
 from lightning_pfc.checkpoint.manifest import BLOCK, MANIFEST, _digest
 from lightning_pfc.checkpoint.seal import SealWriter
 from lightning_pfc.checkpoint.single import load_file, save_file
@@ -32,6 +33,8 @@ from lightning_pfc.checkpoint.tree import Rows, split_tree
 from lightning_pfc.distributed import ClassShard, Comm
 
 CLASSES, WIDTH = 50, 8
+NAMES = Identities.of([f"person {number}" for number in range(CLASSES)])
+OTHERS = Identities.of([f"person {number + 1}" for number in range(CLASSES)])
 INTERESTING = (
     0,
     1,
@@ -68,15 +71,21 @@ def make_checkpoint() -> dict[str, Any]:
         "epoch": 1,
         "loops": {"fit_loop": {"state_dict": {}}},
         "hyper_parameters": {"num_classes": CLASSES, "loss": {"name": "ArcFace", "scale": 64.0}},
-        "lightning_pfc": {"by_class": ["state_dict/head.weight", "optimizer_states/0/state/0/momentum_buffer"]},
+        "lightning_pfc": {
+            "by_class": ["state_dict/head.weight", "optimizer_states/0/state/0/momentum_buffer"],
+            "run": "0123456789abcdef",
+            "identities": NAMES.as_values(),
+        },
     }
 
 
 def write_folder(path: Path) -> None:
     """The checkpoint as a folder."""
     shard = ClassShard(CLASSES, 0, 1)
-    rest, tensors = split_tree(make_checkpoint(), lambda key, t: shard if t.shape == (CLASSES, WIDTH) else None)
-    save_folder(path, rest, tensors, Comm.single(), {"global_step": 7, "epoch": 1})
+    checkpoint = make_checkpoint()
+    del checkpoint["lightning_pfc"]["identities"]
+    rest, tensors = split_tree(checkpoint, lambda key, t: shard if t.shape == (CLASSES, WIDTH) else None)
+    save_folder(path, rest, tensors, Comm.single(), {"global_step": 7, "epoch": 1}, identities=NAMES)
 
 
 class Anything:
@@ -95,6 +104,7 @@ def read_folder(path: Path) -> None:
     """Through both doors that a folder has."""
     load_folder(path, Comm.single(), Anything())
     read_checkpoint(path)
+    _compare(in_folder(path))
 
 
 def verify(path: Path) -> None:
@@ -104,8 +114,14 @@ def verify(path: Path) -> None:
 
 def read_file(path: Path) -> None:
     """Through every door that a file has."""
-    load_file(path)
+    content = load_file(path)
     read_checkpoint(path)
+    _compare(in_values(content.get("lightning_pfc"), str(path)))
+
+
+def _compare(names: Identities | None) -> None:
+    if names is not None:
+        difference(names, OTHERS)
 
 
 # -- damage
