@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from lightning_pfc.checkpoint.blocks import BlockReader, BlockWriter, safetensors_header, tensor_bytes
 from lightning_pfc.checkpoint.folder import save_small, small_name
+from lightning_pfc.checkpoint.identities import KEY, Identities, encoded_names, in_folder, in_values
 from lightning_pfc.checkpoint.manifest import (
     BLOCK,
     CheckpointError,
@@ -71,6 +73,13 @@ class Source:
         }
         names = ("epoch", "global_step", "pytorch-lightning_version")
         self.info = {name: content[name] for name in names if name in content}
+
+    @property
+    def identities(self) -> Identities | None:
+        """The names of its classes, if it has them."""
+        if self.manifest is not None:
+            return in_folder(self.path, self.manifest)
+        return in_values(self.rest.get(OWN), str(self.path))
 
     @property
     def num_classes(self) -> int:
@@ -177,6 +186,8 @@ def merge_to_file(path: Path, target: Path) -> None:
         added = dict(checkpoint.get(OWN, {}))
         added.pop("random_state", None)  # of one rank of several
         checkpoint[OWN] = {**added, "by_class": [k for k, e in source.tensors.items() if e.by_class]}
+        if (names := source.identities) is not None:
+            checkpoint[OWN][KEY] = names.as_values()
         save_file(target, checkpoint)
 
 
@@ -258,13 +269,14 @@ class Added:
 Piece = Kept | Joined | Added
 
 
-def rewrite_classes(path: Path, target: Path, pieces: Sequence[Piece]) -> int:
+def rewrite_classes(path: Path, target: Path, pieces: Sequence[Piece], added: Sequence[str] = ()) -> int:
     """Write a checkpoint with another set of classes: weights, and the rows of optimizers with them.
 
     Args:
         path: a folder, or a file of one process that was saved under ``strategy="pfc"``.
         target: the new folder; any number of ranks can read it.
         pieces: the new rows in order.
+        added: names of new classes. The result has the names of its classes if the source has, and new ones have some.
 
     Returns:
         The new number of classes.
@@ -294,7 +306,12 @@ def rewrite_classes(path: Path, target: Path, pieces: Sequence[Piece]) -> int:
                         file.write(piece)
         files: dict[str, FileEntry] = {name: file.entry()}
         rest = _with_num_classes(source.rest, old, new)
-        rest.get(OWN, {}).pop("random_state", None)
+        own = {key: value for key, value in rest.get(OWN, {}).items() if key not in ("random_state", KEY)}
+        rest[OWN] = own
+        info = {key: value for key, value in source.info.items() if key != KEY}
+        if (names := _new_identities(source, pieces, new, added)) is not None:
+            files |= [names.write(folder)]
+            info[KEY] = names.facts
         files[small_name(0)] = save_small(folder / small_name(0), rest)
         tensors = {
             key: TensorEntry(
@@ -305,12 +322,31 @@ def rewrite_classes(path: Path, target: Path, pieces: Sequence[Piece]) -> int:
             )
             for (key, entry), start in zip(entries.items(), starts, strict=True)
         }
-        Manifest(tensors, files, 0, {**source.info, "rewritten_from": path.name}).write(folder)
+        Manifest(tensors, files, 0, {**info, "rewritten_from": path.name}).write(folder)
         publish(folder, target)
     except BaseException:
         remove(folder)
         raise
     return new
+
+
+def _new_identities(source: Source, pieces: Sequence[Piece], count: int, added: Sequence[str]) -> Identities | None:
+    names = source.identities
+    if names is None or sum(piece.count for piece in pieces if isinstance(piece, Added)) != len(added):
+        return None
+
+    def new() -> Iterator[str]:
+        found, more, place = iter(names), iter(added), 0
+        for piece in pieces:  # in the order of the rows that they are made of
+            if isinstance(piece, Added):
+                yield from itertools.islice(more, piece.count)
+                continue
+            start = piece.classes[0] if isinstance(piece, Joined) else piece.start
+            stop = start + 1 if isinstance(piece, Joined) else piece.stop
+            yield from itertools.islice(found, start - place, stop - place)
+            place = stop
+
+    return encoded_names(new, count)
 
 
 def _new_rows(source: Source, key: str, pieces: Iterable[Piece]) -> Iterator[Tensor]:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from lightning_pfc.checkpoint import verify_folder
+from lightning_pfc.checkpoint.identities import Identities, difference
 from lightning_pfc.checkpoint.single import check_file, load_file
 from lightning_pfc.checkpoint.surgery import (
     MODEL,
@@ -49,6 +50,8 @@ def inspect(options: argparse.Namespace) -> None:
     for key, entry in source.tensors.items():
         mark = "*" if entry.by_class else " "
         print(f"  {mark} {key}  {'x'.join(map(str, entry.shape))}  {entry.dtype}  {_size(entry.nbytes)}")
+    if (names := source.identities) is not None:
+        print(f"  the names of its {names.count} classes, {names.digest[:12]}")
     print(f"  small parts: {', '.join(sorted(map(str, source.rest)))}")
 
 
@@ -81,16 +84,18 @@ def merge(options: argparse.Namespace) -> None:
 
 def drop(options: argparse.Namespace) -> None:
     """Write a checkpoint without some classes."""
-    total = Source(options.checkpoint).num_classes
-    names = _read_names(options.identities, total)
+    source = Source(options.checkpoint)
+    total = source.num_classes
+    names = _names(options, source, total)
     classes = [row for text in options.classes for row in _classes(text, total, names)]
     _rewrite(options, without(classes, total), names)
 
 
 def fuse(options: argparse.Namespace) -> None:
     """Write one in which several classes are one."""
-    total = Source(options.checkpoint).num_classes
-    names = _read_names(options.identities, total)
+    source = Source(options.checkpoint)
+    total = source.num_classes
+    names = _names(options, source, total)
     groups = [_classes(text, total, names) for text in options.classes]
     flat = [row for group in groups for row in group]
     if len(flat) != len(set(flat)):
@@ -104,15 +109,17 @@ def append(options: argparse.Namespace) -> None:
     """Write one with more classes at the end."""
     source = Source(options.checkpoint)
     total = source.num_classes
-    names = _read_names(options.identities, total)
+    names = _names(options, source, total)
     if (options.count is None) == (options.centers is None):
         raise ValueError("give either --count (random centers) or --centers (mean embeddings).")
     new = Added.of(_read_centers(options.centers)) if options.centers is not None else _random(options, source, total)
     added = options.names.split(",") if options.names else []
-    if names is not None and len(added) != new.count:
+    if (added or options.identities is not None) and len(added) != new.count:
         raise ValueError(f"--names has {len(added)} names for {new.count} new classes.")
     if names is None and added:
-        raise ValueError("--names needs --identities, the names of the classes that are there.")
+        raise ValueError("--names needs --identities, the names of the classes that are there: it has none itself.")
+    if names is not None and not added:
+        print("the new classes have no names (--names), so the new checkpoint will not say whose its classes are")
     _rewrite(options, [Kept(0, total), new], names, added)
 
 
@@ -134,8 +141,8 @@ def _random(options: argparse.Namespace, source: Source, total: int) -> Added:
 def _rewrite(
     options: argparse.Namespace, pieces: Sequence[Piece], names: list[str] | None, added: Sequence[str] = ()
 ) -> None:
-    count = rewrite_classes(options.checkpoint, options.output, pieces)
-    if names is not None:
+    count = rewrite_classes(options.checkpoint, options.output, pieces, added)
+    if names is not None and options.identities is not None:
         kept: list[str] = []
         for piece in pieces:
             if isinstance(piece, Kept):
@@ -148,6 +155,20 @@ def _rewrite(
         path.write_text("".join(f"{name}\n" for name in kept), encoding="utf-8")
         print(f"{path}: the names of the classes, in their new order")
     print(f"{options.output}: {count} classes")
+
+
+def _names(options: argparse.Namespace, source: Source, total: int) -> list[str] | None:
+    """Of the classes: what the user says, else what the checkpoint does.
+
+    Raises:
+        ValueError: if both do, and differ.
+    """
+    given, stored = _read_names(options.identities, total), source.identities
+    if stored is None:
+        return given
+    if given is not None and (found := difference(stored, Identities.of(given))) is not None:
+        raise ValueError(f"--identities={options.identities}: {found.replace('the data', 'that file')}.")
+    return list(stored)
 
 
 def _classes(text: str, total: int, names: list[str] | None) -> list[int]:

@@ -17,6 +17,8 @@ from lightning_pfc import PartialFC
 from lightning_pfc.checkpoint import CheckpointError, Manifest, identities
 from lightning_pfc.checkpoint.identities import NAMES_FILE, Identities, difference, in_folder, in_values
 from lightning_pfc.checkpoint.single import OWN
+from lightning_pfc.checkpoint.surgery import Source
+from lightning_pfc.commands.ckpt import main
 from lightning_pfc.losses import CosFace
 from tests.ranks import RankPool
 from tests.trainer.test_checkpoints import split_sizes
@@ -201,3 +203,29 @@ def test_a_folder_that_was_renamed(tmp_path: Path) -> None:
     assert "class 0 is 'p0' in the checkpoint and 'p1' in the data" in second.stderr
     third = pfc_train(*words, "head.match=position", f"output_dir={tmp_path / 'c'}", base=False)
     assert third.returncode == 0, third.stderr
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_commands_take_the_names_along(ranks: RankPool, tmp_path: Path, world_size: int) -> None:
+    source = tmp_path / "a.ckpt"
+    ranks.run(world_size, go, "fit", NAMES, None, str(source), None)
+
+    def names_after(*words: str) -> list[str] | None:
+        target = tmp_path / "-".join(words).replace(" ", "")
+        assert main([words[0], str(source), str(target), *words[1:]]) == 0
+        shown = Source(target, check=False).identities
+        assert verified(target)
+        return None if shown is None else list(shown)
+
+    def verified(target: Path) -> bool:
+        return main(["verify", str(target)]) == 0
+
+    assert names_after("drop", "--classes", "0,emil") == [*NAMES[1:4], *NAMES[5:]]
+    assert names_after("fuse", "--classes", "3,1", "--classes", "jan,kurt") == [NAMES[0], *NAMES[2:10]]
+    assert names_after("append", "--count", "2", "--names", "lisa,moritz") == [*NAMES, "lisa", "moritz"]
+    assert names_after("append", "--count", "2") is None
+    assert names_after("merge") == NAMES
+    grown = tmp_path / "append---count-2---names-lisa,moritz"
+    assert set(ranks.run(2, go, "fit", [*NAMES, "lisa", "moritz"], str(grown), None, None)) == {""}
+    [said] = ranks.run(1, go, "fit", ["aaron", "abel", *NAMES], str(grown), None, None)
+    assert "class 0 is 'anna' in the checkpoint and 'aaron' in the data" in said
