@@ -349,6 +349,7 @@ def head_arguments(
     if head_options:
         warn_renamed("PartialFCModule(head_options=)", "head=", stacklevel=4)
     options = {"sample_rate": 1.0, "seed": 0, **(head or {}), **(head_options or {})}
+    options.pop("match", None)  # of configs: what the strategy does with a checkpoint's rows
     for name, value in (("sample_rate", sample_rate), ("seed", seed)):
         if value is None:
             continue

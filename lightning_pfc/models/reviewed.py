@@ -46,17 +46,18 @@ BACKBONE_OPTIONS = _words(
 HEAD_OPTIONS = _words(
     """
     additions auxiliary_losses check_finite chunk_size dtype gradient_filter init init_std memory_budget precision
-    rows_on sampler
+    rows_on sample_rate sampler seed
     """
 )
 """Of :class:`~lightning_pfc.PartialFC`, beside what the module passes to it."""
 
-HEAD_OPTIONS_LEFT_OUT = ("row_folder",)
-"""Where rows are kept is a matter of the machine: it is left out, and the centers are in memory."""
+HEAD_OPTIONS_LEFT_OUT = ("row_folder", "match")
+"""Where rows are kept is a matter of the machine: it is left out, and the centers are in memory. Whose they are is a
+matter of the data."""
 
 MODULE_ARGUMENTS = _words(
     """
-    backbone backbone_options channels_last dropout embedding_dim head_options input_size loss neck num_classes
+    backbone backbone_options channels_last dropout embedding_dim head head_options input_size loss neck num_classes
     optimizer preprocessing sample_rate scheduler seed
     """
 )
@@ -92,7 +93,7 @@ def module_arguments(
         raise ValueError(f"its hyper_parameters are a {type(stored).__name__}, where names and values are needed")
     found: dict[str, Any] = {}
     for key, value in stored.items():
-        if key in said or key in _LEFT_OUT:
+        if key in said or key in _LEFT_OUT or (key == "head_options" and "head" in said):
             continue
         found[key] = _reviewed(key, value) if key in known else value
     return {**found, **said}
@@ -175,8 +176,8 @@ def _reviewed(key: str, value: Any) -> Any:
         return value
     if key == "backbone_options":
         check_backbone_options(value)
-    elif key == "head_options" and value is not None:
-        value = _head_options(value)
+    elif key in ("head", "head_options") and value is not None:
+        value = _head_options(key, value)
     elif key == "loss":
         value = _without_class_path(value)
     _check_plain(key, value)
@@ -226,14 +227,13 @@ def check_backbone_options(options: Any) -> None:
             raise ValueError(f"it sets backbone_options.{key}={_short(value)}, more than any network has")
 
 
-def _head_options(options: Any) -> dict[str, Any]:
-    options = _mapping("head_options", options)
+def _head_options(name: str, options: Any) -> dict[str, Any]:
+    options = _mapping(name, options)
     found = {key: value for key, value in options.items() if key not in HEAD_OPTIONS_LEFT_OUT}
     for key, value in found.items():
         if key not in HEAD_OPTIONS:
             raise ValueError(
-                f"it sets head_options.{key}={_short(value)}, which a file may not. Say it yourself, as "
-                "head_options=..."
+                f"it sets {name}.{key}={_short(value)}, which a file may not. Say it yourself, as {name}=..."
             )
     return found
 

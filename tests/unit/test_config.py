@@ -49,6 +49,7 @@ def test_every_argument_of_the_head_is_a_key_and_no_other() -> None:
     elsewhere = {"embedding_dim", "num_classes", "loss"}  # of the backbone, the data and a group of its own
     not_in_files = {"comm", "device", "check_finite"}  # of the strategy
     config = plain(compose().model)
+    assert config["head"].pop("match") is None  # of the strategy, which reads checkpoints
     assert set(config["head"]) == {each.name for each in arguments} - elsewhere - not_in_files
     assert not set(config) & {"head_options", "sample_rate", "seed"}
     defaults = {each.name: each.default for each in arguments if each.name in config["head"]}

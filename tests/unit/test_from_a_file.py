@@ -163,7 +163,9 @@ def hostile(secret: Path, made: Path) -> dict[str, tuple[dict[str, Any], str]]:
         "a path": ({"backbone": str(secret)}, "not the name of an installed network"),
         "another network": ({"backbone": "resnet10t", "backbone_options": None}, "resnet10t"),
         "rows in files": ({"head_options": {"row_folder": str(made)}}, ""),
+        "rows in files, today's word": ({"head": {"row_folder": str(made), "match": "position"}}, ""),
         "another talk": ({"head_options": {"comm": 1}}, "head_options.comm"),
+        "another talk, today's word": ({"head": {"comm": 1}}, "head.comm"),
         "a path in the loss": ({"loss": {"name": "ArcFace", "scale": str(secret)}}, "it sets loss to"),
         "an instantiator": ({"_instantiator": "os.system", "_class_path": "os"}, ""),
         "a class path": ({"loss": {"class_path": "os.system", "init_args": {}}}, "does not exist"),
@@ -245,10 +247,11 @@ def test_what_the_user_says_is_followed(tmp_path: Path) -> None:
 
 def test_rows_go_where_the_user_says(tmp_path: Path) -> None:
     path = write(tmp_path / "a.ckpt", checkpoint(head_options={"row_folder": str(tmp_path / "theirs")}), False)
-    module = PartialFCModule.load_from_checkpoint(path, head_options={"row_folder": str(tmp_path / "mine")})
-    assert (tmp_path / "mine").is_dir()
-    assert not (tmp_path / "theirs").exists()
-    assert module.head.num_classes == 9
+    for word in ("head", "head_options"):
+        module = PartialFCModule.load_from_checkpoint(path, **{word: {"row_folder": str(tmp_path / word)}})
+        assert (tmp_path / word).is_dir()
+        assert not (tmp_path / "theirs").exists()
+        assert module.head.num_classes == 9
 
 
 class OwnNetwork(PartialFCModule):
@@ -277,7 +280,7 @@ def test_every_argument_of_a_constructor_was_reviewed() -> None:
     module = set(inspect.signature(PartialFCModule.__init__).parameters) - {"self"}
     assert module == reviewed.MODULE_ARGUMENTS | {"pretrained"}
     head = set(inspect.signature(PartialFC.__init__).parameters) - {"self"}
-    passed = {"embedding_dim", "num_classes", "loss", "sample_rate", "seed"}
+    passed = {"embedding_dim", "num_classes", "loss"}
     never = {"comm", "device"}
     assert head - passed - never - set(reviewed.HEAD_OPTIONS_LEFT_OUT) <= reviewed.HEAD_OPTIONS
     assert not reviewed.HEAD_OPTIONS & never
