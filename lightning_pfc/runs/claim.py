@@ -235,7 +235,7 @@ class Lock:
         return holder if elsewhere and fresh else None
 
     def _taken(self, holder: dict[str, Any]) -> str:
-        who = f"job {holder['job']}" if holder.get("job") else f"process {holder.get('pid')}"
+        who = f"job {holder['job']}" if holder.get("job") else "another run"
         return (
             f"{self.path.parent} is in use by {who} on host {holder.get('host')} (process {holder.get('pid')}). Give "
             f"another output_dir=, or end that run first; {_SILENT:.0f} s without a sign of life count as its end."
