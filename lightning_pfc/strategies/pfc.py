@@ -23,7 +23,7 @@ from lightning_pfc.distributed.leaving import leave_at_exit
 from lightning_pfc.distributed.owner import set_owner
 from lightning_pfc.heads.partial_fc import iter_heads
 from lightning_pfc.optim.foreign import check_optimizer
-from lightning_pfc.strategies.precision import ShardAware, ShardedPrecision, shard_aware
+from lightning_pfc.strategies.precision import ShardAware, ShardedPrecision, is_known, shard_aware
 from lightning_pfc.strategies.refusals import refuse_early_updates, refuse_fused
 from lightning_pfc.strategies.replicas import ReplicaWatch
 from lightning_pfc.strategies.start import StartTogether
@@ -136,12 +136,15 @@ class PartialFCStrategy(StepsTogether, StartTogether):
         self._check_optimizers()
 
     def _connect_shards(self) -> None:
-        module, plugin = self._module, self._shard_aware_plugin
+        module = self._module
         ours = [f"{name}.{tensor}" for name, head in self._iter_heads() for tensor in head.sharded_tensors()]
         theirs = [name for name in getattr(module, "_ddp_params_and_buffers_to_ignore", ()) if name not in ours]
         # The one place that torch has for this, documented as a workaround; it serves fit (DDP) and validate alike.
         mark = DistributedDataParallel._set_params_and_buffers_to_ignore_for_model
         mark(module, [*theirs, *ours])  # type: ignore[no-untyped-call]
+        if not (self._has_heads() or isinstance(self.precision_plugin, ShardAware)):
+            return  # a plugin of the user's own does here what it does under DDP
+        plugin = self._shard_aware_plugin
         plugin.connect_shards(self._sharded_parameters(), self.comm, self._clip)
         for _, head in self._iter_heads():
             # An overflow is the scaler's business: it skips the step. Without one it is an error.
@@ -150,7 +153,7 @@ class PartialFCStrategy(StepsTogether, StartTogether):
     def _check_optimizers(self) -> None:
         for optimizer in self.optimizers:
             check_optimizer(optimizer)
-        scaled = getattr(self._shard_aware_plugin, "scaler", None) is not None
+        scaled = getattr(self.precision_plugin, "scaler", None) is not None
         if scaled and self._has_heads():
             refuse_fused(self.optimizers)
         refuse_early_updates(self.optimizers, self._module.trainer, scaled, self._clip)
@@ -179,10 +182,11 @@ class PartialFCStrategy(StepsTogether, StartTogether):
         if self._start_method != "popen" and self._comm is not None and self._comm.world_size > 1:
             # The launcher sends rank 0's state dict to the parent process, where the model is whole.
             self._module.register_state_dict_post_hook(partial(_make_heads_whole, self._comm))
-        plugin = self._shard_aware_plugin
+        plugin = self.precision_plugin
         self._stop_saver()
         super().teardown()
-        plugin.disconnect_shards()
+        if isinstance(plugin, ShardAware):
+            plugin.disconnect_shards()
         set_owner(None)
 
     def _attach_heads(self) -> None:
@@ -197,23 +201,22 @@ class PartialFCStrategy(StepsTogether, StartTogether):
 
     @property
     def precision_plugin(self) -> Precision:
-        """Lightning's plugin, made aware of the shards."""
-        return self._shard_aware_plugin
+        """Lightning's plugin, made aware of the shards; or the user's own, which a model without a head may have."""
+        if self._precision_plugin is None:
+            self._precision_plugin = ShardedPrecision()
+        return self._precision_plugin
 
     @precision_plugin.setter
     def precision_plugin(self, precision_plugin: Precision | None) -> None:
         # None stays None until it is needed: a Trainer takes what it finds here for the user's choice, and would ignore
         # its own argument `precision`.
-        self._precision_plugin = None if precision_plugin is None else shard_aware(precision_plugin)
+        if precision_plugin is not None and is_known(precision_plugin):
+            precision_plugin = shard_aware(precision_plugin)
+        self._precision_plugin = precision_plugin
 
     @property
     def _shard_aware_plugin(self) -> ShardAware:
-        if self._precision_plugin is None:
-            self._precision_plugin = ShardedPrecision()
-        plugin = self._precision_plugin
-        if not isinstance(plugin, ShardAware):
-            raise TypeError(f"the precision plugin is {type(plugin).__name__}; set it through the Trainer.")
-        return plugin
+        return shard_aware(self.precision_plugin)
 
     # -- registration
 

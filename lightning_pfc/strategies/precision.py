@@ -109,6 +109,11 @@ _SHARDED: dict[type[Precision], type[ShardAware]] = {
 }
 
 
+def is_known(plugin: Precision) -> bool:
+    """Whether a plugin is aware of shards, or one of Lightning's that can be made so."""
+    return isinstance(plugin, ShardAware) or type(plugin) in _SHARDED
+
+
 def shard_aware(plugin: Precision) -> ShardAware:
     """The plugin of this module that stands for one of Lightning's, with the same settings.
 
