@@ -6,8 +6,11 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from lightning_pfc.commands.output import may_be_cut_short
+
+_PROJECTS = ("insightface", "linear", "pml")
 
 _EPILOG = """examples
   pfc-ckpt inspect checkpoints/last.ckpt
@@ -26,6 +29,11 @@ _EPILOG = """examples
   pfc-ckpt append last.ckpt larger.ckpt --count 500
   pfc-ckpt append last.ckpt larger.ckpt --centers means.safetensors
       new classes at the end: from random centers, or from the mean embedding of each new class's images
+
+  pfc-ckpt import --from insightface run/ head.safetensors
+      the head (and backbone) that arcface_torch has written on any number of ranks, as one file with our names
+  pfc-ckpt export --to insightface --ranks 8 last.ckpt run/
+      and back
 
 Weights and the rows of optimizers change together; everything streams, so that a head may be larger than
 memory. Nothing here changes or deletes its input. A checkpoint is a folder that several ranks have written, or
@@ -86,7 +94,23 @@ def _parser() -> argparse.ArgumentParser:
     append.add_argument("--centers", type=Path, help="(N, D) mean embeddings: .safetensors or .npy with one array")
     append.add_argument("--identities", type=Path, help="a text file with the name of class i in line i")
     append.add_argument("--names", help="names of the new classes, separated by commas; needed with --identities")
+    _add_others(commands)
     return parser
+
+
+def _add_others(commands: Any) -> None:
+    text = "Reads another project's files: insightface (a folder of per-rank files), linear, pml."
+    take = commands.add_parser("import", help=text, description=text)
+    take.add_argument("--from", dest="project", choices=_PROJECTS, required=True, help="who wrote it")
+    take.add_argument("source", type=Path, help="the file or folder")
+    take.add_argument("output", type=Path, help="the safetensors file to write")
+    take.add_argument("--classes", type=int, help="how many there must be: tells of the last ranks' files missing")
+    text = "Writes a head as another project keeps it."
+    give = commands.add_parser("export", help=text, description=text)
+    give.add_argument("--to", dest="project", choices=_PROJECTS, required=True, help="who is to read it")
+    give.add_argument("checkpoint", type=Path, help="the checkpoint: a folder, or a file of one process")
+    give.add_argument("output", type=Path, help="what to write: a folder for insightface, else a file")
+    give.add_argument("--ranks", type=int, default=1, help="insightface: how many ranks will read it (default 1)")
 
 
 def _add_classes(command: argparse.ArgumentParser, text: str) -> None:

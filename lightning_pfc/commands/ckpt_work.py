@@ -28,6 +28,7 @@ from lightning_pfc.checkpoint.surgery import (
     without,
 )
 from lightning_pfc.heads.center_init import init_centers_
+from lightning_pfc.interchange import EXPORTERS, IMPORTERS, write_imported
 from lightning_pfc.storage.regular import open_regular
 
 
@@ -121,6 +122,25 @@ def append(options: argparse.Namespace) -> None:
     if names is not None and not added:
         print("the new classes have no names (--names), so the new checkpoint will not say whose its classes are")
     _rewrite(options, [Kept(0, total), new], names, added)
+
+
+def take(options: argparse.Namespace) -> None:
+    """Write another project's tensors into one safetensors file, under our names."""
+    found = IMPORTERS[options.project](options.source)
+    if options.classes is not None and options.classes != found.num_classes:
+        raise ValueError(
+            f"{options.source} has {found.num_classes} classes, --classes says {options.classes}: is a rank's file "
+            "missing?"
+        )
+    write_imported(found, options.output)
+    kinds = {name.partition(".")[0] for name in found.parts}
+    for line in [f"{len(found.parts)} tensors ({', '.join(sorted(kinds))}), {found.num_classes} classes", *found.notes]:
+        print(f"{options.output}: {line}")
+
+
+def give(options: argparse.Namespace) -> None:
+    """Write a head as another project keeps it."""
+    print(f"{options.output}: {EXPORTERS[options.project](options.checkpoint, options.output, options.ranks)}")
 
 
 def _random(options: argparse.Namespace, source: Source, total: int) -> Added:
@@ -249,4 +269,13 @@ def _size(count: float) -> str:
     return f"{count:.4g} TiB"
 
 
-WORK = {"inspect": inspect, "verify": verify, "merge": merge, "drop": drop, "fuse": fuse, "append": append}
+WORK = {
+    "inspect": inspect,
+    "verify": verify,
+    "merge": merge,
+    "drop": drop,
+    "fuse": fuse,
+    "append": append,
+    "import": take,
+    "export": give,
+}

@@ -1,0 +1,178 @@
+"""What other projects write, as the names that a module of ours gives its tensors: ``head.weight``, ``backbone...``."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from lightning_pfc.interchange.files import as_matrix, as_tensors, describe, read_file, read_matrix
+
+HEAD, MOMENTUM, BACKBONE = "head.weight", "momentum.head.weight", "backbone."
+
+
+@dataclass
+class Imported:
+    """Tensors by our names, each in the parts in which the peer keeps it, and what is to be said of them.
+
+    Attributes:
+        parts: each tensor as the list of its rows' parts, one after the other.
+        notes: lines for the user.
+    """
+
+    parts: dict[str, list[Tensor]] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def num_classes(self) -> int:
+        """Rows of the head; 0 without one."""
+        return sum(part.shape[0] for part in self.parts.get(HEAD, ()))
+
+
+def insightface(source: Path) -> Imported:
+    """arcface_torch: a folder with the files of every rank, of either generation, or a backbone's file.
+
+    ``rank_N_softmax_weight.pt`` (and ``..._mom.pt``) beside ``backbone.pth``; or ``checkpoint_gpu_N.pt``.
+
+    Raises:
+        OSError, ValueError: naming the file, and what was expected.
+    """
+    if source.is_file():
+        found = Imported()
+        _take_backbone(found, read_file(source), str(source))
+        return found
+    if not source.is_dir():
+        raise FileNotFoundError(f"{source} is neither a file nor a folder.")
+    old, new = _by_rank(source, r"rank_(\d+)_softmax_weight\.pt"), _by_rank(source, r"checkpoint_gpu_(\d+)\.pt")
+    if bool(old) == bool(new):
+        what = "files of both generations" if old else "neither"
+        raise ValueError(
+            f"{source} should hold rank_N_softmax_weight.pt or checkpoint_gpu_N.pt, one for each rank, and has {what}."
+        )
+    return _first_generation(source, old) if old else _second_generation(new)
+
+
+def _first_generation(source: Path, files: Sequence[Path]) -> Imported:
+    found = Imported({HEAD: [read_matrix(path) for path in files]})
+    _check_ranges(found.parts[HEAD], files)
+    momenta = [path.with_name(f"{path.stem}_mom.pt") for path in files]
+    if all(path.exists() for path in momenta):
+        found.parts[MOMENTUM] = [read_matrix(path) for path in momenta]
+        _check_alike(found.parts[MOMENTUM], found.parts[HEAD], momenta)
+    backbones = [source / name for name in ("backbone.pth", "model.pt") if (source / name).exists()]
+    for path in backbones[:1]:
+        _take_backbone(found, read_file(path), str(path))
+    return found
+
+
+def _second_generation(files: Sequence[Path]) -> Imported:
+    found = Imported({HEAD: []})
+    momenta: list[Tensor] = []
+    for rank, path in enumerate(files):
+        content = read_file(path)
+        head = content.get("state_dict_softmax_fc") if isinstance(content, Mapping) else None
+        if not isinstance(head, Mapping) or "weight" not in head:
+            raise ValueError(
+                f"{path} should hold state_dict_softmax_fc with the head's weight, and is {describe(content)}."
+            )
+        weight = as_matrix(head["weight"], f"state_dict_softmax_fc.weight in {path}")
+        found.parts[HEAD].append(weight)
+        momenta += [each for each in [_momentum(content.get("state_optimizer"), weight)] if each is not None]
+        if rank == 0:
+            _take_backbone(found, content.get("state_dict_backbone"), f"state_dict_backbone in {path}")
+            found.notes.append(f"epoch {content.get('epoch')}, step {content.get('global_step')}")
+    _check_ranges(found.parts[HEAD], files)
+    if len(momenta) == len(files):
+        found.parts[MOMENTUM] = momenta
+    return found
+
+
+def _momentum(optimizer: Any, weight: Tensor) -> Tensor | None:
+    """SGD's momentum of the head, which is the last parameter of theirs."""
+    states = optimizer.get("state") if isinstance(optimizer, Mapping) else None
+    last = states[max(states)] if isinstance(states, Mapping) and states else None
+    buffer = last.get("momentum_buffer") if isinstance(last, Mapping) else None
+    return buffer if isinstance(buffer, Tensor) and buffer.shape == weight.shape else None
+
+
+def _take_backbone(found: Imported, value: Any, what: str) -> None:
+    for name, tensor in as_tensors(value, what).items():
+        found.parts[BACKBONE + name.removeprefix(BACKBONE)] = [tensor]
+
+
+def _by_rank(folder: Path, pattern: str) -> list[Path]:
+    """The files of ranks 0, 1, 2, ...
+
+    Raises:
+        ValueError: naming one that is missing.
+    """
+    numbers = {int(match[1]): path for path in folder.iterdir() if (match := re.fullmatch(pattern, path.name))}
+    for rank in range(len(numbers)):
+        if rank not in numbers:
+            name = pattern.replace("(\\d+)", str(rank)).replace("\\", "")
+            raise ValueError(f"{folder / name} is missing: there are files of the ranks {sorted(numbers)}.")
+    return [numbers[rank] for rank in range(len(numbers))]
+
+
+def _check_ranges(parts: Sequence[Tensor], files: Sequence[Path]) -> None:
+    """Classes are dealt out evenly, the first ranks have one more: what does not fit is of another run, or not all."""
+    total, ranks = sum(part.shape[0] for part in parts), len(parts)
+    for rank, (part, path) in enumerate(zip(parts, files, strict=True)):
+        rows = total // ranks + (rank < total % ranks)
+        if part.shape != (rows, parts[0].shape[1]) or part.dtype != parts[0].dtype:
+            raise ValueError(
+                f"{path} has a head of shape {tuple(part.shape)} in {part.dtype}; of {total} classes on {ranks} ranks "
+                f"it should be ({rows}, {parts[0].shape[1]}) in {parts[0].dtype}. Are these the files of one run, all "
+                "of them?"
+            )
+
+
+def _check_alike(parts: Sequence[Tensor], others: Sequence[Tensor], files: Sequence[Path]) -> None:
+    for part, other, path in zip(parts, others, files, strict=True):
+        if part.shape != other.shape:
+            raise ValueError(f"{path} has shape {tuple(part.shape)}, and its weights have {tuple(other.shape)}.")
+
+
+def linear(source: Path) -> Imported:
+    """The weight of an ``nn.Linear`` that classifies, alone or in a state dict that has no other matrix.
+
+    Raises:
+        OSError, ValueError: naming what was found.
+    """
+    content = read_file(source)
+    if isinstance(content, Mapping):
+        content = content.get("state_dict", content)
+        tensors = as_tensors(content, str(source))
+        matrices = [name for name, tensor in tensors.items() if tensor.dim() == 2]
+        if len(matrices) != 1:
+            raise ValueError(
+                f"{source} should hold one matrix, the weight of an nn.Linear; it has {len(matrices)}: "
+                f"{', '.join(matrices[:6]) or describe(content)}."
+            )
+        found = Imported({HEAD: [as_matrix(tensors[matrices[0]], f"{matrices[0]} in {source}")]})
+        left = sorted(set(tensors) - set(matrices))
+        found.notes += [f"left out: {', '.join(left)} (a margin softmax has no bias)"] if left else []
+        return found
+    return Imported({HEAD: [as_matrix(content, str(source))]})
+
+
+def pml(source: Path) -> Imported:
+    """The state dict of a classification loss of pytorch-metric-learning, whose ``W`` is (dimensions, classes).
+
+    Raises:
+        OSError, ValueError: naming what was found.
+    """
+    content = read_file(source)
+    tensors = as_tensors(content, str(source))
+    if "W" not in tensors:
+        raise ValueError(f"{source} should hold W, as ArcFaceLoss and its kin do, and is {describe(content)}.")
+    weight = as_matrix(tensors["W"], f"W in {source}")
+    return Imported({HEAD: [weight.t()]})
+
+
+IMPORTERS: dict[str, Callable[[Path], Imported]] = {"insightface": insightface, "linear": linear, "pml": pml}
+"""How to read what a project wrote, by its name."""

@@ -1,0 +1,57 @@
+"""Files are made under a hidden name and renamed when they are whole."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from lightning_pfc.checkpoint.blocks import BlockWriter, safetensors_header, tensor_bytes
+from lightning_pfc.checkpoint.manifest import dtype_name
+from lightning_pfc.interchange.importers import Imported
+
+
+@contextmanager
+def made_whole(target: Path) -> Iterator[Path]:
+    """A hidden path beside ``target``, which takes its place if nothing goes wrong.
+
+    Raises:
+        ValueError: if ``target`` exists.
+    """
+    if target.exists():
+        raise ValueError(f"{target} exists; name a new one, so that nothing is lost.")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    made = target.with_name(f".{target.name}.{os.getpid()}")
+    try:
+        yield made
+        os.replace(made, target)
+    finally:
+        if made.is_dir():
+            for path in made.iterdir():
+                path.unlink()
+            made.rmdir()
+        made.unlink(missing_ok=True)
+
+
+def write_imported(found: Imported, target: Path) -> None:
+    """One safetensors file with the names of a module of ours; parts are joined as they are written.
+
+    Raises:
+        ValueError: if ``target`` exists.
+    """
+    shapes = {name: [sum(p.shape[0] for p in parts), *parts[0].shape[1:]] for name, parts in _with_rows(found).items()}
+    entries = []
+    for name, parts in found.parts.items():
+        size = sum(part.numel() * part.element_size() for part in parts)
+        entries.append((name, dtype_name(parts[0].dtype), shapes.get(name, []), size))
+    with made_whole(target) as made, BlockWriter(made) as file:
+        file.write(safetensors_header(entries, {})[0])
+        for parts in found.parts.values():
+            for part in parts:
+                for piece in tensor_bytes(part):
+                    file.write(piece)
+
+
+def _with_rows(found: Imported) -> dict[str, list]:  # type: ignore[type-arg]
+    return {name: parts for name, parts in found.parts.items() if parts[0].dim()}
