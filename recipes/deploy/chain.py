@@ -85,7 +85,7 @@ def _characters(run: Path) -> Pictures:
 
     source = instantiate(OmegaConf.load(run / "config.yaml")["data"]["source"])
     store = open_store(source.fonts(), size=source.size, folder=source.cache_dir)
-    tested = np.unique(source.open().test["test"].identities.numpy())
+    tested = np.unique(source.open().test["test"].identity.numpy())
     found = Pictures([], [], [])
     first, second = (np.flatnonzero(store.designs == design) for design in range(2))
     rows = [dict(zip(store.codepoints[part].tolist(), part.tolist(), strict=True)) for part in (first, second)]
