@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from lightning_pfc.distributed.collectives import summed_gradient
 from lightning_pfc.heads.center_init import initial_centers
+from lightning_pfc.heads.outside_graphs import outside_graphs
 from lightning_pfc.heads.product_precision import ProductPrecision
 from lightning_pfc.heads.sampling import Sampler
 from lightning_pfc.heads.sharded_centers import MEMORY_PREFIX, SAMPLED_PREFIX, ShardedCenters
@@ -35,6 +36,13 @@ class HeadState(ShardedCenters):
         precision_code: () int64 buffer, what products are computed in, as
             :class:`~lightning_pfc.heads.product_precision.ProductPrecision` numbers it.
     """
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        """To ``torch.compile`` what a head does with a batch is one call, in a subclass of yours too."""
+        super().__init_subclass__(**options)
+        for name in ("loss_output", "target_ranks"):
+            if name in vars(cls):
+                setattr(cls, name, outside_graphs(vars(cls)[name]))
 
     step: Tensor
     defaults_version: Tensor

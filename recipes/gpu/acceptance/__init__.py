@@ -1,0 +1,1 @@
+"""The tests behind ``recipes/gpu/accept.py``."""

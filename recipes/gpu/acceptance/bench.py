@@ -1,0 +1,189 @@
+"""What every test works with: heads, batches, clocks, and a count of what was really run."""
+
+from __future__ import annotations
+
+import statistics
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from acceptance.verdict import NotRun
+from lightning_pfc import PartialFC
+from lightning_pfc.optim import SparseSGD
+from lightning_pfc.planning.fake_step import fake_head
+from lightning_pfc.planning.model import H200, step_time
+from lightning_pfc.planning.work import WorkLog
+
+GB = 1e9
+
+
+class Bench:
+    """The device and its sizes; collects the figures of one test at a time.
+
+    Args:
+        device: "cuda", "cpu", or "meta", on which tensors have no values and everything is only gone through.
+        small: sizes that two cores can do.
+        peer: a folder with heads of others; None for none.
+        seconds: that all tests may take together.
+    """
+
+    def __init__(self, device: str, *, small: bool, peer: Path | None = None, seconds: float = 600.0) -> None:
+        self.device, self.small, self.peer = torch.device(device), small, peer
+        self.fake = device == "meta"
+        self.end = time.monotonic() + seconds
+        self.measured: dict[str, float] = {}
+        self.start()
+
+    def start(self) -> None:
+        """A new test."""
+        self.figures: dict[str, float] = {}
+        self.notes: list[str] = []
+        self.work = 0
+
+    @contextmanager
+    def counting(self) -> Iterator[None]:
+        """While open, every forward of a head counts as work."""
+
+        def count(module: nn.Module, *_: Any) -> None:
+            self.work += isinstance(module, PartialFC)
+
+        handle = nn.modules.module.register_module_forward_hook(count)
+        try:
+            yield
+        finally:
+            handle.remove()
+
+    @property
+    def left(self) -> float:
+        """Seconds."""
+        return self.end - time.monotonic()
+
+    def size(self, full: int, small: int, *, predicts: bool = False) -> int:
+        """A size on a GPU, and where everything is small; without values too, unless a figure is predicted from it."""
+        return small if self.small or (self.fake and not predicts) else full
+
+    def tell(self, **figures: float) -> None:
+        """Report figures."""
+        self.figures.update({name: float(value) for name, value in figures.items()})
+
+    def note(self, text: str) -> None:
+        """Say something more."""
+        self.notes.append(text)
+
+    def needs_memory(self, gigabytes: float) -> None:
+        """Leave a test out where the device is too small."""
+        if self.device.type == "cuda":
+            there = torch.cuda.get_device_properties(self.device).total_memory / GB
+            if there < gigabytes:
+                raise NotRun(f"needs {gigabytes:.0f} GB of memory, the device has {there:.0f}")
+
+    # --- things to run ------------------------------------------------------------------------------------------------
+
+    def head(self, **options: Any) -> PartialFC:
+        """A head on the device."""
+        options = {"embedding_dim": self.size(512, 64), "loss": "cosface", "check_finite": False} | options
+        return fake_head(**options) if self.fake else PartialFC(**options).to(self.device)
+
+    def sgd(self, head: PartialFC, **options: Any) -> SparseSGD:
+        """Its optimizer, with momentum."""
+        return SparseSGD(head.parameters(), lr=0.1, momentum=0.9, **options)
+
+    def batch(
+        self, head: PartialFC, rows: int, seed: int = 0, dtype: torch.dtype = torch.float32
+    ) -> tuple[Tensor, Tensor]:
+        """Embeddings (B, D) that ask for a gradient and labels (B,), the same on every device."""
+        if self.fake:
+            x = torch.empty(rows, head.embedding_dim, dtype=dtype, device=self.device)
+            return x.requires_grad_(), torch.empty(rows, dtype=torch.int64, device=self.device)
+        made = torch.Generator().manual_seed(seed)
+        x = torch.randn(rows, head.embedding_dim, generator=made).to(self.device, dtype)
+        labels = torch.randint(head.num_classes, (rows,), generator=made).to(self.device)
+        return x.requires_grad_(), labels
+
+    def step(self, head: PartialFC, optimizer: torch.optim.Optimizer | None, x: Tensor, labels: Tensor) -> Tensor:
+        """Forward, backward, update; the loss."""
+        x.grad = None
+        loss: Tensor = head(x, labels)
+        loss.backward()  # type: ignore[no-untyped-call]
+        if optimizer is not None:
+            optimizer.step()
+            optimizer.zero_grad()
+        return loss.detach()
+
+    def milliseconds(self, call: Callable[[], object], repeats: int = 30, warm_up: int = 10) -> float:
+        """Median time of a call; on tensors without values the time that is predicted for an H200."""
+        self.work += 1
+        if self.fake:
+            call()
+            with WorkLog() as log:
+                call()
+            return 1e3 * step_time(log.works, H200).eager
+        if self.small:
+            repeats, warm_up = min(repeats, 3), 1
+        for _ in range(warm_up):
+            call()
+        return statistics.median(self._timed(call) for _ in range(repeats))
+
+    def _timed(self, call: Callable[[], object]) -> float:
+        if self.device.type != "cuda":
+            start = time.perf_counter()
+            call()
+            return 1e3 * (time.perf_counter() - start)
+        begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        begin.record()
+        call()
+        end.record()
+        end.synchronize()
+        return begin.elapsed_time(end)
+
+    def child(self, command: list[str], seconds: float, **options: Any) -> subprocess.CompletedProcess[str]:
+        """Another program; what it writes is kept from the screen."""
+        self.work += 1
+        if self.fake:
+            return subprocess.CompletedProcess(command, 0, "", "")
+        limit = max(1.0, min(seconds, self.left))
+        return subprocess.run(command, capture_output=True, text=True, timeout=limit, check=False, **options)
+
+    def peak_memory(self, call: Callable[[], object]) -> float:
+        """Bytes that a call has at most above what was there before it; NaN where nobody counts them."""
+        self.work += 1
+        if self.device.type != "cuda":
+            call()
+            return float("nan")
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        call()
+        return float(torch.cuda.max_memory_allocated() - before)
+
+    # --- what tensors say ---------------------------------------------------------------------------------------------
+
+    def number(self, value: Tensor | float) -> float:
+        """The value, NaN where there is none."""
+        if isinstance(value, Tensor):
+            return float("nan") if value.is_meta else float(value)
+        return float(value)
+
+    def distance(self, ours: Tensor | None, twin: Tensor | None) -> float:
+        """Norm of the difference over the norm of the second; infinite for NaN, infinity and what is not there."""
+        if ours is None or twin is None:
+            return float("inf")
+        ours, twin = (x.detach().to_dense() if x.layout != torch.strided else x.detach() for x in (ours, twin))
+        difference = torch.linalg.vector_norm(ours.double() - twin.double().to(ours.device))
+        length = torch.linalg.vector_norm(twin.double())
+        if self.fake:
+            return float("nan")
+        found = float(difference) / max(float(length), 1e-300)
+        return found if found == found else float("inf")
+
+    def same(self, ours: Tensor, twin: Tensor) -> float:
+        """1 if two tensors are equal bit for bit, else 0."""
+        if self.fake:
+            return float("nan")
+        return float(ours.shape == twin.shape and torch.equal(ours, twin.to(ours.device)))

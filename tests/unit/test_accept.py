@@ -1,0 +1,159 @@
+"""The acceptance on a GPU, without one: what it says, how it ends, and that no test can report without running."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from lightning_pfc import PartialFC
+
+FOLDER = Path(__file__).parents[2] / "recipes" / "gpu"
+JUDGING = re.compile(r"\b(pass|passed|ok)\b", re.IGNORECASE)
+
+
+@pytest.fixture
+def accept(monkeypatch):
+    monkeypatch.syspath_prepend(str(FOLDER))
+    yield importlib.import_module("accept")
+    for name in [name for name in sys.modules if name == "accept" or name.partition(".")[0] == "acceptance"]:
+        del sys.modules[name]
+
+
+def bench_of(accept, device):
+    return importlib.import_module("acceptance.bench").Bench(device, small=True)
+
+
+def test_all_are_gone_through_without_a_device_from_any_folder(tmp_path):
+    command = [sys.executable, str(FOLDER / "accept.py"), "--fake", "--out", "results"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=280, check=False)
+    lines = [line for line in done.stdout.splitlines() if not line.startswith("#")]
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stderr == ""
+    assert [int(line.split()[0]) for line in lines] == list(range(18))
+    assert all(line.endswith("not run") for line in lines)
+    assert not JUDGING.search(done.stdout)
+    record = json.loads((tmp_path / "results" / "accept.json").read_text())
+    assert {test["verdict"] for test in record["tests"]} == {"not run"}
+    assert sorted(path.name for path in (tmp_path / "results").iterdir()) == ["accept.json", "accept.png"]
+
+
+def test_without_a_gpu_it_says_so(accept, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(accept.torch.cuda, "is_available", lambda: False)
+    assert accept.main(["--out", str(tmp_path)]) == 1
+    said = capsys.readouterr()
+    assert "no GPU" in said.err
+    assert said.out == ""
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--tests", "18"], "no test 18"),
+        (["--tests", "0-99"], "no test 18"),
+        (["--tests", "five"], "'five' is no test"),
+        (["--tests", "5-2"], "'5-2' is no test"),
+        (["--tests", ""], "'' is no test"),
+        (["--fake", "--peer", "/nowhere"], "--peer /nowhere is no folder"),
+        (["--fake", "--device", "cpu"], "leave out --device or --fake"),
+    ],
+)
+def test_a_wrong_word_is_one_line(accept, words, said, capsys):
+    assert accept.main(words) == 2
+    error = capsys.readouterr().err
+    assert said in error
+    assert error.count("\n") == 1
+
+
+def test_a_part_on_a_cpu_is_judged_and_written(accept, tmp_path, capfd):
+    assert accept.main(["--device", "cpu", "--tests", "0,2,4-5", "--out", str(tmp_path)]) == 0
+    said = capfd.readouterr().out
+    assert said.count("ran: met\n") == 4
+    assert accept.main(["--device", "cpu", "--tests", "0,6", "--out", str(tmp_path)]) == 1
+    assert capfd.readouterr().out.splitlines()[2].endswith("not run")
+    record = json.loads((tmp_path / "accept.json").read_text())
+    assert [test["verdict"] for test in record["tests"]] == ["ran: met", "not run"]
+
+
+def pretends(check):
+    """The figures that the check asks for, and nothing run."""
+
+    def run(bench):
+        bench.tell(**{bound.figure: bound.must for bound in check.bounds})
+
+    return dataclasses.replace(check, run=run, gpu_only="")
+
+
+@pytest.mark.parametrize("number", range(18))
+def test_a_test_that_reports_without_running_is_noticed(accept, number):
+    check = accept.CHECKS[number]
+    assert check.number == number
+    line = accept.run_check(pretends(check), bench_of(accept, "cpu"))
+    assert line.verdict == "ran: short"
+    assert "reported without running" in line.text()
+    silent = dataclasses.replace(check, run=lambda bench: setattr(bench, "work", 10**6), gpu_only="")
+    line = accept.run_check(silent, bench_of(accept, "cpu"))
+    assert line.verdict == "ran: short"
+    assert "was not reported" in line.text()
+    assert not accept.run_check(pretends(check), bench_of(accept, "meta")).walked
+    assert not accept.run_check(silent, bench_of(accept, "meta")).walked
+
+
+@pytest.mark.parametrize("number", range(18))
+def test_a_figure_beyond_its_bound_or_no_number_falls_short(accept, number):
+    verdict = importlib.import_module("acceptance.verdict")
+    check = accept.CHECKS[number]
+    good = {bound.figure: bound.must for bound in check.bounds}
+    assert verdict.judge(check, good, check.least) == []
+    for bound in check.bounds:
+        beyond = bound.must - 1e-3 if bound.at_least else bound.must * 1.01 + 1e-12
+        for value in (beyond, float("nan")):
+            assert verdict.judge(check, good | {bound.figure: value}, check.least)
+
+
+def test_an_error_falls_short_in_one_line_without_judging_words(accept):
+    def fails(bench):
+        print("library chatter: tests passed")
+        raise RuntimeError("did not pass:\nall OK otherwise")
+
+    line = accept.run_check(dataclasses.replace(accept.CHECKS[4], run=fails), bench_of(accept, "cpu"))
+    assert line.text().endswith("ran: short")
+    assert "\n" not in line.text()
+    assert not JUDGING.search(line.text())
+
+
+@pytest.mark.parametrize("number", [2, 4, 5])
+def test_a_fault_in_the_head_is_found(accept, number, monkeypatch):
+    right, calls = PartialFC.forward, iter(range(10**6))
+
+    def wrong(self, embeddings, labels):
+        slope = 1.0 if self.weight.dtype == accept.torch.float64 else 1.05 + 0.01 * next(calls)
+        return right(self, embeddings * slope - (slope - 1) * embeddings.roll(1, 0), labels)
+
+    monkeypatch.setattr(PartialFC, "forward", wrong)
+    line = accept.run_check(accept.CHECKS[number], bench_of(accept, "cpu"))
+    assert line.verdict == "ran: short", line.text()
+
+
+def test_numbers_beside_float64_notices_a_loss_that_is_off(accept, monkeypatch):
+    correctness = importlib.import_module("acceptance.correctness")
+    monkeypatch.setattr(correctness, "_cases", lambda bench: [("CosFace", 1.0, "float32", "kept")] * 2)
+    check = dataclasses.replace(accept.CHECKS[1], least=4, bounds=accept.CHECKS[1].bounds[:3])
+    assert accept.run_check(check, bench_of(accept, "cpu")).verdict == "ran: met"
+    right = PartialFC.forward
+
+    def wrong(self, embeddings, labels):
+        loss = right(self, embeddings, labels)
+        return loss if self.weight.dtype == accept.torch.float64 else loss * 1.001
+
+    monkeypatch.setattr(PartialFC, "forward", wrong)
+    line = accept.run_check(check, bench_of(accept, "cpu"))
+    assert line.verdict == "ran: short"
+    assert "loss_float32" in " ".join(line.notes)
