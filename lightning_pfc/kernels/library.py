@@ -42,11 +42,18 @@ class Operation:
 
         Args:
             args: of the twin.
-            kernels: names of the operations that run as kernels; None: whatever the device of the arguments has.
+            kernels: names of the operations that run as kernels; None: those that were found good on the device of
+                the arguments, which is tried at the first call.
         """
-        if kernels is not None and self.name not in kernels:
+        if not self._runs_as_kernel(args, kernels):
             return self.twin(*args)
         return getattr(getattr(torch.ops, NAMESPACE), self.name)(*args)
+
+    def _runs_as_kernel(self, args: tuple[Any, ...], kernels: Container[str] | None) -> bool:
+        if kernels is not None:
+            return self.name in kernels
+        device = next(arg.device for arg in args if isinstance(arg, torch.Tensor))
+        return device.type != "cuda" or all(finds_good(self.name, device) for finds_good in JUDGES)
 
     @property
     def writes(self) -> list[bool]:
@@ -64,6 +71,8 @@ class Operation:
 
 OPERATIONS: dict[str, Operation] = {}
 """All of them, by name."""
+JUDGES: list[Callable[[str, torch.device], bool]] = []
+"""Who says whether an operation's kernel is used on a GPU; see :mod:`lightning_pfc.kernels.choice`."""
 
 
 def operation(schema: str, twin: Callable[..., Any], fake: Callable[..., Any], kernel: str, launches: int) -> Operation:

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from lightning_pfc.heads.sampling.context import SamplingContext
+from lightning_pfc.heads.sampling.draw_kernel import draw_sample
 from lightning_pfc.heads.sampling.sampled_classes import SampledClasses, columns_of, distinct, is_among
-from lightning_pfc.heads.sampling.uniform_draw import sample_uniform
 from lightning_pfc.named import Named
 from lightning_pfc.renamed import adopt_renamed_members, renamed_member
 
@@ -138,8 +138,8 @@ class Sampler(Named):
 
 
 def fill_uniformly(context: SamplingContext, kept: Tensor, correction: bool) -> SampledClasses:
-    """``kept`` (n,) classes, and others drawn evenly until the budget is full; see :func:`sample_uniform`."""
-    found = sample_uniform(kept, context.labels, context.shard, context.budget, context.seed, context.step)
+    """``kept`` (n,) classes, and others drawn evenly until the budget is full; see :func:`draw_sample`."""
+    found = draw_sample(kept, context.labels, context.shard, context.budget, context.seed, context.step)
     if not correction or found.index is None:
         return found
     kept = kept.sort().values

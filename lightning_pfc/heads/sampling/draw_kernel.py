@@ -85,6 +85,16 @@ def draw_uniform(
     return SampledClasses(index, columns, num_sampled, valid)
 
 
+def draw_sample(
+    all_labels: Tensor, labels: Tensor, shard: ClassShard, budget: int, seed: int, step: Tensor
+) -> SampledClasses:
+    """The sample of a step: by :func:`draw_uniform` where that is possible and the device is no CPU."""
+    fits = 0 < budget < shard.num_classes <= LARGEST_DOMAIN and all_labels.numel() > 0
+    if fits and labels.device.type != "cpu":
+        return draw_uniform(all_labels, labels, shard, budget, seed, step)
+    return sample_uniform(all_labels, labels, shard, budget, seed, step)
+
+
 def _arguments(
     all_labels: Tensor, labels: Tensor, shard: ClassShard, budget: int, seed: int, step: Tensor
 ) -> tuple[Any, ...]:

@@ -125,7 +125,7 @@ def matmul(
 
 def _wide_mm(a: Tensor, b: Tensor, out: Tensor | None) -> Tensor:
     """The product of two half-precision matrices in float32."""
-    if a.device.type == "cuda" and _has_out_dtype():
+    if a.device.type in ("cuda", "meta") and _has_out_dtype():
         product = torch.mm(a, b, out_dtype=torch.float32)
         return product if out is None else out.copy_(product)
     # every half-precision number is one of TF32 too: nothing is lost
