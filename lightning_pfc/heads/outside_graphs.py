@@ -26,7 +26,7 @@ def outside_graphs(method: F) -> F:
         if "torch._dynamo" not in sys.modules:
             return method(*args, **kwargs)
         if not disabled:
-            disabled.append(torch.compiler.disable(method))
+            disabled.append(torch.compiler.disable(method))  # type: ignore[no-untyped-call]
         return disabled[0](*args, **kwargs)
 
     call._torchdynamo_disable = True  # type: ignore[attr-defined]  # the call itself is no part of a graph either

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from lightning_pfc.distributed.class_rows import class_rows
 from lightning_pfc.keyed_random.rounding_noise import RowNoise
+from lightning_pfc.optim.fused_rows import FusedRows
 from lightning_pfc.optim.rows import RowChunk, clamp_padding, first_row
 from lightning_pfc.optim.storage import FullRows, RowStorage, noise_of, weight_storage
 
@@ -79,6 +80,7 @@ class RowUpdate:
         # No reference to the parameter: a weak one would forbid torch.utils.swap_tensors to give it storage.
         self._optimizer = (lambda: None) if optimizer is None else weakref.ref(optimizer)
         self._step: RowStep | None = None
+        self._fused: FusedRows | None = None
         self.done = False
 
     def __reduce__(self) -> tuple[type[RowUpdate], tuple[None]]:
@@ -88,6 +90,11 @@ class RowUpdate:
     def is_alive(self) -> bool:
         """Whether the optimizer still exists."""
         return self._optimizer() is not None
+
+    @property
+    def projects(self) -> bool:
+        """Whether :meth:`apply` can take the gradient of unit rows; known after :meth:`begin`."""
+        return self._fused is not None
 
     @torch.no_grad()
     def begin(self, param: Tensor) -> None:
@@ -110,10 +117,17 @@ class RowUpdate:
             )
         self.done = True
         self._step = optimizer._begin_rows(param, optimizer._group_of(param))
+        self._fused = FusedRows.of(self._step)
 
     @torch.no_grad()
     def apply(
-        self, rows: Tensor | slice, grad: Tensor, *, weight: Tensor | None = None, num_real: Tensor | None = None
+        self,
+        rows: Tensor | slice,
+        grad: Tensor,
+        *,
+        weight: Tensor | None = None,
+        num_real: Tensor | None = None,
+        projects: bool = False,
     ) -> None:
         """Updates rows, which must come in no other chunk.
 
@@ -123,9 +137,13 @@ class RowUpdate:
             weight: What these rows of the parameter are in float32, if the caller has read them; it is overwritten.
             num_real: 0-d int64 tensor: how many leading entries are real, if the others are padding (which may repeat a
                 row of this or another chunk, and is left alone). None if all are.
+            projects: Whether ``grad`` is that of the unit rows; only where :attr:`projects`.
         """
         if self._step is None:
             raise RuntimeError("RowUpdate.apply was called before RowUpdate.begin.")
+        if self._fused is not None:
+            self._fused.apply(rows, grad, num_real, projects=projects)
+            return
         chunk = RowChunk(rows, grad)
         if num_real is not None:
             if isinstance(rows, slice):
@@ -137,7 +155,7 @@ class RowUpdate:
 
     def end(self) -> None:
         """Says that all rows were updated."""
-        self._step = None
+        self._step = self._fused = None
 
 
 def row_update(param: Tensor) -> RowUpdate | None:

@@ -43,9 +43,14 @@ class CenterGradSink(ABC):
     def room(self, low: int, high: int) -> Tensor:
         """Where the gradient (n, D) of the centers of a chunk [low, high) is to be written, if one is wanted."""
 
+    @property
+    def takes_unit_grad(self) -> bool:
+        """Whether it may be given the gradient of the unit rows instead."""
+        return False
+
     @abstractmethod
-    def written(self, low: int, high: int, grad: Tensor) -> None:
-        """The gradient of a chunk's centers is there, in its room."""
+    def written(self, low: int, high: int, grad: Tensor, *, of_units: bool = False) -> None:
+        """The gradient of a chunk's centers is there, in its room; ``of_units``: that of its unit rows."""
 
     @abstractmethod
     def weight_grad(self) -> Tensor | None:
@@ -84,7 +89,7 @@ class AccumulateCenterGrads(CenterGradSink):
         assert self.values is not None
         return self.values[low:high]
 
-    def written(self, low: int, high: int, grad: Tensor) -> None:
+    def written(self, low: int, high: int, grad: Tensor, *, of_units: bool = False) -> None:
         """It stays where it is."""
 
     def weight_grad(self) -> Tensor | None:
@@ -116,12 +121,17 @@ class UpdateCentersInBackward(CenterGradSink):
         assert self.values is not None
         return self.values[: high - low]
 
-    def written(self, low: int, high: int, grad: Tensor) -> None:
+    @property
+    def takes_unit_grad(self) -> bool:
+        """Where the optimizer's kernel projects by itself."""
+        return bool(self._update.projects) and self.chunks.spec.blended is None
+
+    def written(self, low: int, high: int, grad: Tensor, *, of_units: bool = False) -> None:
         """Step the rows."""
         weight, valid = self.chunks.weight, self.chunks.rows.valid
         real = None if valid is None else valid[low:high].sum().to(weight.device)
         grad = all_reduce(grad, self.chunks.spec.replica_group).to(weight.device)
-        self._update.apply(self.chunks.stored_ids(low, high), grad, num_real=real)
+        self._update.apply(self.chunks.stored_ids(low, high), grad, num_real=real, projects=of_units)
 
     def weight_grad(self) -> Tensor | None:
         """None: all rows were stepped."""

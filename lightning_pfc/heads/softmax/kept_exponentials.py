@@ -32,6 +32,7 @@ from lightning_pfc.heads.softmax.online_logsumexp import wide_dtype
 from lightning_pfc.heads.softmax.precision import ARITHMETIC, Arithmetic
 from lightning_pfc.heads.softmax.targets_apart import TargetsApart
 from lightning_pfc.heads.softmax.unit_rows import center_gradient_, unit_rows
+from lightning_pfc.kernels.unit_rows import gather_normalize_round
 
 
 @dataclass(frozen=True)
@@ -104,16 +105,25 @@ class ClassExponentials:
         )
         sums = x.new_zeros(x.shape[0], dtype=wide_dtype(x))
         for number, (low, high) in enumerate(ranges):
-            units, kept.inverse[low:high] = unit_rows(self.chunks.centers(low, high))
-            operand = round_operand(units, self.arithmetic.precision)
+            operand, kept.inverse[low:high] = self._unit_operand(low, high)
             exponentials = self._room(number, kept.exponentials)
             sums += self._fill(number, operand, exponentials)
             if kept.x_sums is not None:
                 self._add_x_sums(kept.x_sums, exponentials, operand)
             if kept.unit_sum is not None:
-                valid = self._valid
+                units, valid = unit_rows(self.chunks.centers(low, high))[0], self._valid
                 kept.unit_sum.add_(units.sum(0) if valid is None else valid[low:high].to(units.dtype) @ units)
         return sums, kept
+
+    def _unit_operand(self, low: int, high: int) -> tuple[Tensor, Tensor]:
+        """Unit rows (n, D) of a chunk as operands, and 1 / |w| (n,)."""
+        chunks, precision = self.chunks, self.arithmetic.precision
+        if self.x.device.type == "cpu" or self.x.dtype != torch.float32 or chunks.offloaded or precision == "float16x3":
+            units, inverse = unit_rows(chunks.centers(low, high))
+            return round_operand(units, precision), inverse
+        ids = chunks.stored_ids(low, high)
+        weight, index = (chunks.weight[ids], None) if isinstance(ids, slice) else (chunks.weight, ids)
+        return gather_normalize_round(weight.detach(), index, self.arithmetic.operands)
 
     def lacks_terms(self, sums: Tensor) -> bool:
         """Whether the pass has to be taken again without fusion; looks at values, which a CPU has at hand."""
@@ -170,8 +180,10 @@ class ClassExponentials:
                 return None
             weighted = round_operand(weighted, self.arithmetic.gradients)
         for number, (low, high) in enumerate(self.chunks.ranges):
-            rows, inverse = self.chunks.centers(low, high), kept.inverse[low:high]
-            exponentials = self._again(number, kept, rows)
+            of_units = sink.takes_unit_grad and late is None
+            rows = kept.inverse[:0] if of_units else self.chunks.centers(low, high)  # not read where not needed
+            inverse = kept.inverse[low:high]
+            exponentials = self._again(number, kept)
             if late is not None:  # slopes first: what is split into float16 must not span e^128
                 exponentials = exponentials * factors[:, None]
                 late.add_(matmul(exponentials, rows * inverse[:, None], self.arithmetic.gradients))
@@ -182,13 +194,14 @@ class ClassExponentials:
             if everywhere is not None:
                 grad += everywhere if self._valid is None else self._valid[low:high, None] * everywhere
             self.targets.add_center_grad_(number, grad, self.x, target_grad)
-            sink.written(low, high, center_gradient_(grad, rows, inverse))
+            grad = grad if of_units else center_gradient_(grad, rows, inverse)
+            sink.written(low, high, grad, of_units=of_units)
         return late
 
-    def _again(self, number: int, kept: Kept, rows: Tensor) -> Tensor:
+    def _again(self, number: int, kept: Kept) -> Tensor:
         exponentials = self._room(number, kept.exponentials)
         if number >= self.plan.num_kept:
-            self._fill(number, round_operand(unit_rows(rows)[0], self.arithmetic.precision), exponentials)
+            self._fill(number, self._unit_operand(*self.chunks.ranges[number])[0], exponentials)
         return exponentials
 
     def _unit_grad(self, exponentials: Tensor, weighted: Tensor, out: Tensor) -> None:

@@ -12,6 +12,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from lightning_pfc.kernels.targets import target_gradients_
+
 
 class TargetsApart:
     """Where the positives of a batch stand among the sampled rows of this rank.
@@ -41,6 +43,8 @@ class TargetsApart:
     def within(self, chunk: int) -> Tensor:
         """Columns (B, P) within a chunk; -1 for those that are elsewhere."""
         low, high = self._ranges[chunk]
+        if len(self._ranges) == 1:
+            return self.columns
         return torch.where((self.columns >= low) & (self.columns < high), self.columns - low, -1)
 
     def remove_(self, chunk: int, exponentials: Tensor) -> Tensor:
@@ -74,9 +78,8 @@ class TargetsApart:
                 rows = torch.div(entries, positives, rounding_mode="floor")
                 unit_grad.index_add_(0, columns, target_grad.flatten()[entries, None] * x[rows])
             return unit_grad
-        columns = self.within(chunk).flatten()
-        parts = (target_grad[:, :, None] * x[:, None]).flatten(0, 1)
-        return unit_grad.index_add_(0, columns.clamp(min=0), parts * (columns >= 0)[:, None])
+        target_gradients_(x, x, None, self.within(chunk), target_grad.contiguous(), None, unit_grad)
+        return unit_grad
 
     def once(self) -> Tensor:
         """(B, P) 1.0 for each class that is a positive of a row and lives here, once however often it is named."""

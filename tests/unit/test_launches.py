@@ -1,0 +1,102 @@
+"""What a step makes a GPU do, counted without one; fused ways give the same numbers as those of plain torch."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from lightning_pfc import PartialFC
+from lightning_pfc.optim import RowWiseAdagrad, SparseAdamW, SparseSGD, fused_rows
+from lightning_pfc.planning.fake_step import FakeStep, fake_head, fake_step
+
+BUDGET = 8 << 30  # what a sixteenth of an H200's memory is
+
+
+def counted(rate: float, batch: int) -> FakeStep:
+    head = fake_head(
+        embedding_dim=512,
+        num_classes=1_000_000,
+        loss="cosface",
+        sample_rate=rate,
+        precision="bfloat16",
+        memory_budget=BUDGET,
+    )
+    return fake_step(
+        head, lambda params: SparseSGD(params, lr=0.1, momentum=0.9, update_in_backward=True), batch, torch.bfloat16
+    )
+
+
+@pytest.mark.parametrize(("batch", "most"), [(1024, 4.1e9), (8192, 16.3e9)])
+def test_a_sampled_step(batch, most):
+    step = counted(0.1, batch)
+    draws = [work for work in step.works if work.name == "draw_uniform"]
+    assert [work.launches for work in draws] == [6]
+    assert draws[0].bytes < 10e6
+    assert not [work for work in step.works if work.name in ("sort", "cumsum", "scatter", "searchsorted")]
+    assert sum(work.launches for work in step.works) <= 111
+    assert sum(work.bytes for work in step.works) <= most
+    assert not any(work.waits for work in step.works)
+
+
+def test_a_chunk_of_a_whole_softmax():
+    """Launches beyond the chunks, and of each, from two numbers of chunks."""
+    found = {}
+    for classes in (1_000_000, 2_000_000):
+        head = fake_head(
+            embedding_dim=512, num_classes=classes, loss="cosface", precision="bfloat16", memory_budget=1 << 40,
+            chunk_size=100_000,
+        )  # fmt: skip
+        step = fake_step(head, lambda p: SparseSGD(p, lr=0.1, momentum=0.9, update_in_backward=True), 1024)
+        found[classes] = sum(work.launches for work in step.works)
+    each = (found[2_000_000] - found[1_000_000]) / 10
+    assert each <= 25
+    assert found[1_000_000] - 10 * each <= 100
+
+
+@pytest.mark.parametrize("rate", [1.0, 0.3])
+@pytest.mark.parametrize(
+    ("make", "options"),
+    [
+        (SparseSGD, {"momentum": 0.9, "weight_decay": 1e-3}),
+        (SparseSGD, {"momentum": 0.9, "nesterov": True, "state_dtype": "int8"}),
+        (SparseSGD, {}),
+        (SparseAdamW, {"missed_steps": "decay"}),
+        (SparseAdamW, {"state_dtype": "bfloat16"}),
+        (RowWiseAdagrad, {"weight_decay": 1e-3}),
+    ],
+)
+def test_a_fused_update_is_the_update(make, options, rate, monkeypatch):
+    found, calls = [], []
+    apply = fused_rows.FusedRows.apply
+    monkeypatch.setattr(fused_rows.FusedRows, "apply", lambda *a, **k: (calls.append(k["projects"]), apply(*a, **k)))
+    for fused in (False, True):
+        monkeypatch.setattr(fused_rows, "DEVICES", ("cpu",) if fused else ())
+        torch.manual_seed(0)
+        head = PartialFC(embedding_dim=8, num_classes=60, loss="cosface", sample_rate=rate, chunk_size=25).to("cpu")
+        optimizer = make(head.parameters(), lr=0.1, update_in_backward=True, **options)
+        for step in range(4):
+            torch.manual_seed(step)
+            x = torch.randn(12, 8, requires_grad=True)
+            head(x, torch.randint(60, (12,))).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            optimizer.param_groups[0]["lr"] *= 0.9
+        found.append((head.weight.detach(), x.grad))
+    assert torch.allclose(found[0][0], found[1][0], rtol=1e-4, atol=1e-6)
+    assert torch.allclose(found[0][1], found[1][1], rtol=1e-4, atol=1e-7)
+    assert (
+        found[0][0] - PartialFC(embedding_dim=8, num_classes=60, loss="cosface").to("cpu").weight
+    ).abs().max() > 1e-3
+
+
+def test_a_rule_of_somebodys_own_is_not_replaced(monkeypatch):
+    class Mine(SparseSGD):
+        def _update_rows(self, weight, state, grad, group, step):
+            weight.zero_()
+
+    monkeypatch.setattr(fused_rows, "DEVICES", ("cpu",))
+    head = PartialFC(embedding_dim=8, num_classes=20, loss="cosface").to("cpu")
+    optimizer = Mine(head.parameters(), lr=0.1, update_in_backward=True)
+    head(torch.randn(4, 8), torch.arange(4)).backward()
+    optimizer.step()
+    assert not head.weight.any()
