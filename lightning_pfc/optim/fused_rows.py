@@ -70,15 +70,15 @@ class FusedRows:
 
     def _tensors(self) -> list[Tensor | None]:
         """The parameter and its state, in the order of the operation's arguments."""
-        from lightning_pfc.optim import adamw, rowwise_adagrad, sgd
-
-        state, names = self._step.state, {"SparseSGD": [sgd.MOMENTUM], "SparseAdamW": [adamw.MEAN, adamw.SQUARE]}
-        kind = type(self._step.optimizer).__name__
-        if kind == "RowWiseAdagrad":
-            return [self._step.param, state[rowwise_adagrad.ROW_SUM]]
-        pairs = [[state.get(name), state.get(name + SCALE_SUFFIX)] for name in names[kind]]
-        found: list[Tensor | None] = [self._step.param, *(tensor for pair in pairs for tensor in pair)]
-        return [*found, state.get(adamw.LAST)] if kind == "SparseAdamW" else found
+        state, names = self._step.state, list(self._step.storages)
+        found: list[Tensor | None] = [self._step.param]
+        with_scales = {"SparseSGD": 1, "SparseAdamW": 2, "RowWiseAdagrad": 0}[type(self._step.optimizer).__name__]
+        for place in range(with_scales):
+            name = names[place] if place < len(names) else ""
+            found += [state.get(name), state.get(name + SCALE_SUFFIX)]
+        if type(self._step.optimizer).__name__ == "SparseSGD":
+            return found
+        return [*found, state[names[with_scales]] if with_scales < len(names) else None]
 
 
 def _options(step: RowStep, device: torch.device) -> Tensor:
