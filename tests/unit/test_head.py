@@ -334,14 +334,16 @@ def test_the_padded_path_of_accelerators_gives_the_same_numbers(loss, rate, monk
     import functools
 
     from lightning_pfc.heads import sampling
-    from lightning_pfc.heads.sampling import Uniform, base
+    from lightning_pfc.heads.sampling import Uniform, draw_kernel
 
     torch.manual_seed(0)
     sampler = Uniform(correction=not loss.needs_negative_sum)
     x, labels = torch.randn(9, 5, dtype=torch.float64), torch.randint(0, 61, (9,))
     results = []
     for static in (False, True):
-        monkeypatch.setattr(base, "sample_uniform", functools.partial(sampling.sample_uniform, static_shapes=static))
+        monkeypatch.setattr(
+            draw_kernel, "sample_uniform", functools.partial(sampling.sample_uniform, static_shapes=static)
+        )
         head = PartialFC(
             embedding_dim=5, num_classes=61, loss=loss, sample_rate=rate, chunk_size=7, sampler=sampler
         ).double()
