@@ -14,6 +14,7 @@ from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import Tensor, nn
 from torchmetrics import Metric
 
+from lightning_pfc.strategies.once import acts
 from lightning_pfc.strategies.pfc import PartialFCStrategy
 
 Sums = dict[str, dict[str, Any]]
@@ -36,19 +37,24 @@ class EpochSums(Callback):
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Remember whose sums they are."""
-        acts = stage == "fit" and isinstance(trainer.strategy, PartialFCStrategy)
-        self._trainer = trainer if acts else None
+        own = stage == "fit" and isinstance(trainer.strategy, PartialFCStrategy) and acts(self, trainer)
+        self._trainer = trainer if own else None
         self._loaded, self._left = [], {}
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Forget."""
         self._trainer = None
 
-    def state_dict(self) -> dict[str, Any]:
+    # not by `state_dict`: Lightning refuses two callbacks of a kind that have one
+
+    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         """The sums of every rank, within an epoch; nothing between two."""
-        trainer = self._trainer
-        if trainer is None or not _is_within_epoch(trainer):
-            return {}
+        if self._trainer is not None and (found := self._sums_of_all(self._trainer)):
+            checkpoint.setdefault("callbacks", {})[self.state_key] = {"sums": found}
+
+    def _sums_of_all(self, trainer: L.Trainer) -> list[Sums]:
+        if not _is_within_epoch(trainer):
+            return []
         results = trainer.fit_loop.epoch_loop._results
         own = {key: each for key, metric in results.items() if (each := _sums(metric))}
         own |= {key: each for key, each in self._left.items() if key not in own}
@@ -57,14 +63,15 @@ class EpochSums(Callback):
         agreement = strategy.comm.agreement
         found: list[Any] = [own]
         if agreement.group is not None:
-            agreement.exchange("EpochSums.state_dict")
+            agreement.exchange("EpochSums.on_save_checkpoint")
             found = [None] * strategy.world_size
             dist.all_gather_object(found, own, group=agreement.group)
-        return {"sums": found} if any(found) else {}
+        return found if any(found) else []
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+    def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         """Keep them until the epoch goes on."""
-        self._loaded = list(state_dict.get("sums", ()))
+        if self._trainer is not None:
+            self._loaded = list(checkpoint.get("callbacks", {}).get(self.state_key, {}).get("sums", ()))
 
     def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any) -> None:
         """Before the first batch: find out which sums are this rank's, and put metrics of the module back."""

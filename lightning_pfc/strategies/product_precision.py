@@ -7,12 +7,16 @@ import sys
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 
+from lightning_pfc.strategies.once import acts
+
 
 class SettlePrecision(Callback):
     """``precision="auto"`` of a head follows the Trainer's; see :mod:`lightning_pfc.heads.softmax.precision`."""
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Before the first training step."""
+        if not acts(self, trainer):
+            return
         for name, asked, found in _settle(trainer, pl_module):
             rank_zero_info(f"{name}: products in {found} (precision={asked}, the Trainer's is {trainer.precision})")
 

@@ -12,6 +12,8 @@ from torch import Tensor
 from torchmetrics import MeanMetric
 
 from lightning_pfc.callbacks import Throughput
+from lightning_pfc.strategies.epoch_sums import EpochSums
+from lightning_pfc.strategies.once import acts
 from tests.ranks import RankPool
 from tests.trainer.world import Resumable, TheirModule, make_trainer
 
@@ -103,3 +105,13 @@ def test_on_another_number_of_ranks_the_sums_are_those_of_all(ranks: RankPool, t
     (fewer,) = ranks.run(1, on_fewer, str(tmp_path / "run"), timeout=60)
     for name in ("mean", "max", "min", "both_epoch"):
         assert fewer[0][0][name] == pytest.approx(whole[0][0][name], rel=1e-3), name
+
+
+@pytest.mark.parametrize("strategy", ["auto", "pfc"])
+def test_a_list_of_callbacks_may_be_given_to_two_trainers(strategy: str) -> None:
+    """Lightning adds to the list that it is given, also what an entry point offers."""
+    mine: list[L.Callback] = []
+    for _ in range(3):
+        trainer = L.Trainer(callbacks=mine, accelerator="cpu", devices=1, strategy=strategy, logger=False)
+    found = [each for each in trainer.callbacks if isinstance(each, EpochSums)]  # type: ignore[attr-defined]
+    assert [acts(each, trainer) for each in found] == [True, *[False] * (len(found) - 1)]
