@@ -23,6 +23,7 @@ from lightning_pfc.checkpoint import CheckpointError, is_checkpoint_folder, load
 from lightning_pfc.checkpoint.identities import KEY, Identities, in_folder, in_values
 from lightning_pfc.checkpoint.manifest import TensorEntry, dtype_of
 from lightning_pfc.checkpoint.publish import newest, remove, replace_link, settle_last
+from lightning_pfc.checkpoint.remote import fetched, is_address
 from lightning_pfc.checkpoint.rng import random_state, restore_random_state
 from lightning_pfc.checkpoint.single import OWN, load_file, save_file
 from lightning_pfc.checkpoint.store import shared_errors
@@ -91,6 +92,9 @@ class CheckpointFolders(DDPStrategy):
         """Who the heads talk to."""
         raise NotImplementedError
 
+    def _is_set_up(self) -> bool:
+        raise NotImplementedError
+
     def _iter_heads(self) -> Iterator[tuple[str, PartialFC]]:
         return iter_heads(self.lightning_module) if self.lightning_module is not None else iter(())
 
@@ -140,12 +144,12 @@ class CheckpointFolders(DDPStrategy):
             checkpoint[OWN]["by_class"] = self._paths_by_class(checkpoint)  # for pfc-ckpt
             if (names := self._identities()) is not None:
                 checkpoint[OWN][KEY] = names.as_values()
-            if storage_options is not None or "://" in str(filepath) or not self._has_plain_files():
+            if storage_options is not None or is_address(filepath) or not self._has_plain_files():
                 super().save_checkpoint(checkpoint, filepath, storage_options=storage_options)
             else:
                 save_file(Path(filepath).absolute(), checkpoint)
             return
-        if storage_options is not None or "://" in str(filepath):
+        if storage_options is not None or is_address(filepath):
             raise CheckpointError(
                 f"{filepath} cannot be saved: ranks write folders on a file system that all of them see. Use a local "
                 "or shared path, without storage_options."
@@ -249,8 +253,14 @@ class CheckpointFolders(DDPStrategy):
             CheckpointError: on every rank, naming the damaged file; with ``fall_back`` only if no other one is left.
         """
         self.wait_for_checkpoints()
+        if not self._is_set_up():  # a checkpoint that somebody looks at, such as Lightning's own connector
+            with fetched(checkpoint_path) as path:
+                return load_file(path, weights_only=True if weights_only is None else weights_only)
         self._attach_heads()  # those that configure_model made
-        path = Path(checkpoint_path).absolute()
+        with fetched(checkpoint_path) as path:
+            return self._load_or_fall_back(path, weights_only)
+
+    def _load_or_fall_back(self, path: Path, weights_only: bool | None) -> dict[str, Any]:
         tried: list[Path] = []
         found: dict[str, Any] | None = None
         while found is None:

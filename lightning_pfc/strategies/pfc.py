@@ -102,6 +102,9 @@ class PartialFCStrategy(StepsTogether, StartTogether):
             raise RuntimeError("PartialFCStrategy.comm exists once the Trainer has set up its process group.")
         return self._comm
 
+    def _is_set_up(self) -> bool:
+        return self._comm is not None
+
     def setup_environment(self) -> None:
         """Start the process group, and shard the heads that exist already: callbacks may copy the model soon."""
         super().setup_environment()
