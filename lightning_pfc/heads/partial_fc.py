@@ -21,10 +21,10 @@ from lightning_pfc.heads.class_memory import ClassMemory
 from lightning_pfc.heads.class_sampling import ClassSampling
 from lightning_pfc.heads.loss_averages import LossAverages
 from lightning_pfc.heads.loss_pass import LossOutput, LossPass
+from lightning_pfc.heads.nearest_classes import best_classes, target_ranks
 from lightning_pfc.heads.options import as_dtype, check_options, check_weights, warn_of_idle_sampler
 from lightning_pfc.heads.placement import Place, Placement
 from lightning_pfc.heads.product_precision import ProductPrecision
-from lightning_pfc.heads.ranking import best_classes, target_ranks
 from lightning_pfc.heads.recomputation import Passes
 from lightning_pfc.heads.sampling import Sampler, sampler_from_config
 from lightning_pfc.heads.softmax import SoftmaxSpec

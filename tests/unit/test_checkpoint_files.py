@@ -170,7 +170,7 @@ def test_verify_says_what_it_verified(folder: Path, file: Path, capsys: pytest.C
     text = capsys.readouterr().out
     assert "each row of them in one place" in text
     assert f"{WEIGHT} 50x8" in text
-    assert "2 files" in text
+    assert "3 files" in text  # of two ranks, and the names of the classes
     assert main(["verify", str(file)]) == 0
     assert "the checksums of all its bytes match" in capsys.readouterr().out
     assert main(["verify", str(folder / MANIFEST)]) == 1

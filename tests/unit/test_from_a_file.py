@@ -298,7 +298,8 @@ def test_no_reviewed_option_reaches_a_file_or_a_connection() -> None:
 
 def test_a_command_says_it_in_one_line(tmp_path: Path) -> None:
     path = write(tmp_path / "a.ckpt", checkpoint(backbone="hf-hub:evil/network"), False)
-    words = [f"ckpt_path={path}", "+protocols.x=nothing.bin", f"output_dir={tmp_path / 'out'}"]
+    (tmp_path / "some.bin").write_bytes(b"is not looked at before the model")
+    words = [f"ckpt_path={path}", f"+protocols.x={tmp_path / 'some.bin'}", f"output_dir={tmp_path / 'out'}"]
     done = subprocess.run(
         [sys.executable, "-m", "lightning_pfc.commands.eval", *words], capture_output=True, text=True, check=False
     )

@@ -16,6 +16,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from lightning_pfc import PartialFCModule
+from lightning_pfc.checkpoint import CheckpointError
 from lightning_pfc.data import Files, IdentityDataModule, Joint, Preprocessing, Synthetic
 from lightning_pfc.data.augment import PRESETS, augmentation, mirrors
 from lightning_pfc.data.camera import to_float
@@ -194,7 +195,7 @@ def test_a_model_remembers_and_is_judged_as_it_was_trained(faces: Path, tmp_path
     assert embedder.preprocessing == Preprocessing(size=(24, 24), fit="crop", flip="sum")
     old["hyper_parameters"]["preprocessing"] = {"size": [24, 24], "fit": "__import__('os')"}
     torch.save(old, tmp_path / "old.ckpt")
-    with pytest.raises(ValueError, match="fit is"):
+    with pytest.raises(CheckpointError, match='sets preprocessing to "__import__'):
         checkpoint_embedder(tmp_path / "old.ckpt")
 
 
