@@ -197,7 +197,8 @@ class Lock:
                 time.sleep(0.5)
             os.ftruncate(file, 0)
             me = {"job": job, "host": socket.gethostname(), "pid": os.getpid()}
-            os.pwrite(file, json.dumps(me).encode(), 0)
+            os.lseek(file, 0, os.SEEK_SET)  # not os.pwrite, which Windows lacks
+            os.write(file, json.dumps(me).encode())
         except BaseException:
             os.close(file)
             raise
@@ -222,7 +223,8 @@ class Lock:
             except OSError:
                 free = False
         try:
-            found = json.loads(os.pread(file, _MOST, 0) or b"null")
+            os.lseek(file, 0, os.SEEK_SET)
+            found = json.loads(os.read(file, _MOST) or b"null")
         except (ValueError, RecursionError):
             found = None
         holder = found if isinstance(found, dict) and "host" in found else {}

@@ -119,7 +119,14 @@ def _read(folder: Path, added: tuple[str, ...], typed: Sequence[str]) -> Earlier
     found: Any = _load(words) if words.is_file() else OmegaConf.create([])
     if not isinstance(found, ListConfig) or not all(isinstance(word, str) for word in found):
         raise ValueError(f"{words} is no list of words.")
-    kept = [word for word in found if _key(word) not in _OF_A_START and not _key(word).startswith("hydra")]
+    renewed = {_key(word) for word in typed if word.startswith("+")}  # a key is added once
+    kept = [
+        word
+        for word in found
+        if _key(word) not in _OF_A_START
+        and not _key(word).startswith("hydra")
+        and not (word.startswith("+") and _key(word) in renewed)
+    ]
     return Earlier(folder, config, tuple(kept), added, tuple(typed))
 
 

@@ -111,9 +111,10 @@ def test_recipes_build_without_storage() -> None:
         network = str(
             [model[key] for key in ("backbone", "backbone_options", "neck", "embedding_dim", "channels_last")]
         )
+        own = {key: value for key, value in model["head"].items() if key != "match"}  # the strategy's
         with torch.device("meta"):
             if network in networks:
-                head = PartialFC(embedding_dim=512, num_classes=classes, loss=model["loss"], **model["head"])
+                head = PartialFC(embedding_dim=512, num_classes=classes, loss=model["loss"], **own)
             else:
                 networks.add(network)
                 module = instantiate(model, num_classes=classes, input_size=[3, 112, 112], _convert_="all")
