@@ -46,7 +46,7 @@ def run(rank: int, world_size: int, where: int, name: str, group: int | None, ev
     [
         (-1, "", None, 1, "done after 6"),
         (-1, "", 2, 1, "done after 6"),
-        (2, "backbone.2.bias", None, 1, "parameter backbone.2.bias of rank 2 is not that of the other ranks at step 4"),
+        (2, "backbone.2.bias", None, 1, "parameter backbone.2.bias of rank 2 is not that of the other ranks at step 3"),
         (
             0,
             "backbone.0.weight",
