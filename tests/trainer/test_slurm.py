@@ -20,6 +20,7 @@ from tests.trainer.cluster.controller import REPOSITORY, Cluster, Job, wait_for,
 RECIPES = REPOSITORY / "recipes" / "slurm"
 ONE = ["--nodes=1", "--ntasks-per-node=1", "--gpus-per-node=0", "--cpus-per-task=1"]
 TWO = ["--nodes=2", *ONE[1:]]
+ELSEWHERE = ("--exclude=n3,n4",)  # of which the preempted one needs both, while these wait for their turn
 WORDS = [
     "experiment=none",
     "data=synthetic",
@@ -70,13 +71,15 @@ def jobs(cluster: Cluster) -> dict[str, Job]:
         "warned": start(cluster, "warned", TWO, *IN_STEP),
         "requeued": start(cluster, "requeued", TWO, *IN_STEP),
         "preempted": start(cluster, "preempted", TWO, *IN_STEP, options=("--nodelist=n3,n4",)),
-        "one": start(cluster, "one", ONE),
-        "script": start(cluster, "script", ONE, *IN_STEP),
-        "early": start(cluster, "early", ONE, GATE),
+        "one": start(cluster, "one", ONE, options=ELSEWHERE),
+        "script": start(cluster, "script", ONE, *IN_STEP, options=ELSEWHERE),
+        "early": start(cluster, "early", ONE, GATE, options=ELSEWHERE),
         "preempted early": start(cluster, "preempted early", ONE, GATE, options=("--nodelist=n4",)),
-        "late": start(cluster, "late", ONE, *AT_END),
-        "cancelled": start(cluster, "cancelled", ONE, *IN_STEP),
-        "died": cluster.submit("died", *ONE, "--export=ALL,RETRIES=1", str(RECIPES / "train.sbatch"), *WORDS, *IN_STEP),
+        "late": start(cluster, "late", ONE, *AT_END, options=ELSEWHERE),
+        "cancelled": start(cluster, "cancelled", ONE, *IN_STEP, options=ELSEWHERE),
+        "died": cluster.submit(
+            "died", *ONE, *ELSEWHERE, "--export=ALL,RETRIES=1", str(RECIPES / "train.sbatch"), *WORDS, *IN_STEP
+        ),
     }
 
 
