@@ -70,11 +70,13 @@ def jobs(cluster: Cluster) -> dict[str, Job]:
         "alone": start(cluster, "alone", TWO),
         "warned": start(cluster, "warned", TWO, *IN_STEP),
         "requeued": start(cluster, "requeued", TWO, *IN_STEP),
-        "preempted": start(cluster, "preempted", TWO, *IN_STEP, options=("--nodelist=n3,n4",)),
+        "preempted": (first := start(cluster, "preempted", TWO, *IN_STEP, options=("--nodelist=n3,n4",))),
         "one": start(cluster, "one", ONE, options=ELSEWHERE),
         "script": start(cluster, "script", ONE, *IN_STEP, options=ELSEWHERE),
         "early": start(cluster, "early", ONE, GATE, options=ELSEWHERE),
-        "preempted early": start(cluster, "preempted early", ONE, GATE, options=("--nodelist=n4",)),
+        "preempted early": start(
+            cluster, "preempted early", ONE, GATE, options=("--nodelist=n4", f"--dependency=afterany:{first.number}")
+        ),
         "late": start(cluster, "late", ONE, *AT_END, options=ELSEWHERE),
         "cancelled": start(cluster, "cancelled", ONE, *IN_STEP, options=ELSEWHERE),
         "died": cluster.submit(
