@@ -20,7 +20,6 @@ from tests.trainer.cluster.controller import REPOSITORY, Cluster, Job, wait_for,
 RECIPES = REPOSITORY / "recipes" / "slurm"
 ONE = ["--nodes=1", "--ntasks-per-node=1", "--gpus-per-node=0", "--cpus-per-task=1"]
 TWO = ["--nodes=2", *ONE[1:]]
-ELSEWHERE = ("--exclude=n3,n4",)  # of which the preempted one needs both, while these wait for their turn
 WORDS = [
     "experiment=none",
     "data=synthetic",
@@ -66,21 +65,29 @@ def start(cluster: Cluster, name: str, nodes: list[str], *words: str, options: t
 @pytest.fixture(scope="module")
 def jobs(cluster: Cluster) -> dict[str, Job]:
     """All submitted at once: while one of them starts, another one waits for its signal or in the queue."""
-    return {
+    found = {
         "alone": start(cluster, "alone", TWO),
         "warned": start(cluster, "warned", TWO, *IN_STEP),
         "requeued": start(cluster, "requeued", TWO, *IN_STEP),
-        "preempted": (first := start(cluster, "preempted", TWO, *IN_STEP, options=("--nodelist=n3,n4",))),
-        "one": start(cluster, "one", ONE, options=ELSEWHERE),
-        "script": start(cluster, "script", ONE, *IN_STEP, options=ELSEWHERE),
-        "early": start(cluster, "early", ONE, GATE, options=ELSEWHERE),
-        "preempted early": start(
-            cluster, "preempted early", ONE, GATE, options=("--nodelist=n4", f"--dependency=afterany:{first.number}")
-        ),
-        "late": start(cluster, "late", ONE, *AT_END, options=ELSEWHERE),
-        "cancelled": start(cluster, "cancelled", ONE, *IN_STEP, options=ELSEWHERE),
+        "preempted": start(cluster, "preempted", TWO, *IN_STEP, options=("--nodelist=n3,n4",)),
+        "one": start(cluster, "one", ONE, options=("--exclude=n3,n4",)),
+    }
+    later = (f"--dependency=afterany:{found['preempted'].number}",)  # they would hold nodes that those above need
+    return found | {
+        "script": start(cluster, "script", ONE, *IN_STEP, options=(*later, "--exclude=n4")),
+        "early": start(cluster, "early", ONE, GATE, options=(*later, "--exclude=n4")),
+        "preempted early": start(cluster, "preempted early", ONE, GATE, options=("--nodelist=n4", *later)),
+        "late": start(cluster, "late", ONE, *AT_END, options=(*later, "--exclude=n4")),
+        "cancelled": start(cluster, "cancelled", ONE, *IN_STEP, options=(*later, "--exclude=n4")),
         "died": cluster.submit(
-            "died", *ONE, *ELSEWHERE, "--export=ALL,RETRIES=1", str(RECIPES / "train.sbatch"), *WORDS, *IN_STEP
+            "died",
+            *ONE,
+            *later,
+            "--exclude=n4",
+            "--export=ALL,RETRIES=1",
+            str(RECIPES / "train.sbatch"),
+            *WORDS,
+            *IN_STEP,
         ),
     }
 
