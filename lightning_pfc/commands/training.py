@@ -25,6 +25,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from lightning_pfc import signals
 from lightning_pfc.callbacks import Preemption, Summary, Throughput
+from lightning_pfc.callbacks.csv_log import read_metrics
 from lightning_pfc.checkpoint.publish import newest_of_any_kind
 from lightning_pfc.commands.idle_keys import warn_idle_keys
 from lightning_pfc.commands.prediction import predict
@@ -165,7 +166,7 @@ def _fit_and_test(
     metrics: dict[str, float] = {}
     if config.fit:
         trainer.fit(module, datamodule=data, ckpt_path=_starting_point(config, folder, trainer, claim))
-        metrics |= _numbers(trainer)
+        metrics |= (_logged_before(folder) if claim.comes_back else {}) | _numbers(trainer)
     if config.test:
         test_path = None if config.fit else config.ckpt_path
         trainer.test(module, datamodule=data, ckpt_path=test_path, verbose=False)
@@ -228,6 +229,13 @@ def _starting_point(config: DictConfig, folder: Path, trainer: L.Trainer, claim:
         trainer.strategy.fall_back = True  # nobody is watching: rather an older one than none
     rank_zero_info("This job has run before; it goes on from %s", found)
     return found
+
+
+def _logged_before(folder: Path) -> dict[str, float]:
+    """Each name's last value of a job's earlier starts: where those had trained to the end, nothing is logged again."""
+    path = folder / "metrics.csv"
+    rows = read_metrics(path) if path.is_file() else []
+    return {name: value for row in rows for name, value in row.items() if name not in ("step", "epoch")}
 
 
 def _numbers(trainer: L.Trainer) -> dict[str, float]:
