@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from hydra.utils import instantiate
@@ -235,7 +236,8 @@ def _logged_before(folder: Path) -> dict[str, float]:
     """Each name's last value of a job's earlier starts: where those had trained to the end, nothing is logged again."""
     path = folder / "metrics.csv"
     rows = read_metrics(path) if path.is_file() else []
-    return {name: value for row in rows for name, value in row.items() if name not in ("step", "epoch")}
+    last = {name: value for row in rows for name, value in row.items() if name not in ("step", "epoch")}
+    return {name: float(torch.tensor(value)) for name, value in last.items()}  # in float32, as the Trainer keeps them
 
 
 def _numbers(trainer: L.Trainer) -> dict[str, float]:
