@@ -53,6 +53,7 @@ def caught(names: Iterable[str] = CAUGHT, requeue: bool = True) -> Iterator[None
         _requeue = before
         for number in mine:
             signal.signal(number, signal.SIG_DFL)
+        _ignored.difference_update(mine)
 
 
 def release() -> None:

@@ -7,10 +7,12 @@ import gc
 import logging
 import multiprocessing as mp
 import os
+import signal
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -98,6 +100,34 @@ def no_leaked_variables() -> Iterator[None]:
     assert not leaked, f"the test left environment variables changed: {leaked}; use monkeypatch.setenv."
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_fixture_setup(fixturedef: pytest.FixtureDef[object]) -> Generator[None, object, object]:
+    """What a fixture of a whole file changes must not become what its tests, and all later ones, find."""
+    if fixturedef.scope == "function":
+        return (yield)
+    before = dict(os.environ)
+    try:
+        return (yield)
+    finally:
+        for name in before.keys() | os.environ.keys():
+            if name in before:
+                os.environ[name] = before[name]
+            else:
+                del os.environ[name]
+
+
+@pytest.fixture(autouse=True)
+def no_leaked_signal_handlers() -> Iterator[None]:
+    """Fails a test that leaves handlers of signals behind; what is ignored is inherited by all processes after it."""
+    before = _handlers()
+    yield
+    left = _handlers()
+    for number, handler in before.items():
+        if left[number] != handler:
+            signal.signal(number, handler)
+    assert left == before, f"the test left handlers of signals behind: {left}, before: {before}"
+
+
 @pytest.fixture(autouse=True)
 def no_leaked_process_group() -> Iterator[None]:
     """Fails a test that leaves this process inside a process group."""
@@ -119,6 +149,11 @@ def no_leaked_processes(request: pytest.FixtureRequest) -> Iterator[None]:
     while (left := _children() - before - set(pool.pids if pool else ())) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not left, f"the test left processes running: {sorted(_describe(pid) for pid in left)}"
+
+
+def _handlers() -> dict[int, Any]:
+    names = ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2")
+    return {int(number): signal.getsignal(number) for name in names if (number := getattr(signal, name, None))}
 
 
 def _children() -> set[int]:

@@ -79,6 +79,16 @@ def start_group_after_restart(backend: str, timeout: dt.timedelta | None) -> Non
     )
 
 
+def start_group_alone(backend: str, timeout: dt.timedelta | None) -> None:
+    """Start the default group of one process that no launcher started; do nothing if there is a group.
+
+    There is nobody to meet: its store is in memory. The port that Lightning would choose can be taken by another run
+    before it is opened, and would stay in the environment for what this process starts.
+    """
+    if not dist.is_initialized():
+        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)  # type: ignore[attr-defined]
+
+
 def start_group_in_slurm(backend: str, timeout: dt.timedelta | None) -> None:
     """In a step of a SLURM job start the default group, at any port that is free; do nothing otherwise.
 

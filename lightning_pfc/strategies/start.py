@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from lightning.pytorch.accelerators import Accelerator, MPSAccelerator
 from lightning.pytorch.strategies import DDPStrategy
 
 from lightning_pfc.distributed.jobs import in_slurm, step_rank, step_size
-from lightning_pfc.distributed.rendezvous import start_group_after_restart, start_group_in_slurm
+from lightning_pfc.distributed.rendezvous import start_group_after_restart, start_group_alone, start_group_in_slurm
 from lightning_pfc.launching import all_are_there, saying_what_it_waits_for
 from lightning_pfc.strategies.launcher import ScriptLauncher
 
@@ -42,7 +43,8 @@ class StartTogether(DDPStrategy):
     def setup_distributed(self) -> None:
         """Start the process group as Lightning does.
 
-        After a restart by torchrun apart from what died before; in a step of SLURM at a port that is free.
+        After a restart by torchrun apart from what died before; in a step of SLURM at a port that is free; a process
+        that nobody launched and that is alone without a port.
 
         Raises:
             ValueError: in a step of SLURM with several tasks that Lightning takes for one process.
@@ -59,5 +61,7 @@ class StartTogether(DDPStrategy):
                 start_group_after_restart(backend, timeout)
             elif isinstance(environment, SLURMEnvironment):
                 start_group_in_slurm(backend, timeout)
+            elif isinstance(environment, LightningEnvironment) and size == 1:
+                start_group_alone(backend, timeout)
             super().setup_distributed()
         all_are_there()

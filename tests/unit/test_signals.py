@@ -131,6 +131,16 @@ def test_handlers_of_others_stay_and_ours_go() -> None:
     assert handlers() == before
 
 
+def test_a_second_run_of_the_same_process_leaves_what_it_found() -> None:
+    before = handlers()
+    for _ in range(2):
+        with signals.caught():
+            assert signal.getsignal(signal.SIGTERM) is signals.leave
+            signals.all_is_done()
+            assert signal.getsignal(signal.SIGTERM) == signal.SIG_IGN
+        assert handlers() == before
+
+
 def wait_for(condition: Callable[[], bool], seconds: float = 20.0) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
