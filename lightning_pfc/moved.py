@@ -6,6 +6,7 @@ from lightning_pfc.renamed import MovedModules
 
 _H, _S = "lightning_pfc.heads", "lightning_pfc.heads.softmax"
 _SAMPLING, _RANDOM, _BUFFERS = f"{_H}.sampling", "lightning_pfc.keyed_random", "lightning_pfc.buffers"
+_CHECKPOINT = "lightning_pfc.checkpoint"
 _OLD_LOSSES, _AUXILIARY = "lightning_pfc.losses.additions", "lightning_pfc.losses.auxiliary"
 
 _MODULES = {
@@ -36,6 +37,12 @@ _MODULES = {
     f"{_H}.samplers.schedule": f"{_SAMPLING}.rate_schedule",
     f"{_H}.samplers.uniform": f"{_SAMPLING}.uniform",
     f"{_H}.validation": f"{_H}.batch_checks",
+    "lightning_pfc.named": "lightning_pfc.registry",
+    "lightning_pfc.products": "lightning_pfc.cpu_matmul",
+    f"{_CHECKPOINT}.folder": f"{_CHECKPOINT}.dcp_storage",
+    f"{_CHECKPOINT}.store": f"{_CHECKPOINT}.save_load",
+    f"{_CHECKPOINT}.surgery": f"{_CHECKPOINT}.edit_classes",
+    f"{_CHECKPOINT}.tree": f"{_CHECKPOINT}.split_tree",
     "lightning_pfc.losses.keyed": f"{_RANDOM}.uniform",
     "lightning_pfc.optim.memory": f"{_BUFFERS}.lazy_zeros",
     "lightning_pfc.optim.noise": f"{_RANDOM}.rounding_noise",
@@ -60,6 +67,19 @@ _NAMES = {
     f"{_BUFFERS}.host_rows:is_elsewhere": "is_offloaded",
     f"{_SAMPLING}.base:Step": "SamplingContext",
     f"{_SAMPLING}.base:sample_rest": "fill_uniformly",
+    "lightning_pfc.registry:Named": "Configurable",
+    "lightning_pfc.registry:subclasses_by_word": "registered_subclasses",
+    "lightning_pfc.cpu_matmul:fast_float32_products": "fast_fp32_matmul",
+    f"{_CHECKPOINT}.split_tree:Rows": "ClassRows",
+    f"{_CHECKPOINT}.dcp_storage:RowsSavePlanner": f"{_CHECKPOINT}.dcp_planners:RowsSavePlanner",
+    f"{_CHECKPOINT}.dcp_storage:RowsLoadPlanner": f"{_CHECKPOINT}.dcp_planners:RowsLoadPlanner",
+    f"{_CHECKPOINT}.edit_classes:Source": f"{_CHECKPOINT}.reader:CheckpointReader",
+    f"{_CHECKPOINT}.edit_classes:read_checkpoint": f"{_CHECKPOINT}.reader:read_checkpoint",
+    f"{_CHECKPOINT}.edit_classes:merge_to_file": f"{_CHECKPOINT}.merging:merge_to_file",
+    f"{_CHECKPOINT}.edit_classes:merge_to_safetensors": f"{_CHECKPOINT}.merging:merge_to_safetensors",
+    f"{_CHECKPOINT}.edit_classes:Kept": "KeepRows",
+    f"{_CHECKPOINT}.edit_classes:Joined": "MergeRows",
+    f"{_CHECKPOINT}.edit_classes:Added": "NewRows",
     f"{_AUXILIARY}:Addition": "AuxiliaryLoss",
     f"{_AUXILIARY}:addition_from_config": "auxiliary_loss_from_config",
     f"{_AUXILIARY}.base:Addition": "AuxiliaryLoss",

@@ -71,7 +71,8 @@ class MovedModules(MetaPathFinder, Loader):
 
     Args:
         moved: old module to the new one.
-        names: ``"new module:old name"`` to the new name, for what was renamed on the way.
+        names: ``"new module:old name"`` to the new name, for what was renamed on the way; with ``"module:"`` before it
+            where it went elsewhere than the rest.
     """
 
     def __init__(self, moved: Mapping[str, str], names: Mapping[str, str]) -> None:
@@ -94,8 +95,8 @@ class MovedModules(MetaPathFinder, Loader):
         warn_renamed(module.__name__, new)  # frames of the import itself are not counted
 
         def get(name: str) -> Any:
-            found = importlib.import_module(new)
-            return getattr(found, self._names.get(f"{new}:{name}", name))
+            where, _, now = self._names.get(f"{new}:{name}", name).rpartition(":")
+            return getattr(importlib.import_module(where or new), now)
 
         module.__getattr__ = get  # type: ignore[method-assign]
 

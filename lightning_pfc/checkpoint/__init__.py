@@ -11,6 +11,6 @@ A checkpoint of several ranks is a folder:
 from __future__ import annotations
 
 from lightning_pfc.checkpoint.manifest import CheckpointError, Manifest, is_checkpoint_folder
-from lightning_pfc.checkpoint.store import load_folder, save_folder, verify_folder
+from lightning_pfc.checkpoint.save_load import load_folder, save_folder, verify_folder
 
 __all__ = ["CheckpointError", "Manifest", "is_checkpoint_folder", "load_folder", "save_folder", "verify_folder"]

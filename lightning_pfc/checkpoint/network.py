@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from lightning_pfc.checkpoint.manifest import is_checkpoint_folder
+from lightning_pfc.checkpoint.save_load import load_folder
 from lightning_pfc.checkpoint.single import load_file
-from lightning_pfc.checkpoint.store import load_folder
 from lightning_pfc.distributed.comm import Comm
 from lightning_pfc.models.compiled import plain_names
 

@@ -13,20 +13,11 @@ import torch
 from torch import Tensor
 
 from lightning_pfc.checkpoint import verify_folder
+from lightning_pfc.checkpoint.edit_classes import KeepRows, NewRows, Piece, joining, rewrite_classes, without
 from lightning_pfc.checkpoint.identities import Identities, difference
+from lightning_pfc.checkpoint.merging import merge_to_file, merge_to_safetensors
+from lightning_pfc.checkpoint.reader import MODEL, CheckpointReader
 from lightning_pfc.checkpoint.single import check_file, load_file
-from lightning_pfc.checkpoint.surgery import (
-    MODEL,
-    Added,
-    Kept,
-    Piece,
-    Source,
-    joining,
-    merge_to_file,
-    merge_to_safetensors,
-    rewrite_classes,
-    without,
-)
 from lightning_pfc.heads.center_init import init_centers_
 from lightning_pfc.interchange import EXPORTERS, IMPORTERS, write_imported
 from lightning_pfc.storage.regular import open_regular
@@ -34,7 +25,7 @@ from lightning_pfc.storage.regular import open_regular
 
 def inspect(options: argparse.Namespace) -> None:
     """Show what is inside."""
-    source = Source(options.checkpoint, check=False)
+    source = CheckpointReader(options.checkpoint, check=False)
     ranks = source.manifest.world_size if source.manifest is not None else 1
     tensors = {
         key: {"shape": entry.shape, "dtype": entry.dtype, "bytes": entry.nbytes, "by_class": entry.by_class}
@@ -85,7 +76,7 @@ def merge(options: argparse.Namespace) -> None:
 
 def drop(options: argparse.Namespace) -> None:
     """Write a checkpoint without some classes."""
-    source = Source(options.checkpoint)
+    source = CheckpointReader(options.checkpoint)
     total = source.num_classes
     names = _names(options, source, total)
     classes = [row for text in options.classes for row in _classes(text, total, names)]
@@ -94,7 +85,7 @@ def drop(options: argparse.Namespace) -> None:
 
 def fuse(options: argparse.Namespace) -> None:
     """Write one in which several classes are one."""
-    source = Source(options.checkpoint)
+    source = CheckpointReader(options.checkpoint)
     total = source.num_classes
     names = _names(options, source, total)
     groups = [_classes(text, total, names) for text in options.classes]
@@ -108,12 +99,12 @@ def fuse(options: argparse.Namespace) -> None:
 
 def append(options: argparse.Namespace) -> None:
     """Write one with more classes at the end."""
-    source = Source(options.checkpoint)
+    source = CheckpointReader(options.checkpoint)
     total = source.num_classes
     names = _names(options, source, total)
     if (options.count is None) == (options.centers is None):
         raise ValueError("give either --count (random centers) or --centers (mean embeddings).")
-    new = Added.of(_read_centers(options.centers)) if options.centers is not None else _random(options, source, total)
+    new = NewRows.of(_read_centers(options.centers)) if options.centers is not None else _random(options, source, total)
     added = options.names.split(",") if options.names else []
     if (added or options.identities is not None) and len(added) != new.count:
         raise ValueError(f"--names has {len(added)} names for {new.count} new classes.")
@@ -121,7 +112,7 @@ def append(options: argparse.Namespace) -> None:
         raise ValueError("--names needs --identities, the names of the classes that are there: it has none itself.")
     if names is not None and not added:
         print("the new classes have no names (--names), so the new checkpoint will not say whose its classes are")
-    _rewrite(options, [Kept(0, total), new], names, added)
+    _rewrite(options, [KeepRows(0, total), new], names, added)
 
 
 def take(options: argparse.Namespace) -> None:
@@ -143,7 +134,7 @@ def give(options: argparse.Namespace) -> None:
     print(f"{options.output}: {EXPORTERS[options.project](options.checkpoint, options.output, options.ranks)}")
 
 
-def _random(options: argparse.Namespace, source: Source, total: int) -> Added:
+def _random(options: argparse.Namespace, source: CheckpointReader, total: int) -> NewRows:
     """New classes with the centers that a head would have drawn for them."""
     if options.count < 1:
         raise ValueError(f"--count={options.count} must be at least 1.")
@@ -155,7 +146,7 @@ def _random(options: argparse.Namespace, source: Source, total: int) -> Added:
     def draw(start: int, stop: int) -> Tensor:
         return init_centers_(torch.empty(stop - start, width), total + start, options.seed, options.std)
 
-    return Added(options.count, draw)
+    return NewRows(options.count, draw)
 
 
 def _rewrite(
@@ -165,9 +156,9 @@ def _rewrite(
     if names is not None and options.identities is not None:
         kept: list[str] = []
         for piece in pieces:
-            if isinstance(piece, Kept):
+            if isinstance(piece, KeepRows):
                 kept += names[piece.start : piece.stop]
-            elif isinstance(piece, Added):
+            elif isinstance(piece, NewRows):
                 kept += added
             else:
                 kept.append(names[piece.classes[0]])
@@ -177,7 +168,7 @@ def _rewrite(
     print(f"{options.output}: {count} classes")
 
 
-def _names(options: argparse.Namespace, source: Source, total: int) -> list[str] | None:
+def _names(options: argparse.Namespace, source: CheckpointReader, total: int) -> list[str] | None:
     """Of the classes: what the user says, else what the checkpoint does.
 
     Raises:

@@ -13,7 +13,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from lightning_pfc.checkpoint.surgery import MODEL, Source
+from lightning_pfc.checkpoint.reader import MODEL, CheckpointReader
 from lightning_pfc.data.source import Names
 from lightning_pfc.deploy.centers import write_names
 from lightning_pfc.deploy.description import Centers
@@ -37,7 +37,7 @@ def write_centers(folder: Path, checkpoint: Path, hyper_parameters: Mapping[str,
         ExportError: the checkpoint holds no head, or another number of classes than names.
         CheckpointError: it is damaged.
     """
-    source = Source(checkpoint)
+    source = CheckpointReader(checkpoint)
     if _WEIGHT not in source.tensors:
         raise ExportError("holds no head of the name `head`, so there are no centers to export", checkpoint)
     loss = loss_from_config(hyper_parameters.get("loss", "ArcFace"))

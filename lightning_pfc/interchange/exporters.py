@@ -8,11 +8,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from lightning_pfc.checkpoint.surgery import MODEL, Source
+from lightning_pfc.checkpoint.reader import MODEL, CheckpointReader
 from lightning_pfc.interchange.writing import made_whole
 
 
-def _centers(source: Source) -> str:
+def _centers(source: CheckpointReader) -> str:
     """The key of the one head's centers."""
     heads = [key for key, entry in source.tensors.items() if _is_centers(key) and entry.by_class]
     if len(heads) != 1:
@@ -25,13 +25,13 @@ def _is_centers(key: str) -> bool:
     return key.startswith(MODEL) and key.rpartition(".")[2] == "weight"
 
 
-def _rows(source: Source, key: str, start: int, stop: int) -> Tensor:
+def _rows(source: CheckpointReader, key: str, start: int, stop: int) -> Tensor:
     return torch.cat(list(source.read(key, start, stop)))
 
 
 def insightface(checkpoint: Path, target: Path, ranks: int) -> str:
     """A folder with ``rank_N_softmax_weight.pt`` for each of ``ranks`` ranks, and ``backbone.pth``."""
-    source = Source(checkpoint)
+    source = CheckpointReader(checkpoint)
     key = _centers(source)
     total = source.tensors[key].shape[0]
     if not 1 <= ranks <= total:
@@ -48,7 +48,7 @@ def insightface(checkpoint: Path, target: Path, ranks: int) -> str:
     return f"{total} classes for {ranks} rank{'s' if ranks > 1 else ''}, {len(backbone)} tensors of the backbone"
 
 
-def _weights(source: Source) -> list[tuple[str, Tensor]]:
+def _weights(source: CheckpointReader) -> list[tuple[str, Tensor]]:
     large = [(key.removeprefix(MODEL), source.whole(key)) for key in source.tensors if _is_backbone(key)]
     small = [(name, value) for name, value in source.rest["state_dict"].items() if isinstance(value, Tensor)]
     return [*large, *small]
@@ -75,7 +75,7 @@ def pml(checkpoint: Path, target: Path, ranks: int) -> str:
 
 
 def _whole(checkpoint: Path) -> Tensor:
-    source = Source(checkpoint)
+    source = CheckpointReader(checkpoint)
     return source.whole(_centers(source)).clone()
 
 

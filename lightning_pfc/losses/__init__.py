@@ -26,7 +26,7 @@ from lightning_pfc.losses.subcenter import SubCenterArcFace
 from lightning_pfc.losses.uniface import UniFace
 from lightning_pfc.losses.vpl import VPL
 from lightning_pfc.losses.warmup import MarginWarmup
-from lightning_pfc.named import from_config, subclasses_by_word
+from lightning_pfc.registry import from_config, registered_subclasses
 from lightning_pfc.renamed import renamed_names
 
 __all__ = [
@@ -60,7 +60,7 @@ __all__ = [
 
 def loss_names() -> list[str]:
     """Every loss by its class name, subclasses written elsewhere and already imported included."""
-    return sorted(cls.__name__ for cls in subclasses_by_word(Loss).values())
+    return sorted(cls.__name__ for cls in registered_subclasses(Loss).values())
 
 
 def loss_from_config(config: str | Mapping[str, Any] | Loss) -> Loss:

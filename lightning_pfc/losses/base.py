@@ -30,7 +30,7 @@ from typing_extensions import Self
 
 from lightning_pfc.losses.batch_info import BatchInfo, LogitSums, State
 from lightning_pfc.losses.margins import COSINE_LIMIT, MarginGrad, angle, with_margin_grad
-from lightning_pfc.named import Named
+from lightning_pfc.registry import Configurable
 from lightning_pfc.renamed import adopt_renamed_members, renamed_member, renamed_names, warn_renamed
 
 __all__ = [
@@ -53,7 +53,7 @@ DEFAULTS_VERSION = 2
 
 
 @dataclass(frozen=True, kw_only=True)
-class Loss(Named):
+class Loss(Configurable):
     """Base of all losses: scaled cosine softmax without a margin.
 
     Args:
@@ -110,7 +110,7 @@ class Loss(Named):
         object.__setattr__(self, "_left_out", tuple(left_out))
 
     def to_config(self) -> dict[str, Any]:
-        """As :class:`Named`; an argument that was left None is left out, for a head to say what it means."""
+        """As :class:`Configurable`; an argument that was left None is left out, for a head to say what it means."""
         return {name: value for name, value in super().to_config().items() if name not in self._left_out}
 
     # --- what the head asks -------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from typing_extensions import Self
 
 from lightning_pfc.losses.base import CenterInit, Loss
 from lightning_pfc.losses.batch_info import BatchInfo, LogitSums, State
-from lightning_pfc.named import from_config
+from lightning_pfc.registry import from_config
 
 # The value at which an argument of this name does nothing, by class where it is not the usual one.
 _NEUTRAL: dict[str, dict[str, float]] = {

@@ -9,16 +9,16 @@ from statistics import median
 
 import torch
 
+from lightning_pfc.cpu_matmul import fast_fp32_matmul
 from lightning_pfc.heads.softmax.matmul import has_fast_bfloat16
 from lightning_pfc.planning.machine import Machine
-from lightning_pfc.products import fast_float32_products
 
 
 def this_machine() -> Machine:
     """This machine's CPU, timed for a second: one process that uses all its threads."""
     a, b = torch.randn(256, 512), torch.randn(4096, 512)
     out = torch.empty(256, 4096)
-    with fast_float32_products():  # as in the head
+    with fast_fp32_matmul():  # as in the head
         flops = 2 * a.shape[0] * b.shape[0] * b.shape[1] / _seconds(lambda: torch.mm(a, b.t(), out=out))
     half = flops
     if has_fast_bfloat16():

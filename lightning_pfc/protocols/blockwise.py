@@ -14,7 +14,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from lightning_pfc.products import fast_float32_products
+from lightning_pfc.cpu_matmul import fast_fp32_matmul
 
 _EXACT_CHUNK = 1 << 15  # pairs
 
@@ -67,7 +67,7 @@ def true_float32() -> Iterator[None]:
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")
     try:
-        with fast_float32_products():
+        with fast_fp32_matmul():
             yield
     finally:
         torch.set_float32_matmul_precision(before)

@@ -25,9 +25,9 @@ from lightning_pfc.checkpoint.manifest import TensorEntry, dtype_of
 from lightning_pfc.checkpoint.publish import newest, remove, replace_link, settle_last
 from lightning_pfc.checkpoint.remote import fetched, is_address
 from lightning_pfc.checkpoint.rng import random_state, restore_random_state
+from lightning_pfc.checkpoint.save_load import shared_errors
 from lightning_pfc.checkpoint.single import OWN, load_file, save_file
-from lightning_pfc.checkpoint.store import shared_errors
-from lightning_pfc.checkpoint.tree import Rows, split_tree
+from lightning_pfc.checkpoint.split_tree import ClassRows, split_tree
 from lightning_pfc.distributed import ClassShard, Comm
 from lightning_pfc.distributed.class_rows import class_rows, declare_class_rows
 from lightning_pfc.heads.partial_fc import PartialFC, iter_heads
@@ -482,7 +482,7 @@ class _Targets:
         }
         self.fitting = fitting
 
-    def __call__(self, key: str, stored: TensorEntry) -> Tensor | Rows | None:
+    def __call__(self, key: str, stored: TensorEntry) -> Tensor | ClassRows | None:
         if not key.startswith(_MODEL):
             return None
         name = key.removeprefix(_MODEL)
@@ -495,7 +495,7 @@ class _Targets:
         shape = tuple(stored.shape if shard is None else (shard.num_local, *stored.shape[1:]))
         if live is None or tuple(live.shape) != shape or live.dtype != dtype_of(stored.dtype):
             return None
-        return live if shard is None else Rows(live, shard)
+        return live if shard is None else ClassRows(live, shard)
 
     def wants(self, key: str) -> bool:
         """Whether a tensor is needed at all: nothing but ``fit`` restores optimizers."""
@@ -514,13 +514,13 @@ class _Saver:
         self,
         path: Path,
         rest: Any,
-        tensors: Mapping[str, Tensor | Rows],
+        tensors: Mapping[str, Tensor | ClassRows],
         info: Mapping[str, Any],
         names: Identities | None,
     ) -> None:
         self.wait()  # one copy of the weights waits at a time
-        copies: dict[str, Tensor | Rows] = {
-            key: Rows(_copy(item.tensor), item.shard) if isinstance(item, Rows) else _copy(item)
+        copies: dict[str, Tensor | ClassRows] = {
+            key: ClassRows(_copy(item.tensor), item.shard) if isinstance(item, ClassRows) else _copy(item)
             for key, item in tensors.items()
         }
         self._strategy._keep_last(path, None)
@@ -534,7 +534,7 @@ class _Saver:
         self,
         path: Path,
         rest: Any,
-        tensors: Mapping[str, Tensor | Rows],
+        tensors: Mapping[str, Tensor | ClassRows],
         info: Mapping[str, Any],
         names: Identities | None,
     ) -> None:

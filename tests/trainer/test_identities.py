@@ -16,8 +16,8 @@ from torch.utils.data import DataLoader
 from lightning_pfc import PartialFC
 from lightning_pfc.checkpoint import CheckpointError, Manifest, identities
 from lightning_pfc.checkpoint.identities import NAMES_FILE, Identities, difference, in_folder, in_values
+from lightning_pfc.checkpoint.reader import CheckpointReader
 from lightning_pfc.checkpoint.single import OWN
-from lightning_pfc.checkpoint.surgery import Source
 from lightning_pfc.commands.ckpt import main
 from lightning_pfc.losses import CosFace
 from tests.ranks import RankPool
@@ -210,7 +210,7 @@ def test_commands_take_the_names_along(ranks: RankPool, tmp_path: Path, world_si
     def names_after(*words: str) -> list[str] | None:
         target = tmp_path / "-".join(words).replace(" ", "")
         assert main([words[0], str(source), str(target), *words[1:]]) == 0
-        shown = Source(target, check=False).identities
+        shown = CheckpointReader(target, check=False).identities
         assert verified(target)
         return None if shown is None else list(shown)
 

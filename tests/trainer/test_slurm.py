@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from lightning_pfc.callbacks.csv_log import read_metrics
-from lightning_pfc.checkpoint.surgery import read_checkpoint
+from lightning_pfc.checkpoint.reader import read_checkpoint
 from tests.trainer.cluster.controller import REPOSITORY, Cluster, Job, wait_for, why_not
 
 RECIPES = REPOSITORY / "recipes" / "slurm"

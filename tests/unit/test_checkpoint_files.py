@@ -24,9 +24,9 @@ from lightning_pfc.checkpoint.archive import load_archive
 from lightning_pfc.checkpoint.blocks import BlockWriter
 from lightning_pfc.checkpoint.manifest import MANIFEST, _digest
 from lightning_pfc.checkpoint.publish import prepare_file, prepare_folder
+from lightning_pfc.checkpoint.reader import read_checkpoint
 from lightning_pfc.checkpoint.seal import SEAL_BLOCK, SealWriter, read_seal
 from lightning_pfc.checkpoint.single import load_file, save_file
-from lightning_pfc.checkpoint.surgery import read_checkpoint
 from lightning_pfc.commands.ckpt import main
 from lightning_pfc.distributed import Comm
 

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from lightning_pfc.checkpoint import CheckpointError, Manifest, verify_folder
-from lightning_pfc.checkpoint.surgery import read_checkpoint
+from lightning_pfc.checkpoint.reader import read_checkpoint
 from lightning_pfc.commands.ckpt import main
 from lightning_pfc.heads.center_init import init_centers_
 from tests.ranks import RankPool
@@ -183,19 +183,19 @@ def test_streaming_a_large_head_takes_little_memory(tmp_path: Path) -> None:
     code = """
 import resource, sys, torch
 from pathlib import Path
-from lightning_pfc.checkpoint.store import save_folder
-from lightning_pfc.checkpoint.tree import Rows
-from lightning_pfc.checkpoint import surgery
+from lightning_pfc.checkpoint.save_load import save_folder
+from lightning_pfc.checkpoint.split_tree import ClassRows
+from lightning_pfc.checkpoint import edit_classes, merging
 from lightning_pfc.distributed import ClassShard, Comm
 here = Path(sys.argv[1])
 if sys.argv[2] == "save":
     w = torch.zeros(131072, 512)
     rest = {"state_dict": {"head.weight": {"__pfc_tensor__": "state_dict/head.weight"}}}
-    save_folder(here / "a.ckpt", rest, {"state_dict/head.weight": Rows(w, ClassShard(131072))}, Comm.single(), {})
+    save_folder(here / "a.ckpt", rest, {"state_dict/head.weight": ClassRows(w, ClassShard(131072))}, Comm.single(), {})
 else:
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    surgery.rewrite_classes(here / "a.ckpt", here / "b.ckpt", surgery.without([5], 131072))
-    surgery.merge_to_safetensors(here / "b.ckpt", here / "c.safetensors")
+    edit_classes.rewrite_classes(here / "a.ckpt", here / "b.ckpt", edit_classes.without([5], 131072))
+    merging.merge_to_safetensors(here / "b.ckpt", here / "c.safetensors")
     print("MiB", (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
 """
     for what in ("save", "change"):

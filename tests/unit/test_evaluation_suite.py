@@ -18,7 +18,7 @@ from rich.console import Console
 
 from lightning_pfc.checkpoint import save_folder
 from lightning_pfc.checkpoint.network import network_checkpoint
-from lightning_pfc.checkpoint.tree import split_tree
+from lightning_pfc.checkpoint.split_tree import split_tree
 from lightning_pfc.commands.eval import evaluate
 from lightning_pfc.data.formats import FormatError
 from lightning_pfc.distributed import ClassShard, Comm

@@ -18,9 +18,9 @@ import torch.distributed as dist
 
 from lightning_pfc import PartialFC, PartialFCModule
 from lightning_pfc.checkpoint import CheckpointError, save_folder
+from lightning_pfc.checkpoint.reader import read_checkpoint
 from lightning_pfc.checkpoint.single import load_file, save_file
-from lightning_pfc.checkpoint.surgery import read_checkpoint
-from lightning_pfc.checkpoint.tree import split_tree
+from lightning_pfc.checkpoint.split_tree import split_tree
 from lightning_pfc.commands.ckpt import main
 from lightning_pfc.distributed import Comm
 from lightning_pfc.models import reviewed

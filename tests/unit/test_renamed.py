@@ -50,7 +50,8 @@ def test_names_that_changed_with_their_modules() -> None:
     for name in _NAMES:
         module, _, old = name.partition(":")
         former = next(key for key, value in _MODULES.items() if value == module)
-        assert getattr(importlib.import_module(former), old) is getattr(importlib.import_module(module), _NAMES[name])
+        where, _, new = _NAMES[name].rpartition(":")
+        assert getattr(importlib.import_module(former), old) is getattr(importlib.import_module(where or module), new)
 
 
 def test_a_script_of_before_runs_and_is_told_where_it_says_so() -> None:

@@ -15,7 +15,7 @@ from lightning_pfc.heads.sampling.recent import Recent
 from lightning_pfc.heads.sampling.sampled_classes import SampledClasses, all_classes
 from lightning_pfc.heads.sampling.uniform import PositivesOnly, Uniform
 from lightning_pfc.heads.sampling.uniform_draw import capacity, class_budget, sample_uniform
-from lightning_pfc.named import from_config, subclasses_by_word
+from lightning_pfc.registry import from_config, registered_subclasses
 from lightning_pfc.renamed import renamed_names
 
 __all__ = [
@@ -42,7 +42,7 @@ __all__ = [
 
 def sampler_names() -> list[str]:
     """Every sampler by its class name, subclasses written elsewhere and already imported included."""
-    return sorted(cls.__name__ for cls in subclasses_by_word(Sampler).values())
+    return sorted(cls.__name__ for cls in registered_subclasses(Sampler).values())
 
 
 def sampler_from_config(config: str | Mapping[str, Any] | Sampler) -> Sampler:

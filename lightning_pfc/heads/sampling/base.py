@@ -15,7 +15,7 @@ from torch import Tensor
 from lightning_pfc.heads.sampling.context import SamplingContext
 from lightning_pfc.heads.sampling.draw_kernel import draw_sample
 from lightning_pfc.heads.sampling.sampled_classes import SampledClasses, columns_of, distinct, is_among
-from lightning_pfc.named import Named
+from lightning_pfc.registry import Configurable
 from lightning_pfc.renamed import adopt_renamed_members, renamed_member
 
 _EARLIER_NAMES = {
@@ -41,7 +41,7 @@ class Drawn(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sampler(Named):
+class Sampler(Configurable):
     """Base of all samplers: every target of the global batch takes part, and what :meth:`classes` says.
 
     A sampler of your own overrides :meth:`classes`. It is right on any number of ranks if its ids are the same on every

@@ -13,7 +13,7 @@ from lightning_pfc.heads.sampling.base import Sampler
 from lightning_pfc.heads.sampling.context import SamplingContext
 from lightning_pfc.heads.sampling.sampled_classes import SampledClasses
 from lightning_pfc.heads.sampling.uniform_draw import class_budget
-from lightning_pfc.named import from_config
+from lightning_pfc.registry import from_config
 
 
 @dataclass(frozen=True, kw_only=True)

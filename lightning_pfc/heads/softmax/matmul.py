@@ -20,9 +20,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lightning_pfc.cpu_matmul import fast_fp32_matmul
 from lightning_pfc.heads.softmax.no_autocast import no_autocast
 from lightning_pfc.heads.softmax.precision import Precision
-from lightning_pfc.products import fast_float32_products
 
 _HALF: dict[Precision, torch.dtype] = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 _TF32_DROPPED_BITS = 13
@@ -49,7 +49,7 @@ def _cpu_float32() -> Iterator[None]:
         return
     setting.fp32_precision = "ieee"
     try:
-        with fast_float32_products():
+        with fast_fp32_matmul():
             yield
     finally:
         setting.fp32_precision = before

@@ -9,7 +9,7 @@ from lightning_pfc.losses.auxiliary.base import AuxiliaryLoss
 from lightning_pfc.losses.auxiliary.center import Center
 from lightning_pfc.losses.auxiliary.supcon import SupCon
 from lightning_pfc.losses.auxiliary.triplet import Triplet
-from lightning_pfc.named import from_config
+from lightning_pfc.registry import from_config
 
 __all__ = ["AuxiliaryLoss", "Center", "SupCon", "Triplet", "auxiliary_loss_from_config"]
 

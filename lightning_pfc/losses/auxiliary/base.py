@@ -10,14 +10,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lightning_pfc.named import Named
+from lightning_pfc.registry import Configurable
 from lightning_pfc.renamed import adopt_renamed_members, renamed_member
 
 _EARLIER_NAMES = {"row_memory": "class_buffers", "remembered": "updated_class_buffers"}
 
 
 @dataclass(frozen=True, kw_only=True)
-class AuxiliaryLoss(Named):
+class AuxiliaryLoss(Configurable):
     """Base of all auxiliary losses: a function of the embeddings and labels of all ranks, without a collective.
 
     Every rank computes the same value; the head sees to it that the gradient counts once. Where a head is replicated

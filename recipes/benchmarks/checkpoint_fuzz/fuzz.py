@@ -26,10 +26,10 @@ import torch
 from lightning_pfc.checkpoint import CheckpointError, load_folder, save_folder, verify_folder
 from lightning_pfc.checkpoint.identities import Identities, difference, in_folder, in_values
 from lightning_pfc.checkpoint.manifest import BLOCK, MANIFEST, _digest
+from lightning_pfc.checkpoint.reader import read_checkpoint
 from lightning_pfc.checkpoint.seal import SealWriter
 from lightning_pfc.checkpoint.single import load_file, save_file
-from lightning_pfc.checkpoint.surgery import read_checkpoint
-from lightning_pfc.checkpoint.tree import Rows, split_tree
+from lightning_pfc.checkpoint.split_tree import ClassRows, split_tree
 from lightning_pfc.distributed import ClassShard, Comm
 
 CLASSES, WIDTH = 50, 8
@@ -91,7 +91,7 @@ def write_folder(path: Path) -> None:
 class Anything:
     """Takes every tensor, into memory of its own."""
 
-    def __call__(self, key: str, stored: Any) -> Rows | None:
+    def __call__(self, key: str, stored: Any) -> ClassRows | None:
         """Have memory made."""
         return None
 

@@ -21,7 +21,7 @@ import torch.distributed as dist
 
 from lightning_pfc.checkpoint import load_folder, save_folder
 from lightning_pfc.checkpoint.manifest import TensorEntry
-from lightning_pfc.checkpoint.tree import Rows
+from lightning_pfc.checkpoint.split_tree import ClassRows
 from lightning_pfc.distributed import ClassShard, Comm
 
 KEYS = ("state_dict/head.weight", "optimizer_states/0/state/0/momentum_buffer")
@@ -30,10 +30,10 @@ KEYS = ("state_dict/head.weight", "optimizer_states/0/state/0/momentum_buffer")
 class Into:
     """Loads into the tensors that are there."""
 
-    def __init__(self, tensors: dict[str, Rows]) -> None:
+    def __init__(self, tensors: dict[str, ClassRows]) -> None:
         self.tensors = tensors
 
-    def __call__(self, key: str, stored: TensorEntry) -> Rows:
+    def __call__(self, key: str, stored: TensorEntry) -> ClassRows:
         """The tensor of that name."""
         return self.tensors[key]
 
@@ -85,7 +85,9 @@ def rank_main(rank: int, options: argparse.Namespace, folder: Path, answers: Any
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=options.ranks)
     comm = Comm.from_group() if options.ranks > 1 else Comm.single()
     shard = ClassShard(options.classes, rank, options.ranks)
-    tensors = {key: Rows(torch.full((shard.num_local, options.dim), float(i + 1)), shard) for i, key in enumerate(KEYS)}
+    tensors = {
+        key: ClassRows(torch.full((shard.num_local, options.dim), float(i + 1)), shard) for i, key in enumerate(KEYS)
+    }
     marks = {key: {"__pfc_tensor__": key} for key in KEYS}
     target = folder / "a.ckpt"
     save = watched(lambda: save_folder(target, marks, tensors, comm, {}))

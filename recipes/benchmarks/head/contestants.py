@@ -11,11 +11,11 @@ from cases import Case
 from torch import Tensor, nn
 
 from lightning_pfc import PartialFC
+from lightning_pfc.cpu_matmul import fast_fp32_matmul
 from lightning_pfc.distributed import ClassShard
 from lightning_pfc.heads.center_init import init_centers_
 from lightning_pfc.losses import ArcFace, Loss, Softmax
 from lightning_pfc.optim import RowWiseAdagrad, SparseSGD
-from lightning_pfc.products import fast_float32_products
 
 SGD = {"lr": 0.1, "momentum": 0.9, "weight_decay": 5e-4}
 STRAIGHT = ArcFace(margin_grad="straight_through")
@@ -235,13 +235,13 @@ class Products(Contestant):
 
 
 class FastProducts(Products):
-    """The same three products through the library that our head takes on this machine (fast_float32_products)."""
+    """The same three products through the library that our head takes on this machine (fast_fp32_matmul)."""
 
-    @fast_float32_products()
+    @fast_fp32_matmul()
     def forward(self, x: Tensor, labels: Tensor) -> Tensor:
         return super().forward(x, labels)
 
-    @fast_float32_products()
+    @fast_fp32_matmul()
     def backward(self, loss: Tensor) -> None:
         super().backward(loss)
 

@@ -17,9 +17,9 @@ import torch
 from torch import nn
 
 from lightning_pfc import PartialFC
+from lightning_pfc.cpu_matmul import fast_fp32_matmul
 from lightning_pfc.losses import ArcFace
 from lightning_pfc.optim import SparseSGD
-from lightning_pfc.products import fast_float32_products
 
 SGD = {"lr": 0.1, "momentum": 0.9, "weight_decay": 5e-4}
 
@@ -67,7 +67,7 @@ def products(args: argparse.Namespace, dtype: torch.dtype) -> Callable[[], objec
     scores, x_grad, w_grad = x.new_empty(args.batch, rows), torch.empty_like(x), torch.empty_like(w)
 
     def step() -> None:
-        with fast_float32_products():
+        with fast_fp32_matmul():
             torch.mm(x, w.t(), out=scores)
             torch.mm(scores, w, out=x_grad)
             torch.mm(scores.t(), x, out=w_grad)

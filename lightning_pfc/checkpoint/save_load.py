@@ -20,11 +20,12 @@ from torch.distributed.checkpoint.state_dict_saver import save
 
 from lightning_pfc.checkpoint.archive import check_archive, check_checkpoint, load_archive
 from lightning_pfc.checkpoint.blocks import BlockReader
-from lightning_pfc.checkpoint.folder import FolderReader, FolderWriter, RowsLoadPlanner, RowsSavePlanner, small_name
+from lightning_pfc.checkpoint.dcp_planners import RowsLoadPlanner, RowsSavePlanner
+from lightning_pfc.checkpoint.dcp_storage import FolderReader, FolderWriter, small_name
 from lightning_pfc.checkpoint.identities import KEY, Identities
 from lightning_pfc.checkpoint.manifest import CheckpointError, FileEntry, Manifest, TensorEntry, check_size, dtype_of
 from lightning_pfc.checkpoint.publish import prepare_folder, publish, remove
-from lightning_pfc.checkpoint.tree import Rows, join_tree
+from lightning_pfc.checkpoint.split_tree import ClassRows, join_tree
 from lightning_pfc.distributed import ClassShard, Comm
 
 _OF_WRITING = (CheckpointError, OSError, ValueError, TypeError, AttributeError, pickle.PicklingError)
@@ -33,7 +34,7 @@ _OF_WRITING = (CheckpointError, OSError, ValueError, TypeError, AttributeError, 
 class Targets(Protocol):
     """Where the tensors of a checkpoint go."""
 
-    def __call__(self, key: str, stored: TensorEntry) -> Tensor | Rows | None:
+    def __call__(self, key: str, stored: TensorEntry) -> Tensor | ClassRows | None:
         """The tensor to fill, or None to have one made."""
 
     def wants(self, key: str) -> bool:
@@ -43,7 +44,7 @@ class Targets(Protocol):
 def save_folder(
     target: Path,
     rest: Any,
-    tensors: Mapping[str, Tensor | Rows],
+    tensors: Mapping[str, Tensor | ClassRows],
     comm: Comm,
     info: Mapping[str, Any],
     group: dist.ProcessGroup | None = None,
@@ -53,8 +54,8 @@ def save_folder(
 
     Args:
         target: the folder's path; it appears, or is replaced, in one step at the very end.
-        rest: of this rank, as :func:`~lightning_pfc.checkpoint.tree.split_tree` gives it.
-        tensors: likewise. A tensor is taken for the same on every rank, :class:`Rows` for this rank's part.
+        rest: of this rank, as :func:`~lightning_pfc.checkpoint.split_tree.split_tree` gives it.
+        tensors: likewise. A tensor is taken for the same on every rank, :class:`ClassRows` for this rank's part.
         comm: the ranks.
         info: small facts for the manifest.
         group: the CPU group to talk through; None is that of ``comm.agreement``.
@@ -65,7 +66,7 @@ def save_folder(
     """
     group = group if group is not None else comm.agreement.group
     folder = _agreed_folder(target, comm, group)
-    by_class = sorted(key for key, item in tensors.items() if isinstance(item, Rows))
+    by_class = sorted(key for key, item in tensors.items() if isinstance(item, ClassRows))
     facts = {**info, "torch": torch.__version__, "saved_at": time.time(), "by_class": by_class}
 
     def more(folder: Path) -> list[tuple[str, FileEntry]]:
@@ -156,7 +157,7 @@ def load_folder(
             check_size(path, name, entry)
         own = manifest.world_size == comm.world_size
         rest = read_small(path, manifest, comm.rank if own else 0, weights_only)
-        targets: dict[str, Tensor | Rows] = {}
+        targets: dict[str, Tensor | ClassRows] = {}
         for key, stored in manifest.tensors.items():
             if target.wants(key):
                 found = target(key, stored)
@@ -175,19 +176,19 @@ def load_folder(
         rank, (error, _) = min(failure.failures.items(), key=lambda found: found[0])
         raise CheckpointError(f"rank {rank}: {error}") from failure
     local: dict[str, Any] = dict.fromkeys(manifest.tensors)
-    local |= {key: item.tensor if isinstance(item, Rows) else item for key, item in targets.items()}
+    local |= {key: item.tensor if isinstance(item, ClassRows) else item for key, item in targets.items()}
     try:
         return join_tree(rest, local), manifest, own
     except ValueError as error:
         raise CheckpointError(f"{path} cannot be used: {error}.") from error
 
 
-def _make(stored: TensorEntry, comm: Comm) -> Tensor | Rows:
+def _make(stored: TensorEntry, comm: Comm) -> Tensor | ClassRows:
     dtype = dtype_of(stored.dtype)
     if not stored.by_class:
         return torch.empty(stored.shape, dtype=dtype)
     shard = ClassShard(stored.shape[0], comm.shard_rank, comm.shard_size)
-    return Rows(torch.empty((shard.num_local, *stored.shape[1:]), dtype=dtype), shard)
+    return ClassRows(torch.empty((shard.num_local, *stored.shape[1:]), dtype=dtype), shard)
 
 
 @contextlib.contextmanager

@@ -18,7 +18,7 @@ _MARK = "__pfc_tensor__"
 
 
 @dataclass(frozen=True)
-class Rows:
+class ClassRows:
     """This rank's rows of something that has one row per class.
 
     Attributes:
@@ -37,7 +37,7 @@ class Rows:
 
 def split_tree(
     tree: Any, shard_of: Callable[[str, Tensor], ClassShard | None], keep: Collection[str] = ()
-) -> tuple[Any, dict[str, Tensor | Rows]]:
+) -> tuple[Any, dict[str, Tensor | ClassRows]]:
     """Take the tensors that belong into data files out of a tree of dicts, lists and tuples.
 
     Args:
@@ -50,7 +50,7 @@ def split_tree(
         The tree with a mark in place of each tensor taken out, and the tensors by their path, such as
         ``state_dict/head.weight``.
     """
-    tensors: dict[str, Tensor | Rows] = {}
+    tensors: dict[str, Tensor | ClassRows] = {}
 
     def visit(value: Any, path: tuple[str, ...]) -> Any:
         if isinstance(value, Tensor):
@@ -70,7 +70,7 @@ def split_tree(
             return tensor.detach().cpu()
         while key in tensors:  # such as the keys 1 and "1" of one dict
             key += "'"
-        tensors[key] = tensor.detach() if shard is None else Rows(tensor.detach(), shard)
+        tensors[key] = tensor.detach() if shard is None else ClassRows(tensor.detach(), shard)
         return {_MARK: key}
 
     return visit(tree, ()), tensors

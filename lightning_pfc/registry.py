@@ -11,7 +11,7 @@ from typing import Any, TypeVar, cast
 
 
 @dataclass(frozen=True, kw_only=True)  # itself one: LightningCLI takes what derives from anything else for a class path
-class Named:
+class Configurable:
     """What frozen, keyword-only dataclasses share that are made from a name and plain arguments.
 
     A subclass checks its arguments in ``__post_init__``; each message names the argument, its value and the range.
@@ -55,14 +55,16 @@ class Named:
         """``name`` and the arguments that differ from the defaults: plain values for hyper-parameters and YAML."""
         values = {f.name: getattr(self, f.name) for f in fields(self) if f.init}
         changed = {f.name: values[f.name] for f in fields(self) if f.init and values[f.name] != f.default}
-        plain = {name: value.to_config() if isinstance(value, Named) else value for name, value in changed.items()}
+        plain = {
+            name: value.to_config() if isinstance(value, Configurable) else value for name, value in changed.items()
+        }
         return {"name": type(self).__name__} | plain
 
 
-Kind = TypeVar("Kind", bound=Named)
+Kind = TypeVar("Kind", bound=Configurable)
 
 
-def subclasses_by_word(base: type[Kind]) -> dict[str, type[Kind]]:
+def registered_subclasses(base: type[Kind]) -> dict[str, type[Kind]]:
     """Every subclass that has been imported, by its name in lower case and without underscores."""
     found: dict[str, type[Kind]] = {}
     pending = list(base.__subclasses__())
@@ -79,7 +81,7 @@ def from_config(base: type[Kind], config: str | Mapping[str, Any] | Kind) -> Kin
     Args:
         base: says what is looked for, also in messages.
         config: such an object (returned as it is), a name in any case, with or without underscores, or what
-            :meth:`Named.to_config` gives.
+            :meth:`Configurable.to_config` gives.
 
     Raises:
         ValueError: for an unknown name, saying what exists.
@@ -89,7 +91,7 @@ def from_config(base: type[Kind], config: str | Mapping[str, Any] | Kind) -> Kin
         return config
     arguments = {"name": config} if isinstance(config, str) else dict(cast("Mapping[str, Any]", config))
     name = str(arguments.pop("name", ""))
-    known = subclasses_by_word(base)
+    known = registered_subclasses(base)
     if _word(name) not in known:
         close = difflib.get_close_matches(_word(name), known, n=1)
         hint = f" Did you mean {known[close[0]].__name__}?" if close else ""

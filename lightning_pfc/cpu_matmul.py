@@ -20,7 +20,7 @@ import torch
 
 
 @contextmanager
-def fast_float32_products() -> Iterator[None]:
+def fast_fp32_matmul() -> Iterator[None]:
     """Lets float32 products on a CPU go through oneDNN where that is faster and as accurate; elsewhere does nothing.
 
     Also a decorator. What the user chose with ``torch.set_float32_matmul_precision`` is in force again afterwards; a
@@ -44,7 +44,7 @@ def fast_float32_products() -> Iterator[None]:
 
 @functools.cache
 def onednn_is_faster() -> bool:
-    """Whether this machine gains by :func:`fast_float32_products`: AVX-512, not Intel's, products exact to float32."""
+    """Whether this machine gains by :func:`fast_fp32_matmul`: AVX-512, not Intel's, products exact to float32."""
     setting = _setting()
     if not hasattr(setting, "fp32_precision") or not (torch._C._has_mkldnn and torch._C.has_mkl):
         return False

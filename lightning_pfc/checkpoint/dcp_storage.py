@@ -1,22 +1,20 @@
-"""The steps of ``torch.distributed.checkpoint`` for folders of this package: who writes and who reads which rows."""
+"""Folders of this package as storage of ``torch.distributed.checkpoint``: one data file and one small file per rank."""
 
 from __future__ import annotations
 
 import dataclasses
 import io
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner, DefaultSavePlanner
 from torch.distributed.checkpoint.metadata import (
     ChunkStorageMetadata,
     Metadata,
     MetadataIndex,
-    StorageMeta,
     TensorProperties,
     TensorStorageMetadata,
 )
@@ -25,113 +23,14 @@ from torch.distributed.checkpoint.planner import (
     LoadPlanner,
     SavePlan,
     SavePlanner,
-    TensorWriteData,
-    WriteItem,
-    WriteItemType,
 )
-from torch.distributed.checkpoint.planner_helpers import create_read_items_for_chunk_list
 from torch.distributed.checkpoint.storage import StorageReader, StorageWriter, WriteResult
 from torch.futures import Future
 
 from lightning_pfc.checkpoint.blocks import BlockReader, BlockWriter, write_safetensors
 from lightning_pfc.checkpoint.manifest import ChunkEntry, FileEntry, Manifest, TensorEntry, dtype_name, dtype_of
-from lightning_pfc.checkpoint.tree import Rows
 
 _FILE = "file:"  # a write result with this prefix stands for a file, not for a tensor
-
-
-class RowsSavePlanner(DefaultSavePlanner):
-    """Plans by class: rows that only one rank has are written by it, what all have is shared out among them.
-
-    Args:
-        writes_rows: whether this rank writes its rows; of several copies of a head only one does.
-    """
-
-    def __init__(self, writes_rows: bool = True) -> None:
-        super().__init__(flatten_state_dict=False)
-        self.writes_rows = writes_rows
-        self._items: Mapping[str, Tensor | Rows] = {}
-
-    def set_up_planner(
-        self, state_dict: Any, storage_meta: StorageMeta | None = None, is_coordinator: bool = False
-    ) -> None:
-        """Take the tensors to be saved."""
-        self._items = state_dict
-        self.is_coordinator = is_coordinator
-
-    def create_local_plan(self) -> SavePlan:
-        """What this rank could write."""
-        items = []
-        for key, item in self._items.items():
-            if isinstance(item, Rows):
-                if self.writes_rows:
-                    offset = (item.shard.start, *(0 for _ in item.shape[1:]))
-                    items.append(_write_item(key, item.tensor, offset, item.shape, WriteItemType.SHARD))
-            else:
-                zeros = (0,) * item.dim()
-                items.append(_write_item(key, item, zeros, item.shape, WriteItemType.TENSOR))
-        self.plan = SavePlan(items)
-        return self.plan
-
-    def resolve_data(self, write_item: WriteItem) -> Tensor:
-        """The tensor behind a planned write."""
-        item = self._items[write_item.index.fqn]
-        return item.tensor if isinstance(item, Rows) else item
-
-
-def _write_item(key: str, tensor: Tensor, offset: Any, shape: Any, kind: WriteItemType) -> WriteItem:
-    data = TensorWriteData(
-        chunk=ChunkStorageMetadata(torch.Size(offset), tensor.shape),
-        properties=TensorProperties(dtype=tensor.dtype),
-        size=torch.Size(shape),
-    )
-    return WriteItem(index=MetadataIndex(key, torch.Size(offset)), type=kind, tensor_data=data)
-
-
-class RowsLoadPlanner(DefaultLoadPlanner):
-    """Plans which part of which file fills this rank's tensors."""
-
-    def __init__(self) -> None:
-        super().__init__(flatten_state_dict=False)
-        self._targets: Mapping[str, Tensor | Rows] = {}
-
-    def set_up_planner(self, state_dict: Any, metadata: Metadata | None = None, is_coordinator: bool = False) -> None:
-        """Take the tensors to be filled."""
-        self._targets = state_dict
-        self._metadata = metadata
-
-    def create_local_plan(self) -> LoadPlan:
-        """What this rank reads."""
-        items = []
-        for key, target in self._targets.items():
-            stored = self._metadata.state_dict_metadata[key] if self._metadata is not None else None
-            if not isinstance(stored, TensorStorageMetadata):
-                raise TypeError(f"the checkpoint has no tensor {key!r}.")
-            if isinstance(target, Rows):
-                offset = torch.Size((target.shard.start, *(0 for _ in target.shape[1:])))
-                chunk = ChunkStorageMetadata(offset, target.tensor.shape)
-            else:
-                chunk = ChunkStorageMetadata(torch.Size((0,) * target.dim()), target.shape)
-            items += create_read_items_for_chunk_list(key, stored, [chunk])
-        return LoadPlan(items)
-
-    def resolve_tensor(self, read_item: Any) -> Tensor:
-        """The part of this rank's tensor that a read fills."""
-        target = self._targets[read_item.dest_index.fqn]
-        tensor = target.tensor if isinstance(target, Rows) else target
-        place = tuple(slice(o, o + n) for o, n in zip(read_item.dest_offsets, read_item.lengths, strict=True))
-        return tensor.detach()[place]
-
-    def commit_tensor(self, read_item: Any, tensor: Tensor) -> None:
-        """Reads go straight into place."""
-
-    def load_bytes(self, read_item: Any, value: Any) -> None:
-        """Refuse: nothing but tensors is ever read this way.
-
-        Raises:
-            TypeError: always.
-        """
-        raise TypeError("a checkpoint of this package holds tensors only.")
 
 
 class FolderWriter(StorageWriter):
