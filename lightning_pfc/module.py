@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from lightning_pfc.checkpoint.opening import load_module
 from lightning_pfc.data.mixing import MixedBatch
 from lightning_pfc.data.preprocessing import METADATA_KEY, Preprocessing
-from lightning_pfc.evaluation import ClosedSetEvaluation, Evaluation, make_evaluations
 from lightning_pfc.heads.loss_pass import LossOutput
 from lightning_pfc.heads.partial_fc import PartialFC, iter_heads
 from lightning_pfc.heads.sampling import Sampler
@@ -30,6 +29,7 @@ from lightning_pfc.models.reviewed import MODULE_ARGUMENTS, check_sizes, module_
 from lightning_pfc.optim.factory import create_optimizer, create_scheduler
 from lightning_pfc.optim.schedules import describe_lr
 from lightning_pfc.renamed import warn_renamed
+from lightning_pfc.validation import ClosedSetEvaluation, Evaluation, make_evaluations
 
 _NOT_PLAIN = object()
 
@@ -49,7 +49,7 @@ class PartialFCModule(L.LightningModule):
 
     Logged names, the same on every rank: ``train/loss`` (global mean), ``train/target_cosine`` (mean cosine of a sample
     to its own center, per epoch; of a head other than ``head``, ``train/target_cosine/`` and its name), learning rates
-    by callback; ``val/...`` and ``test/...`` as in :mod:`lightning_pfc.evaluation`.
+    by callback; ``val/...`` and ``test/...`` as in :mod:`lightning_pfc.validation`.
 
     Args:
         backbone: a name of timm, or a module that maps images (B, C, H, W) to features (B, F).

@@ -7,6 +7,23 @@ from lightning_pfc.renamed import MovedModules
 _H, _S = "lightning_pfc.heads", "lightning_pfc.heads.softmax"
 _SAMPLING, _RANDOM, _BUFFERS = f"{_H}.sampling", "lightning_pfc.keyed_random", "lightning_pfc.buffers"
 _CHECKPOINT = "lightning_pfc.checkpoint"
+_PROTOCOLS, _EVALUATION = "lightning_pfc.protocols", "lightning_pfc.evaluation"
+_OF_PROTOCOLS = (
+    "all_pairs",
+    "bins",
+    "blockwise",
+    "bootstrap",
+    "embedders",
+    "faces",
+    "identification",
+    "ijb",
+    "onnx_embedder",
+    "pairs",
+    "peers",
+    "pickled",
+    "report",
+    "templates",
+)
 _OLD_LOSSES, _AUXILIARY = "lightning_pfc.losses.additions", "lightning_pfc.losses.auxiliary"
 
 _MODULES = {
@@ -43,6 +60,9 @@ _MODULES = {
     f"{_CHECKPOINT}.store": f"{_CHECKPOINT}.save_load",
     f"{_CHECKPOINT}.surgery": f"{_CHECKPOINT}.edit_classes",
     f"{_CHECKPOINT}.tree": f"{_CHECKPOINT}.split_tree",
+    _PROTOCOLS: _EVALUATION,
+    f"{_PROTOCOLS}.suite": f"{_EVALUATION}.evaluator",
+    **{f"{_PROTOCOLS}.{name}": f"{_EVALUATION}.{name}" for name in _OF_PROTOCOLS},
     "lightning_pfc.losses.keyed": f"{_RANDOM}.uniform",
     "lightning_pfc.optim.memory": f"{_BUFFERS}.lazy_zeros",
     "lightning_pfc.optim.noise": f"{_RANDOM}.rounding_noise",
@@ -80,6 +100,10 @@ _NAMES = {
     f"{_CHECKPOINT}.edit_classes:Kept": "KeepRows",
     f"{_CHECKPOINT}.edit_classes:Joined": "MergeRows",
     f"{_CHECKPOINT}.edit_classes:Added": "NewRows",
+    f"{_EVALUATION}:Suite": "Evaluator",
+    f"{_EVALUATION}:Settings": "EvaluationSettings",
+    f"{_EVALUATION}.evaluator:Suite": "Evaluator",
+    f"{_EVALUATION}.evaluator:Settings": "EvaluationSettings",
     f"{_AUXILIARY}:Addition": "AuxiliaryLoss",
     f"{_AUXILIARY}:addition_from_config": "auxiliary_loss_from_config",
     f"{_AUXILIARY}.base:Addition": "AuxiliaryLoss",

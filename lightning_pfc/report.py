@@ -21,7 +21,7 @@ from lightning_pfc.metrics.functional import roc_curve
 from lightning_pfc.plots import plot_hardest_pairs, plot_loss, plot_roc, plot_score_histogram
 
 if TYPE_CHECKING:
-    from lightning_pfc.evaluation import PairScores
+    from lightning_pfc.validation import PairScores
 
 _PACKAGES = ("lightning-pfc", "torch", "lightning", "timm", "torchmetrics", "hydra-core", "numpy")
 

@@ -32,7 +32,7 @@ PACKAGES = (
         ".heads.sampling",
     ),
     *(".losses", ".losses.auxiliary", ".metrics", ".metrics.functional", ".models", ".optim", ".planning"),
-    *(".plots", ".protocols", ".strategies"),
+    *(".evaluation", ".plots", ".strategies"),
 )
 SIGNATURES = ("PartialFC", "PartialFCModule", "PartialFCStrategy", "data.IdentityDataModule", "data.Files")
 PARSERS = ("ckpt", "data", "export", "gallery", "plan", "serve")

@@ -14,19 +14,19 @@ from torch import Tensor
 from lightning_pfc.calibration.material import Material
 from lightning_pfc.data.images import ImageTable
 from lightning_pfc.data.preprocessing import Flip
+from lightning_pfc.evaluation.bins import BinImages
+from lightning_pfc.evaluation.embedders import embed_images
+from lightning_pfc.evaluation.evaluator import Evaluator
+from lightning_pfc.evaluation.faces import EncodedFaces, open_faces
+from lightning_pfc.evaluation.pairs import IndexedPairs, PairedImages
 from lightning_pfc.metrics.functional import cosine_from_squared_distance, pair_squared_distances
-from lightning_pfc.protocols.bins import BinImages
-from lightning_pfc.protocols.embedders import embed_images
-from lightning_pfc.protocols.faces import EncodedFaces, open_faces
-from lightning_pfc.protocols.pairs import IndexedPairs, PairedImages
-from lightning_pfc.protocols.suite import Suite
 from lightning_pfc.runs.run_folder import Run
 
 KINDS = ("run", "all_pairs", "open_set", "pairs", "bin")
 
 
 def gather(
-    suite: Suite, name: str, protocol: str | os.PathLike[str] | Mapping[str, Any], *, flip: Flip, pictures: int
+    evaluator: Evaluator, name: str, protocol: str | os.PathLike[str] | Mapping[str, Any], *, flip: Flip, pictures: int
 ) -> Material:
     """Embed the pictures of a protocol.
 
@@ -34,7 +34,7 @@ def gather(
     than ``pictures`` pictures some are taken, evenly spread: else one person of hundreds of pictures would decide.
 
     Args:
-        suite: Model, settings and ranks; a collective.
+        evaluator: Model, settings and ranks; a collective.
         name: Of the set.
         protocol: As in the config.
         flip: How to embed.
@@ -55,49 +55,49 @@ def gather(
         )
     if kind == "run":
         part = Run(path).verification_set(str(protocol.get("set", "val")))
-        return _all(suite, name, part.images, part.identity, flip, pictures)
+        return _all(evaluator, name, part.images, part.identity, flip, pictures)
     if kind == "bin":
         images = BinImages(path)
-        return _listed(suite, name, images, images.pairs(), None, flip)
+        return _listed(evaluator, name, images, images.pairs(), None, flip)
     if kind == "pairs" and protocol.get("embeddings") is None:
         listed = PairedImages(path, protocol.get("images"))
-        return _listed(suite, name, listed, listed.pairs(), torch.from_numpy(listed.identities), flip)
+        return _listed(evaluator, name, listed, listed.pairs(), torch.from_numpy(listed.identities), flip)
     if kind == "pairs":
         raise ValueError(f"protocols.{name}: give the embeddings with their labels as type all_pairs, to calibrate on")
-    faces = open_faces(path, suite.preprocessing, max_pixels=suite.settings.max_pixels)
+    faces = open_faces(path, evaluator.preprocessing, max_pixels=evaluator.settings.max_pixels)
     if faces.labels is None:
         raise ValueError(f"{faces.source} names no identities (label), which a threshold is chosen on")
     if faces.embeddings is not None:
         rows = some_of_each(faces.labels, pictures)
         return Material(name, embeddings=faces.embeddings[rows], labels=faces.labels[rows])
     assert faces.images is not None
-    return _all(suite, name, faces.images, faces.labels, flip, pictures)
+    return _all(evaluator, name, faces.images, faces.labels, flip, pictures)
 
 
-def _all(suite: Suite, name: str, images: ImageTable, labels: Tensor, flip: Flip, pictures: int) -> Material:
+def _all(evaluator: Evaluator, name: str, images: ImageTable, labels: Tensor, flip: Flip, pictures: int) -> Material:
     rows = some_of_each(labels, pictures)
-    return Material(name, embeddings=_embed(suite, _Rows(images, rows.numpy()), flip), labels=labels[rows])
+    return Material(name, embeddings=_embed(evaluator, _Rows(images, rows.numpy()), flip), labels=labels[rows])
 
 
 def _listed(
-    suite: Suite, name: str, encoded: Any, pairs: IndexedPairs, identities: Tensor | None, flip: Flip
+    evaluator: Evaluator, name: str, encoded: Any, pairs: IndexedPairs, identities: Tensor | None, flip: Flip
 ) -> Material:
-    suite.input_size(name)  # refuses where there is no model
-    assert suite.preprocessing is not None
-    table = EncodedFaces(encoded, suite.preprocessing, max_pixels=suite.settings.max_pixels)
-    rows = _embed(suite, table, flip)
+    evaluator.input_size(name)  # refuses where there is no model
+    assert evaluator.preprocessing is not None
+    table = EncodedFaces(encoded, evaluator.preprocessing, max_pixels=evaluator.settings.max_pixels)
+    rows = _embed(evaluator, table, flip)
     scores = cosine_from_squared_distance(pair_squared_distances(rows, pairs.first, pairs.second))
     known = identities is not None and not bool((identities < 0).any())
     sides = (identities[pairs.first], identities[pairs.second]) if known and identities is not None else None
     return Material(name, scores=scores, same=pairs.same, sides=sides)
 
 
-def _embed(suite: Suite, images: ImageTable, flip: Flip) -> Tensor:
-    if suite.embedder is None:
+def _embed(evaluator: Evaluator, images: ImageTable, flip: Flip) -> Tensor:
+    if evaluator.embedder is None:
         raise ValueError("there is no model to embed pictures with: choose embedder=checkpoint or onnx")
-    s = suite.settings
+    s = evaluator.settings
     return embed_images(
-        suite.embedder, images, flip=flip, batch_size=s.batch_size, num_workers=s.num_workers, peers=suite.peers
+        evaluator.embedder, images, flip=flip, batch_size=s.batch_size, num_workers=s.num_workers, peers=evaluator.peers
     )
 
 

@@ -20,9 +20,9 @@ from lightning_pfc.calibration.spread import Accepts, quantiles, replicates, sca
 from lightning_pfc.calibration.thresholds import Threshold
 from lightning_pfc.calibration.trials import Floats, Ints, Searches
 from lightning_pfc.calibration.verification import LEAST_FALSE_ACCEPTS, Draws, UnresolvedRateError
+from lightning_pfc.evaluation.blockwise import UnitRows, entries_above, true_float32
+from lightning_pfc.evaluation.bootstrap import ratio_interval
 from lightning_pfc.metrics.verification import rate_name
-from lightning_pfc.protocols.blockwise import UnitRows, entries_above, true_float32
-from lightning_pfc.protocols.bootstrap import ratio_interval
 
 _BLOCK = 2048
 _SAMPLE = 2048

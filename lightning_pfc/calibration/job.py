@@ -21,8 +21,8 @@ from lightning_pfc.calibration.verification import (
     independent_accepts,
 )
 from lightning_pfc.data.preprocessing import Flip
+from lightning_pfc.evaluation.evaluator import Evaluator
 from lightning_pfc.metrics.functional.checks import check_rate
-from lightning_pfc.protocols.suite import Suite
 from lightning_pfc.runs.run_folder import THRESHOLDS, read_thresholds
 from lightning_pfc.storage.whole_files import write_json
 
@@ -80,12 +80,12 @@ class Calibrate:
 
 
 def calibrate(
-    suite: Suite, protocols: Mapping[str, Any], words: Calibrate, *, model: str
+    evaluator: Evaluator, protocols: Mapping[str, Any], words: Calibrate, *, model: str
 ) -> tuple[list[Threshold], list[str]]:
     """Choose thresholds on one set and try them on the others. A collective; every rank finds the same.
 
     Args:
-        suite: Model, settings and ranks.
+        evaluator: Model, settings and ranks.
         protocols: By name, as in the config.
         words: What is wanted.
         model: Fingerprint of the weights.
@@ -107,8 +107,8 @@ def calibrate(
     sets: dict[str, Material] = {}
     for name in dict.fromkeys([chosen, *usable]):
         _log.info("%s, for thresholds ...", name)
-        sets[name] = gather(suite, name, protocols[name], flip=words.flip, pictures=words.pictures)
-    s = suite.settings
+        sets[name] = gather(evaluator, name, protocols[name], flip=words.flip, pictures=words.pictures)
+    s = evaluator.settings
     draws = Draws(level=s.level, replicates=max(s.replicates, 200), seed=s.seed)
     found = [
         *(_verification(sets, chosen, far, words, model, draws) for far in words.rates("far")),

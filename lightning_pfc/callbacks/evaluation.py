@@ -15,10 +15,11 @@ from torch import Tensor
 from lightning_pfc.callbacks.between_steps import log_numbers, stop_clocks
 from lightning_pfc.callbacks.ranks import comm_of
 from lightning_pfc.data.preprocessing import Preprocessing
-from lightning_pfc.protocols.embedders import preprocessing_of
-from lightning_pfc.protocols.peers import Peers
-from lightning_pfc.protocols.report import ProtocolResult, as_json, metrics_of
-from lightning_pfc.protocols.suite import Settings, Suite, check_protocol, missing_files
+from lightning_pfc.evaluation.embedders import preprocessing_of
+from lightning_pfc.evaluation.evaluator import Evaluator, check_protocol, missing_files
+from lightning_pfc.evaluation.peers import Peers
+from lightning_pfc.evaluation.report import ProtocolResult, as_json, metrics_of
+from lightning_pfc.evaluation.settings import EvaluationSettings
 from lightning_pfc.storage.whole_files import write_json
 
 
@@ -51,7 +52,7 @@ class EvaluateProtocols(Callback):
         protocols: Mapping[str, Any] | None = None,
         every_n_steps: int = 2000,
         at_end: bool = True,
-        settings: Settings | None = None,
+        settings: EvaluationSettings | None = None,
     ) -> None:
         if every_n_steps < 1:
             raise ValueError(f"every_n_steps={every_n_steps} must be at least 1")
@@ -59,7 +60,7 @@ class EvaluateProtocols(Callback):
         for name, protocol in self.protocols.items():
             check_protocol(name, protocol)
         self.every_n_steps, self.at_end = every_n_steps, at_end
-        self.settings = settings or Settings(replicates=0)
+        self.settings = settings or EvaluationSettings(replicates=0)
         self._last_step = 0
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
@@ -106,8 +107,8 @@ class EvaluateProtocols(Callback):
     def _evaluate(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._last_step = trainer.global_step
         with isolate_rng():  # data loaders draw seeds
-            suite = Suite(_InTraining(trainer, pl_module), self.settings, Peers.current())
-            results: list[ProtocolResult] = [suite.run(name, protocol) for name, protocol in self.protocols.items()]
+            evaluator = Evaluator(_InTraining(trainer, pl_module), self.settings, Peers.current())
+            results: list[ProtocolResult] = [evaluator.run(name, protocol) for name, protocol in self.protocols.items()]
         found = metrics_of(results)
         log_numbers(trainer, found)
         if trainer.is_global_zero:

@@ -103,7 +103,7 @@ def _checked_pixels(value: int) -> int:
 
 def _open_other(path: str, allow: Sequence[str]) -> Any:
     if path.lower().endswith(".bin"):
-        from lightning_pfc.protocols.bins import BinImages
+        from lightning_pfc.evaluation.bins import BinImages
 
         return BinImages(path)
     return open_images(path, allow=allow)
@@ -111,8 +111,8 @@ def _open_other(path: str, allow: Sequence[str]) -> Any:
 
 def make_bin(options: argparse.Namespace) -> int:
     """Make a verification file from a list of pairs."""
-    from lightning_pfc.protocols.bins import write_bin
-    from lightning_pfc.protocols.pairs import PairedImages
+    from lightning_pfc.evaluation.bins import write_bin
+    from lightning_pfc.evaluation.pairs import PairedImages
 
     images = PairedImages(options.pairs, options.root, allow=options.allow)
     pairs = images.pairs()

@@ -18,9 +18,9 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from lightning_pfc.calibration.job import Calibrate, calibrate, target_of, write_thresholds
 from lightning_pfc.calibration.thresholds import Threshold
 from lightning_pfc.config import compose
-from lightning_pfc.protocols.peers import Peers
-from lightning_pfc.protocols.report import ProtocolResult, as_json, draw, print_table
-from lightning_pfc.protocols.suite import PROTOCOLS, Suite, missing_files
+from lightning_pfc.evaluation.evaluator import PROTOCOLS, Evaluator, missing_files
+from lightning_pfc.evaluation.peers import Peers
+from lightning_pfc.evaluation.report import ProtocolResult, as_json, draw, print_table
 from lightning_pfc.report import versions
 from lightning_pfc.runs.network import load_network
 from lightning_pfc.runs.run_folder import Run
@@ -71,8 +71,8 @@ def run(config: DictConfig, folder: Path, overrides: Sequence[str] = ()) -> dict
     _refuse_missing(protocols)
     with _ranks() as peers:
         embedder = instantiate(config.embedder, _convert_="all") if "_target_" in config.embedder else None
-        suite = Suite(embedder, instantiate(config.settings, _convert_="all"), peers)
-        thresholds, told = _thresholds(config, suite, protocols, calibration)  # first: it may refuse
+        evaluator = Evaluator(embedder, instantiate(config.settings, _convert_="all"), peers)
+        thresholds, told = _thresholds(config, evaluator, protocols, calibration)  # first: it may refuse
         more: dict[str, Any] = {
             **({"thresholds": {t.name: t.to_dict() for t in thresholds}} if calibration.wanted else {}),
             "ranks": peers.world_size,
@@ -84,7 +84,7 @@ def run(config: DictConfig, folder: Path, overrides: Sequence[str] = ()) -> dict
         for name, protocol in protocols.items():
             _log.info("%s ...", name)
             with record.kept_if_the_next_fails(name):
-                record.add(suite.run(name, protocol))
+                record.add(evaluator.run(name, protocol))
         results = record.results()
         if peers.rank == 0:
             pictures = draw(record.found, folder / "plots") if config.plots else []
@@ -169,11 +169,11 @@ def _follow(config: DictConfig, protocols: dict[str, Any]) -> dict[str, Any]:
 
 
 def _thresholds(
-    config: DictConfig, suite: Suite, protocols: dict[str, Any], words: Calibrate
+    config: DictConfig, evaluator: Evaluator, protocols: dict[str, Any], words: Calibrate
 ) -> tuple[list[Threshold], list[str]]:
     if not words.wanted:
         return [], []
-    return calibrate(suite, protocols, words, model=_fingerprint(config))
+    return calibrate(evaluator, protocols, words, model=_fingerprint(config))
 
 
 def _fingerprint(config: DictConfig) -> str:

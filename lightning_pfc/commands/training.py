@@ -34,7 +34,6 @@ from lightning_pfc.commands.preflight import check_launch
 from lightning_pfc.config import RUN_DIR_VARIABLE, compose
 from lightning_pfc.distributed.jobs import adopt_step, restart_count, step_host
 from lightning_pfc.distributed.rendezvous import agree_on_text
-from lightning_pfc.evaluation import VerificationEvaluation
 from lightning_pfc.report import draw, peak_memory, print_results, versions
 from lightning_pfc.runs.choices import choose, told
 from lightning_pfc.runs.claim import Claim, claimed
@@ -43,6 +42,7 @@ from lightning_pfc.runs.resuming import as_it_was, earlier_run
 from lightning_pfc.storage.row_files import rows_of_run
 from lightning_pfc.storage.whole_files import write_json
 from lightning_pfc.strategies import PartialFCStrategy
+from lightning_pfc.validation import VerificationEvaluation
 
 _log = logging.getLogger(__name__)
 

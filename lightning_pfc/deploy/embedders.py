@@ -117,7 +117,7 @@ class _OnnxFile:
     """An ONNX file of anybody, by the conventions that it states; mirror images only when they are asked for."""
 
     def __init__(self, path: Path, *, flip: bool, normalize: bool, fit: str | None, threads: int) -> None:
-        from lightning_pfc.protocols.onnx_embedder import OnnxEmbedder
+        from lightning_pfc.evaluation.onnx_embedder import OnnxEmbedder
 
         self._network = OnnxEmbedder(path, threads=threads)
         self._preprocessing = self._network.preprocessing.changed(fit=fit)

@@ -13,9 +13,9 @@ from tqdm import trange
 from lightning_pfc.data.preprocessing import Preprocessing
 from lightning_pfc.data.verification import VerificationSet
 from lightning_pfc.deploy.engines import Engine
+from lightning_pfc.evaluation.bootstrap import tar_interval
 from lightning_pfc.metrics.functional import cosine_from_squared_distance, pair_squared_distances, tar_at_far
 from lightning_pfc.metrics.verification import rate_name
-from lightning_pfc.protocols.bootstrap import tar_interval
 
 FARS = (1e-2, 1e-3)
 BATCH = 64

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from lightning_pfc.protocols.all_pairs import all_pairs_tar
-from lightning_pfc.protocols.identification import rank_among_distractors, search
+from lightning_pfc.evaluation.all_pairs import all_pairs_tar
+from lightning_pfc.evaluation.identification import rank_among_distractors, search
 from tests.ranks import RankPool
 from tests.unit.test_evaluation_all_pairs import FARS, people
 

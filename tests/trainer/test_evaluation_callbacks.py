@@ -23,12 +23,12 @@ from lightning_pfc.callbacks.diagnostics import ClassDiagnostics
 from lightning_pfc.callbacks.evaluation import EvaluateProtocols
 from lightning_pfc.callbacks.throughput import Throughput
 from lightning_pfc.config import compose
+from lightning_pfc.evaluation import EvaluationSettings
 from lightning_pfc.losses import CosFace
 from lightning_pfc.metrics.centers import Collision
-from lightning_pfc.protocols import Settings
 from tests.ranks import RankPool
 from tests.trainer.world import Steps, make_trainer
-from tests.unit.test_evaluation_suite import folder  # noqa: F401  (a fixture)
+from tests.unit.test_evaluator import folder  # noqa: F401  (a fixture)
 
 CLASSES, DIM, STEPS, SIZE = 10, 8, 9, 12
 
@@ -86,7 +86,9 @@ def train(
 
 
 def both(rank: int, world_size: int, root: str, file: str) -> Any:
-    protocols = EvaluateProtocols({"set": file}, every_n_steps=5, settings=Settings(replicates=0, num_workers=0))
+    protocols = EvaluateProtocols(
+        {"set": file}, every_n_steps=5, settings=EvaluationSettings(replicates=0, num_workers=0)
+    )
     return train(rank, world_size, root, [protocols, ClassDiagnostics(batches=3)])
 
 
@@ -215,7 +217,7 @@ class Slow(EvaluateProtocols):
 
 
 def timed(rank: int, world_size: int, root: str, file: str, last: bool) -> float:
-    clock, slow = Throughput(), Slow({"set": file}, every_n_steps=2, settings=Settings(replicates=0))
+    clock, slow = Throughput(), Slow({"set": file}, every_n_steps=2, settings=EvaluationSettings(replicates=0))
     train(rank, world_size, root, [slow, clock] if last else [clock, slow])
     return clock.seconds
 
@@ -228,7 +230,7 @@ def test_samples_per_second_are_those_of_training(ranks: RankPool, folder: Path,
 
 def one_misses_it(rank: int, world_size: int, root: str, file: str) -> Any:
     groups = {"type": "groups", "of": {"one": file, "two": file if rank == 0 else f"{root}/missing.bin"}}
-    callback = EvaluateProtocols({"set": file, "gaps": groups}, settings=Settings(replicates=0))
+    callback = EvaluateProtocols({"set": file, "gaps": groups}, settings=EvaluationSettings(replicates=0))
     return train(rank, world_size, root, [callback])
 
 

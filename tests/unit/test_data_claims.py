@@ -22,9 +22,9 @@ from lightning_pfc.data.formats.recordio import read_index
 from lightning_pfc.data.formats.texts import Texts, text_array
 from lightning_pfc.data.pictures.decoding import decode, dimensions
 from lightning_pfc.data.pictures.headers import exif_orientation, jpeg_header
-from lightning_pfc.protocols import read_pairs
-from lightning_pfc.protocols.ijb import _subjects, read_table
-from lightning_pfc.protocols.pickled import read_pickled
+from lightning_pfc.evaluation import read_pairs
+from lightning_pfc.evaluation.ijb import _subjects, read_table
+from lightning_pfc.evaluation.pickled import read_pickled
 
 MANY = settings(
     max_examples=1000,

@@ -64,7 +64,7 @@ def _source(path: Path, **more: Any) -> Iterator[Any]:
 
 
 def _bin(path: Path) -> Iterator[bytes]:
-    from lightning_pfc.protocols import BinImages
+    from lightning_pfc.evaluation import BinImages
 
     images = BinImages(path)
     images.pairs()
@@ -73,7 +73,7 @@ def _bin(path: Path) -> Iterator[bytes]:
 
 
 def _pairs(path: Path, **more: Any) -> Iterator[bytes]:
-    from lightning_pfc.protocols import PairedImages
+    from lightning_pfc.evaluation import PairedImages
 
     images = PairedImages(path, **more)
     for place in range(len(images)):
@@ -81,7 +81,7 @@ def _pairs(path: Path, **more: Any) -> Iterator[bytes]:
 
 
 def _faces(path: Path, **more: Any) -> Iterator[Any]:
-    from lightning_pfc.protocols.faces import open_faces
+    from lightning_pfc.evaluation.faces import open_faces
 
     faces = open_faces(path, (3, 16, 16), **more)
     if faces.embeddings is not None:
@@ -91,12 +91,14 @@ def _faces(path: Path, **more: Any) -> Iterator[Any]:
 
 
 def _ijb(path: Path) -> Iterator[Any]:
-    from lightning_pfc.protocols import Settings, Suite, TorchEmbedder
+    from lightning_pfc.evaluation import EvaluationSettings, Evaluator, TorchEmbedder
 
     torch.manual_seed(0)
     network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 16 * 16, 4))
-    suite = Suite(TorchEmbedder(network, (3, 16, 16)), Settings(replicates=0, fars=(), ranks=(1,), fpirs=(0.5,)))
-    result = suite.run("ijb", {"type": "ijb", "root": str(path), "subset": "ijbb"})
+    evaluator = Evaluator(
+        TorchEmbedder(network, (3, 16, 16)), EvaluationSettings(replicates=0, fars=(), ranks=(1,), fpirs=(0.5,))
+    )
+    result = evaluator.run("ijb", {"type": "ijb", "root": str(path), "subset": "ijbb"})
     yield result.description
     for measured in result.measurements:
         yield measured.value
@@ -151,7 +153,7 @@ def _command(path: Path, words: list[str]) -> Iterator[str]:
 
 
 def _onnx(path: Path) -> Iterator[Any]:
-    from lightning_pfc.protocols import OnnxEmbedder
+    from lightning_pfc.evaluation import OnnxEmbedder
 
     yield OnnxEmbedder(path)(torch.zeros((1, 3, 2, 2), dtype=torch.uint8)).tolist()
 
@@ -668,7 +670,7 @@ def shrinking(root: Path) -> dict[str, Callable[[], Callable[[], Any]]]:
     from lightning_pfc.data.arrays import NpyFile
     from lightning_pfc.data.formats import open_images
     from lightning_pfc.data.images import ArrayImages
-    from lightning_pfc.protocols import BinImages
+    from lightning_pfc.evaluation import BinImages
 
     big = [jpeg(n, 200) for n in range(12)]
 

@@ -25,8 +25,8 @@ from lightning_pfc.data.formats import (
     open_images,
 )
 from lightning_pfc.data.verification import make_pairs
+from lightning_pfc.evaluation import EvaluationSettings, Evaluator, TorchEmbedder
 from lightning_pfc.metrics.verification import verification_metrics
-from lightning_pfc.protocols import Settings, Suite, TorchEmbedder
 from tests.unit.test_data_safety import jpeg, make_ijb, make_parquet, make_tar
 
 pytest.importorskip("cv2")  # here, since it changes the environment
@@ -125,8 +125,8 @@ def test_hidden_entries_are_no_classes_and_no_images(tmp_path: Path) -> None:
     for name in ("ann/1.npy", "ann/._1.npy", ".hidden/1.npy"):
         (npy / name).parent.mkdir(parents=True, exist_ok=True)
         np.save(npy / name, np.ones(3, np.float32)) if name == "ann/1.npy" else (npy / name).write_bytes(b"x")
-    suite = Suite(None, Settings(replicates=0))
-    assert len(suite._open("x", str(npy))[1]) == 1
+    evaluator = Evaluator(None, EvaluationSettings(replicates=0))
+    assert len(evaluator._open("x", str(npy))[1]) == 1
 
 
 # --- lists of others -------------------------------------------------------------------------------------------------
@@ -244,8 +244,10 @@ def test_the_galleries_of_ijb_b_and_c(tmp_path: Path, parts: tuple[str, ...]) ->
         elif part not in parts:
             path.unlink()
     network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 16 * 16, 4))
-    suite = Suite(TorchEmbedder(network, (3, 16, 16)), Settings(replicates=0, fars=(), ranks=(1,), fpirs=()))
-    result = suite.run("x", {"type": "ijb", "root": str(root), "subset": "ijbb"})
+    evaluator = Evaluator(
+        TorchEmbedder(network, (3, 16, 16)), EvaluationSettings(replicates=0, fars=(), ranks=(1,), fpirs=())
+    )
+    result = evaluator.run("x", {"type": "ijb", "root": str(root), "subset": "ijbb"})
     assert ("1:N[F1-Nkeep-D1]/rank-1" in {m.name for m in result.measurements}) is bool(parts)
     if parts:
         assert f"2 probes against {len(parts)} galleries" in result.description

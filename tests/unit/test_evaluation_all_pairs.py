@@ -10,17 +10,17 @@ import numpy as np
 import pytest
 import torch
 
-from lightning_pfc.metrics.functional import tar_at_far
-from lightning_pfc.protocols import all_pairs as module
-from lightning_pfc.protocols.all_pairs import AllPairsResult, all_pairs_tar
-from lightning_pfc.protocols.blockwise import UnitRows, entries_above
-from lightning_pfc.protocols.identification import (
+from lightning_pfc.evaluation import all_pairs as module
+from lightning_pfc.evaluation.all_pairs import AllPairsResult, all_pairs_tar
+from lightning_pfc.evaluation.blockwise import UnitRows, entries_above
+from lightning_pfc.evaluation.identification import (
     ProbeResults,
     identification_rate,
     rank_among_distractors,
     search,
     tpir_at_fpir,
 )
+from lightning_pfc.metrics.functional import tar_at_far
 
 FARS = (1.0, 0.3, 1e-1, 1e-2, 1e-3, 1e-4, 1e-6)
 

@@ -14,8 +14,8 @@ import torch
 from PIL import Image
 
 from lightning_pfc.data.formats import FormatError
-from lightning_pfc.protocols.bins import BinImages, write_bin
-from lightning_pfc.protocols.pickled import read_pickled
+from lightning_pfc.evaluation.bins import BinImages, write_bin
+from lightning_pfc.evaluation.pickled import read_pickled
 
 
 def jpeg(seed: int, size: int = 16) -> bytes:

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from lightning_pfc.data.formats import FormatError
-from lightning_pfc.protocols.pairs import ListedPair, PairedImages, read_pairs
+from lightning_pfc.evaluation.pairs import ListedPair, PairedImages, read_pairs
 
 
 def write(path: Path, text: str) -> Path:

@@ -8,8 +8,8 @@ import torch
 from scipy.stats import binom
 from sklearn.metrics import roc_curve
 
-from lightning_pfc.protocols.bootstrap import auc_interval, proportion_interval, ratio_interval, tar_interval
-from lightning_pfc.protocols.templates import TemplateMode, template_features, template_scores, tpr_at_nearest_fpr
+from lightning_pfc.evaluation.bootstrap import auc_interval, proportion_interval, ratio_interval, tar_interval
+from lightning_pfc.evaluation.templates import TemplateMode, template_features, template_scores, tpr_at_nearest_fpr
 
 
 @pytest.mark.parametrize("norm", ["keep", "unit"])

@@ -23,8 +23,8 @@ from lightning_pfc.checkpoint.single import load_file, save_file
 from lightning_pfc.checkpoint.split_tree import split_tree
 from lightning_pfc.commands.ckpt import main
 from lightning_pfc.distributed import Comm
+from lightning_pfc.evaluation import checkpoint_embedder
 from lightning_pfc.models import reviewed
-from lightning_pfc.protocols import checkpoint_embedder
 from lightning_pfc.runs.network import load_network
 from tests.audit import watch
 from tests.trainer.world import make_trainer

@@ -21,9 +21,9 @@ from lightning_pfc.data import Files, IdentityDataModule, Joint, Preprocessing, 
 from lightning_pfc.data.augment import PRESETS, augmentation, mirrors
 from lightning_pfc.data.camera import to_float
 from lightning_pfc.data.errors import BrokenImageError
-from lightning_pfc.protocols import Settings, Suite, TorchEmbedder, checkpoint_embedder, write_bin
-from lightning_pfc.protocols.embedders import preprocessing_of
-from lightning_pfc.protocols.faces import EncodedFaces, open_faces
+from lightning_pfc.evaluation import EvaluationSettings, Evaluator, TorchEmbedder, checkpoint_embedder, write_bin
+from lightning_pfc.evaluation.embedders import preprocessing_of
+from lightning_pfc.evaluation.faces import EncodedFaces, open_faces
 from tests.unit.test_pictures import by_pillow, high_bytes
 
 SIZES = [(24, 24), (31, 17), (17, 31), (25, 24), (225, 270), (90, 40), (16, 200)]
@@ -97,8 +97,8 @@ def test_training_judging_and_python_see_the_same_bytes(faces: Path, fit: Any, r
 
     seen = Seen()
     embedder = TorchEmbedder(seen, record.image_shape, preprocessing=record)
-    suite = Suite(embedder, Settings(replicates=0, fars=(), ranks=(1,), batch_size=7))
-    suite.open_set("faces", str(faces))
+    evaluator = Evaluator(embedder, EvaluationSettings(replicates=0, fars=(), ranks=(1,), batch_size=7))
+    evaluator.open_set("faces", str(faces))
     assert torch.equal(torch.cat(seen.images), python)
     assert torch.equal(record.tensor(EncodedFaces(_Encoded(files), record).fetch(np.arange(len(files)))), python)
     pixels = [record.picture(file.read_bytes()) for file in files]
@@ -165,11 +165,11 @@ def test_a_model_remembers_and_is_judged_as_it_was_trained(faces: Path, tmp_path
     inside = torch.cat([batch[0] for batch in data.test_dataloader()[0]])
     with torch.no_grad():
         wanted = module.eval()(inside)
-    torch.testing.assert_close(Suite(embedder).embed(faces_seen), wanted, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(Evaluator(embedder).embed(faces_seen), wanted, rtol=1e-5, atol=1e-6)
 
     # The same numbers as the trainer's test, pair by pair.
     pairs = data.verification_sets("test")["test"].pairs
-    found = Suite(embedder, Settings(replicates=0, fars=(0.1,))).verify("x", pairs, faces_seen)  # type: ignore[arg-type]
+    found = Evaluator(embedder, EvaluationSettings(replicates=0, fars=(0.1,))).verify("x", pairs, faces_seen)  # type: ignore[arg-type]
     values = {m.name: m.value for m in found.measurements}
     assert values["auc"] == pytest.approx(float(trainer.callback_metrics["test/auc"]), abs=1e-3)
 
@@ -180,12 +180,12 @@ def test_a_model_remembers_and_is_judged_as_it_was_trained(faces: Path, tmp_path
     assert module.preprocessing == record.changed(flip="sum")
     module.trainer.save_checkpoint(tmp_path / "b.ckpt")
     embedder = checkpoint_embedder(tmp_path / "b.ckpt")
-    assert Suite(embedder).flip == "sum"
-    assert Suite(embedder, Settings(flip="none", fit="crop")).preprocessing == record.changed(fit="crop")
+    assert Evaluator(embedder).flip == "sum"
+    assert Evaluator(embedder, EvaluationSettings(flip="none", fit="crop")).preprocessing == record.changed(fit="crop")
     assert checkpoint_embedder(tmp_path / "b.ckpt", mean=(1, 2, 3), channels="bgr").preprocessing.color == "bgr"
     with torch.no_grad():
         wanted = module.eval()(inside).double() + module(inside.flip(-1)).double()
-    torch.testing.assert_close(Suite(embedder).embed(faces_seen), wanted, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(Evaluator(embedder).embed(faces_seen), wanted, rtol=1e-5, atol=1e-6)
     old = torch.load(tmp_path / "b.ckpt", weights_only=True)
     del old["hyper_parameters"]["preprocessing"]
     torch.save(old, tmp_path / "old.ckpt")
@@ -327,9 +327,9 @@ def test_large_photos_train_and_are_judged(tmp_path: Path) -> None:
         Files(path=tmp_path / "faces", image_size=24, max_pixels=0).open()
     write_bin(tmp_path / "p.bin", [by_pillow(photo, "JPEG")] * 4, [True, False])
     flat = TorchEmbedder(nn.Sequential(nn.Flatten(), nn.Linear(27, 4)), (3, 3, 3))
-    Suite(flat, Settings(replicates=0, fars=(), max_pixels=100_000)).bin("p", str(tmp_path / "p.bin"))
+    Evaluator(flat, EvaluationSettings(replicates=0, fars=(), max_pixels=100_000)).bin("p", str(tmp_path / "p.bin"))
     with pytest.raises(ValueError, match="more than max_pixels=2000"):
-        Suite(flat, Settings(replicates=0, max_pixels=2000)).bin("p", str(tmp_path / "p.bin"))
+        Evaluator(flat, EvaluationSettings(replicates=0, max_pixels=2000)).bin("p", str(tmp_path / "p.bin"))
 
 
 def test_bytes_of_any_kind_are_taken(tmp_path: Path) -> None:

@@ -137,15 +137,15 @@ def some(images: Any, rows: NDArray[np.int64]) -> Any:
 
 def embed(module: Any, images: Any) -> Tensor:
     """Embeddings (n, D) float32 of a table of pictures."""
-    from lightning_pfc.protocols.embedders import TorchEmbedder, embed_images
+    from lightning_pfc.evaluation.embedders import TorchEmbedder, embed_images
 
     return embed_images(TorchEmbedder(module, images.image_shape), images, flip="none", batch_size=256)
 
 
 def all_pairs(module: Any, data: Any) -> Record:
     """True accept rates over all pairs of a test set: ``NAME/all_pairs_tar@far=1e-4``."""
+    from lightning_pfc.evaluation.all_pairs import all_pairs_tar
     from lightning_pfc.metrics.verification import rate_name
-    from lightning_pfc.protocols.all_pairs import all_pairs_tar
 
     record: Record = {}
     for name, shown in data.verification_sets("test").items():

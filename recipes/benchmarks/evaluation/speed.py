@@ -19,8 +19,8 @@ import torch
 from sklearn.metrics import roc_curve
 from sklearn.model_selection import KFold
 
+from lightning_pfc.evaluation import all_pairs_tar
 from lightning_pfc.metrics.functional import kfold_accuracy, tar_at_far
-from lightning_pfc.protocols import all_pairs_tar
 
 
 def double_loop(distances: np.ndarray, same: np.ndarray) -> float:

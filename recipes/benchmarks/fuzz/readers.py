@@ -310,7 +310,7 @@ class Arrays(Single):
     def __call__(self, rng: random.Random) -> None:
         """Feeds one damaged input."""
         from lightning_pfc.data.arrays import NpyFile
-        from lightning_pfc.protocols.faces import open_faces
+        from lightning_pfc.evaluation.faces import open_faces
 
         number = rng.randrange(len(self.seeds))
         path = self.folder / ("fuzz.npz" if number < 2 else "fuzz.npy")
@@ -343,7 +343,7 @@ class Bin(Single):
         return damage_pickle(data, rng)
 
     def read(self) -> None:  # noqa: D102
-        from lightning_pfc.protocols import BinImages
+        from lightning_pfc.evaluation import BinImages
 
         images = BinImages(self.path)
         images.pairs()
@@ -362,7 +362,7 @@ class Pairs(Single):
         return [lfw, lfw.replace(b"\t", b" "), plain, b"300\r\nAnn 1 2\r\n"]
 
     def read(self) -> None:  # noqa: D102
-        from lightning_pfc.protocols import read_pairs
+        from lightning_pfc.evaluation import read_pairs
 
         read_pairs(self.path)
 
@@ -386,7 +386,7 @@ class Ijb:
         """Feeds one damaged input."""
         import torch
 
-        from lightning_pfc.protocols import ijb
+        from lightning_pfc.evaluation import ijb
 
         damaged = rng.choice(list(self.files))
         for name, text in self.files.items():

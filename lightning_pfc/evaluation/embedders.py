@@ -17,9 +17,9 @@ from lightning_pfc.checkpoint import CheckpointError
 from lightning_pfc.checkpoint.network import network_checkpoint
 from lightning_pfc.data.images import ImageTable
 from lightning_pfc.data.preprocessing import Flip, Preprocessing, Resampling
+from lightning_pfc.evaluation.onnx_embedder import OnnxEmbedder
+from lightning_pfc.evaluation.peers import Peers
 from lightning_pfc.models.reviewed import built_from_a_file, check_sizes, module_arguments
-from lightning_pfc.protocols.onnx_embedder import OnnxEmbedder
-from lightning_pfc.protocols.peers import Peers
 
 if TYPE_CHECKING:
     from lightning_pfc.module import PartialFCModule

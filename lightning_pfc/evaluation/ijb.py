@@ -19,22 +19,22 @@ from lightning_pfc.data.errors import FormatError, reading
 from lightning_pfc.data.formats import decode
 from lightning_pfc.data.formats.folder import Paths, read_image_file
 from lightning_pfc.data.formats.lists import text_lines
-from lightning_pfc.metrics.functional import area_under_roc, tar_at_far
-from lightning_pfc.metrics.verification import rate_name
-from lightning_pfc.protocols.bootstrap import proportion_interval, tar_interval
-from lightning_pfc.protocols.identification import identification_rate, search, tpir_at_fpir
-from lightning_pfc.protocols.pairs import IndexedPairs
-from lightning_pfc.protocols.report import Measurement, ProtocolResult, ScoredPairs
-from lightning_pfc.protocols.templates import (
+from lightning_pfc.evaluation.bootstrap import proportion_interval, tar_interval
+from lightning_pfc.evaluation.identification import identification_rate, search, tpir_at_fpir
+from lightning_pfc.evaluation.pairs import IndexedPairs
+from lightning_pfc.evaluation.report import Measurement, ProtocolResult, ScoredPairs
+from lightning_pfc.evaluation.templates import (
     TemplateMode,
     template_features,
     template_scores,
     tpr_at_nearest_fpr,
 )
+from lightning_pfc.metrics.functional import area_under_roc, tar_at_far
+from lightning_pfc.metrics.verification import rate_name
 from lightning_pfc.storage.enclosure import Enclosure, as_paths
 
 if TYPE_CHECKING:
-    from lightning_pfc.protocols.suite import Suite
+    from lightning_pfc.evaluation.evaluator import Evaluator
 
 Floats = npt.NDArray[np.float64]
 _MAX_TABLE = 1 << 30  # bytes of a list of a gallery
@@ -120,7 +120,7 @@ def read_table(path: Path, parse: Callable[[list[str]], Any]) -> list[Any]:
 
 
 def evaluate_ijb(
-    suite: Suite,
+    evaluator: Evaluator,
     name: str,
     root: str,
     subset: Literal["ijbb", "ijbc"],
@@ -130,8 +130,8 @@ def evaluate_ijb(
     """The 1:1 protocol, and 1:N over both galleries where their lists are there; the mode stands in every name."""
     if subset not in ("ijbb", "ijbc"):
         raise ValueError(f"subset={subset!r} is unknown; use 'ijbb' or 'ijbc'")
-    images = IJBImages(root, subset, suite.input_size(name), allow=suite.settings.allow)
-    features = suite.embed(images)
+    images = IJBImages(root, subset, evaluator.input_size(name), allow=evaluator.settings.allow)
+    features = evaluator.embed(images)
     pooled, numbers = template_features(
         features, images.templates, images.media, detector_scores=images.detector_scores, mode=mode
     )
@@ -144,17 +144,17 @@ def evaluate_ijb(
     prefix = f"1:1[{mode.name}]"
     found = [Measurement(f"{prefix}/auc", area_under_roc(scores, same))]
     impostors = int((~same).sum())
-    for far in suite.settings.fars:
+    for far in evaluator.settings.fars:
         if far * impostors < 1:
             continue
         point = tar_at_far(scores, same, far)
-        interval = suite.interval(tar_interval, scores, same, far)
+        interval = evaluator.interval(tar_interval, scores, same, far)
         published = tpr_at_nearest_fpr(scores, same, far)
         note = f"{point.false_accepts} false accepts; at the nearest point, as published tables: {published:.4f}"
         found.append(Measurement(f"{prefix}/tar@far={rate_name(far)}", point.tar, interval, note))
     text = f"{subset}, {len(images):,} images in {len(numbers):,} templates, {len(rows):,} pairs"
     if identification:
-        more, words = _one_to_n(suite, meta, subset, mode, pooled, numbers)
+        more, words = _one_to_n(evaluator, meta, subset, mode, pooled, numbers)
         found += more
         text += words
     first = torch.searchsorted(numbers, rows[:, 0].contiguous())
@@ -164,7 +164,7 @@ def evaluate_ijb(
 
 
 def _one_to_n(
-    suite: Suite, meta: Path, subset: str, mode: TemplateMode, pooled: Tensor, numbers: Tensor
+    evaluator: Evaluator, meta: Path, subset: str, mode: TemplateMode, pooled: Tensor, numbers: Tensor
 ) -> tuple[list[Measurement], str]:
     """Each gallery apart (probes without a mate in it are strangers), then the mean of both, as the protocol says."""
     names = [f"{subset}_1N_gallery_{part}.csv" for part in _GALLERIES]
@@ -184,17 +184,17 @@ def _one_to_n(
             probe_subjects,
             _rows(pooled, numbers, templates, path),
             subjects,
-            peers=suite.peers,
+            peers=evaluator.peers,
         )
         rank = results.rank[results.mated]
-        for k in suite.settings.ranks:
+        for k in evaluator.settings.ranks:
             values.setdefault(f"rank-{k}", []).append(identification_rate(rank, k))
         if bool((~results.mated).any()):
-            for fpir in suite.settings.fpirs:
+            for fpir in evaluator.settings.fpirs:
                 values.setdefault(f"tpir@fpir={rate_name(fpir)}", []).append(tpir_at_fpir(results, fpir)[0])
         if len(galleries) == 1:
-            for k in suite.settings.ranks:
-                interval = suite.interval(proportion_interval, rank < k, probe_subjects[results.mated])
+            for k in evaluator.settings.ranks:
+                interval = evaluator.interval(proportion_interval, rank < k, probe_subjects[results.mated])
                 found.append(Measurement(f"1:N[{mode.name}]/rank-{k}", values[f"rank-{k}"][0], interval))
     known = {m.name for m in found}
     for key, numbers_found in values.items():

@@ -17,10 +17,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from lightning_pfc.evaluation.blockwise import UnitRows, entries_above, true_float32
+from lightning_pfc.evaluation.peers import Peers
 from lightning_pfc.metrics.functional.checks import check_rate
 from lightning_pfc.metrics.functional.curves import allowed_false_accepts
-from lightning_pfc.protocols.blockwise import UnitRows, entries_above, true_float32
-from lightning_pfc.protocols.peers import Peers
 
 _SAMPLE_BLOCK, _SAMPLE_BLOCKS, _SAMPLE_BINS = 1024, 64, 1 << 14
 _WINDOW_BINS = 4096

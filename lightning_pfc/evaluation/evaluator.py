@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,8 +14,26 @@ from torch import Tensor
 
 from lightning_pfc.data.errors import FormatError
 from lightning_pfc.data.images import ImageTable
-from lightning_pfc.data.pictures.decoding import MAX_PIXELS
-from lightning_pfc.data.preprocessing import Fit, Flip, Preprocessing, Resampling
+from lightning_pfc.data.preprocessing import Flip, Preprocessing
+from lightning_pfc.evaluation.all_pairs import all_pairs_tar
+from lightning_pfc.evaluation.bins import BinImages
+from lightning_pfc.evaluation.bootstrap import auc_interval, proportion_interval, ratio_interval, tar_interval
+from lightning_pfc.evaluation.embedders import Embedder, embed_images, preprocessing_of
+from lightning_pfc.evaluation.faces import EncodedFaces, FaceSet, open_faces
+from lightning_pfc.evaluation.identification import (
+    DISTRACTOR,
+    identification_rate,
+    identified,
+    rank_among_distractors,
+    search,
+    tpir_at_fpir,
+)
+from lightning_pfc.evaluation.ijb import evaluate_ijb
+from lightning_pfc.evaluation.pairs import IndexedPairs, PairedImages, read_pairs
+from lightning_pfc.evaluation.peers import Peers
+from lightning_pfc.evaluation.report import Measurement, ProtocolResult, ScoredPairs
+from lightning_pfc.evaluation.settings import EvaluationSettings
+from lightning_pfc.evaluation.templates import TemplateMode
 from lightning_pfc.metrics.functional import (
     area_under_roc,
     cosine_from_squared_distance,
@@ -28,64 +45,10 @@ from lightning_pfc.metrics.functional import (
     tar_at_far,
 )
 from lightning_pfc.metrics.verification import rate_name
-from lightning_pfc.protocols.all_pairs import all_pairs_tar
-from lightning_pfc.protocols.bins import BinImages
-from lightning_pfc.protocols.bootstrap import auc_interval, proportion_interval, ratio_interval, tar_interval
-from lightning_pfc.protocols.embedders import Embedder, embed_images, preprocessing_of
-from lightning_pfc.protocols.faces import EncodedFaces, FaceSet, open_faces
-from lightning_pfc.protocols.identification import (
-    DISTRACTOR,
-    identification_rate,
-    identified,
-    rank_among_distractors,
-    search,
-    tpir_at_fpir,
-)
-from lightning_pfc.protocols.ijb import evaluate_ijb
-from lightning_pfc.protocols.pairs import IndexedPairs, PairedImages, read_pairs
-from lightning_pfc.protocols.peers import Peers
-from lightning_pfc.protocols.report import Measurement, ProtocolResult, ScoredPairs
-from lightning_pfc.protocols.templates import TemplateMode
 from lightning_pfc.runs.run_folder import Run
 
 
-@dataclass(frozen=True, kw_only=True)
-class Settings:
-    """What all protocols share.
-
-    Attributes:
-        flip: ``"sum"`` adds the embedding of the mirror image, as the InsightFace protocol does, ``"none"`` does not;
-            None is what the model says: it sums if it was trained on mirrored pictures.
-        fit, resampling: What is done to pictures of another size, in place of what the model says, see
-            :class:`~lightning_pfc.data.preprocessing.Preprocessing`.
-        max_pixels: Bound of what is decoded, see :func:`~lightning_pfc.data.pictures.decoding.decode`.
-        allow: Folders besides a set's own that links and paths in it may lead into.
-        fars: False accept rates.
-        ranks: Ranks of the CMC.
-        fpirs: False positive identification rates.
-        batch_size: Pictures at once.
-        num_workers: Processes that decode pictures.
-        level: Share of replicates inside an interval.
-        replicates: Bootstrap replicates; 0 makes no intervals.
-        seed: Of the bootstrap.
-    """
-
-    flip: Flip | None = None
-    fit: Fit | None = None
-    resampling: Resampling | None = None
-    max_pixels: int = MAX_PIXELS
-    allow: Sequence[str] = ()
-    fars: Sequence[float] = (1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
-    ranks: Sequence[int] = (1, 5, 10)
-    fpirs: Sequence[float] = (0.1, 0.01)
-    batch_size: int = 64
-    num_workers: int = 0
-    level: float = 0.95
-    replicates: int = 1000
-    seed: int = 0
-
-
-class Suite:
+class Evaluator:
     """Runs protocols with one model; every rank must run the same ones.
 
     Args:
@@ -94,9 +57,11 @@ class Suite:
         peers: The ranks; None takes the default process group if there is one.
     """
 
-    def __init__(self, embedder: Embedder | None, settings: Settings | None = None, peers: Peers | None = None) -> None:
+    def __init__(
+        self, embedder: Embedder | None, settings: EvaluationSettings | None = None, peers: Peers | None = None
+    ) -> None:
         self.embedder = embedder
-        self.settings = settings or Settings()
+        self.settings = settings or EvaluationSettings()
         self.peers = peers or Peers.current()
         s = self.settings
         self._draws: dict[str, Any] = {"level": s.level, "replicates": s.replicates, "seed": s.seed}
@@ -338,7 +303,7 @@ class Suite:
         return ProtocolResult(name, text, found)
 
     def interval(self, function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
-        """An interval by one of the functions of ``protocols.bootstrap``, or None when none are wanted."""
+        """An interval by one of the functions of ``evaluation.bootstrap``, or None when none are wanted."""
         if not self.settings.replicates:
             return None
         return function(*arguments, **{**self._draws, **options})
@@ -419,16 +384,16 @@ class Suite:
 _FILES = {"path", "images", "embeddings", "gallery", "probes", "distractors", "root"}
 
 PROTOCOLS: dict[str, Callable[..., ProtocolResult]] = {
-    "all_pairs": Suite.all_pairs,
-    "bin": Suite.bin,
-    "groups": Suite.groups,
-    "identification": Suite.identification,
-    "ijb": Suite.ijb,
-    "megaface": Suite.megaface,
-    "open_set": Suite.open_set,
-    "pairs": Suite.pairs,
-    "run": Suite.run_set,
-    "tinyface": Suite.identification,
+    "all_pairs": Evaluator.all_pairs,
+    "bin": Evaluator.bin,
+    "groups": Evaluator.groups,
+    "identification": Evaluator.identification,
+    "ijb": Evaluator.ijb,
+    "megaface": Evaluator.megaface,
+    "open_set": Evaluator.open_set,
+    "pairs": Evaluator.pairs,
+    "run": Evaluator.run_set,
+    "tinyface": Evaluator.identification,
 }
 
 
@@ -438,7 +403,7 @@ def check_protocol(
     """The method and the arguments that a protocol of a config stands for, without running it.
 
     Raises:
-        ValueError: As :meth:`Suite.run`.
+        ValueError: As :meth:`Evaluator.run`.
     """
     if not isinstance(protocol, Mapping):
         protocol = {"type": "bin" if str(protocol).endswith(".bin") else "pairs", "path": protocol}
@@ -458,7 +423,7 @@ def missing_files(name: str, protocol: str | os.PathLike[str] | Mapping[str, Any
     """The files and folders of a protocol that are not there; patterns of shards are left to their reader.
 
     Raises:
-        ValueError: As :meth:`Suite.run`.
+        ValueError: As :meth:`Evaluator.run`.
     """
     arguments = check_protocol(name, protocol)[1]
     groups = arguments.get("of", {})

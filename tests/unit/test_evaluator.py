@@ -22,12 +22,12 @@ from lightning_pfc.checkpoint.split_tree import split_tree
 from lightning_pfc.commands.eval import evaluate
 from lightning_pfc.data.formats import FormatError
 from lightning_pfc.distributed import ClassShard, Comm
+from lightning_pfc.evaluation import EvaluationSettings, Evaluator, Peers, TorchEmbedder, embed_images, write_bin
+from lightning_pfc.evaluation.bootstrap import Interval
+from lightning_pfc.evaluation.faces import open_faces
+from lightning_pfc.evaluation.identification import identification_rate, search
+from lightning_pfc.evaluation.report import Measurement, ProtocolResult, print_table
 from lightning_pfc.metrics.functional import kfold_accuracy, pair_squared_distances, tar_at_far
-from lightning_pfc.protocols import Peers, Settings, Suite, TorchEmbedder, embed_images, write_bin
-from lightning_pfc.protocols.bootstrap import Interval
-from lightning_pfc.protocols.faces import open_faces
-from lightning_pfc.protocols.identification import identification_rate, search
-from lightning_pfc.protocols.report import Measurement, ProtocolResult, print_table
 from lightning_pfc.report import print_results
 
 try:
@@ -103,9 +103,11 @@ def values(result: Any) -> dict[str, float]:
 
 @pytest.mark.parametrize("flip", ["none", "sum"])
 def test_bin_and_list_give_the_numbers_by_hand(folder: Path, flip: Any) -> None:
-    suite = Suite(embedder(), Settings(flip=flip, fars=(0.1, 0.02, 1e-4), replicates=20, batch_size=7))
-    listed = suite.run("a", {"type": "pairs", "path": str(folder / "pairs.txt"), "images": str(folder / "images")})
-    packed = suite.run("b", str(folder / "set.bin"))
+    evaluator = Evaluator(
+        embedder(), EvaluationSettings(flip=flip, fars=(0.1, 0.02, 1e-4), replicates=20, batch_size=7)
+    )
+    listed = evaluator.run("a", {"type": "pairs", "path": str(folder / "pairs.txt"), "images": str(folder / "images")})
+    packed = evaluator.run("b", str(folder / "set.bin"))
     lines = [line.split("\t") for line in (folder / "pairs.txt").read_text().splitlines()[1:]]
     pairs = [(f[0], f[1], f[0], f[2]) if len(f) == 3 else tuple(f) for f in lines]
     paths = [folder / "images" / n / f"{n}_{int(i):04d}.png" for p in pairs for n, i in (p[:2], p[2:])]
@@ -129,14 +131,14 @@ def test_the_module_is_left_as_it_was(folder: Path) -> None:
     model = embedder()
     model.module.train()
     before = model.module.norm.running_mean.clone()
-    Suite(model, Settings(replicates=0)).run("a", str(folder / "set.bin"))
+    Evaluator(model, EvaluationSettings(replicates=0)).run("a", str(folder / "set.bin"))
     assert model.module.training
     assert model.module.norm.training
     assert torch.equal(model.module.norm.running_mean, before)
 
 
 def test_identification_over_folders_and_embeddings(folder: Path, tmp_path: Path) -> None:
-    suite = Suite(embedder(), Settings(flip="none", ranks=(1, 3), fpirs=(0.2,), replicates=20))
+    evaluator = Evaluator(embedder(), EvaluationSettings(flip="none", ranks=(1, 3), fpirs=(0.2,), replicates=20))
     faces = open_faces(folder / "images", (3, SIZE, SIZE))
     rows = embed_images(embedder(), faces.images, flip="none")  # type: ignore[arg-type]
     assert faces.labels is not None
@@ -145,37 +147,37 @@ def test_identification_over_folders_and_embeddings(folder: Path, tmp_path: Path
         (tmp_path / "rows" / name).parent.mkdir(parents=True, exist_ok=True)
         np.save(tmp_path / "rows" / f"{name}.npy", row.numpy())
     images = {"type": "identification", "gallery": str(folder / "images"), "probes": str(folder / "images")}
-    found = values(suite.run("i", {**images, "distractors": str(folder / "strangers")}))
+    found = values(evaluator.run("i", {**images, "distractors": str(folder / "strangers")}))
     assert found == {"rank-1": 1.0, "rank-3": 1.0}  # every image finds itself
     first = torch.arange(120) % 4 == 0
     results = search(rows[~first], faces.labels[~first], rows[first], faces.labels[first])
     for source in (folder / "images", tmp_path / "all.npz", tmp_path / "rows"):
-        open_set = values(suite.run("o", {"type": "open_set", "path": str(source)}))
+        open_set = values(evaluator.run("o", {"type": "open_set", "path": str(source)}))
         assert open_set["rank-1"] == identification_rate(results.rank, 1)
-    pairs = values(suite.run("a", {"type": "all_pairs", "path": str(tmp_path / "rows")}))
-    again = values(suite.run("a", {"type": "all_pairs", "path": str(folder / "images")}))
+    pairs = values(evaluator.run("a", {"type": "all_pairs", "path": str(tmp_path / "rows")}))
+    again = values(evaluator.run("a", {"type": "all_pairs", "path": str(folder / "images")}))
     assert pairs == again
     assert set(pairs) == {"tar@far=1e-2", "tar@far=1e-3"}
     listed = {"type": "pairs", "path": str(folder / "pairs.txt")}
-    direct = values(suite.run("p", {**listed, "images": str(folder / "images")}))
-    assert values(suite.run("p", {**listed, "embeddings": str(tmp_path / "rows")})) == pytest.approx(direct)
-    mega = suite.run(
+    direct = values(evaluator.run("p", {**listed, "images": str(folder / "images")}))
+    assert values(evaluator.run("p", {**listed, "embeddings": str(tmp_path / "rows")})) == pytest.approx(direct)
+    mega = evaluator.run(
         "m", {"type": "megaface", "probes": str(folder / "images"), "distractors": str(folder / "strangers")}
     )
     assert mega.description.startswith("360 trials of 120 images among 25 distractors")
 
 
 def test_groups_report_gaps(folder: Path) -> None:
-    suite = Suite(embedder(), Settings(flip="none", replicates=20, fars=(0.1,)))
+    evaluator = Evaluator(embedder(), EvaluationSettings(flip="none", replicates=20, fars=(0.1,)))
     listed = {"type": "pairs", "path": str(folder / "pairs.txt"), "images": str(folder / "images")}
     found = values(
-        suite.run("rfw", {"type": "groups", "of": {"one": listed, "two": str(folder / "set.bin")}, "far": 0.1})
+        evaluator.run("rfw", {"type": "groups", "of": {"one": listed, "two": str(folder / "set.bin")}, "far": 0.1})
     )
     assert found["gap/accuracy"] == 0.0
     assert found["one/far@common"] == found["two/far@common"] <= 0.1
     assert found["one/frr@common"] == pytest.approx(1 - found["one/tar@far=1e-1"])
     with pytest.raises(ValueError, match="at least two"):
-        suite.run("rfw", {"type": "groups", "of": {"one": listed}})
+        evaluator.run("rfw", {"type": "groups", "of": {"one": listed}})
 
 
 def write_ijb(folder: Path, root: Path) -> None:
@@ -212,8 +214,10 @@ def test_ijb_folder(folder: Path, tmp_path: Path) -> None:
         def forward(self, images: torch.Tensor) -> torch.Tensor:
             return torch.nn.functional.adaptive_avg_pool2d(images, 3).flatten(1)
 
-    suite = Suite(TorchEmbedder(Small(), (3, 112, 112)), Settings(flip="none", ranks=(1,), fpirs=(0.2,), replicates=10))
-    result = suite.run("ijbc", {"type": "ijb", "root": str(tmp_path), "feature_norm": "unit"})
+    evaluator = Evaluator(
+        TorchEmbedder(Small(), (3, 112, 112)), EvaluationSettings(flip="none", ranks=(1,), fpirs=(0.2,), replicates=10)
+    )
+    result = evaluator.run("ijbc", {"type": "ijb", "root": str(tmp_path), "feature_norm": "unit"})
     found = values(result)
     assert set(found) >= {
         "1:1[F0-Nunit-D1]/auc",
@@ -225,24 +229,24 @@ def test_ijb_folder(folder: Path, tmp_path: Path) -> None:
     assert "120 images in 60 templates, 1,770 pairs, 30 probes against 2 galleries" in result.description
     (tmp_path / "meta" / "ijbc_template_pair_label.txt").write_text("1000 1001 1\n1000 x 0\n")
     with pytest.raises(FormatError, match=r"byte 12: not a row"):
-        suite.run("ijbc", {"type": "ijb", "root": str(tmp_path)})
+        evaluator.run("ijbc", {"type": "ijb", "root": str(tmp_path)})
 
 
 def test_unknown_protocols_and_arguments_are_named(folder: Path, tmp_path: Path) -> None:
-    suite = Suite(None)
+    evaluator = Evaluator(None)
     with pytest.raises(ValueError, match=r"protocols\.x has type 'lfw'; there are: all_pairs, bin"):
-        suite.run("x", {"type": "lfw"})
+        evaluator.run("x", {"type": "lfw"})
     with pytest.raises(ValueError, match=r"protocols\.x of type all_pairs: missing a required argument: 'path'"):
-        suite.run("x", {"type": "all_pairs", "folder": "y"})
+        evaluator.run("x", {"type": "all_pairs", "folder": "y"})
     with pytest.raises(ValueError, match="there is no model"):
-        suite.run("x", str(folder / "set.bin"))
+        evaluator.run("x", str(folder / "set.bin"))
     with pytest.raises(ValueError, match="no model to embed them"):
-        suite.run("x", {"type": "all_pairs", "path": str(folder / "images")})
+        evaluator.run("x", {"type": "all_pairs", "path": str(folder / "images")})
     np.savez(tmp_path / "bad.npz", other=np.zeros(3))
     with pytest.raises(FormatError, match="no array emb"):
-        suite.run("x", {"type": "all_pairs", "path": str(tmp_path / "bad.npz")})
+        evaluator.run("x", {"type": "all_pairs", "path": str(tmp_path / "bad.npz")})
     with pytest.raises(FileNotFoundError, match="no such file or folder"):
-        suite.run("x", {"type": "open_set", "path": str(tmp_path / "none")})
+        evaluator.run("x", {"type": "open_set", "path": str(tmp_path / "none")})
     with pytest.raises(ValueError, match="flip='both'"):
         embed_images(embedder(), open_faces(folder / "images", (3, SIZE, SIZE)).images, flip="both")  # type: ignore[arg-type]
 
@@ -339,8 +343,8 @@ def test_tables_of_80_columns_keep_the_rate_in_every_name() -> None:
 
 
 def test_checkpoint_to_numbers(folder: Path, tmp_path: Path) -> None:
+    from lightning_pfc.evaluation import checkpoint_embedder
     from lightning_pfc.module import PartialFCModule
-    from lightning_pfc.protocols import checkpoint_embedder
 
     torch.manual_seed(0)
     module = PartialFCModule(
@@ -385,7 +389,7 @@ def test_onnx_models_with_packed_weights_among_the_inputs(tmp_path: Path) -> Non
     pytest.importorskip("onnxruntime")
     from onnx import TensorProto, helper
 
-    from lightning_pfc.protocols import OnnxEmbedder
+    from lightning_pfc.evaluation import OnnxEmbedder
 
     packed = np.random.default_rng(0).integers(-128, 128, (5, 12), dtype=np.int8)
     graph = helper.make_graph(

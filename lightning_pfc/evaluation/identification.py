@@ -1,6 +1,6 @@
 """Identification: where the mates of a probe stand in a gallery, closed set, open set and with distractors.
 
-Ranks and thresholds are those of float64 cosines (see :mod:`lightning_pfc.protocols.blockwise`). A non-mate that ties
+Ranks and thresholds are those of float64 cosines (see :mod:`lightning_pfc.evaluation.blockwise`). A non-mate that ties
 with the best mate counts against it, so embeddings that are all equal identify nobody.
 """
 
@@ -12,10 +12,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lightning_pfc.evaluation.blockwise import UnitRows, true_float32
+from lightning_pfc.evaluation.peers import Peers
 from lightning_pfc.metrics.functional.checks import check_rate
 from lightning_pfc.metrics.functional.curves import allowed_false_accepts
-from lightning_pfc.protocols.blockwise import UnitRows, true_float32
-from lightning_pfc.protocols.peers import Peers
 
 _MOST_HITS = 1 << 22
 DISTRACTOR = -1

@@ -1,0 +1,45 @@
+"""What all protocols of an evaluation share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from lightning_pfc.data.pictures.decoding import MAX_PIXELS
+from lightning_pfc.data.preprocessing import Fit, Flip, Resampling
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationSettings:
+    """What all protocols share.
+
+    Attributes:
+        flip: ``"sum"`` adds the embedding of the mirror image, as the InsightFace protocol does, ``"none"`` does not;
+            None is what the model says: it sums if it was trained on mirrored pictures.
+        fit, resampling: What is done to pictures of another size, in place of what the model says, see
+            :class:`~lightning_pfc.data.preprocessing.Preprocessing`.
+        max_pixels: Bound of what is decoded, see :func:`~lightning_pfc.data.pictures.decoding.decode`.
+        allow: Folders besides a set's own that links and paths in it may lead into.
+        fars: False accept rates.
+        ranks: Ranks of the CMC.
+        fpirs: False positive identification rates.
+        batch_size: Pictures at once.
+        num_workers: Processes that decode pictures.
+        level: Share of replicates inside an interval.
+        replicates: Bootstrap replicates; 0 makes no intervals.
+        seed: Of the bootstrap.
+    """
+
+    flip: Flip | None = None
+    fit: Fit | None = None
+    resampling: Resampling | None = None
+    max_pixels: int = MAX_PIXELS
+    allow: Sequence[str] = ()
+    fars: Sequence[float] = (1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
+    ranks: Sequence[int] = (1, 5, 10)
+    fpirs: Sequence[float] = (0.1, 0.01)
+    batch_size: int = 64
+    num_workers: int = 0
+    level: float = 0.95
+    replicates: int = 1000
+    seed: int = 0
