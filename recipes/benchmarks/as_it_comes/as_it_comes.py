@@ -1,0 +1,51 @@
+"""``pfc-train data=folder data.source.path=SET/train`` with the words given, timed, and the test's embeddings.
+
+python as_it_comes.py SET SEED OUT.npz WORDS...
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+import torch
+
+from lightning_pfc import PartialFCModule, train
+from lightning_pfc.data import Files
+
+
+def main(place: Path, seed: int, out: Path, words: list[str]) -> None:
+    used, fit = 0.0, L.Trainer.fit
+
+    def timed(*arguments: Any, **options: Any) -> None:
+        nonlocal used
+        start = time.process_time()
+        fit(*arguments, **options)
+        used = time.process_time() - start
+
+    L.Trainer.fit = timed  # type: ignore[method-assign]
+    with tempfile.TemporaryDirectory() as folder:
+        own = ["data=folder", f"data.source.path={place / 'train'}", f"seed={seed}", f"output_dir={folder}/run"]
+        quiet = ["plots=false", "trainer.enable_progress_bar=false", "trainer.enable_model_summary=false"]
+        result = train(*own, *quiet, *words)
+        best = result.get("best_checkpoint") or f"{folder}/run/checkpoints/last.ckpt"
+        model = PartialFCModule.load_from_checkpoint(best, weights_only=True).eval()
+    record = model.preprocessing
+    assert record is not None
+    test = Files(path=place / "test", image_size=record.size, channels=record.channels, fit=record.fit, check=0).open()
+    parts = np.array_split(np.arange(len(test.labels)), len(test.labels) // 500 + 1)
+    with torch.no_grad():
+        rows = [record.embed(model, test.train.fetch(places).float() / 127.5 - 1) for places in parts]
+    np.savez(out, emb=torch.cat(rows).numpy(), label=np.asarray(test.labels))
+    numbers = {name: value for name, value in result["metrics"].items() if name.startswith(("val/", "test/"))}
+    out.with_suffix(".json").write_text(json.dumps({"seconds": used, "metrics": numbers, "steps": result["steps"]}))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]), sys.argv[4:])
