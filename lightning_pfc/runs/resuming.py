@@ -19,6 +19,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from lightning_pfc.config import config_dir, new_key
+from lightning_pfc.runs.own_checkpoint import own_checkpoint
 from lightning_pfc.runs.records import newest_record
 from lightning_pfc.storage.regular import read_regular
 
@@ -153,9 +154,12 @@ def _run_of(checkpoint: Path) -> Path | None:
 
 def _checkpoint(folder: Path) -> Path:
     """The newest one of a run, ``last.ckpt`` if there is one."""
-    last = folder / "checkpoints" / "last.ckpt"
-    if last.exists():
-        return last
+    try:
+        own = own_checkpoint(folder)
+    except ValueError as error:
+        raise ValueError(f"resume={folder}: {error}") from None
+    if own is not None:
+        return own
     others = sorted((folder / "checkpoints").glob("*.ckpt"), key=lambda path: path.stat().st_mtime)
     if others:
         return others[-1]

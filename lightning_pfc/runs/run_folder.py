@@ -18,10 +18,11 @@ from lightning_pfc.data.preprocessing import METADATA_KEY, Preprocessing
 from lightning_pfc.data.verification import VerificationSet
 from lightning_pfc.runs.errors import ExportError
 from lightning_pfc.runs.network import EmbeddingModel, load_network
+from lightning_pfc.runs.own_checkpoint import LAST, own_checkpoint
 from lightning_pfc.runs.plain import read_json
+from lightning_pfc.runs.records import newest_record
 from lightning_pfc.runs.thresholds import Thresholds
 
-CHECKPOINT = Path("checkpoints") / "last.ckpt"
 THRESHOLDS = "thresholds.json"
 _SOURCES = ("Files", "Glyphs", "Joint", "Synthetic")
 _TARGETS = {f"lightning_pfc.data.{name}" for name in _SOURCES}
@@ -32,7 +33,7 @@ class Run:
 
     Args:
         folder: of the run.
-        checkpoint: another one than ``checkpoints/last.ckpt``.
+        checkpoint: another one than the run's own ``checkpoints/last.ckpt``.
 
     Raises:
         ExportError: it is no run folder, or has no finished checkpoint; says what is there.
@@ -46,17 +47,20 @@ class Run:
         self.checkpoint = self._checkpoint() if checkpoint is None else Path(checkpoint)
 
     def _checkpoint(self) -> Path:
-        path = self.folder / CHECKPOINT
-        if path.exists():
-            return path
+        try:
+            own = own_checkpoint(self.folder)
+        except ValueError as error:
+            raise ExportError(f"{error} (--checkpoint FILE)", self.folder) from None
+        if own is not None:
+            return own
         others = sorted(self.folder.glob("checkpoints/*.ckpt"))
         if others:
-            raise ExportError(f"has no {CHECKPOINT}; give --checkpoint, for example {others[-1]}", self.folder)
+            raise ExportError(f"has no {LAST}; give --checkpoint, for example {others[-1]}", self.folder)
         known = (self.folder / "config.yaml").is_file()
         why = (
             "training has not saved one yet; wait for the end of its first epoch" if known else "this is no run folder"
         )
-        raise ExportError(f"has no {CHECKPOINT}: {why}, or give --checkpoint FILE", self.folder)
+        raise ExportError(f"has no {LAST}: {why}, or give --checkpoint FILE", self.folder)
 
     @functools.cached_property
     def _loaded(self) -> tuple[EmbeddingModel, dict[str, Any]]:
@@ -75,8 +79,8 @@ class Run:
     @functools.cached_property
     def config(self) -> dict[str, Any]:
         """The words of the run; empty where there is no ``config.yaml``. Nothing in it is instantiated here."""
-        path = self.folder / "config.yaml"
-        if not path.is_file():
+        path = newest_record(self.folder, "config")
+        if path is None:
             return {}
         try:
             found = OmegaConf.to_container(OmegaConf.load(path))

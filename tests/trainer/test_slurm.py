@@ -15,6 +15,7 @@ from torch import Tensor
 
 from lightning_pfc.callbacks.csv_log import read_metrics
 from lightning_pfc.checkpoint.reader import read_checkpoint
+from lightning_pfc.runs.own_checkpoint import own_checkpoint
 from tests.trainer.cluster.controller import REPOSITORY, Cluster, Job, wait_for, why_not
 
 RECIPES = REPOSITORY / "recipes" / "slurm"
@@ -94,7 +95,9 @@ def jobs(cluster: Cluster) -> dict[str, Job]:
 
 def end(run: Path) -> tuple[dict[str, Tensor], list[float], dict[str, float]]:
     """Everything that a run has learned, the losses on the way, and what it says of itself."""
-    checkpoint = read_checkpoint(run / "checkpoints" / "last.ckpt")
+    own = own_checkpoint(run)
+    assert own is not None
+    checkpoint = read_checkpoint(own)
     tensors = dict(checkpoint["state_dict"])
     for number, optimizer in enumerate(checkpoint["optimizer_states"]):
         for index, state in optimizer["state"].items():
@@ -166,6 +169,42 @@ def test_a_job_disturbed_outside_of_training_goes_back_into_the_queue(
     assert "while no training is under way; requeued job" in text
     assert text.count("while no training") == 1
     assert same(job.run, jobs["one"].run, 252), text
+
+
+@pytest.fixture(scope="module")
+def taken(cluster: Cluster, jobs: dict[str, Job]) -> dict[str, Job]:
+    """Jobs in folders that hold an older run which has ended, of other weights and 126 steps."""
+    jobs["alone"].finish()
+    found = {}
+    for place, words in (("start", [GATE]), ("step", IN_STEP)):
+        older = cluster.folder / f"older-{place}"
+        shutil.copytree(jobs["alone"].run, older)
+        found[place] = start(cluster, f"taken {place}", ONE, *words, f"output_dir={older}")
+        found[place].run = older
+    return found
+
+
+def test_a_requeued_job_goes_on_from_its_own_state_in_the_folder_of_an_older_run(
+    cluster: Cluster, jobs: dict[str, Job], taken: dict[str, Job]
+) -> None:
+    job = taken["step"]
+    job.wait_for_file("at-step")
+    cluster.run("scontrol", "requeue", job.number)
+    job.finish()
+    jobs["one"].finish()
+    assert same(job.run, jobs["one"].run, 252), job.log()
+
+
+def test_a_requeued_job_without_a_state_of_its_own_refuses_that_of_an_older_run(
+    cluster: Cluster, taken: dict[str, Job]
+) -> None:
+    job = taken["start"]
+    job.wait_for_file("at-start")  # before it has written whose the folder is now
+    cluster.run("scontrol", "requeue", job.number)
+    assert job.end() == {"FAILED"}
+    assert f"{job.run} holds run" in job.log()
+    assert f"it is not the run of this job (slurm-{job.number} on test, started after 1 restarts)" in job.log()
+    assert json.loads((job.run / "results.json").read_text())["ranks"] == 2  # the older one's, as it was
 
 
 def test_a_cancelled_job_saves_and_stays_cancelled(cluster: Cluster, jobs: dict[str, Job]) -> None:

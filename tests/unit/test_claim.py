@@ -16,6 +16,9 @@ import torch
 
 from lightning_pfc.checkpoint.publish import newest_of_any_kind
 from lightning_pfc.runs.claim import LOCK, RECORD, Claim, claimed, read_record
+from lightning_pfc.runs.errors import ExportError
+from lightning_pfc.runs.own_checkpoint import LAST, own_checkpoint
+from lightning_pfc.runs.run_folder import Run
 from lightning_pfc.storage.row_files import RowFiles, rows_of_run
 
 NAMES = ("SLURM", "TORCHELASTIC", "SUBMITIT", "RANK", "LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER", "PFC_")
@@ -176,3 +179,31 @@ def test_rows_in_files_are_those_of_the_run(tmp_path: Path) -> None:
         rows("b")
     assert rows(None).sum() == 6
     assert rows("a").sum() == 6, "nothing was touched"
+
+
+def test_a_run_in_the_folder_of_an_older_one_finds_its_own_checkpoint(tmp_path: Path) -> None:
+    older = start(tmp_path)
+    last = checkpoint(tmp_path, older.run, step=50).rename(tmp_path / LAST)
+    assert own_checkpoint(tmp_path) == last
+    newer = start(tmp_path)
+    with pytest.raises(ValueError, match=f"is of run {older.run}, and run.json beside it names run {newer.run}"):
+        own_checkpoint(tmp_path)
+    own = checkpoint(tmp_path, newer.run, step=3).rename(tmp_path / "checkpoints" / "last-v1.ckpt")
+    assert own_checkpoint(tmp_path) == own
+    (tmp_path / RECORD).unlink()  # nothing says whose the folder is, as before there were ids
+    assert own_checkpoint(tmp_path) == last
+    last.unlink()
+    assert own_checkpoint(tmp_path) is None
+
+
+def test_what_a_newer_run_of_the_folder_is_made_of_is_exported(tmp_path: Path) -> None:
+    older = start(tmp_path)
+    checkpoint(tmp_path, older.run).rename(tmp_path / LAST)
+    newer = start(tmp_path)
+    for name, seed in (("config", 1), ("config_2", 2)):
+        (tmp_path / f"{name}.yaml").write_text(f"seed: {seed}\n")
+    with pytest.raises(ExportError, match="is of run"):
+        Run(tmp_path)
+    own = checkpoint(tmp_path, newer.run)
+    assert Run(tmp_path).checkpoint == own
+    assert Run(tmp_path).config == {"seed": 2}

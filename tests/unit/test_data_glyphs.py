@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,6 +17,7 @@ import numpy as np
 import pytest
 
 from lightning_pfc.data.cache import cache_dir
+from lightning_pfc.data.errors import FormatError
 from lightning_pfc.data.glyphs import Glyphs, fonts, source, store
 from lightning_pfc.data.glyphs.draw import draw_characters
 from lightning_pfc.data.glyphs.fonts import FontSet, Typeface, debian_fonts, matplotlib_fonts
@@ -136,6 +138,16 @@ def test_size_fonts_and_versions_have_stores_of_their_own(tmp_path: Path) -> Non
     }
     assert len(keys) == 3
     assert open_tiny(tmp_path, size=24).images.shape[1:] == (24, 24)
+
+
+def test_a_store_under_the_name_of_another_is_not_taken_for_it(tmp_path: Path) -> None:
+    open_tiny(tmp_path)
+    open_tiny(tmp_path, size=24)
+    one, other = sorted((tmp_path / "glyphs").glob("tiny-*[0-9a-f]"))
+    shutil.rmtree(one)
+    other.rename(one)
+    with pytest.raises(FormatError, match=f"{one.name}.*other fonts, sizes or versions than its name says"):
+        open_tiny(tmp_path, size=24)
 
 
 def test_an_interrupted_build_goes_on_from_its_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

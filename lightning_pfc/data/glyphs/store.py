@@ -89,7 +89,7 @@ def open_store(
     if not 4 <= em <= size:
         raise ValueError(f"em={em} must lie between 4 and size={size}.")
     description = _description(fonts, size, em)
-    key = hashlib.sha256(json.dumps(description, sort_keys=True).encode()).hexdigest()[:16]
+    key = _key(description)
     target = cache_dir(folder) / "glyphs" / f"{fonts.name}-{size}px-{key}"
 
     def build(empty: Path) -> None:
@@ -116,6 +116,10 @@ def _description(fonts: FontSet, size: int, em: int) -> dict[str, Any]:
         "pillow": PIL.__version__,
         "freetype": features.version("freetype2"),
     }
+
+
+def _key(description: Any) -> str:
+    return hashlib.sha256(json.dumps(description, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _usable_cores() -> int:
@@ -322,6 +326,8 @@ def _open(folder: Path, key: str) -> GlyphStore:
     inside = Enclosure(folder)
     with reading(folder, "a store of drawn characters (remove the folder, and it is drawn again)"):
         info = json.loads(inside.read("info.json", _MAX_INFO))
+        if _key(info["description"]) != key:
+            raise ValueError("it holds characters of other fonts, sizes or versions than its name says")
         table, _ = read_npz(inside.real("table.npz"), ("codepoints", "designs"))
         codepoints, designs = table["codepoints"], table["designs"]
         images = NpyFile(inside.real("images.npy"))
