@@ -52,7 +52,8 @@ def _explain_folders() -> None:
 def _explaining(load: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(load)
     def pl_load(path_or_url: Any, *args: Any, **kwargs: Any) -> Any:
-        from lightning_pfc.checkpoint.manifest import CheckpointError, is_checkpoint_folder
+        from lightning_pfc.checkpoint.errors import CheckpointError
+        from lightning_pfc.checkpoint.manifest import is_checkpoint_folder
 
         if isinstance(path_or_url, str | Path) and is_checkpoint_folder(path_or_url):
             raise CheckpointError(

@@ -10,7 +10,24 @@ A checkpoint of several ranks is a folder:
 
 from __future__ import annotations
 
-from lightning_pfc.checkpoint.manifest import CheckpointError, Manifest, is_checkpoint_folder
-from lightning_pfc.checkpoint.save_load import load_folder, save_folder, verify_folder
+from typing import TYPE_CHECKING
+
+from lightning_pfc.checkpoint.errors import CheckpointError
+from lightning_pfc.lazy import lazy_names
+
+if TYPE_CHECKING:
+    from lightning_pfc.checkpoint.manifest import Manifest, is_checkpoint_folder
+    from lightning_pfc.checkpoint.save_load import load_folder, save_folder, verify_folder
 
 __all__ = ["CheckpointError", "Manifest", "is_checkpoint_folder", "load_folder", "save_folder", "verify_folder"]
+
+__getattr__, __dir__ = lazy_names(
+    __name__,
+    {
+        "Manifest": "lightning_pfc.checkpoint.manifest",
+        "is_checkpoint_folder": "lightning_pfc.checkpoint.manifest",
+        "load_folder": "lightning_pfc.checkpoint.save_load",
+        "save_folder": "lightning_pfc.checkpoint.save_load",
+        "verify_folder": "lightning_pfc.checkpoint.save_load",
+    },
+)

@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 
 from lightning_pfc.checkpoint.blocks import BlockReader, BlockWriter
-from lightning_pfc.checkpoint.manifest import CheckpointError, FileEntry, Manifest
+from lightning_pfc.checkpoint.errors import CheckpointError
+from lightning_pfc.checkpoint.manifest import FileEntry, Manifest
 
 NAMES_FILE = "identities.names"
 KEY = "identities"  # of the manifest's facts, and of what a file of one process holds

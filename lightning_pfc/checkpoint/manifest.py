@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from lightning_pfc.checkpoint.errors import CheckpointError
 from lightning_pfc.checkpoint.layout import check_layout
 from lightning_pfc.storage.regular import open_regular
 
@@ -38,10 +39,6 @@ _DTYPES = {
     "C64": torch.complex64,
 }
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
-
-
-class CheckpointError(RuntimeError):
-    """A checkpoint that cannot be used, or could not be written; the message names the file and the way out."""
 
 
 def dtype_name(dtype: torch.dtype) -> str:

@@ -16,7 +16,8 @@ from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import Tensor
 
 from lightning_pfc.checkpoint.archive import check_archive, check_checkpoint, check_records, load_archive
-from lightning_pfc.checkpoint.manifest import CheckpointError, is_checkpoint_folder
+from lightning_pfc.checkpoint.errors import CheckpointError
+from lightning_pfc.checkpoint.manifest import is_checkpoint_folder
 from lightning_pfc.checkpoint.reader import read_checkpoint
 from lightning_pfc.checkpoint.single import load_file
 from lightning_pfc.models.reviewed import built_from_a_file

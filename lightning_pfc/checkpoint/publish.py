@@ -15,7 +15,8 @@ from pathlib import Path
 
 import torch
 
-from lightning_pfc.checkpoint.manifest import CheckpointError, Manifest, is_checkpoint_folder
+from lightning_pfc.checkpoint.errors import CheckpointError
+from lightning_pfc.checkpoint.manifest import Manifest, is_checkpoint_folder
 
 _SAVING, _REMOVING = "saving", "removing"
 _OWN = "lightning_pfc"  # as in single.py

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import fsspec
 
-from lightning_pfc.checkpoint.manifest import CheckpointError
+from lightning_pfc.checkpoint.errors import CheckpointError
 
 
 def is_address(place: str | Path) -> bool:

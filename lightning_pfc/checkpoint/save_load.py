@@ -22,8 +22,9 @@ from lightning_pfc.checkpoint.archive import check_archive, check_checkpoint, lo
 from lightning_pfc.checkpoint.blocks import BlockReader
 from lightning_pfc.checkpoint.dcp_planners import RowsLoadPlanner, RowsSavePlanner
 from lightning_pfc.checkpoint.dcp_storage import FolderReader, FolderWriter, small_name
+from lightning_pfc.checkpoint.errors import CheckpointError
 from lightning_pfc.checkpoint.identities import KEY, Identities
-from lightning_pfc.checkpoint.manifest import CheckpointError, FileEntry, Manifest, TensorEntry, check_size, dtype_of
+from lightning_pfc.checkpoint.manifest import FileEntry, Manifest, TensorEntry, check_size, dtype_of
 from lightning_pfc.checkpoint.publish import prepare_folder, publish, remove
 from lightning_pfc.checkpoint.split_tree import ClassRows, join_tree
 from lightning_pfc.distributed import ClassShard, Comm

@@ -10,7 +10,7 @@ import torch
 
 from lightning_pfc.checkpoint.archive import check_archive, check_checkpoint, check_records, has_comment, load_archive
 from lightning_pfc.checkpoint.blocks import BlockWriter
-from lightning_pfc.checkpoint.manifest import CheckpointError
+from lightning_pfc.checkpoint.errors import CheckpointError
 from lightning_pfc.checkpoint.publish import prepare_file, publish, remove
 from lightning_pfc.checkpoint.seal import Seal, SealWriter, read_seal
 from lightning_pfc.storage.regular import open_regular

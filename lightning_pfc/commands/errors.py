@@ -19,7 +19,7 @@ def is_the_users(error: BaseException) -> bool:
     """Whether a message says enough: of values, files and checkpoints; anything else is shown with its traceback."""
     said: list[type[BaseException]] = [ValueError, TypeError, OSError, ImportError, OmegaConfBaseException]
     if "torch" in sys.modules:  # before, no checkpoint was read
-        from lightning_pfc.checkpoint.manifest import CheckpointError
+        from lightning_pfc.checkpoint.errors import CheckpointError
 
         said.append(CheckpointError)
     return isinstance(cause(error), tuple(said))

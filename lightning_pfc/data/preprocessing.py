@@ -6,16 +6,17 @@ import io
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from PIL import Image
-from torch import Tensor
 
 from lightning_pfc.data.errors import BrokenImageError
 from lightning_pfc.data.pictures.decoding import MAX_PIXELS, decode_whole
+
+if TYPE_CHECKING:  # a service of an ONNX file does without torch, which is most of what it would hold in memory
+    from torch import Tensor
 
 Fit = Literal["exact", "stretch", "crop", "pad"]
 Resampling = Literal["bilinear", "bicubic", "lanczos", "box", "nearest"]
@@ -168,13 +169,27 @@ class Preprocessing:
 
     def tensor(self, pictures: Tensor) -> Tensor:
         """(b, C, H, W) uint8 pictures to the (b, C, H, W) float32 that the model sees, on the same device."""
-        floats = pictures.to(torch.float32)
+        floats = pictures.float()
         if self.color == "bgr":
             floats = floats.flip(1)
-        scale = [1.0 / std for std in self.std]
-        count = max(len(self.mean), len(self.std))
-        shift = [self.mean[i % len(self.mean)] / self.std[i % len(self.std)] for i in range(count)]
+        scale, shift = self._scale_and_shift()
         return floats.mul_(_per_channel(scale, floats)).sub_(_per_channel(shift, floats))
+
+    def array(self, pictures: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+        """:meth:`tensor` without torch, to the bit: (b, H, W, C) uint8 to (b, C, H, W) float32, contiguous."""
+        planes = pictures.transpose(0, 3, 1, 2)
+        floats = np.empty(planes.shape, np.float32)
+        floats[:] = planes[:, ::-1] if self.color == "bgr" else planes
+        scale, shift = self._scale_and_shift()
+        floats *= scale
+        floats -= shift
+        return floats
+
+    def _scale_and_shift(self) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+        """What a pixel is multiplied by, and what is then taken off: (1 or C, 1, 1) each."""
+        mean, std = np.broadcast_arrays(self.mean, self.std)
+        scale, shift = (1.0 / std).astype(np.float32), (mean / std).astype(np.float32)
+        return scale.reshape(-1, 1, 1), shift.reshape(-1, 1, 1)
 
     def __call__(self, data: bytes | npt.NDArray[np.uint8], *, max_pixels: int = MAX_PIXELS) -> Tensor:
         """What the model sees of one picture: encoded bytes, or ``(h, w, C)`` uint8 pixels, to (1, C, H, W) float32.
@@ -182,6 +197,8 @@ class Preprocessing:
         Raises:
             BrokenImageError: as :meth:`picture`.
         """
+        import torch
+
         if isinstance(data, bytes | bytearray | memoryview):
             pixels = self.picture(bytes(data), max_pixels=max_pixels)
         else:
@@ -257,8 +274,8 @@ def _is_edge(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= MAX_EDGE
 
 
-def _per_channel(numbers: list[float], like: Tensor) -> float | Tensor:
-    return numbers[0] if len(numbers) == 1 else torch.tensor(numbers, device=like.device).view(-1, 1, 1)
+def _per_channel(numbers: npt.NDArray[np.float32], like: Tensor) -> float | Tensor:
+    return numbers.item() if numbers.size == 1 else like.new_tensor(numbers)
 
 
 def as_bitmap(pixels: npt.NDArray[np.uint8]) -> bytes:

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from lightning_pfc.calibration.thresholds import Kind, NotCalibratedError, Threshold, Thresholds
 from lightning_pfc.deploy.centers import CenterGallery
@@ -241,10 +240,10 @@ class Recogniser:
 
     def embed_pixels(self, pixels: npt.NDArray[np.uint8]) -> Floats:
         """(b, H, W, C) uint8, each as :meth:`prepare` gives it, to (b, D) float32."""
-        images = self.description.preprocessing.tensor(torch.from_numpy(pixels).permute(0, 3, 1, 2))
-        rows = self.network(images.contiguous().numpy())
+        images = self.description.preprocessing.array(pixels)
+        rows = self.network(images)
         if self.flip:
-            mirrored = self.network(images.flip(-1).contiguous().numpy())
+            mirrored = self.network(np.ascontiguousarray(images[..., ::-1]))
             rows = (rows.astype(np.float64) + mirrored).astype(np.float32)
         return unit(rows) if self.normalize else rows
 

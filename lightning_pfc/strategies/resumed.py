@@ -7,7 +7,7 @@ from typing import Any
 
 from torch.optim import Optimizer
 
-from lightning_pfc.checkpoint.manifest import CheckpointError
+from lightning_pfc.checkpoint.errors import CheckpointError
 
 _HOW = ("params", "foreach", "fused", "capturable", "differentiable", "maximize", "name", "param_names")
 _MOST_SAID = 20

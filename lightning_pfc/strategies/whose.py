@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+from lightning_pfc.checkpoint.errors import CheckpointError
 from lightning_pfc.checkpoint.identities import Identities, difference
-from lightning_pfc.checkpoint.manifest import CheckpointError
 from lightning_pfc.heads.partial_fc import PartialFC
 
 MATCHES = (None, "position")

@@ -281,6 +281,18 @@ def test_floats_are_those_of_training_to_the_bit() -> None:
     torch.testing.assert_close(one_std[:, 2], (images[:, 2].float() - 3) / 10)
 
 
+@pytest.mark.parametrize(
+    "words",
+    [{}, {"mean": (1, 2, 3), "std": (10, 20, 40), "color": "bgr"}, {"mean": 3, "std": (7, 11, 13)}, {"channels": 1}],
+)
+def test_what_serves_without_torch_computes_the_same_bits(words: Any) -> None:
+    record = Preprocessing(size=(8, 9), **words)
+    pictures = np.random.default_rng(0).integers(0, 256, (5, 8, 9, record.channels), dtype=np.uint8)
+    found = record.array(pictures)
+    assert found.flags.c_contiguous
+    assert torch.equal(torch.from_numpy(found), record.tensor(torch.from_numpy(pictures).permute(0, 3, 1, 2)))
+
+
 def test_the_record_is_plain_and_nothing_in_it_is_believed() -> None:
     record = Preprocessing(size=(112, 96), channels=1, fit="crop", resampling="box", mean=3.0, std=(2.0,), flip="sum")
     plain = json.loads(json.dumps(record.to_config()))

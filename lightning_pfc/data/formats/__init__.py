@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from lightning_pfc.data.errors import (
     BrokenImageError,
     FormatError,
@@ -9,7 +11,6 @@ from lightning_pfc.data.errors import (
     TooManyBrokenImagesError,
 )
 from lightning_pfc.data.formats.base import EncodedImages
-from lightning_pfc.data.formats.decoded import DecodedImages
 from lightning_pfc.data.formats.folder import FolderImages
 from lightning_pfc.data.formats.huggingface import HuggingFaceImages
 from lightning_pfc.data.formats.lists import ListImages
@@ -20,6 +21,10 @@ from lightning_pfc.data.formats.recordio_writer import RecordWriter
 from lightning_pfc.data.formats.subset import Subset
 from lightning_pfc.data.formats.webdataset import WebDatasetImages
 from lightning_pfc.data.pictures.decoding import decode
+from lightning_pfc.lazy import lazy_names
+
+if TYPE_CHECKING:
+    from lightning_pfc.data.formats.decoded import DecodedImages
 
 __all__ = [
     "BrokenImageError",
@@ -39,3 +44,6 @@ __all__ = [
     "decode",
     "open_images",
 ]
+
+# pictures that a service decodes need no torch
+__getattr__, __dir__ = lazy_names(__name__, {"DecodedImages": "lightning_pfc.data.formats.decoded"})
