@@ -172,14 +172,15 @@ def _curl(served: Served, home: Path) -> None:
 def _table(served: Served, home: Path) -> None:
     """Every row of the table of requests, with the keys that it promises, and with no other."""
     text = (ROOT / "docs/serving.md").read_text()
-    rows = re.findall(r"^\| (.*?) \| (.*?) \| (.*?) \|$", text.partition("| request |")[2], re.MULTILINE)
+    table = text.partition("| request |")[2].partition("\n\n")[0]
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines()[2:]]
     image, other = (b64((home / name).read_bytes()) for name in ("anna1.jpg", "someone.jpg"))
     values = {"image": image, "images": [image, other], "a": image, "b": other, "name": "carl", "k": 3, "metadata": {}}
     done: list[str] = []
     known: tuple[str, ...] = ()
     who = "bert"
     with httpx.Client(base_url=served.url, timeout=60, trust_env=False) as client:
-        for request, body, promised in rows[1:]:  # under the line below the head
+        for request, body, promised in rows:
             known = tuple(re.findall(r"(?:GET|POST|PATCH|DELETE)? ?/[^`, ]*", request)) or known
             keys = [key for key in re.findall(r'"(\w+)"', body) if key in values]
             if keys.count("image") and keys.count("images"):  # one or the other
