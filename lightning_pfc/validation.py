@@ -5,7 +5,8 @@ named sets in the order of its loaders, those with pairs first. Without such a d
 
 Names of the results, ``NAME`` being that of the set ("val", "test", "heldout"):
 
-* open set: ``NAME/accuracy`` (10-fold), ``NAME/auc``, ``NAME/tar@far=1e-2``, ``NAME/tar@far=1e-3``;
+* open set: ``NAME/accuracy`` (10-fold), ``NAME/auc``, ``NAME/tar@far=1e-2``, ``NAME/tar@far=1e-3``,
+  ``NAME/separation``;
 * closed set: ``NAME/loss``, ``NAME/top1``, ``NAME/top5``, ``NAME/target_cosine``.
 """
 
@@ -38,6 +39,16 @@ class PairScores(NamedTuple):
     score: Tensor
     same: Tensor
     pair: Tensor
+
+
+def separation(scores: PairScores) -> Tensor:
+    """How far apart genuine and impostor cosines lie, in their standard deviations (the decidability index d').
+
+    Unlike rates it still grows where all pairs are told apart, so it can say which of two good models is better.
+    """
+    genuine, impostor = scores.score[scores.same], scores.score[~scores.same]
+    spread = (genuine.var(correction=0) + impostor.var(correction=0)) / 2
+    return (genuine.mean() - impostor.mean()) / spread.sqrt().clamp_min(1e-6)
 
 
 class Evaluation(ABC):
@@ -81,6 +92,7 @@ class VerificationEvaluation(Evaluation):
         whole = self.metrics[f"{self.name}/auc"]
         assert isinstance(whole, VerificationMetric)
         self.scores = PairScores(*whole.pair_scores())
+        values[f"{self.name}/separation"] = separation(self.scores).float()
         self.metrics.reset()
         return values
 

@@ -35,6 +35,7 @@ from lightning_pfc.config import RUN_DIR_VARIABLE, compose
 from lightning_pfc.distributed.jobs import adopt_step, restart_count, step_host
 from lightning_pfc.distributed.rendezvous import agree_on_text
 from lightning_pfc.report import draw, peak_memory, print_results, versions
+from lightning_pfc.runs.best import best_checkpoint
 from lightning_pfc.runs.choices import choose, told
 from lightning_pfc.runs.claim import Claim, claimed
 from lightning_pfc.runs.records import set_aside, write_record
@@ -168,9 +169,11 @@ def _fit_and_test(
     if config.fit:
         trainer.fit(module, datamodule=data, ckpt_path=_starting_point(config, folder, trainer, claim))
         metrics |= (_logged_before(folder) if claim.comes_back else {}) | _numbers(trainer)
+    best = best_checkpoint(trainer) if config.fit and config.get("choices") == "made" else None
     if config.test:
-        test_path = None if config.fit else config.ckpt_path
-        trainer.test(module, datamodule=data, ckpt_path=test_path, verbose=False)
+        test_path = best if config.fit else config.ckpt_path
+        measured = trainer.validate if best and not data.test_dataloader() else trainer.test
+        measured(module, datamodule=data, ckpt_path=test_path, verbose=False)
         metrics |= _numbers(trainer)
 
     if config.predict.source is not None:
@@ -189,6 +192,7 @@ def _fit_and_test(
         "peak_memory_bytes": peak_memory(),
         "ranks": trainer.world_size,
         "seed": config.seed,
+        **({"best_checkpoint": Path(best).name} if best else {}),
         "overrides": list(overrides),
         "versions": versions(),
         "run_dir": str(folder),

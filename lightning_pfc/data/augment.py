@@ -134,9 +134,15 @@ def _grid_sample() -> Augment:
     )
 
 
+def _affine() -> Effect:
+    return Place(scale=(0.88, 1.12), rotation=7.0, shift=0.06, shear=0.1, stretch=0.1, outside="edge")
+
+
 PRESETS: dict[str, Callable[..., Augment]] = {
     "none": lambda: RandomFlip(probability=0.0),
     "flip": RandomFlip,
+    "affine": lambda: Pipeline([_affine()]),
+    "affine_flip": lambda: Pipeline([_affine(), Flip()]),
     "camera": CameraAugmentation,
     "insightface_dali": _dali,
     "adaface": _crop_low_resolution_photometric,
@@ -151,6 +157,8 @@ def augmentation(choice: str | Mapping[str, Any]) -> Augment:
     """An augmentation by name, or by a mapping of ``name`` and arguments, such as ``{name: camera, strength: 0.5}``.
 
     * ``none``; ``flip``: mirroring, the published Partial FC recipes;
+    * ``affine``: turned by up to 7 degrees, shifted by up to 6 % of the edge, 12 % larger or smaller, slanted and
+      stretched a little; ``affine_flip``: and mirrored;
     * ``camera``: what a camera does to small bright characters, the default of glyphs;
     * ``insightface_dali``: low resolution, blur, hue and saturation, grey, flip, with the figures of InsightFace's
       ``dali_aug``;

@@ -59,8 +59,8 @@ class IdentityDataModule(L.LightningDataModule):
         pin_memory: page-locked batches; by default where CUDA is.
         loader: "dali" decodes and augments training images with NVIDIA DALI, on the GPU of the rank where there is one;
             a :class:`~lightning_pfc.data.dali.Dali`, or in a config also a mapping of ``name`` and its arguments.
-        kind: what the pictures show, in place of ``augment``: "faces" and "objects" are mirrored in training,
-            "characters" and "spectrograms", which are something else then, are not.
+        kind: what the pictures show, in place of ``augment``: "faces" and "objects" are mirrored in training
+            ("affine_flip"), "characters" and "spectrograms", which are something else then, are not ("affine").
 
     After ``setup``: ``num_classes``, ``num_images``, ``input_size`` (C, H, W) and ``task`` come from the data.
     """
@@ -101,7 +101,7 @@ class IdentityDataModule(L.LightningDataModule):
         self.eval_batch_size = 4 * batch_size if eval_batch_size is None else eval_batch_size
         self.num_workers = num_workers
         if kind is not None:
-            augment = "flip" if _MIRRORED[kind] else "none"
+            augment = "affine_flip" if _MIRRORED[kind] else "affine"
         self.augment = augmentation(augment) if isinstance(augment, str | Mapping) else augment
         if sampler is not None and repeats > 1:
             raise ValueError(

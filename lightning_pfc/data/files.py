@@ -252,9 +252,13 @@ class Files:
                     "train on. Set the shares to 0, or give the evaluation images by a path."
                 )
             order = np.argsort(stream(self.seed, 11, np.arange(count)), kind="stable")
+            single = np.bincount(encoded.labels, minlength=count)[order] < 2
+            wanted = (slice(sizes[0]), slice(sizes[0], sum(sizes)))
+            if any(len(order[place]) and (~single[place]).sum() < 2 for place in wanted):  # no genuine pairs
+                order = order[np.argsort(single, kind="stable")]
             of_class = np.zeros(count, dtype=np.int8)
-            of_class[order[: sizes[0]]] = 1
-            of_class[order[sizes[0] : sum(sizes)]] = 2
+            of_class[order[wanted[0]]] = 1
+            of_class[order[wanted[1]]] = 2
             return of_class[encoded.labels]
         # Closed: the images of a class in hashed order; the first goes to training whatever the shares.
         order = np.lexsort((stream(self.seed, 12, np.arange(len(encoded))), encoded.labels))

@@ -33,7 +33,7 @@ class Run:
 
     Args:
         folder: of the run.
-        checkpoint: another one than the run's own ``checkpoints/last.ckpt``.
+        checkpoint: another one than the best that the run named, or its own ``checkpoints/last.ckpt``.
 
     Raises:
         ExportError: it is no run folder, or has no finished checkpoint; says what is there.
@@ -52,7 +52,7 @@ class Run:
         except ValueError as error:
             raise ExportError(f"{error} (--checkpoint FILE)", self.folder) from None
         if own is not None:
-            return own
+            return self._best(own) or own
         others = sorted(self.folder.glob("checkpoints/*.ckpt"))
         if others:
             raise ExportError(f"has no {LAST}; give --checkpoint, for example {others[-1]}", self.folder)
@@ -61,6 +61,13 @@ class Run:
             "training has not saved one yet; wait for the end of its first epoch" if known else "this is no run folder"
         )
         raise ExportError(f"has no {LAST}: {why}, or give --checkpoint FILE", self.folder)
+
+    def _best(self, last: Path) -> Path | None:
+        """The checkpoint that the run found best, if it has ended since it saved its last one."""
+        name, results = self.results.get("best_checkpoint"), self.folder / "results.json"
+        if not isinstance(name, str) or name != Path(name).name or results.stat().st_mtime < last.stat().st_mtime:
+            return None
+        return last.parent / name if (last.parent / name).exists() else None
 
     @functools.cached_property
     def _loaded(self) -> tuple[EmbeddingModel, dict[str, Any]]:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 
@@ -28,7 +29,7 @@ def folder(path: Path, size: tuple[int, int], colour: bool, classes: int = 12, e
 def chosen(*words: str) -> tuple[dict[str, object], DictConfig]:
     config = compose(list(words))
     made = choose(config, words)
-    assert not made or told(made).count("\n") == len(made)
+    assert not made or told(made).count("\n") == len(made) + len(made.remarks)
     return {choice.key: choice.value for choice in made}, config
 
 
@@ -36,7 +37,7 @@ def test_shape_and_colour_come_from_the_pictures(tmp_path: Path) -> None:
     path = folder(tmp_path / "a", (45, 60), colour=False)
     made, config = chosen("data=folder", f"data.source.path={path}")
     assert (made["data.source.image_size"], made["data.source.channels"]) == ([48, 64], 1)
-    assert (made["data.augment"], made["data.batch_size"], made["trainer.max_epochs"]) == ("none", 16, 40)
+    assert (made["data.augment"], made["data.batch_size"], made["trainer.max_epochs"]) == ("affine", 8, 40)
     assert (config.model.loss.name, config.model.loss.scale) == ("ArcFace", 16.0)
     assert config.data.source.fit == "stretch"
     assert choose(config, []) == []  # as in a run that goes on: its record has plain values
@@ -74,6 +75,60 @@ def test_who_chooses_themselves_is_left_alone(word: str, tmp_path: Path) -> None
     assert chosen("data=folder", f"data.source.path={path}", word)[0] == {}
     assert chosen("data=glyphs")[0] == {}
     assert chosen("data=folder", "data.source.path=/nowhere")[0] == {}  # said better when it is read
+
+
+@pytest.mark.parametrize(
+    ("counts", "said"),
+    [
+        ([6], "holds one identity, 'c00': there is nothing to tell it from"),
+        ([2, 1], "holds 3 pictures of 2 identities, too few to train on: give 8 at least"),
+        ([1] * 12, "12 identities with one picture each, so nothing shows what two"),
+        ([0] * 12, "all pictures that were looked at are equal to the pixel"),
+    ],
+)
+def test_what_nothing_can_be_learned_from_is_refused(counts: list[int], said: str, tmp_path: Path) -> None:
+    for name, count in enumerate(counts):
+        (tmp_path / f"c{name:02}").mkdir()
+        for place in range(count or 2):
+            pixels = np.full((16, 16), 7 * (name + 13 * place) % 256 if count else 9, np.uint8)
+            Image.fromarray(pixels).save(tmp_path / f"c{name:02}" / f"{place}.png")
+    with pytest.raises(ValueError, match=said):
+        chosen("data=folder", f"data.source.path={tmp_path}")
+
+
+@pytest.mark.parametrize(
+    ("classes", "expected"),
+    [
+        (10, ("closed", 0.2, 0.0, "val/loss")),
+        (40, ("open", 0.05, 0.0, "val/separation")),
+        (80, ("open", 0.05, 0.05, "val/separation")),
+    ],
+)
+def test_what_is_set_aside_follows_from_the_identities(
+    classes: int, expected: tuple[str, float, float, str], tmp_path: Path
+) -> None:
+    words = ["data=folder", f"data.source.path={folder(tmp_path / 'a', (16, 16), colour=False, classes=classes)}"]
+    _, config = chosen(*words)
+    source = config.data.source
+    assert (source.task, source.val_share, source.test_share, config.callbacks.checkpoint.monitor) == expected
+    data = instantiate(config.data, _convert_="all")
+    data.setup("fit")
+    assert len(data.val_dataloader()) == 1
+    assert len(data.train_dataloader()) >= 1
+    own, config = chosen(*words, "data.source.test_share=0.1", "trainer.max_epochs=25")
+    assert "data.source.task" not in own
+    assert "callbacks.checkpoint.monitor" not in own
+
+
+def test_a_person_is_told_of_few_sizes_and_uneven_identities(tmp_path: Path) -> None:
+    path = folder(tmp_path / "a", (16, 16), colour=False, classes=60, each=2)
+    folder(tmp_path / "b", (24, 16), colour=True, classes=1, each=90)
+    (tmp_path / "b" / "c00").rename(path / "large")
+    config = compose(words := ["data=folder", f"data.source.path={path}"])
+    text = told(choose(config, words))
+    assert "1 of 61 identities have 43% of the pictures" in text
+    assert "2 sizes among the pictures looked at" in text
+    assert "init_from=CHECKPOINT" in text
 
 
 def test_kinds_of_pictures() -> None:

@@ -174,7 +174,7 @@ def test_presets_go_by_name() -> None:
     module = IdentityDataModule(Synthetic(num_classes=4, channels=3), batch_size=8, augment="insightface_dali")
     module.setup()
     assert next(iter(module.train_dataloader()))[0].shape == (8, 3, 32, 32)
-    with pytest.raises(ValueError, match="augment='strong' is not one of adaface, camera"):
+    with pytest.raises(ValueError, match="augment='strong' is not one of adaface, affine, affine_flip, camera"):
         IdentityDataModule(Synthetic(), augment="strong")
     assert augmentation({"name": "camera", "strength": 0.5}) == CameraAugmentation(strength=0.5)
     with pytest.raises(TypeError, match="augment 'camera' does not take strenght"):
@@ -287,3 +287,15 @@ def test_the_module_trains_on_both_labels() -> None:
     mixed = model.training_loss(embeddings, batch)
     torch.testing.assert_close(mixed, share * first + (1 - share) * second)
     assert abs((first - second).item()) > 1e-3
+
+
+def test_affine_keeps_what_lies_at_the_edge() -> None:
+    images, keys = torch.full((8, 1, 16, 16), 200, dtype=torch.uint8), stream(0, 1, np.arange(8))
+    assert bool(augmentation("affine")(images, keys).allclose(torch.tensor(200 / 127.5 - 1), atol=1e-5))
+    ramp = torch.arange(16, dtype=torch.float32).expand(8, 1, 16, 16) / 15
+    plain = Place(scale=(1.0, 1.0), rotation=0.0, shear=0.0, stretch=0.0)
+    assert bool(plain(ramp, keys).allclose(ramp, atol=1e-5))
+    slanted = Place(scale=(1.0, 1.0), rotation=0.0, shear=0.5)(ramp, keys)
+    assert bool((slanted[:, :, 0] - slanted[:, :, 15]).abs().amax((1, 2)).gt(0.05).any())  # rows move apart
+    with pytest.raises(ValueError, match="outside='white' must be black or edge"):
+        Place(outside="white")  # type: ignore[arg-type]

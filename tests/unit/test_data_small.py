@@ -43,6 +43,16 @@ def folder_of(root: Path, classes: int, per_class: int = 3) -> Path:
 # --- small sets ------------------------------------------------------------------------------------------------------
 
 
+def test_identities_with_one_picture_are_not_all_that_is_set_aside(tmp_path: Path) -> None:
+    """Of 200 identities 5 have two pictures: a draw of ten finds no two of those, so they come first."""
+    names = [f"{n:03d}/{k}.jpg\t{n:03d}" for n in range(200) for k in range(2 if n % 40 == 0 else 1)]
+    (tmp_path / "list.tsv").write_text("\n".join(names))
+    (tmp_path / "000").mkdir()
+    (tmp_path / "000" / "0.jpg").write_bytes(jpeg())
+    data = Files(path=tmp_path / "list.tsv", image_size=16, test_share=0.05, impostors=50).open()
+    assert (data.num_classes, int(data.test["test"].pairs.same.sum())) == (190, 5)
+
+
 @pytest.mark.parametrize(
     ("classes", "aside", "folds"), [(6, 4, 2), (40, 4, 2), (100, 5, 2), (200, 10, 5), (399, 20, 10)]
 )

@@ -15,6 +15,7 @@ from typing import Any
 import lightning as L
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from lightning_pfc import PartialFCModule, train
 from lightning_pfc.data import Files
@@ -34,17 +35,23 @@ def main(place: Path, seed: int, out: Path, words: list[str]) -> None:
         own = ["data=folder", f"data.source.path={place / 'train'}", f"seed={seed}", f"output_dir={folder}/run"]
         quiet = ["plots=false", "trainer.enable_progress_bar=false", "trainer.enable_model_summary=false"]
         result = train(*own, *quiet, *words)
-        best = result.get("best_checkpoint") or f"{folder}/run/checkpoints/last.ckpt"
-        model = PartialFCModule.load_from_checkpoint(best, weights_only=True).eval()
+        names = {"": result.get("best_checkpoint", "last.ckpt"), "last_": "last.ckpt"}
+        found = {key: embedded(Path(folder) / "run" / "checkpoints" / name, place) for key, name in names.items()}
+    np.savez(out, **{key + name: value for key, pair in found.items() for name, value in pair.items()})
+    numbers = {name: value for name, value in result["metrics"].items() if name.startswith(("val/", "test/"))}
+    out.with_suffix(".json").write_text(json.dumps({"seconds": used, "metrics": numbers, "steps": result["steps"]}))
+
+
+def embedded(checkpoint: Path, place: Path) -> dict[str, NDArray[Any]]:
+    """Embeddings of the test pictures, and their labels."""
+    model = PartialFCModule.load_from_checkpoint(checkpoint, weights_only=True).eval()
     record = model.preprocessing
     assert record is not None
     test = Files(path=place / "test", image_size=record.size, channels=record.channels, fit=record.fit, check=0).open()
     parts = np.array_split(np.arange(len(test.labels)), len(test.labels) // 500 + 1)
     with torch.no_grad():
         rows = [record.embed(model, test.train.fetch(places).float() / 127.5 - 1) for places in parts]
-    np.savez(out, emb=torch.cat(rows).numpy(), label=np.asarray(test.labels))
-    numbers = {name: value for name, value in result["metrics"].items() if name.startswith(("val/", "test/"))}
-    out.with_suffix(".json").write_text(json.dumps({"seconds": used, "metrics": numbers, "steps": result["steps"]}))
+    return {"emb": torch.cat(rows).numpy(), "label": np.asarray(test.labels)}
 
 
 if __name__ == "__main__":

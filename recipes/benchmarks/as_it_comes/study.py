@@ -31,7 +31,7 @@ from lightning_pfc.runs.choices import choose
 
 PLAIN = ("plain_cross_entropy", "plain_arcface")
 LOSSES = ("loss=arcface loss.scale=16", "loss=arcface loss.scale=32", "loss=cosface loss.scale=16", "loss=softmax")
-AUGMENT = ("data.augment=none", "data.augment=flip", "data.augment=camera")
+AUGMENT = ("data.augment=none", "data.augment=flip", "data.augment=affine")
 RATES = ("optimizer.lr=1e-3", "optimizer.lr=4e-3")
 
 
@@ -53,7 +53,8 @@ def run(contestant: str, place: Path, seed: int, seconds: float, words: list[str
             raise SystemExit(f"{contestant} {' '.join(words)} failed on {place}")
         found = np.load(out)
         more = json.loads(out.with_suffix(".json").read_text()) if contestant not in PLAIN else {"seconds": seconds}
-        return {"rank1": one_shot(found["emb"], found["label"]), **more}
+        last = {"last_rank1": one_shot(found["last_emb"], found["last_label"])} if "last_emb" in found else {}
+        return {"rank1": one_shot(found["emb"], found["label"]), **last, **more}
 
 
 def epochs_of(place: Path, share: float) -> int:
