@@ -95,6 +95,8 @@ class MovedModules(MetaPathFinder, Loader):
         warn_renamed(module.__name__, new)  # frames of the import itself are not counted
 
         def get(name: str) -> Any:
+            if name.startswith("__") and name != "__all__":  # asked by inspect, also while the successor is imported
+                raise AttributeError(f"module {module.__name__!r} has no attribute {name!r}")
             where, _, now = self._names.get(f"{new}:{name}", name).rpartition(":")
             return getattr(importlib.import_module(where or new), now)
 

@@ -57,6 +57,8 @@ def test_names_that_changed_with_their_modules() -> None:
 def test_a_script_of_before_runs_and_is_told_where_it_says_so() -> None:
     script = "\n".join(
         [
+            "import lightning_pfc.protocols.suite as suite",
+            "print(suite.Suite.__name__)  # imports torch, which looks into all modules",
             "from lightning_pfc.losses import Rows",
             "from lightning_pfc.heads.gathered import Gathered",
             "import lightning_pfc.losses.additions.triplet as triplet",
@@ -64,8 +66,8 @@ def test_a_script_of_before_runs_and_is_told_where_it_says_so() -> None:
         ]
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert done.stdout.split() == ["BatchInfo", "GlobalBatch", "Triplet"]
-    assert done.stderr.count("FutureWarning") == 3 + 1  # the package of additions, too
+    assert done.stdout.split() == ["Evaluator", "BatchInfo", "GlobalBatch", "Triplet"]
+    assert done.stderr.count("FutureWarning") == 4 + 2  # the packages of suite and of additions, too
     assert "sys:1" not in done.stderr
 
 
