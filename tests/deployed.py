@@ -27,12 +27,9 @@ def write_pictures(root: Path, identities: int = IDENTITIES, pictures: int = PIC
     return root
 
 
-def train_run(folder: Path, pictures: Path, *words: str) -> Path:
-    """A run of ``pfc-train`` on such pictures: a few steps, so that embeddings mean something and cost nothing."""
-    from lightning_pfc import train
-
-    before = dist.is_initialized()
-    train(
+def small_words(pictures: Path) -> list[str]:
+    """Words of ``pfc-train`` for such pictures: a small network, which embeds them well after 20 epochs."""
+    return [
         "experiment=none",
         "data=folder",
         f"data.source.path={pictures}",
@@ -47,11 +44,21 @@ def train_run(folder: Path, pictures: Path, *words: str) -> Path:
         "trainer.max_epochs=20",
         "trainer.enable_progress_bar=false",
         "callbacks=none",
+        "logger=none",
+        "plots=false",
+    ]
+
+
+def train_run(folder: Path, pictures: Path, *words: str) -> Path:
+    """A run of ``pfc-train`` on such pictures: a few steps, so that embeddings mean something and cost nothing."""
+    from lightning_pfc import train
+
+    before = dist.is_initialized()
+    train(
+        *small_words(pictures),
         "+callbacks.checkpoint._target_=lightning.pytorch.callbacks.ModelCheckpoint",
         f"+callbacks.checkpoint.dirpath={folder}/checkpoints",
         "+callbacks.checkpoint.save_last=true",
-        "logger=none",
-        "plots=false",
         f"output_dir={folder}",
         *words,
     )
