@@ -30,7 +30,7 @@ from tests.docs import Block, Command, blocks, commands_of, shell_commands
 
 TRAINS = "a training; its config is resolved in test_docs.py, and tests/trainer trains by the same command"
 DATA = "needs data or a model of others; its words are parsed in test_docs.py"
-SERVES = "stays until it is stopped; tests/unit/test_service.py serves and asks the same"
+SERVES = "stays until it is stopped; tests/unit/test_serving_docs.py"
 NETWORK = "brings programs from the network"
 ALIKE = "one like it is run on this page"
 NOT_RUN: dict[str, str] = {
