@@ -33,7 +33,7 @@ class GlobalBatch(NamedTuple):
     """A batch as every rank of a shard group sees it.
 
     Attributes:
-        x: (B, D) embeddings of the shard group, in the compute dtype.
+        embeddings: (B, D) of the shard group, as they came.
         labels: (B,) of the shard group.
         all_labels: (B,) of all ranks.
         sizes: batch of every rank.
@@ -44,7 +44,7 @@ class GlobalBatch(NamedTuple):
             where every row is a sample.
     """
 
-    x: Tensor
+    embeddings: Tensor
     labels: Tensor
     all_labels: Tensor
     sizes: list[int]
@@ -52,6 +52,12 @@ class GlobalBatch(NamedTuple):
     offset: int
     group_sizes: list[int]
     weights: Tensor | None = None
+
+    @property
+    def x(self) -> Tensor:
+        """Embeddings (B, D) in the compute dtype."""
+        found = self.embeddings
+        return found.to(torch.float64 if found.dtype == torch.float64 else torch.float32)
 
     @property
     def num_samples(self) -> int:
@@ -67,9 +73,9 @@ class GlobalBatch(NamedTuple):
     def sample_index(self) -> Tensor:
         """Place (B,) of each row in the global batch, whoever brought it; second labels come after all first ones."""
         if self.weights is None:
-            return torch.arange(self.x.shape[0], device=self.x.device) + self.offset
+            return torch.arange(self.offset, self.offset + self.labels.shape[0], device=self.labels.device)
         first, second = self._halves()
-        index = torch.arange(first.shape[0], device=self.x.device) + self.offset // 2
+        index = torch.arange(first.shape[0], device=self.labels.device) + self.offset // 2
         return (
             torch.empty_like(self.labels).index_copy_(0, first, index).index_copy_(0, second, index + self.num_samples)
         )
@@ -78,13 +84,14 @@ class GlobalBatch(NamedTuple):
         """Each sample once: once over, or for either label."""
         if self.weights is None:
             return [LabelView(self.x, self.labels, 1.0)]
-        return [LabelView(self.x[half], self.labels[half], self.weights[half].mean()) for half in self._halves()]
+        x = self.x
+        return [LabelView(x[half], self.labels[half], self.weights[half].mean()) for half in self._halves()]
 
     def _halves(self) -> tuple[Tensor, Tensor]:
         """Rows with the first label, and rows with the second."""
         first, start = [], 0
         for size in self.group_sizes:
-            first.append(torch.arange(start, start + size // 2, device=self.x.device))
+            first.append(torch.arange(start, start + size // 2, device=self.labels.device))
             start += size
         second = [rows + size // 2 for rows, size in zip(first, self.group_sizes, strict=True)]
         return torch.cat(first), torch.cat(second)
@@ -137,13 +144,13 @@ class BatchGatherer:
         x, group_labels = gather_batch(embeddings, labels, group_sizes, comm.shard_group, float(comm.world_size))
         all_labels = all_gather_uneven(labels, sizes, comm.group) if comm.num_replicas > 1 else group_labels
         before, offset = sum(group_sizes[: comm.shard_rank]), sum(sizes[:first])
-        compute = torch.float64 if x.dtype == torch.float64 else torch.float32
         weights = None
         if other is not None:
+            compute = torch.float64 if x.dtype == torch.float64 else torch.float32
             lam = torch.as_tensor(share).to(other.device, compute).expand(other.shape)
             weights = all_gather_uneven(torch.cat([lam, 1.0 - lam]), sizes, comm.group)[offset : offset + x.shape[0]]
         own = slice(before, before + embeddings.shape[0])
-        return GlobalBatch(x.to(compute), group_labels, all_labels, sizes, own, offset, group_sizes, weights)
+        return GlobalBatch(x, group_labels, all_labels, sizes, own, offset, group_sizes, weights)
 
     def _error(
         self, embeddings: Tensor, labels: Tensor, other: Tensor | None, share: Tensor | float

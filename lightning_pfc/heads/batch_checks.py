@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from lightning_pfc.kernels.unit_embeddings import bad_rows
+
 
 def batch_error(
     embeddings: Tensor, labels: Tensor, embedding_dim: int, num_classes: int, check_finite: bool
@@ -102,7 +104,7 @@ class DeferredCheck:
         device = embeddings.device.type
         if device == "cpu" or labels.shape[0] == 0:
             return
-        flags = _flags(embeddings, labels, num_classes)
+        flags = bad_rows(embeddings.detach(), labels, num_classes)
         if device == "meta":  # counted, and without values
             flags.clone()
             return
@@ -117,6 +119,6 @@ class DeferredCheck:
         if self._flags is None or self._arrived is None or self._labels is None:
             return None
         self._arrived.synchronize()
-        bad_label, not_finite = self._flags.tolist()
+        bad_label, not_finite = self._flags.any(0).tolist()
         labels, self._flags, self._labels = self._labels, None, None
         return value_error(bad_label, not_finite, labels, *self._limits)

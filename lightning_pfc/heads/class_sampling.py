@@ -58,11 +58,12 @@ class ClassSampling(HeadState):
         self.get_buffer(SAMPLED_PREFIX + "count").copy_(own)
 
     def _new_pass(self, batch: GlobalBatch) -> Pass:
+        step = self.step.clone()
         if self.training and self.is_subsampling:
-            sampled = self._sample(batch.all_labels, batch.labels, batch)
+            sampled = self._sample(batch.all_labels, batch.labels, batch, step)
         else:
             sampled = all_classes(batch.labels, self.shard)
-        return Pass(self.step.clone(), sampled, self.training)
+        return Pass(step, sampled, self.training)
 
     def _read_ahead(self) -> None:
         """Let a thread have the rows of the next step's negatives read, where the centers are in files."""
@@ -78,11 +79,15 @@ class ClassSampling(HeadState):
 
         files.prefetch(rows)
 
-    def _sample(self, all_labels: Tensor, labels: Tensor, batch: GlobalBatch | None = None) -> SampledClasses:
+    def _sample(
+        self, all_labels: Tensor, labels: Tensor, batch: GlobalBatch | None = None, step: Tensor | None = None
+    ) -> SampledClasses:
         with torch.no_grad():
-            return self.sampler.sample(self._sampling_context(all_labels, labels, batch))
+            return self.sampler.sample(self._sampling_context(all_labels, labels, batch, step))
 
-    def _sampling_context(self, all_labels: Tensor, labels: Tensor, batch: GlobalBatch | None) -> SamplingContext:
+    def _sampling_context(
+        self, all_labels: Tensor, labels: Tensor, batch: GlobalBatch | None, step: Tensor | None = None
+    ) -> SamplingContext:
         comm = self.comm
 
         def embeddings() -> Tensor:
@@ -97,7 +102,7 @@ class ClassSampling(HeadState):
             budget=class_budget(self.sample_rate, self.num_classes),
             shard=self.shard,
             seed=self.seed,
-            step=self.step.clone(),
+            step=self.step.clone() if step is None else step,
             state=self._sampler_state(),
             dim=self.embedding_dim,
             weight=self.weight.detach(),

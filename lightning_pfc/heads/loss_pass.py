@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 from lightning_pfc.distributed.collectives import shared_gradient, sum_over_replicas
@@ -18,6 +17,7 @@ from lightning_pfc.heads.loss_averages import LossAverages
 from lightning_pfc.heads.recomputation import Pass
 from lightning_pfc.heads.softmax import SoftmaxSpec, sharded_softmax
 from lightning_pfc.heads.softmax.target_rank import target_cosines
+from lightning_pfc.kernels.unit_embeddings import unit_embeddings
 from lightning_pfc.losses import BatchInfo, LogitSums, Loss
 from lightning_pfc.losses.auxiliary import AuxiliaryLoss
 
@@ -71,8 +71,8 @@ class LossPass:
             now: the sampled classes, and what the pass was computed with the first time.
         """
         loss, ranks = self.loss, self.comm.shard_size
-        norms = torch.linalg.vector_norm(batch.x, dim=1)
-        x = batch.x / norms.clamp(min=1e-12)[:, None] if loss.normalize else batch.x
+        units, norms = unit_embeddings(batch.embeddings)
+        x = units if loss.normalize else batch.x
         norms = shared_gradient(norms, ranks)
         info = BatchInfo(batch.labels, norms, None, self.seed, now.step, batch.sample_index())
         spec = replace(self.limits, normalize=loss.normalize, centers_per_class=loss.num_centers)
@@ -88,7 +88,7 @@ class LossPass:
         known = LogitSums(sums.negative_logsumexp, sums.negative_sum, now.sampled.num_sampled)
         state = averages | {name: shared_gradient(value, ranks) for name, value in self.learned.items()}
         losses = loss.per_sample_loss(loss.target_logits(cosine, info, state), known, info, state)
-        total = (losses if batch.weights is None else losses * batch.weights).sum() / batch.num_samples
+        total = _mean(losses if batch.weights is None else losses * batch.weights, batch.num_samples)
         seen = replace(info, target_cosine=cosine.detach())
         self.averages.finish(batch, seen, sums.negative_logsumexp, now)
         self.memory.remember(loss, x, info, now)
@@ -96,6 +96,11 @@ class LossPass:
         if self.comm.num_replicas > 1:
             total = sum_over_replicas(total, self.comm.group, ranks)
         return LossOutput(total, cosine.detach()[batch.own_samples])
+
+
+def _mean(losses: Tensor, count: int) -> Tensor:
+    """The sum of ``losses`` divided by ``count``."""
+    return losses.mean() if losses.shape[0] == count else losses.sum() / count
 
 
 def describe_logits(spec: SoftmaxSpec, loss: Loss, info: BatchInfo, averages: Mapping[str, Tensor]) -> SoftmaxSpec:

@@ -2,7 +2,13 @@
 
 import lightning_pfc.kernels.planted  # noqa: F401  inputs to try them on, and the judge of what was found
 from lightning_pfc.kernels.exponentials import exponentials_
-from lightning_pfc.kernels.targets import target_cosines, target_gradients_
+from lightning_pfc.kernels.margins import margin_logits
+from lightning_pfc.kernels.sums import begin_gradients, pack_sums, unpack_sums
+from lightning_pfc.kernels.targets import link_equal, target_cosines, target_gradients_
+from lightning_pfc.kernels.unit_embeddings import bad_rows, own_columns, unit_embeddings
 from lightning_pfc.kernels.unit_rows import gather_normalize_round
 
-__all__ = ["exponentials_", "gather_normalize_round", "target_cosines", "target_gradients_"]
+__all__ = [
+    "bad_rows", "begin_gradients", "exponentials_", "gather_normalize_round", "link_equal", "margin_logits",
+    "own_columns", "pack_sums", "target_cosines", "target_gradients_", "unit_embeddings", "unpack_sums",
+]  # fmt: skip

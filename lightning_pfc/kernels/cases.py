@@ -32,6 +32,7 @@ def compile_cases(chip: int) -> Iterator[tuple[str, Launch]]:
 
 def _calls() -> Iterator[tuple[str, Callable[[], object]]]:
     yield from _softmax_calls()
+    yield from _vector_calls()
     yield from _update_calls()
     yield "", _draw
 
@@ -55,11 +56,26 @@ def _softmax_calls() -> Iterator[tuple[str, Callable[[], object]]]:
     yield "float32", lambda: gather(weight, None, torch.float32, True)
     yield "bfloat16_rows", lambda: gather(small, index, torch.bfloat16, True)
     yield "width1024", lambda: gather(_empty(CLASSES, 1024), index, torch.bfloat16, True)
-    yield "bfloat16", lambda: calls.exponentials_(scores, kept, 64.0, 4.0, targets, None)
-    yield "in_place", lambda: calls.exponentials_(half, kept, 64.0, 4.0, targets, None)
-    yield "several_targets", lambda: calls.exponentials_(scores, kept, 64.0, 4.0, several, offsets)
+    yield "bfloat16", lambda: calls.exponentials_(scores, kept, 64.0, 4.0, targets, None, 0)
+    yield "in_place", lambda: calls.exponentials_(half, kept, 64.0, 4.0, targets, None, 0)
+    yield "several_targets", lambda: calls.exponentials_(scores, kept, 64.0, 4.0, several, offsets, 0)
     yield "", lambda: calls.target_cosines(x, weight, index, targets, True)
-    yield "", lambda: calls.target_gradients_(x, weight, index, targets, grad, x, rows, True)
+    yield "", lambda: calls.target_gradients_(x, weight, index, targets, grad, x, rows, True, 0, None)
+
+
+def _vector_calls() -> Iterator[tuple[str, Callable[[], object]]]:
+    from lightning_pfc.kernels.gpu import vector_calls
+
+    x, labels, numbers = _empty(BATCH, WIDTH), _empty(BATCH, dtype=torch.int64), _empty(BATCH)
+    half, wide = _empty(BATCH, WIDTH, dtype=torch.bfloat16), _empty(BATCH, dtype=torch.float64)
+    yield "", lambda: vector_calls.unit_embeddings(half)
+    yield "", lambda: vector_calls.unit_embeddings_backward(x, numbers, x, numbers, torch.bfloat16)
+    yield "", lambda: vector_calls.bad_rows(half, labels, CLASSES)
+    yield "", lambda: vector_calls.own_columns(labels, 0, CLASSES)
+    yield "", lambda: vector_calls.pack_sums(numbers, _empty(BATCH, 1), 1.0)
+    yield "", lambda: vector_calls.unpack_sums(_empty(2, BATCH, dtype=torch.float64), 1, torch.float32)
+    yield "", lambda: vector_calls.margin_logits(numbers, 64.0, 0.88, 0.48, 0.0, 0.99, True)
+    yield "", lambda: vector_calls.begin_gradients(x, x, wide, numbers, 64.0, 0.0, torch.bfloat16)
 
 
 def _update_calls() -> Iterator[tuple[str, Callable[[], object]]]:

@@ -11,7 +11,7 @@ from lightning_pfc.kernels.library import operation
 
 
 def _twin(
-    scores: Tensor, out: Tensor, scale: float, reference: float, targets: Tensor, offsets: Tensor | None
+    scores: Tensor, out: Tensor, scale: float, reference: float, targets: Tensor, offsets: Tensor | None, first: int
 ) -> Tensor:
     wide = torch.float64 if scores.dtype == torch.float64 else torch.float32
     in_place = out.dtype == wide and out.data_ptr() == scores.data_ptr()
@@ -19,8 +19,9 @@ def _twin(
     if offsets is not None:
         logits += offsets.to(wide)
     logits.sub_(reference).exp_()
-    for target in targets.unbind(1):
-        owned, column = target >= 0, target.clamp(min=0)[:, None]
+    last = scores.shape[1] - 1
+    for target in (targets - first).unbind(1):
+        owned, column = (target >= 0) & (target <= last), target.clamp(0, max(0, last))[:, None]
         logits.scatter_(1, column, torch.where(owned[:, None], 0.0, logits.gather(1, column)))
     if not in_place:
         out.copy_(logits)
@@ -28,15 +29,15 @@ def _twin(
 
 
 def _fake(
-    scores: Tensor, out: Tensor, scale: float, reference: float, targets: Tensor, offsets: Tensor | None
+    scores: Tensor, out: Tensor, scale: float, reference: float, targets: Tensor, offsets: Tensor | None, first: int
 ) -> Tensor:
     wide = torch.float64 if scores.dtype == torch.float64 else torch.float32
     return scores.new_empty((scores.shape[0],), dtype=wide)
 
 
 _operation = operation(
-    "exponentials_(Tensor scores, Tensor(a!) out, float scale, float reference, Tensor targets, Tensor? offsets)"
-    " -> Tensor",
+    "exponentials_(Tensor scores, Tensor(a!) out, float scale, float reference, Tensor targets, Tensor? offsets,"
+    " int first) -> Tensor",
     _twin,
     _fake,
     "lightning_pfc.kernels.gpu.calls:exponentials_",
@@ -51,6 +52,7 @@ def exponentials_(
     reference: float,
     targets: Tensor,
     offsets: Tensor | None = None,
+    first: int = 0,
     *,
     kernels: Container[str] | None = None,
 ) -> Tensor:
@@ -64,12 +66,13 @@ def exponentials_(
         out: (B, K) in the type to keep. It may be ``scores`` itself, or a view of it in a type of the same size.
         scale: of the logits.
         reference: what is taken off every logit, so that nothing overflows.
-        targets: (B, P) int64, columns of each row's targets, -1 for none.
+        targets: (B, P) int64, columns of each row's targets among all classes, -1 for none.
         offsets: (K,) floating, added to every row: -inf leaves a column out. None for nothing.
+        first: which of all columns is the first of these.
         kernels: which operations run as kernels, as :func:`~lightning_pfc.kernels.choice.choose` says.
 
     Returns:
         (B,) float32.
     """
-    sums: Tensor = _operation(scores, out, scale, reference, targets, offsets, kernels=kernels)
+    sums: Tensor = _operation(scores, out, scale, reference, targets, offsets, first, kernels=kernels)
     return sums

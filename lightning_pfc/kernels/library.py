@@ -11,14 +11,18 @@ import functools
 import importlib
 import importlib.util
 import os
-from collections.abc import Callable, Container
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
 NAMESPACE = "lightning_pfc"
 _LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")  # type: ignore[no-untyped-call]
+Launches = int | Callable[[Sequence[Any]], int]
+HOSTS = {"cpu"}
+"""Types of devices where small operations stay those of plain torch."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,13 +33,18 @@ class Operation:
         name: in ``torch.ops.lightning_pfc``.
         twin: the plain torch function.
         kernel: ``"module:function"`` of what starts the Triton kernels; the function takes what the twin takes.
-        launches: how many kernels a call starts at most, clearing of memory included.
+        launches: how many kernels a call starts at most, clearing of memory included; a function of the arguments
+            where it depends on them.
     """
 
     name: str
     twin: Callable[..., Any]
     kernel: str
-    launches: int
+    launches: Launches
+
+    def count_launches(self, args: Sequence[Any]) -> int:
+        """How many kernels a call with these arguments starts at most."""
+        return self.launches if isinstance(self.launches, int) else self.launches(args)
 
     def __call__(self, *args: Any, kernels: Container[str] | None = None) -> Any:
         """The operation.
@@ -53,7 +62,9 @@ class Operation:
         if kernels is not None:
             return self.name in kernels
         device = next(arg.device for arg in args if isinstance(arg, torch.Tensor))
-        return device.type != "cuda" or all(finds_good(self.name, device) for finds_good in JUDGES)
+        if device.type == "cuda":
+            return all(finds_good(self.name, device) for finds_good in JUDGES)
+        return device.type in ("cpu", "meta")  # there is no kernel for any other
 
     @property
     def writes(self) -> list[bool]:
@@ -75,7 +86,14 @@ JUDGES: list[Callable[[str, torch.device], bool]] = []
 """Who says whether an operation's kernel is used on a GPU; see :mod:`lightning_pfc.kernels.choice`."""
 
 
-def operation(schema: str, twin: Callable[..., Any], fake: Callable[..., Any], kernel: str, launches: int) -> Operation:
+def takes_kernels(x: Tensor) -> bool:
+    """Whether the small operations around ``x`` are those of this package: on an accelerator, but for float64."""
+    return x.device.type not in HOSTS and x.dtype != torch.float64
+
+
+def operation(
+    schema: str, twin: Callable[..., Any], fake: Callable[..., Any], kernel: str, launches: Launches
+) -> Operation:
     """Register an operation.
 
     Args:

@@ -5,7 +5,7 @@ In half precision p - 1 is 0 from p = 1 - 1e-3 on, and with it the gradient of e
 
 from __future__ import annotations
 
-from collections.abc import Container
+from collections.abc import Container, Sequence
 from typing import Any
 
 import torch
@@ -46,6 +46,8 @@ def _gradients_twin(
     x_grad: Tensor | None,
     row_grad: Tensor | None,
     normalize: bool,
+    first: int,
+    following: Tensor | None,
 ) -> None:
     if weight.shape[0] == 0 or (index is not None and index.shape[0] == 0):
         return
@@ -54,13 +56,33 @@ def _gradients_twin(
         x_grad += torch.bmm((grad * inverse)[:, None].to(rows.dtype), rows)[:, 0].to(x_grad.dtype)
     if row_grad is not None:
         entries = grad[:, :, None] * x[:, None]
-        owned = targets.flatten() >= 0
+        columns = targets.flatten() - first
+        owned = (targets.flatten() >= 0) & (columns >= 0) & (columns < row_grad.shape[0])
         entries = (entries.flatten(0, 1) * owned[:, None]).to(row_grad.dtype)
-        row_grad.index_add_(0, targets.flatten().clamp(min=0), entries)
+        row_grad.index_add_(0, columns.clamp(0, max(0, row_grad.shape[0] - 1)), entries)
 
 
 def _gradients_fake(*args: Any) -> None:
     return None
+
+
+def _gradient_launches(args: Sequence[Any]) -> int:
+    x_grad, row_grad, following = args[5], args[6], args[9]
+    return (x_grad is not None) + (row_grad is not None) * (1 if following is not None else 2)
+
+
+def _links_twin(targets: Tensor) -> Tensor:
+    flat = targets.flatten()
+    place = torch.arange(flat.shape[0], device=flat.device)
+    equal = flat[:, None] == flat[None, :]
+    later = torch.where(equal & (place[None, :] > place[:, None]), place[None, :], flat.shape[0])
+    following = later.amin(1) if flat.shape[0] else place
+    leads = ~(equal & (place[None, :] < place[:, None])).any(1)
+    return torch.where(leads, -1 - following, following).to(torch.int32)
+
+
+def _links_fake(targets: Tensor) -> Tensor:
+    return targets.new_empty((targets.numel(),), dtype=torch.int32)
 
 
 _cosines = operation(
@@ -72,11 +94,18 @@ _cosines = operation(
 )
 _gradients = operation(
     "target_gradients_(Tensor x, Tensor weight, Tensor? index, Tensor targets, Tensor grad, Tensor(a!)? x_grad,"
-    " Tensor(b!)? row_grad, bool normalize) -> ()",
+    " Tensor(b!)? row_grad, bool normalize, int first, Tensor? following) -> ()",
     _gradients_twin,
     _gradients_fake,
     "lightning_pfc.kernels.gpu.calls:target_gradients_",
-    launches=3,
+    launches=_gradient_launches,
+)
+_links = operation(
+    "link_equal(Tensor targets) -> Tensor",
+    _links_twin,
+    _links_fake,
+    "lightning_pfc.kernels.gpu.calls:link_equal",
+    launches=1,
 )
 
 
@@ -115,6 +144,8 @@ def target_gradients_(
     x_grad: Tensor | None,
     row_grad: Tensor | None,
     normalize: bool = True,
+    first: int = 0,
+    following: Tensor | None = None,
     *,
     kernels: Container[str] | None = None,
 ) -> None:
@@ -127,11 +158,23 @@ def target_gradients_(
         targets: (B, P) int64, as there.
         grad: (B, P) float32, derivative of the loss by each cosine; whatever it is where there is no target.
         x_grad: (B, D), added to; None for none.
-        row_grad: (K, D), added to; None for none. Rows that several entries share are added up in the order of entries.
+        row_grad: (n, D), added to; None for none. Rows that several entries share are added up in the order of entries.
         normalize: as there.
+        first: which of the K rows is the first of ``row_grad``.
+        following: from :func:`link_equal`, where the same targets come with several parts of the rows; None finds it.
         kernels: as there.
     """
-    _gradients(x, weight, index, targets, grad, x_grad, row_grad, normalize, kernels=kernels)
+    _gradients(x, weight, index, targets, grad, x_grad, row_grad, normalize, first, following, kernels=kernels)
+
+
+def link_equal(targets: Tensor, *, kernels: Container[str] | None = None) -> Tensor:
+    """For each entry of ``targets`` (B, P) the next one with the same target, so that sums have a fixed order.
+
+    Returns:
+        (B P,) int32: the next entry, B P if there is none; -1 minus that for the first entry of its kind.
+    """
+    following: Tensor = _links(targets, kernels=kernels)
+    return following
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from lightning_pfc.losses.base import Loss
 from lightning_pfc.losses.batch_info import BatchInfo, State
-from lightning_pfc.losses.margins import MarginGrad, angle, with_margin_grad
+from lightning_pfc.losses.margins import MarginGrad, angular_margin
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,5 +36,4 @@ class ArcFace(Loss):
 
     def target_logits(self, cosine: Tensor, batch: BatchInfo, state: State) -> Tensor:
         """``s cos(theta + m)``, (B,) -> (B,)."""
-        modified = torch.cos(angle(cosine) + self.margin)
-        return self.scale * with_margin_grad(cosine, modified, self.margin_grad)
+        return angular_margin(cosine, self.scale, self.margin, 0.0, self.margin_grad)

@@ -13,7 +13,7 @@ from typing_extensions import Self
 from lightning_pfc.ignored import warn_ignored
 from lightning_pfc.losses.base import Loss
 from lightning_pfc.losses.batch_info import BatchInfo, State
-from lightning_pfc.losses.margins import BeyondPi, MarginGrad, angle, psi, with_margin_grad
+from lightning_pfc.losses.margins import BeyondPi, MarginGrad, angle, angular_margin, psi, with_margin_grad
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +62,8 @@ class CombinedMargin(Loss):
 
     def target_logits(self, cosine: Tensor, batch: BatchInfo, state: State) -> Tensor:
         """``s (cos(m1 theta + m2) - m3)``, (B,) -> (B,)."""
+        if not isinstance(self.m1, Tensor) and self.m1 == 1.0:
+            return angular_margin(cosine, self.scale, self.m2, self.m3, self.margin_grad)
         theta = self.m1 * angle(cosine) + self.m2
         falls_on = self._has_factor and self.beyond_pi == "psi"
         modified = (psi(theta) if falls_on else torch.cos(theta)) - self.m3

@@ -7,6 +7,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from lightning_pfc.kernels.library import takes_kernels
+from lightning_pfc.kernels.margins import margin_logits
+
 MarginGrad = Literal["exact", "straight_through"]
 BeyondPi = Literal["psi", "cosine"]
 
@@ -30,6 +33,19 @@ def with_easy_margin(cosine: Tensor, modified: Tensor) -> Tensor:
 def angle(cosine: Tensor) -> Tensor:
     """The angle arccos(cosine) in radians, with the cosine kept one float32 step inside (-1, 1) for its derivative."""
     return torch.arccos(cosine.clamp(-COSINE_LIMIT, COSINE_LIMIT))
+
+
+def angular_margin(
+    cosine: Tensor, scale: float, m2: float | Tensor, m3: float | Tensor, margin_grad: MarginGrad
+) -> Tensor:
+    """``scale (cos(theta + m2) - m3)`` from cos(theta), (B,) -> (B,): one kernel on an accelerator.
+
+    The derivative is that of ``margin_grad``; cosines beyond :data:`COSINE_LIMIT` count as that.
+    """
+    if takes_kernels(cosine) and not isinstance(m2, Tensor) and not isinstance(m3, Tensor):
+        return margin_logits(cosine, scale, m2, m3, COSINE_LIMIT, exact=margin_grad == "exact")
+    modified = torch.cos(angle(cosine) + m2) - m3
+    return scale * with_margin_grad(cosine, modified, margin_grad)
 
 
 def psi(angle: Tensor) -> Tensor:

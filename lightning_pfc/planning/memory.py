@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import torch
 
-from lightning_pfc.heads.softmax.chunking import chunk_width
+from lightning_pfc.heads.softmax.chunking import bytes_to_keep, chunk_width
 from lightning_pfc.keyed_random.permutation import Permutation
 from lightning_pfc.optim.rows import CHUNK_BYTES, DEFAULT_CHUNK_BYTES
 from lightning_pfc.planning.setup import Setup
@@ -70,7 +70,8 @@ def _terms(s: Setup) -> list[Term]:
     device = torch.device(s.device)
     chunk = min(chunk_width(batch, k, width, device, kept_bytes=size, budget=s.memory_budget), k)
     scores = 4 * batch * chunk
-    kept = size * batch * (k if size * batch * k <= s.memory_budget else s.memory_budget // max(1, size * batch))
+    budget = bytes_to_keep(chunk, batch, width, device, kept_bytes=size, budget=s.memory_budget)
+    kept = size * batch * (k if size * batch * k <= budget else budget // max(1, size * batch))
     again = size * batch * chunk if kept < size * batch * k else 0  # those of one chunk, computed again
     cast = k * width * stored if s.dtype != "float32" else 0  # the gradient in the type of the centers
     gradient = 0 if s.update_in_backward else 4 * k * width + (0 if s.is_dense else cast)

@@ -93,12 +93,13 @@ class WorkLog(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def _describe(self, func: Any, args: Any, kwargs: Any, result: Any) -> Work | None:
         name = func._schema.name.partition("::")[2]
-        given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        read = {key: value for key, value in kwargs.items() if key != "out"}  # written only, and among the results
+        given = [leaf for leaf in tree_leaves((args, read)) if isinstance(leaf, Tensor)]
         made = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
         if func.is_view or name in _NOTHING or not any(self._counts(x) for x in (*given, *made)):
             return None
         if func.namespace == NAMESPACE:
-            return Work(name, OPERATIONS[name].launches, operation_bytes(name, args, made))
+            return Work(name, OPERATIONS[name].count_launches(args), operation_bytes(name, args, made))
         flops = int(flop_registry[func.overloadpacket](*args, **kwargs, out_val=result)) if _counted(func) else 0
         dtype = given[-1].dtype if flops else None
         return Work(name, 1, _bytes(name, given, made), flops, dtype, name in _WAITS)
@@ -150,7 +151,7 @@ def _unit_rows(args: Sequence[Any], made: Sequence[Tensor]) -> int:
 
 @_formula("exponentials_")
 def _exponentials(args: Sequence[Any], made: Sequence[Tensor]) -> int:
-    scores, out, _, _, targets, offsets = args
+    scores, out, _, _, targets, offsets, _ = args
     return size_of(scores, out, targets, offsets, *made)
 
 
@@ -162,7 +163,7 @@ def _target_cosines(args: Sequence[Any], made: Sequence[Tensor]) -> int:
 
 @_formula("target_gradients_")
 def _target_gradients(args: Sequence[Any], made: Sequence[Tensor]) -> int:
-    x, weight, _, targets, grad, x_grad, row_grad, _ = args
+    x, weight, _, targets, grad, x_grad, row_grad, *_ = args
     entries, width = int(targets.numel()), int(weight.shape[1])
     total = 2 * size_of(targets, grad)
     if x_grad is not None:
@@ -170,6 +171,19 @@ def _target_gradients(args: Sequence[Any], made: Sequence[Tensor]) -> int:
     if row_grad is not None:
         total += size_of(x) + 2 * entries * width * row_grad.element_size() + entries * 8
     return total
+
+
+@_formula("link_equal")
+def _link_equal(args: Sequence[Any], made: Sequence[Tensor]) -> int:
+    return size_of(*args, *made)
+
+
+def _every_tensor(args: Sequence[Any], made: Sequence[Tensor]) -> int:
+    return size_of(*(x for x in args if isinstance(x, Tensor)), *made)
+
+
+_VECTORS = ("unit_embeddings", "unit_embeddings_backward", "bad_rows", "own_columns", "pack_sums", "unpack_sums")
+_FORMULAS.update(dict.fromkeys((*_VECTORS, "begin_gradients", "margin_logits"), _every_tensor))
 
 
 def _update(tensors: Sequence[Tensor | None], grad: Tensor, index: Tensor | None) -> int:

@@ -34,6 +34,7 @@ def check(labels: torch.Tensor, own: torch.Tensor, shard: ClassShard, budget: in
         one, other = getattr(found, name), getattr(expected, name)
         assert one.dtype == other.dtype
         assert torch.equal(one, other), name
+    assert found.num_valid == found.valid.sum()
     exact = sample_uniform(labels, own, shard, budget, SEED, torch.tensor(step), static_shapes=False)
     assert torch.equal(found.index[found.valid], exact.index)
     assert torch.equal(found.columns, exact.columns)

@@ -62,7 +62,7 @@ def test_exponentials_leave_targets_and_padding_out(shape, positives, dtype):
         out = torch.full(shape, torch.nan, dtype=dtype)
         sums = kernels.exponentials_(scores, out, 3.0, 4.0, targets, given)
         expected = torch.empty(shape, dtype=torch.float64)
-        OPERATIONS["exponentials_"].twin(scores.double(), expected, 3.0, 4.0, targets, given)
+        OPERATIONS["exponentials_"].twin(scores.double(), expected, 3.0, 4.0, targets, given, 0)
         assert ((out.double() - expected).abs() <= (ROUNDING[dtype] + 2e-6) * expected + 2.0**-25).all()
         assert torch.allclose(sums.double(), out.double().sum(1), rtol=1e-6, atol=0)
         assert (out.gather(1, targets.clamp(min=0))[targets >= 0] == 0).all()
@@ -110,7 +110,7 @@ def test_cosines_and_gradients_of_targets(width, normalize):
         expected = found[0].double(), found[1].double()
         kernels.target_gradients_(x, weight, rows, targets, grad, *found, normalize)
         OPERATIONS["target_gradients_"].twin(
-            x.double(), weight.double(), rows, targets, grad.double(), *expected, normalize
+            x.double(), weight.double(), rows, targets, grad.double(), *expected, normalize, 0, None
         )
         for one, other in zip(found, expected, strict=True):
             assert relative(one, other) < 1e-6

@@ -30,12 +30,12 @@ def _twin(
     budget: int,
     seed: Sequence[int],
     *sizes: Any,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     shard = ClassShard(num_classes, rank, ranks)
     drawn = sample_uniform(all_labels, labels, shard, budget, seed[0] | seed[1] << 32, step, static_shapes=True)
     assert drawn.index is not None
     assert drawn.valid is not None
-    return drawn.index, drawn.valid, drawn.columns, drawn.num_sampled
+    return drawn.index, drawn.valid, drawn.columns, drawn.num_sampled, drawn.valid.sum()
 
 
 def _fake(
@@ -50,14 +50,15 @@ def _fake(
     sides: Sequence[int],
     length: int,
     size: int,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     index = labels.new_empty((size,))
-    return index, index.new_empty((size,), dtype=torch.bool), torch.empty_like(labels), labels.new_empty(())
+    valid = index.new_empty((size,), dtype=torch.bool)
+    return index, valid, torch.empty_like(labels), labels.new_empty(()), labels.new_empty(())
 
 
 _operation = operation(
     "draw_uniform(Tensor all_labels, Tensor labels, Tensor step, int num_classes, int rank, int ranks, int budget,"
-    " int[] seed, int[] sides, int length, int size) -> (Tensor, Tensor, Tensor, Tensor)",
+    " int[] seed, int[] sides, int length, int size) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
     _twin,
     _fake,
     "lightning_pfc.kernels.gpu.drawing:draw_uniform",
@@ -81,8 +82,8 @@ def draw_uniform(
     The arguments are those; the budget is below the number of classes, and there are at most 2^31.
     """
     arguments = _arguments(all_labels, labels, shard, budget, seed, step)
-    index, valid, columns, num_sampled = _operation(*arguments, kernels=kernels)
-    return SampledClasses(index, columns, num_sampled, valid)
+    index, valid, columns, num_sampled, num_valid = _operation(*arguments, kernels=kernels)
+    return SampledClasses(index, columns, num_sampled, valid, num_valid=num_valid)
 
 
 def draw_sample(

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from lightning_pfc.distributed.shard import ClassShard
 from lightning_pfc.heads.softmax.spec import SampledRows
+from lightning_pfc.kernels.unit_embeddings import own_columns
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,7 @@ class SampledClasses:
         valid: (k,) bool, False where ``index`` is padding (static shapes only); None means all are real.
         log_weight: (k,) float, logarithm of how often a class counts as a negative: 0 is once, ``-log p`` makes up for
             a class that is drawn with probability p only, ``-inf`` leaves it out; None means once each.
+        num_valid: () int64 tensor, how many of ``index`` are real, where somebody has counted; these come first.
     """
 
     index: Tensor | None
@@ -32,11 +34,12 @@ class SampledClasses:
     num_sampled: Tensor
     valid: Tensor | None = None
     log_weight: Tensor | None = None
+    num_valid: Tensor | None = None
 
     @property
     def rows(self) -> SampledRows:
         """What the softmax has to know of them."""
-        return SampledRows(self.index, self.num_sampled, self.valid, self.log_weight)
+        return SampledRows(self.index, self.num_sampled, self.valid, self.log_weight, self.num_valid)
 
     @property
     def targets(self) -> Tensor:
@@ -46,9 +49,8 @@ class SampledClasses:
 
 def all_classes(labels: Tensor, shard: ClassShard) -> SampledClasses:
     """Nothing is left out: rate 1, and evaluation."""
-    local = labels - shard.start
-    owned = (labels >= shard.start) & (labels < shard.stop)
-    return SampledClasses(None, torch.where(owned, local, -1), labels.new_full((), shard.num_classes))
+    columns = own_columns(labels, shard.start, shard.stop)
+    return SampledClasses(None, columns, labels.new_full((), shard.num_classes))
 
 
 def columns_of(labels: Tensor, index: Tensor, shard: ClassShard) -> Tensor:

@@ -128,8 +128,8 @@ class UpdateCentersInBackward(CenterGradSink):
 
     def written(self, low: int, high: int, grad: Tensor, *, of_units: bool = False) -> None:
         """Step the rows."""
-        weight, valid = self.chunks.weight, self.chunks.rows.valid
-        real = None if valid is None else valid[low:high].sum().to(weight.device)
+        weight, real = self.chunks.weight, self.chunks.rows.count_valid(low, high)
+        real = None if real is None else real.to(weight.device)
         grad = all_reduce(grad, self.chunks.spec.replica_group).to(weight.device)
         self._update.apply(self.chunks.stored_ids(low, high), grad, num_real=real, projects=of_units)
 

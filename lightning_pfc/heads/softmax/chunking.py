@@ -13,6 +13,7 @@ MEMORY_PROFILES = ("lean", "fast")
 """Words for a memory budget: keep nothing from forward to backward, or everything."""
 
 _CPU_BUDGET = 512 << 20
+_SHARE_OF_BUDGET = 4  # a quarter of it for the chunk that is worked on, where not all can be kept
 _SHARE_OF_DEVICE = 16  # a sixteenth of what the device has altogether
 _CPU_CHUNK_BYTES = 16 << 20  # centers and scores of a chunk, together: about what stays in the cache of two cores
 _NARROWEST = 256
@@ -47,6 +48,10 @@ def budget_bytes(memory_budget: int | str | None, device: torch.device) -> int:
 def chunk_width(batch: int, num_rows: int, dim: int, device: torch.device, *, kept_bytes: int, budget: int) -> int:
     """Classes of a chunk of a pass that keeps exponentials, where nobody chose.
 
+    On a GPU a chunk is as wide as the budget allows: with all exponentials kept, what they leave; else a quarter of it.
+    So a step starts few kernels; with a small budget a chunk has a tile for each multiprocessor, whose scores stay in
+    the L2 cache.
+
     Args:
         batch: B.
         num_rows: K.
@@ -55,9 +60,24 @@ def chunk_width(batch: int, num_rows: int, dim: int, device: torch.device, *, ke
         kept_bytes: of one exponential.
         budget: bytes that may be kept.
     """
-    if device.type != "cpu" and num_rows * (batch * (kept_bytes + 4) + dim * 8) <= budget:
-        return max(1, num_rows)  # scores, exponentials, rows and unit rows of all classes fit: no loop
-    return _device_width(batch, dim, device)
+    if device.type == "cpu":
+        return _device_width(batch, dim, device)
+    room = max(budget - num_rows * batch * kept_bytes, budget // _SHARE_OF_BUDGET)
+    most = max(_device_width(batch, dim, device), room // _working_bytes(batch, dim, kept_bytes))
+    loops = max(1, -(-num_rows // most))
+    return max(1, -(-num_rows // loops))  # all chunks alike
+
+
+def _working_bytes(batch: int, dim: int, kept_bytes: int) -> int:
+    """What a chunk needs for each of its classes while it is worked on: scores, exponentials, unit rows, gradient."""
+    return batch * (4 + kept_bytes) + dim * 8
+
+
+def bytes_to_keep(width: int, batch: int, dim: int, device: torch.device, *, kept_bytes: int, budget: int) -> int:
+    """What of a budget is left for exponentials that are kept; on a GPU the rest is for a chunk that is worked on."""
+    if device.type == "cpu":
+        return budget
+    return max(0, budget - width * _working_bytes(batch, dim, kept_bytes))
 
 
 def num_kept(ranges: Sequence[tuple[int, int]], row_bytes: int, budget: int) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from lightning_pfc.buffers.host_rows import is_offloaded, stage_pinned
 from lightning_pfc.buffers.scratch import scratch
+from lightning_pfc.heads.softmax.chunking import chunk_width
 from lightning_pfc.heads.softmax.matmul import matmul
 from lightning_pfc.heads.softmax.spec import SampledRows, SoftmaxSpec
 from lightning_pfc.heads.softmax.targets import ChunkTargets
@@ -17,10 +19,14 @@ from lightning_pfc.heads.softmax.targets import ChunkTargets
 NORM_EPS = 1e-12  # as torch.nn.functional.normalize
 _CHUNK_ELEMENTS = 1 << 21  # logits of one chunk: 8 MiB of float32; fewer, larger products won over staying in cache
 _LARGEST_CHUNK = 4096  # classes
+_BUFFERS = 3  # of the size of a chunk's scores: those themselves, the gradient, and what it comes from
 
 
-def default_chunk_size(batch: int) -> int:
-    """Default number of classes per chunk for a given batch size."""
+def default_chunk_size(x: Tensor, num_rows: int, budget: int) -> int:
+    """Default number of classes of a chunk, of ``num_rows`` and for embeddings ``x`` (B, D)."""
+    batch, dim = x.shape
+    if x.device.type != "cpu":
+        return chunk_width(batch, num_rows, dim, x.device, kept_bytes=_BUFFERS * x.element_size(), budget=budget)
     return max(256, min(_LARGEST_CHUNK, _CHUNK_ELEMENTS // max(batch, 1)))
 
 
@@ -80,14 +86,13 @@ class ClassChunks:
         if self.offloaded and self.stored_index is not None:
             self.stored_index = self.stored_index.to(weight.device)
         self.num_rows = weight.shape[0] if self.index is None else self.index.shape[0]
-        size = spec.chunk_size or default_chunk_size(x.shape[0])
+        size = spec.chunk_size or default_chunk_size(x, self.num_rows, spec.memory_budget)
         self.ranges = [(low, min(low + size, self.num_rows)) for low in range(0, self.num_rows, size)]
         self.width = max((high - low for low, high in self.ranges), default=0)
         gathers = self.index is not None or weight.dtype != x.dtype or self.offloaded
         shape = (self.width, weight.shape[1])
         self._centers = scratch(shape, x) if gathers else None
         self._stored = scratch(shape, x, weight.dtype) if weight.dtype != x.dtype and not self.offloaded else None
-        self._offsets = rows.logit_offsets(x.dtype)
 
     @property
     def centers_per_class(self) -> int:
@@ -128,6 +133,10 @@ class ClassChunks:
     def offsets(self, low: int, high: int) -> Tensor | None:
         """What is added to the negatives' logits of a chunk, (n,); None for nothing."""
         return None if self._offsets is None else self._offsets[low:high]
+
+    @functools.cached_property
+    def _offsets(self) -> Tensor | None:
+        return self.rows.logit_offsets(self.x.dtype)
 
     def centers(self, low: int, high: int) -> Tensor:
         """Centers (n, D) of a chunk in the compute dtype, or what takes their place; (n, k D) with k a class."""

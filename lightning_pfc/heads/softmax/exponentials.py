@@ -20,6 +20,7 @@ from lightning_pfc.heads.softmax.matmul import has_fast_bfloat16, matmul
 from lightning_pfc.heads.softmax.precision import Arithmetic
 from lightning_pfc.heads.softmax.targets_apart import TargetsApart
 from lightning_pfc.kernels.exponentials import exponentials_
+from lightning_pfc.kernels.library import takes_kernels
 
 LARGEST_SCALE = 73.0
 """exp(z) of every logit in [-scale, scale] is a normal float32, and a sum of 10^9 of them finite, up to this scale."""
@@ -38,7 +39,8 @@ def reference_of(scale: float, *, fused: bool) -> float:
 
 def can_fuse(x: Tensor, arithmetic: Arithmetic) -> bool:
     """Whether product and exponential are one pass for these embeddings."""
-    return x.device.type == "cpu" and type(x) is Tensor and arithmetic.precision == "bfloat16" and _FUSED_WORKS
+    on_cpu = x.device.type == "cpu" and type(x) is Tensor and not takes_kernels(x)
+    return on_cpu and arithmetic.precision == "bfloat16" and _FUSED_WORKS
 
 
 def too_small(sums: Tensor, num_rows: int) -> bool:
@@ -81,9 +83,11 @@ def chunk_exponentials(
     if fused:
         bias = units.new_full((units.shape[0],), -reference, dtype=torch.float32)
         out.copy_(_sigmoid_of_product(queries, units, bias if offsets is None else bias.add_(offsets)))
-    elif queries.device.type != "cpu":
+    elif takes_kernels(queries):
         scores = matmul(queries, units.t(), arithmetic.precision)
-        return exponentials_(scores, out, 1.0, reference, targets.within(chunk), offsets, kernels=kernels)
+        return exponentials_(
+            scores, out, 1.0, reference, targets.columns, offsets, targets.first(chunk), kernels=kernels
+        )
     else:
         direct = out.dtype == queries.dtype and arithmetic.precision in ("float32", "tf32")
         scores = matmul(queries, units.t(), arithmetic.precision, out=out if direct else None)

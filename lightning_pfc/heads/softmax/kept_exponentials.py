@@ -17,8 +17,10 @@ is ``s x . (sum of unit rows)`` and needs no pass over scores.
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -28,10 +30,11 @@ from lightning_pfc.heads.softmax.center_gradients import CenterGradSink
 from lightning_pfc.heads.softmax.class_chunks import ClassChunks
 from lightning_pfc.heads.softmax.exponentials import chunk_exponentials, reference_of, too_small
 from lightning_pfc.heads.softmax.matmul import matmul, round_operand
-from lightning_pfc.heads.softmax.online_logsumexp import wide_dtype
 from lightning_pfc.heads.softmax.precision import ARITHMETIC, Arithmetic
 from lightning_pfc.heads.softmax.targets_apart import TargetsApart
 from lightning_pfc.heads.softmax.unit_rows import center_gradient_, unit_rows
+from lightning_pfc.kernels.library import takes_kernels
+from lightning_pfc.kernels.sums import begin_gradients, wide_dtype
 from lightning_pfc.kernels.unit_rows import gather_normalize_round
 
 
@@ -53,15 +56,40 @@ class Kept(NamedTuple):
 
     Attributes:
         exponentials: flat, of the chunks that are kept, (B, n) one after the other.
-        inverse: (K,) 1 / |w|.
+        inverse: 1 / |w| of every chunk, (n,) each.
         x_sums: (B, D) ``E U``; None where no gradient of the embeddings is wanted, or it is computed later.
         unit_sum: (D,) sum of the unit rows, where the sum of the logits is wanted.
     """
 
     exponentials: Tensor
-    inverse: Tensor
+    inverse: tuple[Tensor, ...]
     x_sums: Tensor | None
     unit_sum: Tensor | None
+
+    @classmethod
+    def of(cls, tensors: Sequence[Any]) -> Kept:
+        """From what :attr:`tensors` gave."""
+        exponentials, x_sums, unit_sum, *inverse = tensors
+        return cls(exponentials, tuple(inverse), x_sums, unit_sum)
+
+    @property
+    def tensors(self) -> list[Tensor | None]:
+        """All of them, in one list."""
+        return [self.exponentials, self.x_sums, self.unit_sum, *self.inverse]
+
+
+class Begun(NamedTuple):
+    """What a backward pass begins with.
+
+    Attributes:
+        factors: (B,) c.
+        weighted: (B, D) c X in the dtype of an operand; no rows where that is not wanted.
+        x_grad: (B, D) c E U; None where it is still to be computed.
+    """
+
+    factors: Tensor
+    weighted: Tensor
+    x_grad: Tensor | None
 
 
 class ClassExponentials:
@@ -77,9 +105,16 @@ class ClassExponentials:
         self.chunks, self.x, self.targets, self.plan = chunks, chunks.x, targets, plan
         self.arithmetic: Arithmetic = ARITHMETIC[chunks.spec.precision]
         self._valid = chunks.rows.valid
-        self._queries = round_operand(self.x * chunks.spec.scale, self.arithmetic.precision)
         self._kept_dtype = self.x.dtype if self.arithmetic.kept == torch.float32 else self.arithmetic.kept
         self._spare: Tensor | None = None
+
+    @functools.cached_property
+    def _queries(self) -> Tensor:
+        """Embeddings of length ``scale`` as operands."""
+        x, scale, operands = self.x, self.chunks.spec.scale, self.arithmetic.operands
+        if takes_kernels(x) and operands != torch.float32 and self.arithmetic.precision != "float16x3":
+            return torch.mul(x, scale, out=torch.empty_like(x, dtype=operands))  # multiplied and rounded in one kernel
+        return round_operand(x * scale, self.arithmetic.precision)
 
     @property
     def reference(self) -> float:
@@ -94,31 +129,38 @@ class ClassExponentials:
     # --- forward ------------------------------------------------------------------------------------------------------
 
     def forward(self, *, wants_x_grad: bool) -> tuple[Tensor, Kept]:
-        """Sums (B,) of this rank's exponentials in the compute dtype's wide companion, and what backward needs."""
+        """Sums (B,) of this rank's exponentials, in float64 where there are several chunks, and what backward needs."""
         x, ranges = self.x, self.chunks.ranges
         stored = sum(high - low for low, high in ranges[: self.plan.num_kept]) * x.shape[0]
-        kept = Kept(
-            scratch((stored,), x, self._kept_dtype),
-            x.new_empty(self.chunks.num_rows),
-            torch.zeros_like(x) if wants_x_grad and self.sums_forward else None,
-            x.new_zeros(x.shape[1]) if self.chunks.spec.sums_logits else None,
-        )
-        sums = x.new_zeros(x.shape[0], dtype=wide_dtype(x))
+        room = scratch((stored,), x, self._kept_dtype)
+        inverses, sums, x_sums = [], None, None
+        unit_sum = x.new_zeros(x.shape[1]) if self.chunks.spec.sums_logits else None
         for number, (low, high) in enumerate(ranges):
-            operand, kept.inverse[low:high] = self._unit_operand(low, high)
-            exponentials = self._room(number, kept.exponentials)
-            sums += self._fill(number, operand, exponentials)
-            if kept.x_sums is not None:
-                self._add_x_sums(kept.x_sums, exponentials, operand)
-            if kept.unit_sum is not None:
+            operand, inverse = self._unit_operand(low, high)
+            inverses.append(inverse)
+            exponentials = self._room(number, room)
+            sums = self._add_sums(sums, self._fill(number, operand, exponentials))
+            if wants_x_grad and self.sums_forward:
+                x_sums = self._add_x_sums(x_sums, exponentials, operand)
+            if unit_sum is not None:
                 units, valid = unit_rows(self.chunks.centers(low, high))[0], self._valid
-                kept.unit_sum.add_(units.sum(0) if valid is None else valid[low:high].to(units.dtype) @ units)
-        return sums, kept
+                unit_sum.add_(units.sum(0) if valid is None else valid[low:high].to(units.dtype) @ units)
+        if sums is None:  # nothing of this step lives here
+            sums = x.new_zeros(x.shape[0])
+        if x_sums is None and wants_x_grad and self.sums_forward:
+            x_sums = torch.zeros_like(x)
+        return sums, Kept(room, tuple(inverses), x_sums, unit_sum)
+
+    def _add_sums(self, sums: Tensor | None, found: Tensor) -> Tensor:
+        """Those of one chunk added to those of the chunks before, in a wide dtype."""
+        if sums is None:
+            return found if len(self.chunks.ranges) == 1 else found.to(wide_dtype(found))
+        return sums.add_(found)
 
     def _unit_operand(self, low: int, high: int) -> tuple[Tensor, Tensor]:
         """Unit rows (n, D) of a chunk as operands, and 1 / |w| (n,)."""
         chunks, precision = self.chunks, self.arithmetic.precision
-        if self.x.device.type == "cpu" or self.x.dtype != torch.float32 or chunks.offloaded or precision == "float16x3":
+        if not takes_kernels(self.x) or chunks.offloaded or precision == "float16x3":
             units, inverse = unit_rows(chunks.centers(low, high))
             return round_operand(units, precision), inverse
         ids = chunks.stored_ids(low, high)
@@ -152,45 +194,68 @@ class ClassExponentials:
             self._spare = scratch((batch * self.chunks.width,), self.x, self._kept_dtype)
         return self._spare[: (high - low) * batch].view(batch, high - low)
 
-    def _add_x_sums(self, x_sums: Tensor, exponentials: Tensor, units: Tensor) -> None:
+    def _add_x_sums(self, x_sums: Tensor | None, exponentials: Tensor, units: Tensor) -> Tensor:
         precision = self.arithmetic.gradients
+        if x_sums is None:
+            return matmul(exponentials, units, precision, may_round_result=True)
         if precision == "float32":
-            x_sums.addmm_(exponentials, units)
-        else:
-            x_sums.add_(matmul(exponentials, units, precision, may_round_result=True))
+            return x_sums.addmm_(exponentials, units)
+        return x_sums.add_(matmul(exponentials, units, precision, may_round_result=True))
 
     # --- backward -----------------------------------------------------------------------------------------------------
 
+    def begin_backward(self, kept: Kept, logsumexp: Tensor, grad: Tensor, *, wants_centers: bool) -> Begun:
+        """What both gradients begin with.
+
+        Args:
+            kept: by the forward pass.
+            logsumexp: (B,) of all ranks, wide.
+            grad: (B,) what comes back to it.
+            wants_centers: whether there is a gradient of the centers.
+        """
+        dtype = ARITHMETIC[self.arithmetic.gradients].operands if self.sums_forward and wants_centers else None
+        if self.x.dtype == torch.float64 and dtype == torch.float32:
+            dtype = torch.float64
+        ready = kept.x_sums if takes_kernels(self.x) else None  # on a CPU it is multiplied and added up in one pass
+        factors, weighted, x_grad = begin_gradients(
+            self.x, ready, logsumexp, grad, self.chunks.spec.scale, self.reference, dtype,
+            kernels=None if takes_kernels(self.x) else (),
+        )  # fmt: skip
+        return Begun(factors, weighted, None if ready is None else x_grad)
+
     def backward(
-        self, kept: Kept, factors: Tensor, target_grad: Tensor, everywhere: Tensor | None, sink: CenterGradSink
+        self,
+        kept: Kept,
+        begun: Begun,
+        target_grad: Tensor,
+        everywhere: Tensor | None,
+        sink: CenterGradSink,
     ) -> Tensor | None:
         """The centers' gradient into ``sink``; the embeddings' (B, D) where the forward pass did not sum for it.
 
         Args:
             kept: by the forward pass.
-            factors: (B,) c.
+            begun: by :meth:`begin_backward`.
             target_grad: (B, P) of the targets' cosines.
             everywhere: (D,) added to the gradient of every valid unit row; None for nothing.
             sink: takes the gradients, chunk by chunk.
         """
         late = None if self.sums_forward else torch.zeros_like(self.x)
-        weighted = self.x * factors[:, None]
-        if late is None:
-            if not sink.is_wanted:
-                return None
-            weighted = round_operand(weighted, self.arithmetic.gradients)
+        if late is None and not sink.is_wanted:
+            return None
+        weighted = self.x if late is not None else round_operand(begun.weighted, self.arithmetic.gradients)
         for number, (low, high) in enumerate(self.chunks.ranges):
             of_units = sink.takes_unit_grad and late is None
-            rows = kept.inverse[:0] if of_units else self.chunks.centers(low, high)  # not read where not needed
-            inverse = kept.inverse[low:high]
+            rows = self.x[:0] if of_units else self.chunks.centers(low, high)  # not read where not needed
+            inverse = kept.inverse[number]
             exponentials = self._again(number, kept)
             if late is not None:  # slopes first: what is split into float16 must not span e^128
-                exponentials = exponentials * factors[:, None]
+                exponentials = exponentials * begun.factors[:, None]
                 late.add_(matmul(exponentials, rows * inverse[:, None], self.arithmetic.gradients))
             if not sink.is_wanted:
                 continue
             grad = sink.room(low, high)
-            self._unit_grad(exponentials.t(), weighted if late is None else self.x, grad)
+            self._unit_grad(exponentials.t(), weighted, grad)
             if everywhere is not None:
                 grad += everywhere if self._valid is None else self._valid[low:high, None] * everywhere
             self.targets.add_center_grad_(number, grad, self.x, target_grad)

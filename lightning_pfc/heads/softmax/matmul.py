@@ -126,8 +126,10 @@ def matmul(
 def _wide_mm(a: Tensor, b: Tensor, out: Tensor | None) -> Tensor:
     """The product of two half-precision matrices in float32."""
     if a.device.type in ("cuda", "meta") and _has_out_dtype():
-        product = torch.mm(a, b, out_dtype=torch.float32)
-        return product if out is None else out.copy_(product)
+        if out is None or out.dtype != torch.float32:
+            product = torch.mm(a, b, out_dtype=torch.float32)
+            return product if out is None else out.copy_(product)
+        return torch.mm(a, b, out_dtype=torch.float32, out=out)
     # every half-precision number is one of TF32 too: nothing is lost
     with _cuda_float32(tf32=True):
         wide = (a.float(), b.float())

@@ -7,6 +7,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from lightning_pfc.distributed.collectives import all_reduce
+from lightning_pfc.kernels.sums import wide_dtype
 
 
 class OnlineLogSumExp:
@@ -55,8 +56,3 @@ class OnlineLogSumExp:
         Without any term the sum is zero: a very low, finite logarithm keeps every derivative zero and not NaN.
         """
         return (sums.log() + self._maximum).clamp(min=-1e30).to(self._dtype)
-
-
-def wide_dtype(like: Tensor) -> torch.dtype:
-    """The dtype for long sums."""
-    return like.dtype if like.device.type == "mps" else torch.float64

@@ -46,12 +46,21 @@ class SampledRows:
         valid: (K,) bool, False where ``index`` is padding; None means all are real.
         log_weight: (K,) float, logarithm of how often a class counts as a negative: 0 is once, ``-log p`` makes up for
             a class that is drawn with probability p only, ``-inf`` leaves it out; None means once each.
+        num_valid: () int64 tensor, how many of ``index`` are real, where somebody has counted; these come first.
     """
 
     index: Tensor | None
     num_sampled: Tensor
     valid: Tensor | None = None
     log_weight: Tensor | None = None
+    num_valid: Tensor | None = None
+
+    def count_valid(self, low: int, high: int) -> Tensor | None:
+        """How many of the rows [low, high) are real, () int64; None for all."""
+        if self.valid is None:
+            return None
+        whole = low == 0 and high == self.valid.shape[0]
+        return self.num_valid if whole and self.num_valid is not None else self.valid[low:high].sum()
 
     def logit_offsets(self, dtype: torch.dtype) -> Tensor | None:
         """What is added to the negatives' logits, (K,): ``log_weight``, ``-inf`` for padding; None for nothing."""

@@ -7,12 +7,14 @@ both gradients is added separately.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from lightning_pfc.kernels.targets import target_gradients_
+from lightning_pfc.kernels.library import takes_kernels
+from lightning_pfc.kernels.targets import link_equal, target_gradients_
 
 
 class TargetsApart:
@@ -29,7 +31,7 @@ class TargetsApart:
         self.columns = columns
         self._ranges = list(ranges)
         self._places: list[tuple[Tensor, Tensor]] | None = None
-        if columns.device.type == "cpu" and type(columns) is Tensor:
+        if not takes_kernels(columns) and type(columns) is Tensor:
             self._places = self._by_chunk()
 
     def _by_chunk(self) -> list[tuple[Tensor, Tensor]]:
@@ -46,6 +48,14 @@ class TargetsApart:
         if len(self._ranges) == 1:
             return self.columns
         return torch.where((self.columns >= low) & (self.columns < high), self.columns - low, -1)
+
+    def first(self, chunk: int) -> int:
+        """The first column of a chunk."""
+        return self._ranges[chunk][0]
+
+    @functools.cached_property
+    def _following(self) -> Tensor:
+        return link_equal(self.columns)
 
     def remove_(self, chunk: int, exponentials: Tensor) -> Tensor:
         """Set the targets' entries of a chunk (B, n) to 0, in place."""
@@ -78,7 +88,12 @@ class TargetsApart:
                 rows = torch.div(entries, positives, rounding_mode="floor")
                 unit_grad.index_add_(0, columns, target_grad.flatten()[entries, None] * x[rows])
             return unit_grad
-        target_gradients_(x, x, None, self.within(chunk), target_grad.contiguous(), None, unit_grad)
+        target_grad = target_grad.contiguous()
+        first, following = self.first(chunk), self._following
+        kernels = None if takes_kernels(x) else ()
+        target_gradients_(
+            x, x, None, self.columns, target_grad, None, unit_grad, True, first, following, kernels=kernels
+        )
         return unit_grad
 
     def once(self) -> Tensor:

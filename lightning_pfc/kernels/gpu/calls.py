@@ -33,7 +33,13 @@ def gather_normalize_round(
 
 
 def exponentials_(
-    scores: Tensor, out: Tensor, scale: float, reference: float, target_columns: Tensor, offsets: Tensor | None
+    scores: Tensor,
+    out: Tensor,
+    scale: float,
+    reference: float,
+    target_columns: Tensor,
+    offsets: Tensor | None,
+    first: int,
 ) -> Tensor:
     """See :func:`lightning_pfc.kernels.exponentials.exponentials_`."""
     batch, columns = scores.shape
@@ -46,8 +52,8 @@ def exponentials_(
     sums = torch.empty((batch, parts), dtype=torch.float32, device=scores.device)
     launch(
         exponentials.exponentials, (row_blocks, parts), scores, out, sums, target_columns,
-        scores if offsets is None else offsets, scale, reference, batch, columns, scores.stride(0), out.stride(0),
-        tiles, parts, HAS_OFFSETS=offsets is not None, TARGETS=target_columns.shape[1], ROWS=tile.rows,
+        scores if offsets is None else offsets, scale, reference, first, batch, columns, scores.stride(0),
+        out.stride(0), tiles, parts, HAS_OFFSETS=offsets is not None, TARGETS=target_columns.shape[1], ROWS=tile.rows,
         COLUMNS=tile.columns, num_warps=tile.warps,
     )  # fmt: skip
     if parts == 1:
@@ -80,6 +86,8 @@ def target_gradients_(
     x_grad: Tensor | None,
     row_grad: Tensor | None,
     normalize: bool,
+    first: int,
+    following: Tensor | None,
 ) -> None:
     """See :func:`lightning_pfc.kernels.targets.target_gradients_`."""
     batch, each = target_columns.shape
@@ -93,12 +101,21 @@ def target_gradients_(
             ROWS=tile.rows, WIDTH=tile.columns, num_warps=tile.warps,
         )  # fmt: skip
     if row_grad is not None:
-        following = torch.empty((entries,), dtype=torch.int32, device=x.device)
+        if following is None:
+            following = link_equal(target_columns)
         launch(
-            targets.link_equal, (blocks(entries, 16),), target_columns, following, entries, ROWS=16, COLUMNS=128,
+            targets.center_gradients, (entries,), x, target_columns, grad, following, row_grad, first,
+            row_grad.shape[0], entries, each, width, x.stride(0), row_grad.stride(0), WIDTH=power_of_two(width),
             num_warps=4,
         )  # fmt: skip
-        launch(
-            targets.center_gradients, (entries,), x, target_columns, grad, following, row_grad, entries, each, width,
-            x.stride(0), row_grad.stride(0), WIDTH=power_of_two(width), num_warps=4,
-        )  # fmt: skip
+
+
+def link_equal(target_columns: Tensor) -> Tensor:
+    """See :func:`lightning_pfc.kernels.targets.link_equal`."""
+    entries = target_columns.numel()
+    following = torch.empty((entries,), dtype=torch.int32, device=target_columns.device)
+    launch(
+        targets.link_equal, (blocks(entries, 16),), target_columns, following, entries, ROWS=16, COLUMNS=128,
+        num_warps=4,
+    )  # fmt: skip
+    return following

@@ -44,7 +44,7 @@ def draw_uniform(
     sides: Sequence[int],
     length: int,
     size: int,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """See :func:`lightning_pfc.heads.sampling.draw_kernel.draw_uniform`."""
     shard = ClassShard(num_classes, rank, ranks)
     own = (shard.start, shard.stop)
@@ -75,11 +75,12 @@ def draw_uniform(
     )  # fmt: skip
     index, columns = labels.new_empty((size,)), torch.empty_like(labels)
     valid, num_sampled = labels.new_empty((size,), dtype=torch.bool), labels.new_empty(())
+    num_valid = torch.empty_like(num_sampled)
     programs = max(words.blocks, blocks(labels.numel(), LABELS))
     launch(
         drawn.write_drawn, (programs,), bits, drawn_counts, target_counts, targets, labels, index, valid, columns,
-        num_sampled, labels.numel(), *own, budget, num_words, words.blocks, size, words.tiles,
+        num_sampled, num_valid, labels.numel(), *own, budget, num_words, words.blocks, size, words.tiles,
         blocks(blocks(size, WORDS * 32), programs), WORDS=WORDS, BLOCKS=power_of_two(words.blocks),
         TARGET_BLOCKS=power_of_two(targets), LABELS=LABELS, num_warps=4,
     )  # fmt: skip
-    return index, valid, columns, num_sampled
+    return index, valid, columns, num_sampled, num_valid

@@ -104,6 +104,7 @@ def write_drawn(
     valid,
     columns,
     num_sampled,
+    num_valid,
     num_labels,
     start,
     stop,
@@ -118,7 +119,7 @@ def write_drawn(
     TARGET_BLOCKS: tl.constexpr,
     LABELS: tl.constexpr,
 ):
-    """The sample: ``index``, ``valid``, ``columns`` and ``num_sampled``; a program does its part of each."""
+    """The sample: ``index``, ``valid``, ``columns`` and both counts; a program does its part of each."""
     program = tl.program_id(0)
     write_block(bits, counts, index, start, stop, num_words, num_blocks, size, tiles, WORDS, BLOCKS)
     total = sum_before(counts, num_blocks, num_blocks, BLOCKS)
@@ -135,3 +136,4 @@ def write_drawn(
     if program == 0:
         targets = sum_before(target_counts, num_target_blocks, num_target_blocks, TARGET_BLOCKS)
         tl.store(num_sampled, tl.maximum(targets, budget))
+        tl.store(num_valid, tl.minimum(total, size))

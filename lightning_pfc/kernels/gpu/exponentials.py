@@ -17,6 +17,7 @@ def exponentials(
     offsets,
     scale,
     reference,
+    first,
     num_rows,
     num_columns,
     score_stride,
@@ -29,6 +30,8 @@ def exponentials(
     COLUMNS: tl.constexpr,
 ):
     """``out = exp(scale * scores + offsets - reference)``, 0 at targets; ``sums[row, split]`` of what was written.
+
+    Targets are counted from ``first`` columns before the first one.
 
     A program has ROWS rows and ``tiles`` tiles of COLUMNS columns, so what it adds up comes in a fixed order.
     """
@@ -46,7 +49,7 @@ def exponentials(
         kept = inside
         for p in tl.static_range(TARGETS):
             target = tl.load(targets + rows * TARGETS + p, mask=live, other=-1)
-            kept = kept & (columns[None, :] != target[:, None])
+            kept = kept & (columns[None, :] != (target - first)[:, None])
         values = nearest(tl.where(kept, tl.exp(logits - reference), 0.0), out.dtype.element_ty)
         tl.store(out + rows[:, None] * out_stride + columns[None, :], values, mask=inside)
         total += tl.sum(values.to(tl.float32), 1)

@@ -105,6 +105,8 @@ def center_gradients(
     grad,
     following,
     out,
+    first,
+    num_out,
     num_entries,
     num_targets,
     width,
@@ -112,11 +114,15 @@ def center_gradients(
     out_stride,
     WIDTH: tl.constexpr,
 ):
-    """``out[k] += sum of grad[i, p] x[i]`` over the entries whose target is k; the first entry of a center does it."""
+    """``out[k - first] += sum of grad[i, p] x[i]`` over the entries whose target is k.
+
+    The first entry of a center does it, if the center is one of the ``num_out``.
+    """
     entry = tl.program_id(0)
     target = tl.load(targets + entry)
     code = tl.load(following + entry)
     columns = tl.arange(0, WIDTH)
+    target = tl.where((target >= first) & (target < first + num_out), target - first, -1)
     inside = (columns < width) & (target >= 0) & (code < 0)
     place = out + tl.maximum(target, 0).to(tl.int64) * out_stride + columns
     total = tl.load(place, mask=inside, other=0.0).to(tl.float32)
