@@ -41,6 +41,7 @@ class CombinedMargin(Loss):
     margin_grad: MarginGrad = "exact"
 
     _has_factor: ClassVar[bool] = False  # set on the instance
+    _keeps_angle: ClassVar[bool] = True
 
     versioned_defaults: ClassVar[Mapping[str, Mapping[int, Any]]] = {"beyond_pi": {1: "cosine", 2: "psi"}}
 
@@ -53,6 +54,7 @@ class CombinedMargin(Loss):
         self._check_choice("beyond_pi", ("psi", "cosine"))
         # looked at here: a warm-up puts a tensor in the place of m1, which nobody should wait for
         object.__setattr__(self, "_has_factor", self.m1 > 1.0)
+        object.__setattr__(self, "_keeps_angle", self.m1 == 1.0)
         if self.beyond_pi == "cosine" and not self._has_factor:
             warn_ignored("beyond_pi='cosine'", f"no angle is stretched beyond pi with m1={self.m1}; give m1 > 1.", 4)
 
@@ -62,7 +64,7 @@ class CombinedMargin(Loss):
 
     def target_logits(self, cosine: Tensor, batch: BatchInfo, state: State) -> Tensor:
         """``s (cos(m1 theta + m2) - m3)``, (B,) -> (B,)."""
-        if not isinstance(self.m1, Tensor) and self.m1 == 1.0:
+        if self._keeps_angle:
             return angular_margin(cosine, self.scale, self.m2, self.m3, self.margin_grad)
         theta = self.m1 * angle(cosine) + self.m2
         falls_on = self._has_factor and self.beyond_pi == "psi"
