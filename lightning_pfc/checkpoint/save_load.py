@@ -133,7 +133,12 @@ def _agreed_folder(target: Path, comm: Comm, group: dist.ProcessGroup | None) ->
 
 
 def load_folder(
-    path: Path, comm: Comm, target: Targets, group: dist.ProcessGroup | None = None, weights_only: bool = True
+    path: Path,
+    comm: Comm,
+    target: Targets,
+    group: dist.ProcessGroup | None = None,
+    weights_only: bool = True,
+    given: Mapping[str, Tensor] | None = None,
 ) -> tuple[Any, Manifest, bool]:
     """Read a checkpoint folder that any number of ranks has written. Collective; runs no code from a file by default.
 
@@ -143,6 +148,7 @@ def load_folder(
         target: where the tensors go; rows by class are cut for ``comm``.
         group: the CPU group to talk through; None is that of ``comm.agreement``.
         weights_only: False runs code that the small parts name; only ever by the user's own word.
+        given: tensors that are not read but taken as they are, on this rank.
 
     Returns:
         The checkpoint as Lightning made it, with this rank's rows; its manifest; and whether the small parts are this
@@ -160,7 +166,7 @@ def load_folder(
         rest = read_small(path, manifest, comm.rank if own else 0, weights_only)
         targets: dict[str, Tensor | ClassRows] = {}
         for key, stored in manifest.tensors.items():
-            if target.wants(key):
+            if target.wants(key) and key not in (given or {}):
                 found = target(key, stored)
                 targets[key] = found if found is not None else _make(stored, comm)
     reader = FolderReader(path, manifest)
@@ -178,6 +184,7 @@ def load_folder(
         raise CheckpointError(f"rank {rank}: {error}") from failure
     local: dict[str, Any] = dict.fromkeys(manifest.tensors)
     local |= {key: item.tensor if isinstance(item, ClassRows) else item for key, item in targets.items()}
+    local |= given or {}
     try:
         return join_tree(rest, local), manifest, own
     except ValueError as error:

@@ -23,6 +23,7 @@ from lightning_pfc.checkpoint import CheckpointError, is_checkpoint_folder, load
 from lightning_pfc.checkpoint.identities import KEY, Identities, in_folder, in_values
 from lightning_pfc.checkpoint.manifest import TensorEntry, dtype_of
 from lightning_pfc.checkpoint.publish import newest, remove, replace_link, settle_last
+from lightning_pfc.checkpoint.reader import CheckpointReader
 from lightning_pfc.checkpoint.remote import fetched, is_address
 from lightning_pfc.checkpoint.rng import random_state, restore_random_state
 from lightning_pfc.checkpoint.save_load import shared_errors
@@ -33,6 +34,7 @@ from lightning_pfc.distributed.class_rows import class_rows, declare_class_rows
 from lightning_pfc.heads.partial_fc import PartialFC, iter_heads
 from lightning_pfc.optim.row_state import has_entry_per_class
 from lightning_pfc.storage.row_files import row_files
+from lightning_pfc.strategies.moved_rows import find_moves, moved_rows, on_all_ranks
 from lightning_pfc.strategies.resumed import (
     Differences,
     check_same_optimizers,
@@ -285,7 +287,9 @@ class CheckpointFolders(DDPStrategy):
         weights_only = True if weights_only is None else weights_only
         if not path.is_dir():
             checkpoint = self._load_file(path, weights_only)
-            self._compare_identities(path, lambda: in_values(checkpoint.get(OWN), str(path)))
+            origins = self._match_identities(path, lambda: in_values(checkpoint.get(OWN), str(path)))
+            if origins is not None:
+                checkpoint = self._with_moved_rows(path, origins)
             own = self.world_size == 1
         else:
             if not is_checkpoint_folder(path):
@@ -293,9 +297,10 @@ class CheckpointFolders(DDPStrategy):
                     f"{path} is a folder without manifest.json: it is not a checkpoint of this package, or not a "
                     "complete one. Resume from another checkpoint."
                 )
-            self._compare_identities(path, lambda: in_folder(path))
+            origins = self._match_identities(path, lambda: in_folder(path))
             targets = _Targets(self, self._fitting())
-            loaded, manifest, own = load_folder(path, self.comm, targets, weights_only=weights_only)
+            given = {} if origins is None else self._moved_rows(path, origins, targets)[1]
+            loaded, manifest, own = load_folder(path, self.comm, targets, weights_only=weights_only, given=given)
             checkpoint = loaded
             self._adopt_run(manifest.info)
         added = checkpoint.pop(OWN, None)
@@ -313,19 +318,38 @@ class CheckpointFolders(DDPStrategy):
         with shared_errors(self.comm, path):  # each rank compares a part of the checksums
             return load_file(path, weights_only=weights_only, share=(self.comm.rank, self.comm.world_size))
 
-    def _compare_identities(self, path: Path, stored: Callable[[], Identities | None]) -> None:
-        """See, on rank 0, that the centers are those of the classes that the data have. Collective.
+    def _match_identities(self, path: Path, stored: Callable[[], Identities | None]) -> Tensor | None:
+        """See, on rank 0, whose the centers are. Collective.
+
+        Returns:
+            The row that each class of the data has, (C,) int64, where ``match="names"`` finds some in other places.
 
         Raises:
             CheckpointError: on every rank, naming the first class that is another.
         """
+        origins = None
+        by_name = self._match == "names" and not self._predicting()
         with shared_errors(self.comm, path):
-            here = self._identities() if self._match is None and not self._predicting() else None
-            if self.is_global_zero and here is not None:
+            here = self._identities() if self._match != "position" and not self._predicting() else None
+            if self.is_global_zero and by_name:
+                origins = find_moves(str(path), stored(), here, dict(self._iter_heads()))
+            elif self.is_global_zero and here is not None:
                 there = stored()
                 if there is None:
                     rank_zero_info(f"{path} does not say whose its classes are: they are taken by their position.")
                 check_identities(str(path), there, here)
+        return on_all_ranks(origins, self.comm) if by_name else None
+
+    def _moved_rows(self, path: Path, origins: Tensor, targets: _Targets) -> tuple[CheckpointReader, dict[str, Tensor]]:
+        with shared_errors(self.comm, path):
+            source = CheckpointReader(path, check=False)
+            wanted = filter(targets.wants, source.tensors)
+            return source, moved_rows(source, origins, dict(self._iter_heads()), targets.live, wanted)
+
+    def _with_moved_rows(self, path: Path, origins: Tensor) -> dict[str, Any]:
+        """The file of one process, with this rank's rows by name in it."""
+        source, moved = self._moved_rows(path, origins, _Targets(self, self._fitting()))
+        return source.joined({key: moved.get(key, source.whole(key)) for key in source.tensors})
 
     def _adopt_run(self, facts: Mapping[str, Any]) -> None:
         if self._run_id is None and self._fitting() and isinstance(facts.get("run"), str):
@@ -476,7 +500,7 @@ class _Targets:
 
     def __init__(self, strategy: CheckpointFolders, fitting: bool) -> None:
         module = strategy.lightning_module
-        self._live = dict(module.state_dict()) if module is not None else {}
+        self.live = dict(module.state_dict()) if module is not None else {}
         self._shards = {
             f"{name}.{tensor}": head.shard for name, head in strategy._iter_heads() for tensor in head.sharded_tensors()
         }
@@ -486,7 +510,7 @@ class _Targets:
         if not key.startswith(_MODEL):
             return None
         name = key.removeprefix(_MODEL)
-        live, shard = self._live.get(name), self._shards.get(name)
+        live, shard = self.live.get(name), self._shards.get(name)
         if shard is not None and stored.shape[0] != shard.num_classes:
             raise CheckpointError(
                 f"the checkpoint has {stored.shape[0]} classes in {name}, the model has {shard.num_classes}. Give the "

@@ -55,7 +55,9 @@ class PartialFCStrategy(StepsTogether, StartTogether):
             looked at after 1, 2, 4, ... steps, then every 100, before each checkpoint and at the end. ``"off"`` for
             training that lets them differ; with post-local SGD it is off by itself.
         match: how the classes of a checkpoint are matched with those of the data. None compares their names, and
-            refuses other ones or another order; "position" compares nothing: row i is class i.
+            refuses other ones or another order; "names" moves rows, and those of optimizers, to where their names are
+            now: new identities get new centers, those of identities that have vanished are left out; "position"
+            compares nothing: row i is class i.
         timeout: how long a rank waits for the others in any collective.
         start_method: ``"popen"`` (the script is run again for each process) or ``"spawn"``.
         kwargs: everything else that ``DDPStrategy`` and ``DistributedDataParallel`` take.
@@ -72,7 +74,7 @@ class PartialFCStrategy(StepsTogether, StartTogether):
         async_save: bool = False,
         fall_back: bool = False,
         check_replicas: Literal["raise", "warn", "off"] = "raise",
-        match: Literal["position"] | None = None,
+        match: Literal["names", "position"] | None = None,
         timeout: timedelta = default_pg_timeout,
         start_method: Literal["popen", "spawn", "fork", "forkserver"] = "popen",
         **kwargs: Any,
@@ -101,6 +103,11 @@ class PartialFCStrategy(StepsTogether, StartTogether):
         if self._comm is None:
             raise RuntimeError("PartialFCStrategy.comm exists once the Trainer has set up its process group.")
         return self._comm
+
+    @property
+    def match(self) -> str | None:
+        """How the classes of a checkpoint are matched with those of the data."""
+        return self._match
 
     def _is_set_up(self) -> bool:
         return self._comm is not None

@@ -9,7 +9,7 @@ from lightning_pfc.checkpoint.errors import CheckpointError
 from lightning_pfc.checkpoint.identities import Identities, difference
 from lightning_pfc.heads.partial_fc import PartialFC
 
-MATCHES = (None, "position")
+MATCHES = (None, "names", "position")
 
 
 def check_match(match: str | None) -> str | None:
@@ -50,5 +50,6 @@ def check_identities(where: str, there: Identities | None, here: Identities | No
     if found is not None:
         raise CheckpointError(
             f"{where} was trained on other classes than the data have, or in another order: {found}. Give the data of "
-            "the checkpoint; or head.match=position, if you know that row i is class i all the same."
+            "the checkpoint; or head.match=names, which moves each row to where its name is now; or "
+            "head.match=position, if you know that row i is class i all the same."
         )

@@ -44,6 +44,10 @@ class Named(L.LightningDataModule):
         if names is not None:
             self.class_names = list(names)
         self._loader = make_loader(rank, world_size, steps=8, sizes=split_sizes(world_size))
+        batches: Any = self._loader.dataset
+        if names is not None:  # the same pictures of the same people, numbered as their names are now
+            now = torch.tensor([self.class_names.index(name) if name in names else 0 for name in NAMES])
+            batches.batches = [(x, now[y]) for x, y in batches.batches]
 
     def train_dataloader(self) -> DataLoader[Any]:
         return self._loader
@@ -58,7 +62,7 @@ class Named(L.LightningDataModule):
 class Sized(TheirModule):
     def __init__(self, classes: int = len(NAMES)) -> None:
         self.classes = classes
-        super().__init__()
+        super().__init__(momentum=0.9)
 
     def make_head(self) -> PartialFC:
         return PartialFC(embedding_dim=DIM, num_classes=self.classes, loss=CosFace(scale=8.0), init_std=0.5)
@@ -86,6 +90,15 @@ def go(
     return ""
 
 
+def rows_of(path: Path, names: Sequence[str]) -> dict[str, Tensor]:
+    """Everything in a checkpoint, rows by class in the order of these names."""
+    source = CheckpointReader(path)
+    assert source.identities is not None
+    there = list(source.identities)
+    order = torch.tensor([there.index(name) for name in names])
+    return {key: source.whole(key)[order] if e.by_class else source.whole(key) for key, e in source.tensors.items()}
+
+
 @pytest.mark.parametrize("door", ["fit", "validate", "test"])
 def test_every_door_compares_the_names(ranks: RankPool, tmp_path: Path, door: str) -> None:
     path = str(tmp_path / "a.ckpt")
@@ -96,7 +109,7 @@ def test_every_door_compares_the_names(ranks: RankPool, tmp_path: Path, door: st
         assert expected in said, case
         assert bool(said) == bool(expected), (case, said)
         assert len(said.splitlines()) < 2
-        assert not expected or "head.match=position" in said
+        assert not expected or ("head.match=position" in said and "head.match=names" in said)
 
 
 def stored_in(path: Path) -> Identities:
@@ -200,6 +213,93 @@ def test_a_folder_that_was_renamed(tmp_path: Path) -> None:
     assert "class 0 is 'p0' in the checkpoint and 'p1' in the data" in second.stderr
     third = pfc_train(*words, "head.match=position", f"output_dir={tmp_path / 'c'}", base=False)
     assert third.returncode == 0, third.stderr
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_rows_move_to_where_their_names_are(ranks: RankPool, tmp_path: Path, world_size: int) -> None:
+    """A checkpoint of one process and one of two, each gone on with on other numbers of ranks."""
+    began, untouched = tmp_path / "a.ckpt", tmp_path / "b.ckpt"
+    ranks.run(3 - world_size, go, "fit", NAMES, None, str(began), None)
+    ranks.run(world_size, go, "fit", NAMES, str(began), str(untouched), None)
+    before, expected = rows_of(began, NAMES), rows_of(untouched, NAMES)
+    assert any("momentum_buffer" in key for key in expected)
+    for case, (names, _) in OTHERS.items():
+        path = tmp_path / f"{case}.ckpt"
+        assert set(ranks.run(world_size, go, "fit", names, str(began), str(path), "names")) == {""}, case
+        assert list(stored_in(path)) == names
+        kept = [name for name in NAMES if name in names]
+        after = rows_of(path, kept)
+        assert after.keys() == expected.keys()
+        for key, rows in after.items():
+            if case in ("same", "permuted"):
+                torch.testing.assert_close(rows, expected[key], rtol=1e-6, atol=1e-7)
+            elif "head.weight" in key:  # one more step of three: nearer to what was than to anything new
+                there = before[key][[NAMES.index(name) for name in kept]]
+                assert (rows - there).norm() < 0.5 * there.norm(), (case, key)
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_rows_are_moved_before_anything_else_happens(ranks: RankPool, tmp_path: Path, world_size: int) -> None:
+    """Bit for bit, optimizer rows too; new classes have the centers of a new head, and nothing else."""
+    began = tmp_path / "a.ckpt"
+    ranks.run(world_size, go, "fit", NAMES, None, str(began), None)
+    new = {len(names): Sized(len(names)).to("cpu").head.weight.detach() for names, _ in OTHERS.values()}
+    before = rows_of(began, NAMES)
+    for names, _ in OTHERS.values():
+        parts = ranks.run(world_size, loaded, names, str(began))
+        found = {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
+        for row, name in enumerate(names):
+            known = name in NAMES
+            center = before["state_dict/head.weight"][NAMES.index(name)] if known else new[len(names)][row]
+            assert torch.equal(found["weight"][row], center), name
+            momentum = before["optimizer_states/0/state/4/momentum_buffer"]
+            expected = momentum[NAMES.index(name)] if known else torch.zeros(DIM)
+            assert torch.equal(found["momentum"][row], expected), name
+
+
+class Look(L.Callback):
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        weight = pl_module.head.weight
+        self.found = {
+            "weight": weight.detach().clone(),
+            "momentum": trainer.optimizers[0].state[weight]["momentum_buffer"].clone(),
+        }
+
+
+def loaded(rank: int, world_size: int, names: list[str], path: str) -> dict[str, Tensor]:
+    from lightning_pfc import PartialFCStrategy
+
+    look = Look()
+    strategy = PartialFCStrategy(match="names")
+    trainer = make_trainer(rank, world_size, max_steps=3, max_epochs=-1, strategy=strategy, callbacks=[look])
+    trainer.limit_val_batches = 0
+    trainer.fit(Sized(len(names)), datamodule=Named(rank, world_size, names), ckpt_path=path)
+    return look.found
+
+
+@pytest.mark.parametrize("door", ["validate", "test"])
+def test_other_doors_move_rows_too(ranks: RankPool, tmp_path: Path, door: str) -> None:
+    path = str(tmp_path / "a.ckpt")
+    ranks.run(2, go, "fit", NAMES, None, path, None)
+    for names in (OTHERS["permuted"][0], OTHERS["added first"][0]):
+        assert ranks.run(2, go, door, names, path, None, "names") == ["", ""]
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_names_that_cannot_be_followed(ranks: RankPool, tmp_path: Path, world_size: int) -> None:
+    named, unnamed = str(tmp_path / "a.ckpt"), str(tmp_path / "b.ckpt")
+    ranks.run(world_size, go, "fit", NAMES, None, named, None)
+    ranks.run(world_size, go, "fit", None, None, unnamed, None)
+    cases = (
+        ([*NAMES[:5], *"uvwxyz"], named, "only 5 names are in both"),
+        ([*NAMES[:9], "anna", "kurt"], named, "classes 0 and 9 of the data are both named 'anna'"),
+        (NAMES, unnamed, "head.match=names needs the names of the classes, and"),
+        (None, named, "this run's data has none"),
+    )
+    for names, path, expected in cases:
+        for said in ranks.run(world_size, go, "fit", names, path, None, "names"):
+            assert expected in said
+            assert len(said.splitlines()) == 1
 
 
 @pytest.mark.parametrize("world_size", [1, 2])
