@@ -217,7 +217,7 @@ def shared_errors(comm: Comm, path: Path) -> Iterator[None]:
     except RuntimeError as agreed:
         if isinstance(agreed, CheckpointError):
             raise
-        raise CheckpointError(str(agreed)) from agreed
+        raise comm.agreement.in_other_words(CheckpointError(str(agreed))) from agreed
 
 
 def read_small(path: Path, manifest: Manifest, rank: int, weights_only: bool = True) -> Any:

@@ -76,6 +76,11 @@ class Agreement:
         """Whether this error came out of :meth:`exchange`: then every rank has raised, and none needs to be told."""
         return error is self._raised
 
+    def in_other_words(self, error: BaseException) -> BaseException:
+        """``error``, which says what :meth:`exchange` has raised a moment ago, and is known like it."""
+        self._raised = error
+        return error
+
     def _exchange(self, tag: str, values: Sequence[int], error: BaseException | None) -> list[list[int]]:
         if len(values) > _NUMBERS:
             raise ValueError(f"values has {len(values)} numbers; at most {_NUMBERS} fit a message.")
