@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -47,8 +49,9 @@ def split_tree(
             replicated.
 
     Returns:
-        The tree with a mark in place of each tensor taken out, and the tensors by their path, such as
-        ``state_dict/head.weight``.
+        The tree with a mark in place of each tensor taken out, which shares nothing with what it was made of and so
+        may be written while training goes on; and the tensors by their path, such as ``state_dict/head.weight``,
+        which are those of the tree.
     """
     tensors: dict[str, Tensor | ClassRows] = {}
 
@@ -59,7 +62,7 @@ def split_tree(
             return {key: visit(item, (*path, str(key))) for key, item in value.items()}
         if type(value) in (list, tuple):
             return type(value)(visit(item, (*path, str(i))) for i, item in enumerate(value))
-        return value
+        return _own(value)
 
     def take(tensor: Tensor, path: tuple[str, ...]) -> Any:
         shard = shard_of(path[-1] if path else "", tensor)
@@ -67,13 +70,20 @@ def split_tree(
         plain = tensor.layout == torch.strided and not tensor.is_quantized and not tensor.is_meta
         key = "/".join(path)
         if shard is None and (small or not plain) and key not in keep:
-            return tensor.detach().cpu()
+            return tensor.detach().to("cpu", copy=True)
         while key in tensors:  # such as the keys 1 and "1" of one dict
             key += "'"
         tensors[key] = tensor.detach() if shard is None else ClassRows(tensor.detach(), shard)
         return {_MARK: key}
 
     return visit(tree, ()), tensors
+
+
+def _own(value: Any) -> Any:
+    """A copy of what a callback may go on changing, such as arrays and sets; itself where it cannot be copied."""
+    with contextlib.suppress(Exception):
+        return copy.deepcopy(value)
+    return value
 
 
 def join_tree(rest: Any, tensors: Mapping[str, Any]) -> Any:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import pickle
 import resource
 import signal
+import threading
 import zlib
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,8 +25,10 @@ from lightning_pfc import PartialFC, PartialFCModule, PartialFCStrategy
 from lightning_pfc.checkpoint import CheckpointError, Manifest, verify_folder
 from lightning_pfc.checkpoint.manifest import MANIFEST, _digest
 from lightning_pfc.checkpoint.publish import prepare_folder
+from lightning_pfc.checkpoint.reader import read_checkpoint
 from lightning_pfc.losses import CosFace
 from lightning_pfc.optim import RowWiseAdagrad, SparseAdamW, SparseSGD
+from lightning_pfc.strategies import checkpoints
 from tests.ranks import RankPool
 from tests.trainer.world import CLASSES, DIM, TheirModule, make_loader, make_trainer
 
@@ -173,6 +178,58 @@ def test_model_checkpoint(ranks: RankPool, tmp_path: Path, save_last: Any, async
         [(steps, state)] = ranks.run(1, resume_last, str(tmp_path), path)
         assert steps == 5
         assert torch.equal(state["head.weight"], expected)
+
+
+class SavesLate(Callback):
+    """Saves after the second step; the thread that writes is kept waiting until the fourth has ended."""
+
+    def __init__(self, path: str, write: Callable[..., None]) -> None:
+        self.path, self.write = path, write
+        self.seen = torch.zeros(3)  # what callbacks keep changes, too
+        self.later = threading.Event()
+        self.then: Any = None
+
+    def save_folder(self, *args: Any) -> None:
+        assert self.later.wait(60)
+        self.write(*args)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"seen": self.seen}
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, *args: Any) -> None:
+        self.seen += 1
+        if trainer.global_step == 2:
+            states = pl_module.state_dict(), trainer.optimizers[0].state_dict(), self.state_dict()
+            self.then = copy.deepcopy(states)
+            trainer.save_checkpoint(self.path)
+        elif trainer.global_step == 4:
+            self.later.set()
+
+
+def saving_late(rank: int, world_size: int, path: str) -> Any:
+    with pytest.MonkeyPatch.context() as patch:
+        late = SavesLate(path, checkpoints.save_folder)
+        patch.setattr(checkpoints, "save_folder", late.save_folder)
+        model = TheirModule(momentum=0.9)
+        trainer = make_trainer(rank, world_size, callbacks=[late], strategy=PartialFCStrategy(async_save=True))
+        trainer.fit(model, make_loader(rank, world_size, steps=5))
+    return late.then
+
+
+def test_what_is_written_later_is_what_was_there_when_it_was_saved(ranks: RankPool, tmp_path: Path) -> None:
+    results = ranks.run(2, saving_late, str(tmp_path / "late.ckpt"))
+    found = read_checkpoint(tmp_path / "late.ckpt")
+    (module, optimizer, callback), (other, other_optimizer, _) = results
+    for key, value in module.items():
+        expected = torch.cat([value, other[key]]) if key == "head.weight" else value
+        assert torch.equal(found["state_dict"][key], expected), key
+    for index, values in optimizer["state"].items():
+        for key, value in values.items():
+            mine = found["optimizer_states"][0]["state"][index][key]
+            theirs = other_optimizer["state"][index][key]
+            assert torch.equal(mine, value) or torch.equal(mine, torch.cat([value, theirs])), (index, key)
+    (kept,) = [state for name, state in found["callbacks"].items() if "SavesLate" in name]
+    assert kept["seen"].tolist() == callback["seen"].tolist() == [2, 2, 2]
 
 
 def save_weights(rank: int, world_size: int, path: str) -> State:
