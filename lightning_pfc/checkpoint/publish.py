@@ -162,12 +162,15 @@ def _lead_links_away(path: Path) -> None:
         return
     other = newest(path.parent, other_than=[path], run=run_of(path))
     for link in links:
-        if other is not None:
+        if other is not None and _points_to(link, path):  # still: training goes on, and changes links, meanwhile
             replace_link(link, other)
 
 
 def _points_to(link: Path, path: Path) -> bool:
-    return os.path.normpath(link.parent / os.readlink(link)) == os.path.normpath(path)
+    try:
+        return os.path.normpath(link.parent / os.readlink(link)) == os.path.normpath(path)
+    except OSError:  # it is gone
+        return False
 
 
 def _hidden(target: Path, purpose: str) -> Path:
