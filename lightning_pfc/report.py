@@ -65,11 +65,16 @@ def print_results(results: Mapping[str, Any], console: Console | None = None) ->
     table = Table(title=f"Run folder: {results['run_dir']}", title_justify="left", show_header=False)
     table.add_column(overflow="fold")
     table.add_column(justify="right", no_wrap=True)
+    intervals = results.get("intervals", {})
+    if intervals:
+        table.add_column("95 %, by identity", no_wrap=True)
     for name, value in results["metrics"].items():
         if name.startswith(("lr-", "train/samples")):
             continue
-        is_share = any(part in name for part in ("/accuracy", "/tar@", "/auc", "/top1", "/top5"))
-        table.add_row(name, f"{value:.2%}" if is_share else f"{value:.4g}")
+        is_share = any(part in name for part in ("/accuracy", "/tar@", "/auc", "/top1", "/top5", "/rank-"))
+        low, high = intervals.get(name, (None, None))
+        cells = [f"{low:.2%} .. {high:.2%}"] if low is not None and high is not None else []
+        table.add_row(name, f"{value:.2%}" if is_share else f"{value:.4g}", *cells)
     table.add_section()
     table.add_row("seconds", f"{results['seconds']:.1f}")
     if results.get("samples_per_second"):
@@ -78,6 +83,8 @@ def print_results(results: Mapping[str, Any], console: Console | None = None) ->
         table.add_row(f"peak memory, {where}", f"{size / 2**20:,.0f} MiB")
     table.add_row("seed", str(results["seed"]))
     console.print(table)
+    for sentence in results.get("words", []):
+        console.print(sentence, markup=False, highlight=False)
 
 
 def draw(folder: Path, metrics_csv: Path, scores: Mapping[str, PairScores], sets: Mapping[str, Any]) -> list[Path]:

@@ -79,6 +79,7 @@ class VerificationEvaluation(Evaluation):
         self.name = name
         self.metrics = verification_metrics(pairs, prefix=f"{name}/").to(device)
         self.scores: PairScores | None = None
+        self.embeddings: Tensor | None = None
 
     def update(self, module: PartialFCModule, batch: Sequence[Any]) -> None:
         """Embed the images, and their mirror images where the model is judged by both."""
@@ -87,11 +88,12 @@ class VerificationEvaluation(Evaluation):
         self.metrics.update(embeddings, batch[1])
 
     def compute(self) -> dict[str, Tensor]:
-        """The metrics; the scores of all pairs stay in :attr:`scores`."""
+        """The metrics; the scores of all pairs and the embeddings of all images (N, D) stay here."""
         values = {name: value.float() for name, value in self.metrics.compute().items()}
         whole = self.metrics[f"{self.name}/auc"]
         assert isinstance(whole, VerificationMetric)
         self.scores = PairScores(*whole.pair_scores())
+        self.embeddings = whole.image_embeddings()
         values[f"{self.name}/separation"] = separation(self.scores).float()
         self.metrics.reset()
         return values

@@ -31,13 +31,16 @@ from lightning_pfc.checkpoint.publish import newest_of_any_kind
 from lightning_pfc.commands.idle_keys import warn_idle_keys
 from lightning_pfc.commands.prediction import predict
 from lightning_pfc.commands.preflight import check_launch
+from lightning_pfc.commands.verdict import judge
 from lightning_pfc.config import RUN_DIR_VARIABLE, compose
+from lightning_pfc.data.source import IdentityData
 from lightning_pfc.distributed.jobs import adopt_step, restart_count, step_host
 from lightning_pfc.distributed.rendezvous import agree_on_text
 from lightning_pfc.report import draw, peak_memory, print_results, versions
 from lightning_pfc.runs.best import best_checkpoint
 from lightning_pfc.runs.choices import choose, told
 from lightning_pfc.runs.claim import Claim, claimed
+from lightning_pfc.runs.identity_lists import write_identities
 from lightning_pfc.runs.records import set_aside, write_record
 from lightning_pfc.runs.resuming import as_it_was, earlier_run
 from lightning_pfc.storage.row_files import rows_of_run
@@ -163,7 +166,7 @@ def _fit_and_test(
         input_size=list(data.input_size),  # type: ignore[attr-defined]
         _convert_="all",
     )
-    _keep_record(config, overrides, folder)
+    _keep_record(config, overrides, folder, data)
 
     metrics: dict[str, float] = {}
     if config.fit:
@@ -175,6 +178,8 @@ def _fit_and_test(
         measured = trainer.validate if best and not data.test_dataloader() else trainer.test
         measured(module, datamodule=data, ckpt_path=test_path, verbose=False)
         metrics |= _numbers(trainer)
+    verdict = judge(module, data, metrics, gap=config.fit and config.get("choices") == "made")
+    metrics |= verdict.metrics
 
     if config.predict.source is not None:
         path = None if config.fit or config.test else config.ckpt_path
@@ -192,6 +197,8 @@ def _fit_and_test(
         "peak_memory_bytes": peak_memory(),
         "ranks": trainer.world_size,
         "seed": config.seed,
+        "intervals": verdict.intervals,
+        "words": verdict.words,
         **({"best_checkpoint": Path(best).name} if best else {}),
         "overrides": list(overrides),
         "versions": versions(),
@@ -264,7 +271,9 @@ def _refuse_sweep_over_children(trainer: L.Trainer) -> None:
 
 
 @rank_zero_only
-def _keep_record(config: DictConfig, overrides: Sequence[str], folder: Path) -> None:
+def _keep_record(config: DictConfig, overrides: Sequence[str], folder: Path, data: Any) -> None:
+    if isinstance(found := getattr(data, "data", None), IdentityData):
+        write_identities(folder, found)
     path = write_record(folder, "config", OmegaConf.to_yaml(config, resolve=True))
     if path.name != "config.yaml":
         rank_zero_info("%s has the config of this start; that of the first stays in config.yaml", path)

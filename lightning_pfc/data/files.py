@@ -287,7 +287,8 @@ class Files:
             return LabelledSet(images, labels, f"{encoded.source}: {len(encoded):,} images of trained classes")
         pairs = make_pairs(encoded.labels, np.arange(len(encoded)), seed=self.seed + number, impostors=self.impostors)
         identity = torch.from_numpy(np.asarray(encoded.labels, dtype=np.int64))
-        return VerificationSet(images, pairs, identity, f"{encoded.source}: {encoded.num_classes:,} identities")
+        about = f"{encoded.source}: {encoded.num_classes:,} identities"
+        return VerificationSet(images, pairs, identity, about, [str(name) for name in encoded.identities.tolist()])
 
 
 class _Names:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -45,12 +46,14 @@ class VerificationSet:
         pairs: the pairs, as positions in ``images``.
         identity: (N,) int64, an id per picture, for reports; ids of training classes are never meant.
         description: one line for tables and logs.
+        names: of the identities by their id, where there are names.
     """
 
     images: ImageTable
     pairs: Pairs
     identity: Tensor
     description: str = ""
+    names: Sequence[str] = ()
 
 
 def make_pairs(

@@ -19,7 +19,7 @@ from lightning_pfc.evaluation.all_pairs import all_pairs_tar
 from lightning_pfc.evaluation.bins import BinImages
 from lightning_pfc.evaluation.bootstrap import auc_interval, proportion_interval, ratio_interval, tar_interval
 from lightning_pfc.evaluation.embedders import Embedder, embed_images, preprocessing_of
-from lightning_pfc.evaluation.faces import EncodedFaces, FaceSet, open_faces
+from lightning_pfc.evaluation.faces import EncodedFaces, FaceSet, of_identities, open_faces
 from lightning_pfc.evaluation.identification import (
     DISTRACTOR,
     identification_rate,
@@ -29,6 +29,7 @@ from lightning_pfc.evaluation.identification import (
     tpir_at_fpir,
 )
 from lightning_pfc.evaluation.ijb import evaluate_ijb
+from lightning_pfc.evaluation.one_shot import one_shot
 from lightning_pfc.evaluation.pairs import IndexedPairs, PairedImages, read_pairs
 from lightning_pfc.evaluation.peers import Peers
 from lightning_pfc.evaluation.report import Measurement, ProtocolResult, ScoredPairs
@@ -202,9 +203,9 @@ class Evaluator:
 
     # --- all pairs and identification --------------------------------------------------------------------------------
 
-    def all_pairs(self, name: str, path: str, block: int = 2048) -> ProtocolResult:
-        """True accept rates over all pairs of a set of images or embeddings with identities."""
-        faces, embeddings = self._open(name, path)
+    def all_pairs(self, name: str, path: str, block: int = 2048, identities: str | None = None) -> ProtocolResult:
+        """True accept rates over all pairs of a set of images or embeddings with identities, or of those of a list."""
+        faces, embeddings = self._open(name, path, identities)
         labels = _labels(faces)
         result = all_pairs_tar(embeddings, labels, self.settings.fars, block=block, peers=self.peers)
         found = []
@@ -235,9 +236,9 @@ class Evaluator:
             gallery_labels = torch.cat([gallery_labels, torch.full((len(more),), DISTRACTOR)])
         return self._identify(name, probe_rows, probe_labels, gallery_rows, gallery_labels)
 
-    def open_set(self, name: str, path: str) -> ProtocolResult:
+    def open_set(self, name: str, path: str, identities: str | None = None) -> ProtocolResult:
         """One set as gallery and probes: the first image of each identity with several is enrolled, the rest search."""
-        faces, embeddings = self._open(name, path)
+        faces, embeddings = self._open(name, path, identities)
         labels = torch.unique(_labels(faces), return_inverse=True)[1]
         several = torch.bincount(labels)[labels] > 1
         first = torch.zeros_like(several)
@@ -245,6 +246,23 @@ class Evaluator:
         first[position.scatter_reduce_(0, labels, torch.arange(len(labels)), "amin")] = True
         enrolled = several & first
         return self._identify(name, embeddings[~enrolled], labels[~enrolled], embeddings[enrolled], labels[enrolled])
+
+    def one_shot(self, name: str, path: str, identities: str | None = None, draws: int = 10) -> ProtocolResult:
+        """One drawn image of each identity is known, and every other one searches: the mean over several draws."""
+        faces, embeddings = self._open(name, path, identities)
+        labels = _labels(faces)
+        found = one_shot(
+            embeddings,
+            labels,
+            ranks=self.settings.ranks,
+            draws=draws,
+            level=self.settings.level,
+            seed=self.settings.seed,
+        )
+        if not found:
+            raise ValueError(f"protocols.{name}: no identity has two images, or there is only one identity")
+        text = f"{len(torch.unique(labels)):,} identities, {len(labels):,} images; jackknife by identity"
+        return ProtocolResult(name, text, found)
 
     def megaface(self, name: str, probes: str, distractors: str) -> ProtocolResult:
         """Every image against every other one of its identity, hidden among distractors."""
@@ -350,8 +368,10 @@ class Evaluator:
             peers=self.peers,
         )
 
-    def _open(self, name: str, path: str) -> tuple[FaceSet, Tensor]:
+    def _open(self, name: str, path: str, identities: str | None = None) -> tuple[FaceSet, Tensor]:
         faces = open_faces(path, self.preprocessing, max_pixels=self.settings.max_pixels, allow=self.settings.allow)
+        if identities is not None:
+            faces = of_identities(faces, identities)
         if faces.embeddings is not None:
             return faces, faces.embeddings
         if faces.images is None:
@@ -381,7 +401,7 @@ class Evaluator:
         return self.verify(name, pairs, None, embeddings=faces.embeddings, identities=faces.labels)
 
 
-_FILES = {"path", "images", "embeddings", "gallery", "probes", "distractors", "root"}
+_FILES = {"path", "images", "embeddings", "gallery", "probes", "distractors", "root", "identities"}
 
 PROTOCOLS: dict[str, Callable[..., ProtocolResult]] = {
     "all_pairs": Evaluator.all_pairs,
@@ -392,6 +412,7 @@ PROTOCOLS: dict[str, Callable[..., ProtocolResult]] = {
     "megaface": Evaluator.megaface,
     "open_set": Evaluator.open_set,
     "pairs": Evaluator.pairs,
+    "one_shot": Evaluator.one_shot,
     "run": Evaluator.run_set,
     "tinyface": Evaluator.identification,
 }

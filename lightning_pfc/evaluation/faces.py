@@ -36,6 +36,7 @@ class FaceSet:
         embeddings: Embeddings made elsewhere, (N, D).
         labels: Identity of each, (N,) int64; None if unknown.
         names: Name of each; None if unknown.
+        identities: The data's own name of each label, where it has one.
     """
 
     source: str
@@ -43,6 +44,7 @@ class FaceSet:
     embeddings: Tensor | None = None
     labels: Tensor | None = None
     names: list[str] | None = None
+    identities: np.ndarray[Any, Any] | None = None
 
     def __len__(self) -> int:
         found = self.images if self.embeddings is None else self.embeddings
@@ -119,7 +121,56 @@ def open_faces(
     encoded = open_images(path, allow=allow)
     names = [encoded.name(i) for i in range(len(encoded))]
     faces = EncodedFaces(encoded, preprocessing, max_pixels=max_pixels)
-    return FaceSet(str(path), faces, None, torch.from_numpy(encoded.labels), names)
+    return FaceSet(str(path), faces, None, torch.from_numpy(encoded.labels), names, encoded.identities)
+
+
+class _Some:
+    """The pictures of a table at some positions."""
+
+    def __init__(self, table: ImageTable, rows: np.ndarray[tuple[int], np.dtype[np.int64]]) -> None:
+        self.table, self.rows = table, rows
+        self.image_shape = table.image_shape
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def fetch(self, index: np.ndarray[tuple[int], np.dtype[np.int64]]) -> Tensor:
+        """(b,) positions to (b, C, H, W) uint8 pictures."""
+        return self.table.fetch(self.rows[index])
+
+
+def of_identities(faces: FaceSet, path: str | os.PathLike[str]) -> FaceSet:
+    """The part of a set that shows the identities of a list, a name a line, such as ``RUN/identities/test.txt``.
+
+    A name is the data's own, of embeddings the folder in a row's name, or the label.
+
+    Raises:
+        FileNotFoundError: There is no such list.
+        FormatError: It is empty, or names an identity that the set has not.
+    """
+    wanted = dict.fromkeys(line for line in Path(path).read_text(encoding="utf-8").splitlines() if line)
+    if faces.identities is not None and faces.labels is not None:
+        own = [str(faces.identities[label]) for label in faces.labels.tolist()]
+    elif faces.names is not None and all("/" in name for name in faces.names):
+        own = [name.rsplit("/", 1)[0] for name in faces.names]
+    else:
+        own = [] if faces.labels is None else [str(label) for label in faces.labels.tolist()]
+    known = set(own)
+    if missing := [name for name in wanted if name not in known]:
+        count = len(missing)
+        raise FormatError(f"names {count} identities that {faces.source} has not, such as {missing[0]!r}", path=path)
+    rows = np.flatnonzero([name in wanted for name in own])
+    if not len(rows):
+        raise FormatError("names no identity", path=path)
+    index = torch.from_numpy(rows)
+    return FaceSet(
+        faces.source,
+        None if faces.images is None else _Some(faces.images, rows),
+        None if faces.embeddings is None else faces.embeddings[index],
+        None if faces.labels is None else faces.labels[index],
+        None if faces.names is None else [faces.names[row] for row in rows.tolist()],
+        faces.identities,
+    )
 
 
 def _npy_files(path: Path, allow: Paths) -> list[Path]:

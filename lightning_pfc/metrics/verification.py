@@ -130,6 +130,17 @@ class VerificationMetric(Metric):
             distances, same, which = self._distances()
         return cosine_from_squared_distance(distances), same, which
 
+    def image_embeddings(self) -> Tensor:
+        """The first embedding of every image, (N, D) float32; NaN for one that was never given. A collective."""
+        with self.sync_context(dist_sync_fn=self.dist_sync_fn, should_sync=self._to_sync):
+            index, flat = _joined(self.index, torch.int64), _joined(self.embeddings, torch.float32)
+            rows = flat.view(len(index), -1) if len(index) else flat.view(0, 1)
+            found = torch.full(
+                (max(self.num_images, int(index.max()) + 1 if len(index) else 0), rows.shape[1]), math.nan
+            )
+            found[index.flip(0)] = rows.flip(0)
+            return found
+
     def compute(self) -> Tensor:
         """The metric over all pairs, a float64 scalar; NaN when no number can be given (see ``incomplete``)."""
         distances, same, which = self._distances()

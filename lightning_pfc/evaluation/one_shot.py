@@ -1,0 +1,99 @@
+"""One-shot identification: one picture of each identity is known, and every other picture searches among them.
+
+Which picture is known is drawn several times. The interval is by identity, with both of its roles in it: whose pictures
+search, and whose known picture takes other searches away. It is that of the delete-one jackknife over identities, on
+the scale of the log odds (B. Efron, The Jackknife, the Bootstrap and Other Resampling Plans, 1982, chapter 3): a
+bootstrap would put an identity twice into the gallery, or leave a third of the confusers out.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from statistics import NormalDist
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lightning_pfc.evaluation.bootstrap import Interval
+from lightning_pfc.evaluation.report import Measurement
+
+_MOST_SCORES = 1 << 28  # of all galleries together
+_BLOCK = 1 << 22  # scores at a time
+
+
+def one_shot(
+    embeddings: Tensor,
+    labels: Tensor,
+    *,
+    ranks: Sequence[int] = (1, 5),
+    draws: int = 10,
+    level: float = 0.95,
+    seed: int = 0,
+) -> list[Measurement]:
+    """Rank-k rates with one known picture of each identity.
+
+    A non-mate that ties with the mate counts against it. Identities with one picture are known, and never search.
+
+    Args:
+        embeddings: (n, D), of any length.
+        labels: Identity of each, (n,) integers.
+        ranks: The k's; those that no gallery of this size can miss are left out.
+        draws: Galleries; fewer where they would take more than 2^28 scores.
+        level: Of the intervals.
+        seed: Of the draws.
+
+    Returns:
+        ``rank-k`` for each k; nothing where no identity has two pictures or there is one identity.
+
+    Raises:
+        ValueError: On wrong shapes.
+    """
+    if embeddings.ndim != 2 or labels.shape != embeddings.shape[:1]:
+        raise ValueError(f"embeddings {tuple(embeddings.shape)} must be (n, D), and labels {tuple(labels.shape)} (n,)")
+    unit, identity = F.normalize(embeddings.float()), torch.unique(labels, return_inverse=True)[1]
+    size = int(identity.max()) + 1 if len(identity) else 0
+    probes = len(identity) - size
+    if size < 2 or probes < 1:
+        return []
+    generator = torch.Generator().manual_seed(seed)
+    wanted = [k for k in ranks if k < size]
+    tallies = {k: torch.zeros(3, size, dtype=torch.float64) for k in wanted}  # hits, searches, searches taken away
+    for _ in range(max(1, min(draws, _MOST_SCORES // (probes * size)))):
+        order = torch.randperm(len(identity), generator=generator)
+        known = torch.empty(size, dtype=torch.int64).scatter_(0, identity[order], order)
+        searching = torch.ones(len(identity), dtype=torch.bool)
+        searching[known] = False
+        _search(unit, identity, known, searching.nonzero().squeeze(1), tallies)
+    text = f"one known picture of each of {size:,} identities"
+    return [Measurement(f"rank-{k}", *_rate(tally, level), text) for k, tally in tallies.items()]
+
+
+def _search(unit: Tensor, identity: Tensor, known: Tensor, probes: Tensor, tallies: dict[int, Tensor]) -> None:
+    gallery = unit[known]
+    for part in torch.split(probes, max(1, _BLOCK // len(known))):
+        owner = identity[part]
+        scores = unit[part] @ gallery.T
+        beats = scores >= scores.gather(1, owner[:, None])
+        beats.scatter_(1, owner[:, None], False)
+        rank = beats.sum(1)
+        for k, tally in tallies.items():
+            tally[0] += torch.bincount(owner[rank < k], minlength=len(known))
+            tally[1] += torch.bincount(owner, minlength=len(known))
+            tally[2] += beats[rank == k].sum(0)  # each of these alone made the difference
+
+
+def _rate(tally: Tensor, level: float) -> tuple[float, Interval]:
+    hits, searches, taken = tally
+    rate = float(hits.sum() / searches.sum())
+    size, tail = len(hits), (1 - level) / 2
+    if rate in (0.0, 1.0):  # as if each identity had searched once
+        edge = 1 - tail ** (1 / size)
+        return rate, Interval(0.0, edge) if rate == 0.0 else Interval(1 - edge, 1.0)
+    left = searches.sum() - searches
+    without = (hits.sum() - hits + taken) / left.clamp_min(1)
+    spread = float(((without - without.mean()).square().sum() * (size - 1) / size).sqrt())
+    reach = NormalDist().inv_cdf(1 - tail) * spread / (rate * (1 - rate))
+    odds = math.log(rate / (1 - rate))
+    return rate, Interval(1 / (1 + math.exp(min(700.0, reach - odds))), 1 / (1 + math.exp(max(-700.0, -reach - odds))))
