@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +11,6 @@ import torch.distributed as dist
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.fabric.utilities import rank_zero_info, rank_zero_warn
 from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
@@ -21,19 +18,26 @@ from torch.optim import Optimizer
 
 from lightning_pfc.checkpoint import CheckpointError, is_checkpoint_folder, load_folder, save_folder
 from lightning_pfc.checkpoint.identities import KEY, Identities, in_folder, in_values
-from lightning_pfc.checkpoint.manifest import TensorEntry, dtype_of
 from lightning_pfc.checkpoint.publish import newest, remove, replace_link, settle_last
 from lightning_pfc.checkpoint.reader import CheckpointReader
 from lightning_pfc.checkpoint.remote import fetched, is_address
 from lightning_pfc.checkpoint.rng import random_state, restore_random_state
 from lightning_pfc.checkpoint.save_load import shared_errors
 from lightning_pfc.checkpoint.single import OWN, load_file, save_file
-from lightning_pfc.checkpoint.split_tree import ClassRows, split_tree
+from lightning_pfc.checkpoint.split_tree import split_tree
 from lightning_pfc.distributed import ClassShard, Comm
 from lightning_pfc.distributed.class_rows import class_rows, declare_class_rows
 from lightning_pfc.heads.partial_fc import PartialFC, iter_heads
 from lightning_pfc.optim.row_state import has_entry_per_class
-from lightning_pfc.storage.row_files import row_files
+from lightning_pfc.strategies.background_saver import BackgroundSaver
+from lightning_pfc.strategies.live_tensors import (
+    MODEL,
+    OPTIMIZERS,
+    LiveTensors,
+    declared_state,
+    take_out_of_file,
+    unwrapped,
+)
 from lightning_pfc.strategies.moved_rows import find_moves, moved_rows, on_all_ranks
 from lightning_pfc.strategies.resumed import (
     Differences,
@@ -43,8 +47,6 @@ from lightning_pfc.strategies.resumed import (
     sentence,
 )
 from lightning_pfc.strategies.whose import check_identities, names_of_data
-
-_MODEL, _OPTIMIZERS = "state_dict/", "optimizer_states/"
 
 
 class CheckpointFolders(DDPStrategy):
@@ -62,7 +64,7 @@ class CheckpointFolders(DDPStrategy):
         self._random_state: dict[str, Any] | None = None
         self._random_state_after_start = False
         self._guards: dict[Path, str] = {}
-        self._saver: _Saver | None = None
+        self._saver: BackgroundSaver | None = None
         self._configured: list[dict[str, Any]] = []
         self._loaded_records: Any = None
         self._match: str | None = None
@@ -128,7 +130,7 @@ class CheckpointFolders(DDPStrategy):
         state: dict[str, Any] = super().optimizer_state(optimizer)
         for index, shard in self._sharded_indices(optimizer):
             if index in state["state"] and shard.world_size > 1:
-                state["state"][index] = _declared(optimizer, state["state"][index], shard)
+                state["state"][index] = declared_state(optimizer, state["state"][index], shard)
         return state
 
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: str | Path, storage_options: Any = None) -> None:
@@ -163,9 +165,9 @@ class CheckpointFolders(DDPStrategy):
         if self._saver is not None:
             self._saver.save(path, rest, tensors, info, self._identities())
         else:
-            self._keep_last(path, None)
+            self.keep_last(path, None)
             save_folder(path, rest, tensors, self.comm, info, identities=self._identities())
-            self._keep_last(path, path)
+            self.keep_last(path, path)
 
     def _identities(self) -> Identities | None:
         """The names of the classes, found once; whoever writes a file of them is the only one to go through them."""
@@ -207,16 +209,16 @@ class CheckpointFolders(DDPStrategy):
     def _paths_by_class(self, checkpoint: Mapping[str, Any]) -> list[str]:
         """Where in a checkpoint of one process the tensors with a row per class are."""
         heads = list(self._iter_heads())
-        found = [f"{_MODEL}{name}.{tensor}" for name, head in heads for tensor in head.sharded_tensors()]
+        found = [f"{MODEL}{name}.{tensor}" for name, head in heads for tensor in head.sharded_tensors()]
         states = checkpoint.get("optimizer_states", ())
         for number, (optimizer, state) in enumerate(zip(self.optimizers, states, strict=False)):
             for index, shard in self._sharded_indices(optimizer):
                 for key, value in state["state"].get(index, {}).items():
-                    if has_entry_per_class(_plain(optimizer), key, value, shard.num_local):
-                        found.append(f"{_OPTIMIZERS}{number}/state/{index}/{key}")
+                    if has_entry_per_class(unwrapped(optimizer), key, value, shard.num_local):
+                        found.append(f"{OPTIMIZERS}{number}/state/{index}/{key}")
         return found
 
-    def _keep_last(self, path: Path, target: Path | None) -> None:
+    def keep_last(self, path: Path, target: Path | None) -> None:
         """Have a second link to the newest checkpoint for as long as ``last.ckpt`` may be missing or lead nowhere.
 
         Args:
@@ -298,7 +300,7 @@ class CheckpointFolders(DDPStrategy):
                     "complete one. Resume from another checkpoint."
                 )
             origins = self._match_identities(path, lambda: in_folder(path))
-            targets = _Targets(self, self._fitting())
+            targets = LiveTensors(self.lightning_module, self._iter_heads(), fitting=self._fitting())
             given = {} if origins is None else self._moved_rows(path, origins, targets)[1]
             loaded, manifest, own = load_folder(path, self.comm, targets, weights_only=weights_only, given=given)
             checkpoint = loaded
@@ -340,7 +342,9 @@ class CheckpointFolders(DDPStrategy):
                 check_identities(str(path), there, here)
         return on_all_ranks(origins, self.comm) if by_name else None
 
-    def _moved_rows(self, path: Path, origins: Tensor, targets: _Targets) -> tuple[CheckpointReader, dict[str, Tensor]]:
+    def _moved_rows(
+        self, path: Path, origins: Tensor, targets: LiveTensors
+    ) -> tuple[CheckpointReader, dict[str, Tensor]]:
         with shared_errors(self.comm, path):
             source = CheckpointReader(path, check=False)
             wanted = filter(targets.wants, source.tensors)
@@ -348,7 +352,9 @@ class CheckpointFolders(DDPStrategy):
 
     def _with_moved_rows(self, path: Path, origins: Tensor) -> dict[str, Any]:
         """The file of one process, with this rank's rows by name in it."""
-        source, moved = self._moved_rows(path, origins, _Targets(self, self._fitting()))
+        source, moved = self._moved_rows(
+            path, origins, LiveTensors(self.lightning_module, self._iter_heads(), fitting=self._fitting())
+        )
         return source.joined({key: moved.get(key, source.whole(key)) for key in source.tensors})
 
     def _adopt_run(self, facts: Mapping[str, Any]) -> None:
@@ -383,9 +389,11 @@ class CheckpointFolders(DDPStrategy):
             for index, shard in self._sharded_indices(optimizer):
                 values = state["state"].get(index, {})
                 for key, value in values.items():
-                    if shard.world_size > 1 and has_entry_per_class(_plain(optimizer), key, value, shard.num_classes):
+                    if shard.world_size > 1 and has_entry_per_class(
+                        unwrapped(optimizer), key, value, shard.num_classes
+                    ):
                         values[key] = value[shard.start : shard.stop].clone()
-            _take_out_of_file(optimizer, state)
+            take_out_of_file(optimizer, state)
         options = [[dict(group) for group in optimizer.param_groups] for optimizer in self.optimizers]
         super().load_optimizer_state_dict(checkpoint)
         for optimizer, groups in zip(self.optimizers, options, strict=True):
@@ -420,7 +428,7 @@ class CheckpointFolders(DDPStrategy):
         """Of the heads' parameters in an optimizer: the number in its state dict, and the shard."""
         shards = {id(t): head.shard for _, head in self._iter_heads() for t in head.sharded_tensors().values()}
         index = 0
-        for group in _plain(optimizer).param_groups:
+        for group in unwrapped(optimizer).param_groups:
             for parameter in group["params"]:
                 if id(parameter) in shards:
                     yield index, shards[id(parameter)]
@@ -487,132 +495,9 @@ class CheckpointFolders(DDPStrategy):
             timeout = self.comm.agreement.timeout
             group = dist.new_group(backend="gloo", timeout=timeout)
             if not isinstance(group, int):  # what torch gives to those outside of a group
-                self._saver = _Saver(self, group)
+                self._saver = BackgroundSaver(self, group)
 
     def _stop_saver(self) -> None:
         if self._saver is not None:
             self._saver.close()
             self._saver = None
-
-
-class _Targets:
-    """Tells the loader which tensors of the live module to fill, so that no second copy of them is made."""
-
-    def __init__(self, strategy: CheckpointFolders, fitting: bool) -> None:
-        module = strategy.lightning_module
-        self.live = dict(module.state_dict()) if module is not None else {}
-        self._shards = {
-            f"{name}.{tensor}": head.shard for name, head in strategy._iter_heads() for tensor in head.sharded_tensors()
-        }
-        self.fitting = fitting
-
-    def __call__(self, key: str, stored: TensorEntry) -> Tensor | ClassRows | None:
-        if not key.startswith(_MODEL):
-            return None
-        name = key.removeprefix(_MODEL)
-        live, shard = self.live.get(name), self._shards.get(name)
-        if shard is not None and stored.shape[0] != shard.num_classes:
-            raise CheckpointError(
-                f"the checkpoint has {stored.shape[0]} classes in {name}, the model has {shard.num_classes}. Give the "
-                f"model num_classes={stored.shape[0]}, or change the checkpoint with pfc-ckpt append, drop or merge."
-            )
-        shape = tuple(stored.shape if shard is None else (shard.num_local, *stored.shape[1:]))
-        if live is None or tuple(live.shape) != shape or live.dtype != dtype_of(stored.dtype):
-            return None
-        return live if shard is None else ClassRows(live, shard)
-
-    def wants(self, key: str) -> bool:
-        """Whether a tensor is needed at all: nothing but ``fit`` restores optimizers."""
-        return self.fitting or not key.startswith(_OPTIMIZERS)
-
-
-class _Saver:
-    """Writes checkpoints in a thread, one after the other, through a group that nobody else uses."""
-
-    def __init__(self, strategy: CheckpointFolders, group: dist.ProcessGroup) -> None:
-        self._strategy, self._group = strategy, group
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
-        self._pending: list[Future[None]] = []
-
-    def save(
-        self,
-        path: Path,
-        rest: Any,
-        tensors: Mapping[str, Tensor | ClassRows],
-        info: Mapping[str, Any],
-        names: Identities | None,
-    ) -> None:
-        self.wait()  # one copy of the weights waits at a time
-        copies: dict[str, Tensor | ClassRows] = {
-            key: ClassRows(_copy(item.tensor), item.shard) if isinstance(item, ClassRows) else _copy(item)
-            for key, item in tensors.items()
-        }
-        self._strategy._keep_last(path, None)
-        if self._strategy.is_global_zero:
-            # ModelCheckpoint links to the checkpoint at once, within a folder that the thread may not have made yet.
-            with suppress(OSError):  # which the thread will meet again, and tell every rank
-                path.parent.mkdir(parents=True, exist_ok=True)
-        self._pending.append(self._thread.submit(self._write, path, rest, copies, info, names))
-
-    def _write(
-        self,
-        path: Path,
-        rest: Any,
-        tensors: Mapping[str, Tensor | ClassRows],
-        info: Mapping[str, Any],
-        names: Identities | None,
-    ) -> None:
-        save_folder(path, rest, tensors, self._strategy.comm, info, self._group, names)
-        self._strategy._keep_last(path, path)
-
-    def remove_later(self, path: Path) -> bool:
-        """Have the thread remove a checkpoint once those before it are there; False if nothing is pending."""
-        if all(future.done() for future in self._pending):
-            return False
-        if self._strategy.is_global_zero:
-            self._pending.append(self._thread.submit(remove, path))
-        return True
-
-    def raise_error(self) -> None:
-        """Raise what went wrong in the thread, if it is known by now."""
-        done = [future for future in self._pending if future.done()]
-        self._pending = [future for future in self._pending if not future.done()]
-        for future in done:
-            future.result()
-
-    def wait(self) -> None:
-        pending, self._pending = self._pending, []
-        for future in pending:
-            future.result()
-
-    def close(self) -> None:
-        self._thread.shutdown(wait=True)
-
-
-def _plain(optimizer: Optimizer | LightningOptimizer) -> Optimizer:
-    return optimizer.optimizer if isinstance(optimizer, LightningOptimizer) else optimizer
-
-
-def _declared(optimizer: Optimizer, state: Mapping[str, Any], shard: ClassShard) -> dict[str, Any]:
-    """The state of a head's parameter, declared where it has an entry per class; objects that nobody else holds."""
-    found = dict(state)
-    for key, value in state.items():
-        if has_entry_per_class(_plain(optimizer), key, value, shard.num_local):
-            found[key] = value.detach()
-            declare_class_rows(found[key], shard)
-    return found
-
-
-def _take_out_of_file(optimizer: Optimizer, state: dict[str, Any]) -> None:
-    """Give an optimizer tensors of its own, where it would go on with those that still lie in a file.
-
-    Optimizers of this package copy the state of rows that are kept in files by themselves.
-    """
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    for index, values in state["state"].items():
-        if isinstance(index, int) and index < len(parameters) and row_files(parameters[index]) is None:
-            values.update({key: value.clone() for key, value in values.items() if isinstance(value, Tensor)})
-
-
-def _copy(tensor: Tensor) -> Tensor:
-    return tensor.detach().to("cpu", copy=True) if tensor.device.type != "cpu" else tensor.detach().clone()
