@@ -35,6 +35,7 @@ from lightning_pfc.strategies.live_tensors import (
     OPTIMIZERS,
     LiveTensors,
     declared_state,
+    sharded_indices,
     take_out_of_file,
     unwrapped,
 )
@@ -128,7 +129,7 @@ class CheckpointFolders(DDPStrategy):
     def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
         """The optimizer's state, this rank's rows marked as such."""
         state: dict[str, Any] = super().optimizer_state(optimizer)
-        for index, shard in self._sharded_indices(optimizer):
+        for index, shard in sharded_indices(optimizer, self._iter_heads()):
             if index in state["state"] and shard.world_size > 1:
                 state["state"][index] = declared_state(optimizer, state["state"][index], shard)
         return state
@@ -212,7 +213,7 @@ class CheckpointFolders(DDPStrategy):
         found = [f"{MODEL}{name}.{tensor}" for name, head in heads for tensor in head.sharded_tensors()]
         states = checkpoint.get("optimizer_states", ())
         for number, (optimizer, state) in enumerate(zip(self.optimizers, states, strict=False)):
-            for index, shard in self._sharded_indices(optimizer):
+            for index, shard in sharded_indices(optimizer, self._iter_heads()):
                 for key, value in state["state"].get(index, {}).items():
                     if has_entry_per_class(unwrapped(optimizer), key, value, shard.num_local):
                         found.append(f"{OPTIMIZERS}{number}/state/{index}/{key}")
@@ -386,7 +387,7 @@ class CheckpointFolders(DDPStrategy):
         check_same_optimizers(checkpoint, self._loaded_records, self.optimizers)
         differences = Differences(self._loaded_records, states, self._configured)
         for optimizer, state in zip(self.optimizers, states, strict=True):
-            for index, shard in self._sharded_indices(optimizer):
+            for index, shard in sharded_indices(optimizer, self._iter_heads()):
                 values = state["state"].get(index, {})
                 for key, value in values.items():
                     if shard.world_size > 1 and has_entry_per_class(
@@ -423,16 +424,6 @@ class CheckpointFolders(DDPStrategy):
     def _fitting(self) -> bool:
         trainer = getattr(self.lightning_module, "_trainer", None)
         return trainer is not None and trainer.state.fn == TrainerFn.FITTING
-
-    def _sharded_indices(self, optimizer: Optimizer) -> Iterator[tuple[int, ClassShard]]:
-        """Of the heads' parameters in an optimizer: the number in its state dict, and the shard."""
-        shards = {id(t): head.shard for _, head in self._iter_heads() for t in head.sharded_tensors().values()}
-        index = 0
-        for group in unwrapped(optimizer).param_groups:
-            for parameter in group["params"]:
-                if id(parameter) in shards:
-                    yield index, shards[id(parameter)]
-                index += 1
 
     # -- what happens between
 

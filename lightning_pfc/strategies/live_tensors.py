@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from lightning.pytorch import LightningModule
@@ -56,6 +56,15 @@ class LiveTensors:
     def wants(self, key: str) -> bool:
         """Whether a tensor is needed at all: nothing but ``fit`` restores optimizers."""
         return self.fitting or not key.startswith(OPTIMIZERS)
+
+
+def sharded_indices(
+    optimizer: Optimizer | LightningOptimizer, heads: Iterable[tuple[str, PartialFC]]
+) -> Iterator[tuple[int, ClassShard]]:
+    """Of the heads' parameters in an optimizer: the number in its state dict, and the shard."""
+    shards = {id(tensor): head.shard for _, head in heads for tensor in head.sharded_tensors().values()}
+    parameters = (parameter for group in unwrapped(optimizer).param_groups for parameter in group["params"])
+    yield from ((index, shards[id(each)]) for index, each in enumerate(parameters) if id(each) in shards)
 
 
 def unwrapped(optimizer: Optimizer | LightningOptimizer) -> Optimizer:
