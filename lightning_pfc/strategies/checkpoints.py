@@ -242,7 +242,9 @@ class CheckpointFolders(DDPStrategy):
                 self._guards[guard] = name
 
     def _settle_last(self) -> None:
-        self._guards = {guard: name for guard, name in self._guards.items() if not settle_last(guard, name)}
+        for guard, name in list(self._guards.items()):  # to which a thread that writes may add meanwhile
+            if settle_last(guard, name):
+                self._guards.pop(guard, None)
 
     # -- loading
 

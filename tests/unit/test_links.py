@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from lightning_pfc import PartialFCStrategy
 from lightning_pfc.checkpoint import publish
 from lightning_pfc.checkpoint.publish import remove, replace_link, settle_last
+from lightning_pfc.strategies import checkpoints
 
 Changes = Callable[[Path], None]
 
@@ -61,3 +63,16 @@ def test_links_that_change_while_a_checkpoint_is_removed(
 
 def test_a_guard_that_vanishes_is_settled(folder: Path) -> None:
     assert settle_last(folder / "last-saving.ckpt", "last")
+
+
+def test_a_guard_that_a_thread_makes_meanwhile_is_settled_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    strategy = PartialFCStrategy()
+    strategy._guards = {Path("a"): "last"}
+
+    def settle(guard: Path, name: str) -> bool:
+        strategy._guards[Path("b")] = name
+        return guard == Path("a")
+
+    monkeypatch.setattr(checkpoints, "settle_last", settle)
+    strategy._settle_last()
+    assert list(strategy._guards) == [Path("b")]
