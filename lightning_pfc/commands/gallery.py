@@ -126,6 +126,7 @@ def _build(options: argparse.Namespace) -> int:
 
     images = list(_folder(options.folder, options.allow))
     recogniser = _recogniser(options.model, options)
+    _one_at_least(recogniser, images)
     with create_gallery(options.gallery, model_record(recogniser), options.pooling) as gallery:
         return _enrol(gallery, recogniser, images, options)
 
@@ -288,6 +289,23 @@ def _folder(folder: Path, allow: list[Path]) -> Iterator[tuple[str, Path]]:
     images = FolderImages(folder, allow=allow)
     for i, label in enumerate(images.labels.tolist()):
         yield images.identities[label], folder / images.locate(i)[len(str(folder)) + 1 :]
+
+
+def _one_at_least(recogniser: Recogniser, images: list[tuple[str, Path]]) -> None:
+    """Raise what is wrong with the first picture if none can be enrolled: an empty gallery would be in the way."""
+    faults = (_fault(recogniser, path) for _, path in images)
+    first = next(faults, None)
+    if first is None or any(fault is None for fault in faults):
+        return
+    raise ValueError(f"no picture could be enrolled, and no gallery was made. The first one: {first}")
+
+
+def _fault(recogniser: Recogniser, path: Path) -> str | None:
+    try:
+        recogniser.prepare(path)
+    except ValueError as error:
+        return str(error)
+    return None
 
 
 def _enrol(

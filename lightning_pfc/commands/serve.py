@@ -106,7 +106,7 @@ def _serve(path: Path | None, options: argparse.Namespace) -> int:
     from lightning_pfc.service.key_file import KeyFile
     from lightning_pfc.service.limits import Limits
     from lightning_pfc.service.lock import service_lock
-    from lightning_pfc.service.server import is_loopback, listening_socket, serve
+    from lightning_pfc.service.server import check_tls, is_loopback, listening_socket, serve
     from lightning_pfc.service.state import ServiceState
     from lightning_pfc.service.telemetry import Telemetry
 
@@ -118,6 +118,12 @@ def _serve(path: Path | None, options: argparse.Namespace) -> int:
             f"host={options.host} is reached from other machines, and there are no keys: make one with "
             "--make-key NAME, or give --insecure."
         )
+    if not 0 <= options.port < 1 << 16:
+        raise ValueError(f"--port {options.port} must be 1 to 65535, or 0 for a free one.")
+    if not 0 <= options.grace < float("inf"):
+        raise ValueError(f"--grace {options.grace} must be seconds, 0 or more.")
+    if options.tls is not None:
+        check_tls(*options.tls)
     limits = Limits(**_limits(options))
     recogniser = Recogniser.load(
         options.export, options.engine, threads=options.threads, photos=options.photos, detector=options.detector

@@ -6,7 +6,7 @@ import importlib
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -45,7 +45,8 @@ class OnnxRuntime:
             raise EngineError("onnxruntime computes nothing in bfloat16: use engine='openvino'")
         options = runtime.SessionOptions()
         options.intra_op_num_threads = threads
-        options.log_severity_level = 3
+        options.log_severity_level = 4  # what is wrong is raised, and said once
+        self._path = path
         try:
             self._session = runtime.InferenceSession(os.fspath(path), options, providers=["CPUExecutionProvider"])
         except Exception as error:  # its errors share no class
@@ -54,10 +55,14 @@ class OnnxRuntime:
         if len(inputs) != 1 or len(inputs[0].shape) != 4:
             raise ExportError(f"must have one input (b, C, H, W), found {[value.name for value in inputs[:4]]}", path)
         self._input, self._output = inputs[0].name, outputs[0].name
+        self.image_shape = tuple(edge if isinstance(edge, int) else None for edge in inputs[0].shape[1:])
 
     def __call__(self, images: Floats) -> Floats:
         """(b, C, H, W) float32 to (b, D) float32."""
-        found: Floats = self._session.run([self._output], {self._input: np.ascontiguousarray(images)})[0]
+        try:
+            found: Floats = self._session.run([self._output], {self._input: np.ascontiguousarray(images)})[0]
+        except Exception as error:  # its errors share no class
+            raise ExportError(f"onnxruntime cannot compute it: {_first_line(error)}", self._path) from error
         return found
 
 
@@ -92,18 +97,27 @@ class OpenVino:
             raise ExportError(f"OpenVINO does not take it: {_first_line(error)}", path) from error
         if len(self._model.inputs) != 1:
             raise ExportError(f"must have one input (b, C, H, W), found {len(self._model.inputs)}", path)
+        shape = list(self._model.inputs[0].get_partial_shape())[1:]
+        self.image_shape = tuple(edge.get_length() if edge.is_static else None for edge in shape)
+        self._path = path
 
     def __call__(self, images: Floats) -> Floats:
         """(b, C, H, W) float32 to (b, D) float32."""
         request = self._model.create_infer_request()
-        found = request.infer([np.ascontiguousarray(images)])[self._model.output(0)]
+        try:
+            found = request.infer([np.ascontiguousarray(images)])[self._model.output(0)]
+        except Exception as error:
+            raise ExportError(f"OpenVINO cannot compute it: {_first_line(error)}", self._path) from error
         return np.array(found, dtype=np.float32)
 
 
-ENGINES: dict[str, Callable[..., Engine]] = {"onnxruntime": OnnxRuntime, "openvino": OpenVino}
+FileEngine: TypeAlias = OnnxRuntime | OpenVino
+"""What opens an ONNX file; knows as ``image_shape`` the (C, H, W) that the file takes, None where it takes any."""
+
+ENGINES: dict[str, Callable[..., FileEngine]] = {"onnxruntime": OnnxRuntime, "openvino": OpenVino}
 
 
-def open_engine(name: str, path: str | os.PathLike[str], *, threads: int = 0, precision: str = "float32") -> Engine:
+def open_engine(name: str, path: str | os.PathLike[str], *, threads: int = 0, precision: str = "float32") -> FileEngine:
     """An engine by its name.
 
     Raises:
@@ -112,12 +126,29 @@ def open_engine(name: str, path: str | os.PathLike[str], *, threads: int = 0, pr
         ExportError: it does not take the file.
     """
     if name not in ENGINES:
-        raise ValueError(f"engine={name!r} does not exist; there are {', '.join(sorted(ENGINES))}")
+        raise ValueError(f"engine={name!r} does not exist; there are {', '.join(sorted(ENGINES))} and torch")
     if threads < 0:
         raise ValueError(f"threads={threads} must be 0 (the engine chooses) or more")
     if not Path(path).is_file():
         raise ExportError("no such model", path)
     return ENGINES[name](path, threads=threads, precision=precision)
+
+
+def check_network(
+    network: FileEngine, image_shape: tuple[int, int, int], width: int, path: str | os.PathLike[str]
+) -> None:
+    """Whether a network is what its description says: the pictures that it takes, and the embedding of one.
+
+    Raises:
+        ExportError: it is another; says what it has.
+    """
+    if any(have not in (None, said) for have, said in zip(network.image_shape, image_shape, strict=False)):
+        raise ExportError(f"takes pictures {network.image_shape}, model.json says {image_shape}; export again", path)
+    found = network(np.zeros((1, *image_shape), np.float32))
+    if found.shape != (1, width) or found.dtype.kind != "f":
+        raise ExportError(
+            f"gives {found.dtype} {found.shape} for one picture, model.json says {width} numbers; export again", path
+        )
 
 
 def import_engine(module: str, distribution: str, extra: str) -> Any:

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from lightning_pfc.calibration.thresholds import Kind, NotCalibratedError, Threshold, Thresholds
 from lightning_pfc.deploy.centers import CenterGallery
 from lightning_pfc.deploy.description import ModelDescription
-from lightning_pfc.deploy.engines import Engine, Floats, open_engine
+from lightning_pfc.deploy.engines import Engine, Floats, check_network, open_engine
 from lightning_pfc.deploy.errors import ExportError
 from lightning_pfc.deploy.folder import checked_file, open_folder
 from lightning_pfc.deploy.pictures import Picture, Pixels, cut_out, one_by_one, prepare
@@ -315,6 +315,8 @@ class Recogniser:
             raise ValueError(
                 f"an embedding of {wrong[0]} numbers is not of this model, whose embeddings have {self.width}"
             )
+        if not all(np.isfinite(row).all() for row in rows):
+            raise ValueError("an embedding has numbers that are not finite, so nothing can be compared with it")
         return np.stack(rows)
 
 
@@ -327,10 +329,10 @@ def unit(rows: Floats) -> Floats:
 def _cutter(
     folder: Path, description: ModelDescription, detector: str | os.PathLike[str] | None, threads: int
 ) -> FaceCutter:
-    from lightning_pfc.faces import FaceCutter, open_detector  # OpenCV, which aligned pictures do without
-
     if detector is None and description.detector is None:
         raise ExportError("has no face detector; give detector=FILE, or export with --detector FILE", folder)
+    from lightning_pfc.faces import FaceCutter, open_detector  # OpenCV, which aligned pictures do without
+
     path = checked_file(folder, str(description.detector), description) if detector is None else Path(detector)
     return FaceCutter(open_detector(path, threads=threads), size=description.preprocessing.size[0])
 
@@ -346,4 +348,6 @@ def _network(folder: Path, description: ModelDescription, engine: str | None, th
         raise ValueError(f"engine={name!r}: {folder} holds no ONNX file ({model.file}); use engine='torch'")
     path = checked_file(folder, model.file, description)
     precision = model.precision if model.precision != "bfloat16" or name == "openvino" else "float32"
-    return open_engine(name, path, threads=threads, precision=precision)
+    network = open_engine(name, path, threads=threads, precision=precision)
+    check_network(network, description.preprocessing.image_shape, model.width, path)
+    return network

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lightning_pfc.data.errors import FormatError, missing_library
-from lightning_pfc.evaluation.onnx_embedder import mended
+from lightning_pfc.data.onnx_files import mended
 from lightning_pfc.faces.boxes import Floats, Pixels, cells, fit_in, thin_out
 from lightning_pfc.faces.unpacking import unpack
 

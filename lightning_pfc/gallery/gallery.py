@@ -11,7 +11,7 @@ from typing import Any
 import numpy.typing as npt
 from typing_extensions import Self
 
-from lightning_pfc.gallery.errors import GalleryError, OtherModelError
+from lightning_pfc.gallery.errors import GalleryError, OtherModelError, UnknownIdentityError
 from lightning_pfc.gallery.followers import Searcher, follower
 from lightning_pfc.gallery.records import GalleryInfo, Identity, Match, ModelRecord, NewPicture, as_unit
 from lightning_pfc.gallery.schema import VERSION
@@ -110,6 +110,8 @@ class Gallery:
 
     def remove_picture(self, picture: int) -> None:
         """Forget one picture, likewise."""
+        if not 0 < picture < 1 << 63:  # beyond what a database counts
+            raise UnknownIdentityError(f"there is no picture {picture}; `pfc-gallery list` says which there are.")
         self.store.remove_picture(picture)
         self._refresh()
 

@@ -60,6 +60,8 @@ def backup(file: SqliteFile, folder: Path) -> None:
     path = folder / DATABASE
     if path.exists():
         raise GalleryError(f"{folder} is a gallery already; name a new folder for the copy.")
+    if folder.is_dir() and any(folder.iterdir()):
+        raise GalleryError(f"{folder} holds other files; name a new folder for the copy.")
     with explained(path):
         folder.mkdir(parents=True, exist_ok=True)
         partial = folder / f".{DATABASE}.{os.getpid()}.part"

@@ -141,7 +141,7 @@ class SqliteStore:
         """See :meth:`Store.remove_picture`."""
         with self._file.writing():
             if not self._file.execute("DELETE FROM pictures WHERE id = ?", (picture,)).rowcount:
-                raise UnknownIdentityError(f"there is no picture {picture}; `pfc-gallery info` lists what there is.")
+                raise UnknownIdentityError(f"there is no picture {picture}; `pfc-gallery list` says which there are.")
         self._file.empty_log()
 
     def rename(self, name: str, new: str) -> Identity:

@@ -85,7 +85,9 @@ class Keys:
         wrong = next((scope for scope in wanted if scope not in SCOPES), None)
         if wrong is not None or not wanted:
             raise KeyFileError(f"scope {wrong or ''!r} must be one of {', '.join(SCOPES)}.")
-        if not name or any(key.name == name for key in self._keys):
+        if not name.strip():
+            raise KeyFileError(f"name {name!r} names no key; give it one with --make-key NAME.")
+        if any(key.name == name for key in self._keys):
             raise KeyFileError(f"key {name!r} exists already; choose another name, or remove it first.")
         secret = f"pfc_{secrets.token_urlsafe(32)}"
         return Keys([*self._keys, Key(name, _digest(secret), wanted)]), secret

@@ -6,8 +6,10 @@ import contextlib
 import ipaddress
 import signal
 import socket
+import ssl
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from types import FrameType
 
 import uvicorn
@@ -44,6 +46,24 @@ def listening_socket(host: str, port: int) -> socket.socket:
         raise ListenError(f"port={port} on {host}: {error.strerror or error}; choose another with --port.") from error
     found.listen(2048)
     return found
+
+
+def check_tls(certificate: str, key: str) -> None:
+    """Whether there are a certificate and its key.
+
+    Raises:
+        ListenError: if not; names the file.
+    """
+    for path in (certificate, key):
+        if not Path(path).is_file():
+            raise ListenError(f"--tls: no such file: {path}; give a certificate and its key, in PEM.")
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certificate, key, password=lambda: "")
+    except OSError as error:
+        raise ListenError(
+            f"--tls: {certificate} and {key} are no certificate and its key without a password, in PEM: "
+            f"{error.strerror or error}."
+        ) from error
 
 
 def raise_file_limit() -> None:

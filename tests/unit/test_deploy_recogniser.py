@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import os
@@ -310,6 +311,62 @@ def test_a_missing_file_is_named(copied: Path, name: str) -> None:
     os.remove(copied / name)
     with pytest.raises(ExportError, match=name):
         Recogniser.load(copied)
+
+
+def write_network(folder: Path, *nodes: tuple[str, list[str], list[str]], kind: int = 1, **constants: Any) -> None:
+    """Another network in an export, with the digest that fits: it takes (b, 3, 24, 24)."""
+    from onnx import helper, numpy_helper
+
+    graph = helper.make_graph(
+        [helper.make_node(*node) for node in nodes],
+        "g",
+        [helper.make_tensor_value_info("images", kind, ["b", 3, 24, 24])],
+        [helper.make_tensor_value_info("embeddings", kind, None)],
+        [numpy_helper.from_array(np.array(value), name) for name, value in constants.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    (folder / "model.onnx").write_bytes(model.SerializeToString())
+    about = json.loads((folder / "model.json").read_text())
+    about["sha256"]["model.onnx"] = hashlib.sha256((folder / "model.onnx").read_bytes()).hexdigest()
+    (folder / "model.json").write_text(json.dumps(about))
+
+
+FLAT = ("Flatten", ["images"], ["embeddings"])
+
+
+@pytest.mark.parametrize(
+    ("nodes", "constants", "words"),
+    [
+        ([FLAT], {}, "for one picture, model.json says"),
+        ([("Identity", ["images"], ["embeddings"])], {}, r"float32 \(1, 3, 24, 24\) for one picture"),
+        ([FLAT], {"kind": 7}, "cannot compute it"),
+        (
+            [("Expand", ["images", "shape"], ["much"]), ("ReduceSum", ["much"], ["embeddings"])],
+            {"shape": [10**5, 10**5, 24, 24]},
+            "cannot compute it|does not take it",
+        ),
+        ([("Nothing", ["images"], ["embeddings"])], {}, "does not take it"),
+    ],
+)
+def test_a_network_that_is_another_is_refused(copied: Path, nodes: Any, constants: Any, words: str) -> None:
+    write_network(copied, *nodes, **constants)
+    with pytest.raises(ExportError, match=words) as caught:
+        Recogniser.load(copied)
+    assert "\n" not in str(caught.value)
+
+
+def test_pictures_of_another_size_than_the_network_s_are_refused(copied: Path) -> None:
+    about = json.loads((copied / "model.json").read_text())
+    about["preprocessing"]["size"] = [16384, 16384]
+    (copied / "model.json").write_text(json.dumps(about))
+    with pytest.raises(ExportError, match=r"takes pictures \(3, 24, 24\), model.json says \(3, 16384, 16384\)"):
+        Recogniser.load(copied)
+
+
+def test_numbers_that_are_none_are_not_compared(recogniser: Recogniser) -> None:
+    row = np.full(recogniser.width, np.nan, np.float32)
+    with pytest.raises(ValueError, match="not finite"):
+        recogniser.compare(row, row)
 
 
 def test_an_engine_that_is_not_there(export_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

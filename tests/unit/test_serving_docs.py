@@ -100,6 +100,7 @@ SERVE = """
 import sys
 from lightning_pfc.commands.serve import main
 status = main()
+from lightning_pfc.faces import FaceCutter, open_detector  # for photos
 print([name for name in ("torch", "lightning", "timm", "hydra", "onnx") if name in sys.modules])
 sys.exit(status)
 """
@@ -208,3 +209,47 @@ def _number(client: httpx.Client) -> int:
 def _agree(answer: httpx.Response, promised: str) -> bool:
     names = set(re.findall(r'"(\w+)"', promised))
     return not names or names == set(re.findall(r'"(\w+)":', answer.text))
+
+
+# --- words that are refused -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--port", "70000"], "--port 70000 must be 1 to 65535"),
+        (["--port", "-1"], "--port -1 must be 1 to 65535"),
+        (["--grace", "-1"], "--grace -1.0 must be seconds"),
+        (["--grace", "nan"], "--grace nan must be seconds"),
+        (["--tls", "no.pem", "no.key"], "no such file: no.pem"),
+        (["--tls", "a.jpg", "b.jpg"], "a.jpg and b.jpg are no certificate and its key"),
+        (["--make-key", " ", "--keys", "k.json"], "names no key"),
+        (["--engine", "tpu"], "engine='tpu' does not exist; there are onnxruntime, openvino and torch"),
+        (["--photos"], "has no face detector"),
+    ],
+)
+def test_words_of_a_service(words: list[str], said: str, home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert serve.main(["runs/X/export", *words]) == 1
+    error = capsys.readouterr().err
+    assert (said in error, error.count("\n")) == (True, 1), error
+    assert not (home / "k.json").exists()
+
+
+def test_words_of_a_gallery(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (home / "broken/anna").mkdir(parents=True)
+    (home / "broken/anna/1.jpg").write_bytes(b"none")
+    build = ["build", "staff", "photos", "--model", "runs/X/export"]
+    for words, said in (
+        (
+            ["build", "staff", "broken", "--model", "runs/X/export"],
+            "no gallery was made. The first one: broken/anna/1.jpg",
+        ),
+        (build, ""),
+        (["remove", "staff", "--picture", str(1 << 70)], "`pfc-gallery list`"),
+        (["remove", "staff", "--picture", "-1"], "`pfc-gallery list`"),
+        (["export", "staff", "photos"], "photos holds other files"),
+    ):
+        assert gallery.main(words) == (1 if said else 0)
+        error = capsys.readouterr().err
+        assert not said or (said in error and error.count("\n") == 1), error
+    assert sorted(path.name for path in (home / "photos").iterdir()) == ["anna", "bert"]
