@@ -19,6 +19,7 @@ from lightning_pfc.heads.batch_checks import DeferredCheck
 from lightning_pfc.heads.center_init import initial_centers
 from lightning_pfc.heads.class_memory import ClassMemory
 from lightning_pfc.heads.class_sampling import ClassSampling
+from lightning_pfc.heads.kernel_choice import KernelChoice
 from lightning_pfc.heads.loss_averages import LossAverages
 from lightning_pfc.heads.loss_pass import LossOutput, LossPass
 from lightning_pfc.heads.nearest_classes import best_classes, target_ranks
@@ -34,6 +35,7 @@ from lightning_pfc.heads.softmax.no_autocast import no_autocast
 from lightning_pfc.heads.softmax.target_rank import TargetRanks
 from lightning_pfc.heads.softmax.top_classes import TopClasses
 from lightning_pfc.heads.wrapped import RowWatch
+from lightning_pfc.kernels.library import using
 from lightning_pfc.losses import Loss, loss_from_config
 from lightning_pfc.losses.auxiliary import AuxiliaryLoss, auxiliary_loss_from_config
 from lightning_pfc.losses.base import CenterInit
@@ -81,6 +83,8 @@ class PartialFC(ClassSampling):
             :mod:`lightning_pfc.heads.softmax.gradient_filter`. On a CPU only: it needs sizes that depend on values.
         precision: of the products: ``auto``, ``float32``, ``tf32``, ``bfloat16``, ``float16`` or ``float16x3``; see
             :mod:`lightning_pfc.heads.softmax.precision`. Settled once, kept in checkpoints, not changed by autocast.
+        kernels: ``auto`` runs small operations on a GPU as Triton kernels, each where it gives what plain torch gives;
+            ``torch`` has plain torch, ``triton`` is an error where there is no such GPU. A CPU has plain torch.
         auxiliary_losses: losses on the gathered embeddings alone, added to the value; see
             :mod:`lightning_pfc.losses.auxiliary`.
         check_finite: whether a NaN or an infinity in the embeddings raises, on every rank. The strategy switches it off
@@ -120,6 +124,7 @@ class PartialFC(ClassSampling):
         sampler: Sampler | str | Mapping[str, Any] = "uniform",
         additions: Sequence[AuxiliaryLoss | str | Mapping[str, Any]] | None = None,
         precision: str = "auto",
+        kernels: str = "auto",
     ) -> None:
         if additions:
             warn_renamed("PartialFC(additions=)", "auxiliary_losses=")
@@ -134,7 +139,7 @@ class PartialFC(ClassSampling):
         self.check_finite = check_finite
         self.auxiliary_losses = tuple(auxiliary_loss_from_config(part) for part in auxiliary_losses)
         self.sampler = sampler_from_config(sampler)
-        self._products = ProductPrecision(precision)
+        self._products, self.kernel_choice = ProductPrecision(precision), KernelChoice(kernels)
         self._init_left_out = init is None and init_std is None
         check_weights(self.sampler, loss)
         warn_of_idle_sampler(self.sampler, sample_rate)
@@ -196,7 +201,7 @@ class PartialFC(ClassSampling):
             raise ValueError(
                 f"gradient_filter={self.gradient_filter} works on a CPU only; on {embeddings.device} use 0."
             )
-        with no_autocast(embeddings.device):
+        with no_autocast(embeddings.device), using(self.kernel_choice.settle(self.device)):
             batch = self._gather(embeddings, labels, "PartialFC.forward", other, share)
             now = (self._passes.first_of(batch) if self.training else None) or self._new_pass(batch)
             output = self._loss_pass().compute_loss(batch, now)
@@ -249,6 +254,7 @@ class PartialFC(ClassSampling):
             replica_group=self.comm.replica_group,
             memory_budget=budget_bytes(self.memory_budget, self.device),
             precision=self.settle_precision(self.device),
+            kernels=self.kernel_choice.settle(self.device),
             chunk_size=self.chunk_size,
             gradient_filter=self.gradient_filter,
         )

@@ -11,7 +11,9 @@ import functools
 import importlib
 import importlib.util
 import os
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +23,7 @@ from torch import Tensor
 NAMESPACE = "lightning_pfc"
 _LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")  # type: ignore[no-untyped-call]
 Launches = int | Callable[[Sequence[Any]], int]
+_CHOSEN: ContextVar[Container[str] | None] = ContextVar("kernels", default=None)
 HOSTS = {"cpu"}
 """Types of devices where small operations stay those of plain torch."""
 
@@ -61,7 +64,13 @@ class Operation:
     def _runs_as_kernel(self, args: tuple[Any, ...], kernels: Container[str] | None) -> bool:
         if kernels is not None:
             return self.name in kernels
-        device = next(arg.device for arg in args if isinstance(arg, torch.Tensor))
+        return self.runs_on(next(arg.device for arg in args if isinstance(arg, torch.Tensor)))
+
+    def runs_on(self, device: torch.device) -> bool:
+        """Whether it runs as a kernel there: as :func:`using` says, else where it was found good."""
+        chosen = _CHOSEN.get()
+        if chosen is not None:
+            return self.name in chosen
         if device.type == "cuda":
             return all(finds_good(self.name, device) for finds_good in JUDGES)
         return device.type in ("cpu", "meta")  # there is no kernel for any other
@@ -84,6 +93,19 @@ OPERATIONS: dict[str, Operation] = {}
 """All of them, by name."""
 JUDGES: list[Callable[[str, torch.device], bool]] = []
 """Who says whether an operation's kernel is used on a GPU; see :mod:`lightning_pfc.kernels.choice`."""
+
+
+@contextmanager
+def using(kernels: Container[str] | None) -> Iterator[None]:
+    """While open, the operations of this thread that run as kernels are these; None leaves all as it is."""
+    if kernels is None:
+        yield
+        return
+    token = _CHOSEN.set(kernels)
+    try:
+        yield
+    finally:
+        _CHOSEN.reset(token)
 
 
 def takes_kernels(x: Tensor) -> bool:

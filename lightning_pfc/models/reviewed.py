@@ -51,9 +51,9 @@ HEAD_OPTIONS = _words(
 )
 """Of :class:`~lightning_pfc.PartialFC`, beside what the module passes to it."""
 
-HEAD_OPTIONS_LEFT_OUT = ("row_folder", "match")
-"""Where rows are kept is a matter of the machine: it is left out, and the centers are in memory. Whose they are is a
-matter of the data."""
+HEAD_OPTIONS_LEFT_OUT = ("row_folder", "kernels", "match")
+"""Where rows are kept and by what they are computed with is a matter of the machine: it is left out. Whose they are
+is a matter of the data."""
 
 MODULE_ARGUMENTS = _words(
     """

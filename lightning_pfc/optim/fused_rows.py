@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from lightning_pfc.kernels.choice import is_good
 from lightning_pfc.kernels.tiles import LARGEST_WIDTH
 from lightning_pfc.optim.row_kernels import adagrad_rows_, adamw_rows_, sgd_rows_
 from lightning_pfc.optim.rows import first_row
@@ -43,8 +42,7 @@ class FusedRows:
         if operation is None or not kind.__module__.startswith(_HOME) or param.device.type not in DEVICES:
             return None
         fits = param.dim() == 2 and param.shape[1] <= LARGEST_WIDTH and param.is_contiguous() and param.dtype in _DTYPES
-        good = param.device.type != "cuda" or is_good(operation.name, param.device)
-        return cls(step) if fits and good else None
+        return cls(step) if fits and operation.runs_on(param.device) else None
 
     def apply(self, rows: Tensor | slice, grad: Tensor, num_real: Tensor | None, *, projects: bool) -> None:
         """Update some rows.

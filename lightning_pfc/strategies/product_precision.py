@@ -1,8 +1,10 @@
-"""A callback that every Trainer gets: it settles the precision of the heads' products, and says it once."""
+"""A callback that every Trainer gets: it settles the precision and the kernels of the heads, and says so."""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable
+from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
@@ -19,6 +21,8 @@ class SettlePrecision(Callback):
             return
         for name, asked, found in _settle(trainer, pl_module):
             rank_zero_info(f"{name}: products in {found} (precision={asked}, the Trainer's is {trainer.precision})")
+        for name, head in _heads(pl_module):
+            rank_zero_info(f"{name}: small operations by {head.kernel_choice.describe(head.device)}")
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Before the first batch."""
@@ -31,8 +35,14 @@ class SettlePrecision(Callback):
 
 def _settle(trainer: Trainer, module: LightningModule) -> list[tuple[str, str, str]]:
     """Every head's name, what was asked for and what products are computed in."""
-    heads = sys.modules.get("lightning_pfc.heads.partial_fc")  # not imported, so nobody has a head
-    every = heads.iter_heads(module) if heads is not None else ()
+    every = list(_heads(module))
+    for _, head in every:
+        head.kernel_choice.settle(head.device)
     return [
         (name, head.asked_precision, head.settle_precision(head.device, str(trainer.precision))) for name, head in every
     ]
+
+
+def _heads(module: LightningModule) -> Iterable[tuple[str, Any]]:
+    heads = sys.modules.get("lightning_pfc.heads.partial_fc")  # not imported, so nobody has a head
+    return heads.iter_heads(module) if heads is not None else ()

@@ -11,9 +11,11 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 import lightning_pfc.heads.sampling.draw_kernel
 import lightning_pfc.optim.row_kernels  # noqa: F401  registers its operations
-from lightning_pfc import kernels
-from lightning_pfc.kernels import choice
+from lightning_pfc import PartialFC, kernels
+from lightning_pfc.kernels import choice, library
 from lightning_pfc.kernels.library import OPERATIONS
+from lightning_pfc.optim import SparseSGD, fused_rows
+from lightning_pfc.planning.work import WorkLog
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
 
@@ -106,3 +108,34 @@ def test_a_program_that_is_compiled_sees_one_operator_each():
     graph = torch.compile(step, backend="aot_eager", fullgraph=True)
     for one, other in zip(graph(x, weight), step(x, weight), strict=True):
         assert torch.allclose(one, other)
+
+
+def test_a_head_says_which_words_there_are():
+    with pytest.raises(ValueError, match=r"kernels='cuda' is unknown; use one of auto, torch, triton"):
+        PartialFC(embedding_dim=4, num_classes=9, loss="arcface", kernels="cuda")
+
+
+@pytest.mark.skipif(choice.interpreted(), reason="interpreted kernels run on a CPU")
+def test_a_head_on_a_cpu_refuses_triton_in_one_line():
+    head = PartialFC(embedding_dim=4, num_classes=9, loss="arcface", kernels="triton")
+    with pytest.raises(ValueError, match=r"kernels='triton' cannot be had: .*; use 'auto' or 'torch'") as raised:
+        head(torch.randn(3, 4), torch.arange(3))
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("loss", ["arcface", "curricularface"])
+@pytest.mark.parametrize("word", ["torch", "auto"])
+def test_the_word_of_a_head_holds_forward_and_backward(word, loss, monkeypatch):
+    """As on an accelerator: operations are called as such, or plain torch does their work."""
+    monkeypatch.setattr(library, "HOSTS", set())
+    head = PartialFC(embedding_dim=8, num_classes=30, loss=loss, sample_rate=0.5, kernels=word).to("cpu")
+    optimizer = SparseSGD(head.parameters(), lr=0.1, update_in_backward=True)
+    monkeypatch.setattr(fused_rows, "DEVICES", ("cpu",))
+    with WorkLog("cpu") as log:
+        head(torch.randn(4, 8, requires_grad=True), torch.arange(4)).backward()
+    optimizer.step()
+    ours = [work.name for work in log.works if work.name in OPERATIONS]
+    if word == "torch":
+        assert not ours
+    else:
+        assert {"unit_embeddings", "unit_embeddings_backward", "sgd_rows_"} <= set(ours)

@@ -24,7 +24,7 @@ from lightning_pfc.heads.softmax.own_targets import OwnTargets
 from lightning_pfc.heads.softmax.precision import ARITHMETIC
 from lightning_pfc.heads.softmax.spec import SampledRows, SoftmaxSpec, SoftmaxSums
 from lightning_pfc.heads.softmax.targets_apart import TargetsApart
-from lightning_pfc.kernels.library import takes_kernels
+from lightning_pfc.kernels.library import takes_kernels, using
 from lightning_pfc.kernels.sums import pack_sums, unpack_sums
 
 
@@ -84,7 +84,7 @@ class _KeptSoftmax(torch.autograd.Function):
         sink = center_grad_sink(chunks, ctx.row_sparse, wanted=ctx.needs_input_grad[1])
         logsumexp_grad = x.new_zeros(x.shape[:1]) if logsumexp_grad is None else logsumexp_grad
         target_grad = x.new_zeros(targets.shape) if target_grad is None else target_grad
-        with products_in(ARITHMETIC[spec.precision].gradients, x.device):
+        with products_in(ARITHMETIC[spec.precision].gradients, x.device), using(spec.kernels):
             classes = ClassExponentials(chunks, apart, ctx.plan)
             begun = classes.begin_backward(kept, logsumexp, logsumexp_grad, wants_centers=sink.is_wanted)
             everywhere = spread = None

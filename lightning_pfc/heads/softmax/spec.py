@@ -6,7 +6,7 @@ this rank's centers, n rows of one chunk, D width of an embedding, C classes of 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -93,6 +93,7 @@ class SoftmaxSpec:
         gradient_filter: share of the gradient that may be left out of the backward products; 0 is exact.
         precision: of the products; see :mod:`lightning_pfc.heads.softmax.precision`.
         blended: what takes the place of the centers; None for the centers themselves.
+        kernels: which operations run as kernels; None: those that are found good.
     """
 
     scale: float = 1.0
@@ -109,6 +110,7 @@ class SoftmaxSpec:
     gradient_filter: float = 0.0
     precision: Precision = "float32"
     blended: BlendedCenters | None = None
+    kernels: Container[str] | None = None
 
     @property
     def score_scale(self) -> float:

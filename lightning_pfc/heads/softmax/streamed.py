@@ -22,6 +22,7 @@ from lightning_pfc.heads.softmax.matmul import products_in
 from lightning_pfc.heads.softmax.online_logsumexp import OnlineLogSumExp
 from lightning_pfc.heads.softmax.spec import SampledRows, SoftmaxSpec, SoftmaxSums
 from lightning_pfc.heads.softmax.target_rank import own_target_cosines
+from lightning_pfc.kernels.library import using
 from lightning_pfc.kernels.sums import wide_dtype
 
 
@@ -51,7 +52,7 @@ class _StreamedSoftmax(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        with products_in(ctx.spec.precision, grads[0].device):
+        with products_in(ctx.spec.precision, grads[0].device), using(ctx.spec.kernels):
             return _backward(ctx, *grads)
 
 
