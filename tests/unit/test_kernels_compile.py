@@ -30,7 +30,7 @@ def test_every_kernel_compiles_for_every_chip_without_stack_or_spills(tmp_path):
         env=environment,
         capture_output=True,
         text=True,
-        timeout=280,
+        timeout=560,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     *lines, last = done.stdout.splitlines()
