@@ -23,6 +23,7 @@ LINE = re.compile(
 )
 
 
+@pytest.mark.timeout(600)
 def test_every_kernel_compiles_for_every_chip_without_stack_or_spills(tmp_path):
     environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
     done = subprocess.run(
