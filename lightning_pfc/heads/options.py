@@ -37,6 +37,12 @@ def check_options(
         )
 
 
+def check_filter(gradient_filter: float, device: torch.device) -> None:
+    """Raise for a gradient filter where it cannot work."""
+    if gradient_filter > 0 and device.type != "cpu":
+        raise ValueError(f"gradient_filter={gradient_filter} works on a CPU only; on {device} use 0.")
+
+
 def check_weights(sampler: Sampler, loss: Loss) -> None:
     """Raise for a sampler that weighs negatives and a loss that sums their logits as they are."""
     if sampler.reweights_negatives and loss.needs_negative_sum:

@@ -23,7 +23,7 @@ from lightning_pfc.heads.kernel_choice import KernelChoice
 from lightning_pfc.heads.loss_averages import LossAverages
 from lightning_pfc.heads.loss_pass import LossOutput, LossPass
 from lightning_pfc.heads.nearest_classes import best_classes, target_ranks
-from lightning_pfc.heads.options import as_dtype, check_options, check_weights, warn_of_idle_sampler
+from lightning_pfc.heads.options import as_dtype, check_filter, check_options, check_weights, warn_of_idle_sampler
 from lightning_pfc.heads.placement import Place, Placement
 from lightning_pfc.heads.product_precision import ProductPrecision
 from lightning_pfc.heads.recomputation import Passes
@@ -136,9 +136,8 @@ class PartialFC(ClassSampling):
         super().__init__(num_classes, embedding_dim * loss.num_centers, loss.has_bias, seed, start, placement)
         self.embedding_dim, self.loss, self.sample_rate = embedding_dim, loss, sample_rate
         self.memory_budget, self.chunk_size, self.gradient_filter = memory_budget, chunk_size, gradient_filter
-        self.check_finite = check_finite
         self.auxiliary_losses = tuple(auxiliary_loss_from_config(part) for part in auxiliary_losses)
-        self.sampler = sampler_from_config(sampler)
+        self.check_finite, self.sampler = check_finite, sampler_from_config(sampler)
         self._products, self.kernel_choice = ProductPrecision(precision), KernelChoice(kernels)
         self._init_left_out = init is None and init_std is None
         check_weights(self.sampler, loss)
@@ -197,10 +196,7 @@ class PartialFC(ClassSampling):
     ) -> LossOutput:
         """As :meth:`forward`, with the cosines of this rank's samples to their own centers."""
         self._ensure_storage()
-        if self.gradient_filter > 0 and embeddings.device.type != "cpu":
-            raise ValueError(
-                f"gradient_filter={self.gradient_filter} works on a CPU only; on {embeddings.device} use 0."
-            )
+        check_filter(self.gradient_filter, embeddings.device)
         with no_autocast(embeddings.device), using(self.kernel_choice.settle(self.device)):
             batch = self._gather(embeddings, labels, "PartialFC.forward", other, share)
             now = (self._passes.first_of(batch) if self.training else None) or self._new_pass(batch)
@@ -301,6 +297,4 @@ class PartialFC(ClassSampling):
 
 def iter_heads(module: nn.Module) -> Iterator[tuple[str, PartialFC]]:
     """Every :class:`PartialFC` in a module with its qualified name, each object once."""
-    for name, child in module.named_modules():
-        if isinstance(child, PartialFC):
-            yield name, child
+    yield from ((name, child) for name, child in module.named_modules() if isinstance(child, PartialFC))
