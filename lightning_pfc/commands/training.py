@@ -46,6 +46,8 @@ from lightning_pfc.runs.resuming import as_it_was, earlier_run
 from lightning_pfc.storage.row_files import rows_of_run
 from lightning_pfc.storage.whole_files import write_json
 from lightning_pfc.strategies import PartialFCStrategy
+from lightning_pfc.transfer import InitFrom
+from lightning_pfc.transfer.sources import find_source
 from lightning_pfc.validation import VerificationEvaluation
 
 _log = logging.getLogger(__name__)
@@ -94,7 +96,7 @@ def run(config: DictConfig, folder: Path, overrides: Sequence[str] = ()) -> dict
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     warnings.filterwarnings("ignore", message=".*`srun` command is available.*")  # a job of one process needs none
     L.seed_everything(config.seed, workers=True, verbose=False)
-    callbacks = _callbacks(config)
+    callbacks = [*_init_from(config), *_callbacks(config)]  # before those that copy the model
     trainer = _trainer(config, callbacks, folder)  # first: what it refuses is known before data and model are built
     with _signals_of(callbacks), _claim(config, folder, trainer) as claim:
         return _fit_and_test(config, trainer, folder, overrides, started, claim)
@@ -112,6 +114,14 @@ def _claim(config: DictConfig, folder: Path, trainer: L.Trainer) -> Iterator[Cla
             trainer.strategy.run_id = claim.run
         with rows_of_run(claim.run or None):
             yield claim
+
+
+def _init_from(config: DictConfig) -> list[InitFrom]:
+    if not config.init_from or not config.fit:
+        return []
+    if not config.ckpt_path and not restart_count():
+        find_source(str(config.init_from))  # what is not there is said before a folder is made
+    return [InitFrom(str(config.init_from), config.init_parts and list(config.init_parts))]
 
 
 def _callbacks(config: DictConfig) -> list[Callback]:

@@ -1,0 +1,8 @@
+"""Starting from what exists: the weights of another run, of a file or of a hub in a module that begins anew."""
+
+from __future__ import annotations
+
+from lightning_pfc.transfer.callback import InitFrom
+from lightning_pfc.transfer.starting import Report, init_from
+
+__all__ = ["InitFrom", "Report", "init_from"]
