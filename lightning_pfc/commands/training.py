@@ -180,7 +180,10 @@ def _fit_and_test(
 
     metrics: dict[str, float] = {}
     if config.fit:
-        trainer.fit(module, datamodule=data, ckpt_path=_starting_point(config, folder, trainer, claim))
+        starting_point = _starting_point(config, folder, trainer, claim)
+        for begins in (each for each in trainer.callbacks if isinstance(each, InitFrom)):  # type: ignore[attr-defined]
+            begins.goes_on_from = starting_point
+        trainer.fit(module, datamodule=data, ckpt_path=starting_point)
         metrics |= (_logged_before(folder) if claim.comes_back else {}) | _numbers(trainer)
     best = best_checkpoint(trainer) if config.fit and config.get("choices") == "made" else None
     if config.test:

@@ -19,7 +19,8 @@ from lightning_pfc.transfer.starting import Report, check_parts, init_from
 class InitFrom(Callback):
     """Starts ``fit`` from weights that exist; see :func:`~lightning_pfc.transfer.init_from`.
 
-    A run that goes on from a checkpoint goes on from that alone. It must come before callbacks that copy the model.
+    A run that goes on from a checkpoint has that checkpoint's weights in the end, since it is restored afterwards. The
+    callback must come before those that copy the model.
 
     Args:
         source: a checkpoint, a run folder, a state dict, safetensors, a folder of a hub, or ``hf-hub:OWNER/MODEL``.
@@ -27,6 +28,7 @@ class InitFrom(Callback):
 
     Attributes:
         report: what was taken, is new and was left; None before ``fit``.
+        goes_on_from: the checkpoint that this run goes on from; then nothing is read. None, the default: it begins.
 
     Raises:
         ValueError: for a part that does not exist.
@@ -36,13 +38,14 @@ class InitFrom(Callback):
         check_parts(parts)
         self.source, self.parts = str(source), parts
         self.report: Report | None = None
+        self.goes_on_from: str | None = None
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Fill the module, when the heads know their rows and nobody has copied it yet."""
         if stage != "fit":
             return
-        if trainer.ckpt_path is not None:
-            rank_zero_info(f"init_from={self.source} was for the beginning: this goes on from {trainer.ckpt_path}.")
+        if self.goes_on_from is not None:
+            rank_zero_info(f"init_from={self.source} was for the beginning: this goes on from {self.goes_on_from}.")
             return
         strategy: Any = trainer.strategy
         ours = isinstance(strategy, PartialFCStrategy)
