@@ -30,7 +30,7 @@ from lightning_pfc.distributed.comm import Comm
 from lightning_pfc.distributed.owner import get_owner
 
 _log = logging.getLogger(__name__)
-_MIRRORED = {"faces": True, "objects": True, "characters": False, "spectrograms": False}
+_KINDS = {"faces": "affine_flip", "objects": "affine_flip", "characters": "affine", "spectrograms": "none"}
 
 
 class IdentityDataModule(L.LightningDataModule):
@@ -60,7 +60,8 @@ class IdentityDataModule(L.LightningDataModule):
         loader: "dali" decodes and augments training images with NVIDIA DALI, on the GPU of the rank where there is one;
             a :class:`~lightning_pfc.data.dali.Dali`, or in a config also a mapping of ``name`` and its arguments.
         kind: what the pictures show, in place of ``augment``: "faces" and "objects" are mirrored in training
-            ("affine_flip"), "characters" and "spectrograms", which are something else then, are not ("affine").
+            ("affine_flip"), "characters", which are something else then, are not ("affine"); "spectrograms" stay as
+            they are ("none").
 
     After ``setup``: ``num_classes``, ``num_images``, ``input_size`` (C, H, W) and ``task`` come from the data.
     """
@@ -83,8 +84,8 @@ class IdentityDataModule(L.LightningDataModule):
         kind: str | None = None,
     ) -> None:
         super().__init__()
-        if kind is not None and kind not in _MIRRORED:
-            raise ValueError(f"kind={kind!r} is unknown; use {', '.join(_MIRRORED)}, or leave it out.")
+        if kind is not None and kind not in _KINDS:
+            raise ValueError(f"kind={kind!r} is unknown; use {', '.join(_KINDS)}, or leave it out.")
         if kind is not None and augment is not None:
             raise ValueError(f"kind={kind!r} chooses an augmentation, and augment is given too; leave one of them out.")
         for name, value, least in (
@@ -101,7 +102,7 @@ class IdentityDataModule(L.LightningDataModule):
         self.eval_batch_size = 4 * batch_size if eval_batch_size is None else eval_batch_size
         self.num_workers = num_workers
         if kind is not None:
-            augment = "affine_flip" if _MIRRORED[kind] else "affine"
+            augment = _KINDS[kind]
         self.augment = augmentation(augment) if isinstance(augment, str | Mapping) else augment
         if sampler is not None and repeats > 1:
             raise ValueError(

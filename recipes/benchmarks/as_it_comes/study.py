@@ -93,7 +93,7 @@ def read(log: Path) -> list[dict[str, Any]]:
 def table(arguments: argparse.Namespace) -> None:
     """Markdown; a figure is the mean over seeds, with each seed behind it."""
     rows = [r for r in read(arguments.log) if r["rules"] == arguments.rules and r["share"] == arguments.share]
-    print("| set | CPU s | as it comes | cross entropy | ArcFace | best of the grid |")
+    print("| set | CPU s | as it comes | cross entropy | ArcFace | best of further points |")
     print("| --- | --- | --- | --- | --- | --- |")
     for name in sorted({r["set"] for r in rows}):
         own = [r for r in rows if r["set"] == name]
