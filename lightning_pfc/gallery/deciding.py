@@ -29,7 +29,7 @@ def search_threshold(recogniser: Recogniser, name: str | None) -> Threshold | No
         NotCalibratedError: if there is none of that name.
     """
     if name is not None:
-        return recogniser.threshold(name)
+        return recogniser.threshold(name, recogniser.thresholds.get_named(name).kind)  # of either kind
     return recogniser.threshold(None, "identification") or recogniser.threshold(None, "verification")
 
 

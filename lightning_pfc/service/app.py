@@ -171,7 +171,7 @@ def _add_questions(app: FastAPI, state: ServiceState) -> None:
         gallery, k = state.gallery, read.body.k
         if k > state.limits.k:
             raise RequestError(422, f"k={k}, at most {state.limits.k} identities are answered.")
-        state.threshold(read.body.threshold)  # an unknown one is refused before anything is embedded
+        state.threshold(read.body.threshold, search=True)  # an unknown one is refused before anything is embedded
         rows, _ = await state.embed(read.every("image"))
         found = await state.keep(lambda: gallery.search(rows[0], k))
         decisions = decide(found, state.recogniser, read.body.threshold)

@@ -14,6 +14,7 @@ from lightning_pfc.calibration.thresholds import NotCalibratedError, Threshold
 from lightning_pfc.deploy.pictures import prepare
 from lightning_pfc.deploy.recogniser import Recogniser
 from lightning_pfc.gallery import Gallery, NewPicture
+from lightning_pfc.gallery.deciding import search_threshold
 from lightning_pfc.gallery.previews import preview_of
 from lightning_pfc.service.batcher import Batcher, Pixels, Rows
 from lightning_pfc.service.errors import RequestError
@@ -109,14 +110,18 @@ class ServiceState:
             for row, one, data in zip(rows, pixels, pictures, strict=True)
         ]
 
-    def threshold(self, name: str | None) -> Threshold | None:
-        """The threshold for pairs of a name, or the first one; None where the model was never calibrated.
+    def threshold(self, name: str | None, *, search: bool = False) -> Threshold | None:
+        """The threshold of a name, or the first one; None where the model was never calibrated.
+
+        Args:
+            name: of the threshold.
+            search: it is for a search, which takes those for identification too.
 
         Raises:
             RequestError: 422 if there is none of that name.
         """
         try:
-            return self.recogniser.threshold(name)
+            return search_threshold(self.recogniser, name) if search else self.recogniser.threshold(name)
         except NotCalibratedError as error:
             raise RequestError(422, str(error)) from error
 

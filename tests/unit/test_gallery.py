@@ -6,6 +6,8 @@ import sqlite3
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +16,8 @@ from hypothesis import strategies as st
 
 pytest.importorskip("faiss", reason="needs faiss-cpu, of the extra serve")
 
+from lightning_pfc.calibration import NotCalibratedError, Threshold, Thresholds
+from lightning_pfc.deploy import Recogniser
 from lightning_pfc.gallery import (
     Gallery,
     GalleryError,
@@ -24,6 +28,8 @@ from lightning_pfc.gallery import (
     OtherModelError,
     UnknownIdentityError,
 )
+from lightning_pfc.gallery.deciding import decide
+from lightning_pfc.gallery.records import Match
 from lightning_pfc.gallery.schema import DATABASE
 
 MODEL = ModelRecord("a" * 64, 32, "export")
@@ -313,3 +319,18 @@ def enrol_again(gallery: Gallery) -> None:
     with gallery.store.transaction():
         gallery.store.put_answer("second", "", "")
         gallery.enrol("a", [])
+
+
+def test_a_search_takes_a_threshold_of_either_kind_by_its_name() -> None:
+    kinds: dict[str, Any] = {"far=1e-3": "verification", "fpir=5e-2@200": "identification"}
+    known = {
+        name: Threshold(name=name, kind=kind, value=0.5, rate=0.1, interval=(0.05, 0.2)) for name, kind in kinds.items()
+    }
+    recogniser: Any = Recogniser.__new__(Recogniser)  # of which only the thresholds are asked
+    recogniser.flip = False
+    recogniser.description = SimpleNamespace(thresholds=Thresholds(known), model=SimpleNamespace(flip="none"))
+    for name in (*kinds, None):
+        [decision] = decide([Match("anna", 0.6, 1)], recogniser, name)
+        assert (decision.same, decision.threshold) == (True, name or "fpir=5e-2@200")
+    with pytest.raises(NotCalibratedError, match="far=1e-9"):
+        decide([Match("anna", 0.6, 1)], recogniser, "far=1e-9")
