@@ -19,7 +19,6 @@ from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from lightning_pfc.config import config_dir, new_key
-from lightning_pfc.runs.own_checkpoint import own_checkpoint
 from lightning_pfc.runs.records import newest_record
 from lightning_pfc.storage.regular import read_regular
 
@@ -162,6 +161,8 @@ def _run_of(checkpoint: Path) -> Path | None:
 
 def _checkpoint(folder: Path) -> Path:
     """The newest one of a run, ``last.ckpt`` if there is one."""
+    from lightning_pfc.runs.own_checkpoint import own_checkpoint  # imports torch, for which --help need not wait
+
     try:
         own = own_checkpoint(folder)
     except ValueError as error:
