@@ -10,6 +10,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 
 from lightning_pfc.strategies.once import acts
+from lightning_pfc.strategies.said_kernels import say_kernels
 
 
 class SettlePrecision(Callback):
@@ -21,8 +22,7 @@ class SettlePrecision(Callback):
             return
         for name, asked, found in _settle(trainer, pl_module):
             rank_zero_info(f"{name}: products in {found} (precision={asked}, the Trainer's is {trainer.precision})")
-        for name, head in _heads(pl_module):
-            rank_zero_info(f"{name}: small operations by {head.kernel_choice.describe(head.device)}")
+        say_kernels(_heads(pl_module))
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Before the first batch."""
