@@ -51,6 +51,7 @@ NOT_RUN: dict[str, str] = {
     "pfc-eval run=runs/X calibrate.far=1e-4": "needs 100,000 pairs of strangers; README's line is run with fewer",
     "pfc-eval run=runs/X '+protocols.mine={type: all_pairs, path: my_pictures/}'": ALIKE,
     "pfc-eval run=runs/X calibrate.fpir": ALIKE,
+    "pfc-export runs/mine": "what the next lines use was made so; tests/unit/test_deploy_export.py",
     "pfc-export runs/X": "compares engines for minutes; tests/unit/test_deploy_export.py",
     "pfc-embed runs/X/export photos/": "needs a face detector; tests/unit/test_faces.py",
     "pfc-data align --detector": "needs a face detector; tests/unit/test_faces.py",
@@ -78,6 +79,7 @@ SHORTENED: dict[str, list[tuple[str, str]]] = {
 """By block, what stands in the page and what is run in its place: fewer classes, one process, no GPU."""
 CONSOLE_SHORTENED = {
     "calibrate.far=1e-3": "calibrate.far=0.1",  # of the few strangers that there are
+    "calibrate.far=1e-2": "calibrate.far=0.1",
 }
 PYTHON = [block for block in blocks() if block.language in ("python", "diff")]
 SHELL = list(shell_commands())
@@ -107,7 +109,7 @@ def test_every_line_is_run_or_says_why_not() -> None:
 def home(tmp_path_factory: pytest.TempPathFactory, pictures: Path, run_folder: Path, export_folder: Path) -> Path:
     """What the pages talk of: a run and its export, folders of pictures, lists, and single pictures."""
     home = tmp_path_factory.mktemp("reader")
-    for name in ("runs/X", "runs/glyphs"):
+    for name in ("runs/X", "runs/glyphs", "runs/mine"):
         shutil.copytree(run_folder, home / name)
         shutil.copytree(export_folder, home / name / "export")
     shutil.copy(run_folder / "checkpoints/last.ckpt", home / "last.ckpt")
@@ -116,6 +118,9 @@ def home(tmp_path_factory: pytest.TempPathFactory, pictures: Path, run_folder: P
         for folder in sorted((home / name).iterdir())[(number + 2) * 3 :]:
             shutil.rmtree(folder)
     shutil.copytree(pictures, home / "faces_emore")
+    held_out = sorted(folder.name for folder in (home / "pictures").iterdir())[:5]
+    (home / "runs/mine/identities").mkdir(exist_ok=True)
+    (home / "runs/mine/identities/test.txt").write_text("".join(f"{name}\n" for name in held_out))
     known = sorted((home / "photos").iterdir())[0]
     for name in ("a.jpg", "b.jpg", "face.jpg", "someone.jpg", "anna1.jpg", "anna2.jpg", "new.jpg"):
         shutil.copy(known / "p1.jpg", home / name)

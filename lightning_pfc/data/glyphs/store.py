@@ -102,7 +102,7 @@ def open_store(
         parts.rmdir()
 
     build_once(target, build)
-    return _open(target, key)
+    return _open(target, key, named=True)
 
 
 def _description(fonts: FontSet, size: int, em: int) -> dict[str, Any]:
@@ -317,8 +317,13 @@ def _first_of(
     return mask
 
 
-def _open(folder: Path, key: str) -> GlyphStore:
+def _open(folder: Path, key: str, named: bool = False) -> GlyphStore:
     """What ``_assemble`` wrote.
+
+    Args:
+        folder: of the store.
+        key: of the store.
+        named: whether the key must be that of what was drawn.
 
     Raises:
         FormatError: it is damaged; says which folder to remove.
@@ -326,7 +331,7 @@ def _open(folder: Path, key: str) -> GlyphStore:
     inside = Enclosure(folder)
     with reading(folder, "a store of drawn characters (remove the folder, and it is drawn again)"):
         info = json.loads(inside.read("info.json", _MAX_INFO))
-        if _key(info["description"]) != key:
+        if named and _key(info["description"]) != key:
             raise ValueError("it holds characters of other fonts, sizes or versions than its name says")
         table, _ = read_npz(inside.real("table.npz"), ("codepoints", "designs"))
         codepoints, designs = table["codepoints"], table["designs"]
