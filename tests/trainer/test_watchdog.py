@@ -124,7 +124,9 @@ def test_the_others_end_and_name_it(ranks: RankPool, tmp_path: Path, case: str, 
     outcomes = ranks.outcomes(2, run, str(tmp_path), case, timeout=100)
     assert outcomes[0].error is not None  # ended by the watchdog, or raised by itself
     assert time.monotonic() - start < 90  # not the 30 minutes of a collective; a busy machine takes its time
-    text = (tmp_path / "verdict-0").read_text()
+    verdict = tmp_path / "verdict-0"
+    assert verdict.exists(), outcomes[0].error
+    text = verdict.read_text()
     assert text.startswith(kind)
     for word in words:
         assert word in text, text
