@@ -212,8 +212,17 @@ def shared_errors(comm: Comm, path: Path) -> Iterator[None]:
     except Exception as found:
         known = isinstance(found, CheckpointError | FileNotFoundError)
         error = found if known else CheckpointError(f"{path} cannot be read: {found}")
+    raise_on_all(comm, "load_checkpoint", error)
+
+
+def raise_on_all(comm: Comm, tag: str, error: Exception | None) -> None:
+    """What went wrong on one rank, if anything did, is raised on all. One exchange on the CPU.
+
+    Raises:
+        CheckpointError, OSError: on every rank.
+    """
     try:
-        comm.agreement.exchange("load_checkpoint", error=error)
+        comm.agreement.exchange(tag, error=error)
     except RuntimeError as agreed:
         if isinstance(agreed, CheckpointError):
             raise

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from lightning_pfc.checkpoint.errors import CheckpointError
 from lightning_pfc.checkpoint.identities import Identities
+from lightning_pfc.checkpoint.save_load import raise_on_all
 from lightning_pfc.distributed import Comm
 from lightning_pfc.heads.partial_fc import iter_heads
 from lightning_pfc.transfer.fitting import fitted
@@ -96,7 +97,7 @@ def init_from(
         values, prefix = _plan(module, weights, wanted, parts is not None, report)
     except (CheckpointError, OSError) as found:
         error = found
-    _agree(talk, error)
+    raise_on_all(talk, "init_from", error)
     assert weights is not None
     if "head" in wanted and heads:
         names = None if class_names is None else Identities.of(class_names)
@@ -122,16 +123,6 @@ def check_parts(parts: Sequence[str] | None) -> tuple[str, ...]:
         if part not in PARTS:
             raise ValueError(f"init_parts={list(parts or ())}: {part!r} does not exist; there are {', '.join(PARTS)}.")
     return PARTS if parts is None else tuple(parts)
-
-
-def _agree(comm: Comm, error: Exception | None) -> None:
-    """What went wrong on one rank is raised on all."""
-    try:
-        comm.agreement.exchange("init_from", error=error)
-    except RuntimeError as agreed:
-        if isinstance(agreed, CheckpointError):
-            raise
-        raise comm.agreement.in_other_words(CheckpointError(str(agreed))) from agreed
 
 
 def _plan(
