@@ -58,6 +58,7 @@ def chunk_exponentials(
     targets: TargetsApart,
     chunk: int,
     out: Tensor,
+    room: Tensor | None = None,
     *,
     fused: bool = False,
     kernels: Container[str] | None = None,
@@ -73,6 +74,7 @@ def chunk_exponentials(
         targets: of the batch.
         chunk: number of the chunk.
         out: (B, n) in the dtype that exponentials are kept in.
+        room: (B, n) in the dtype of ``queries`` before rounding, for what is computed on the way; None for new storage.
         fused: whether this is one pass; see :func:`can_fuse`.
         kernels: which operations run as kernels on a GPU.
 
@@ -90,7 +92,7 @@ def chunk_exponentials(
         )
     else:
         direct = out.dtype == queries.dtype and arithmetic.precision in ("float32", "tf32")
-        scores = matmul(queries, units.t(), arithmetic.precision, out=out if direct else None)
+        scores = matmul(queries, units.t(), arithmetic.precision, out=out if direct else room)
         if offsets is not None:
             scores.add_(offsets)
         if reference:
@@ -100,7 +102,9 @@ def chunk_exponentials(
             out.copy_(scores)
     targets.remove_(chunk, out)
     # of bfloat16: torch.sum with a dtype is seven times slower than a copy and a sum
-    return (out.float() if out.dtype == torch.bfloat16 else out).sum(1)
+    if out.dtype == torch.bfloat16:
+        return (out.float() if room is None else room.copy_(out)).sum(1)
+    return out.sum(1)
 
 
 def _sigmoid_of_product(a: Tensor, b: Tensor, bias: Tensor) -> Tensor:

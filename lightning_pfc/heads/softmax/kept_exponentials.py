@@ -27,9 +27,10 @@ from torch import Tensor
 
 from lightning_pfc.buffers.scratch import scratch
 from lightning_pfc.heads.softmax.center_gradients import CenterGradSink
+from lightning_pfc.heads.softmax.chunk_rooms import ChunkRooms
 from lightning_pfc.heads.softmax.class_chunks import ClassChunks
 from lightning_pfc.heads.softmax.exponentials import chunk_exponentials, reference_of, too_small
-from lightning_pfc.heads.softmax.matmul import matmul, round_operand
+from lightning_pfc.heads.softmax.matmul import HALF, matmul, round_operand
 from lightning_pfc.heads.softmax.precision import ARITHMETIC, Arithmetic
 from lightning_pfc.heads.softmax.targets_apart import TargetsApart
 from lightning_pfc.heads.softmax.unit_rows import center_gradient_, unit_rows
@@ -107,6 +108,7 @@ class ClassExponentials:
         self._valid = chunks.rows.valid
         self._kept_dtype = self.x.dtype if self.arithmetic.kept == torch.float32 else self.arithmetic.kept
         self._spare: Tensor | None = None
+        self._rooms = ChunkRooms(self.x, chunks.width)
 
     @functools.cached_property
     def _queries(self) -> Tensor:
@@ -143,7 +145,8 @@ class ClassExponentials:
             if wants_x_grad and self.sums_forward:
                 x_sums = self._add_x_sums(x_sums, exponentials, operand)
             if unit_sum is not None:
-                units, valid = unit_rows(self.chunks.centers(low, high))[0], self._valid
+                centers, valid = self.chunks.centers(low, high), self._valid
+                units = unit_rows(centers, self._rooms.rows(high - low))[0]
                 unit_sum.add_(units.sum(0) if valid is None else valid[low:high].to(units.dtype) @ units)
         if sums is None:  # nothing of this step lives here
             sums = x.new_zeros(x.shape[0])
@@ -161,8 +164,9 @@ class ClassExponentials:
         """Unit rows (n, D) of a chunk as operands, and 1 / |w| (n,)."""
         chunks, precision = self.chunks, self.arithmetic.precision
         if not takes_kernels(self.x) or chunks.offloaded or precision == "float16x3":
-            units, inverse = unit_rows(chunks.centers(low, high))
-            return round_operand(units, precision), inverse
+            units, inverse = unit_rows(chunks.centers(low, high), self._rooms.rows(high - low))
+            rounded = None if precision not in HALF else self._rooms.rows(high - low, HALF[precision])
+            return round_operand(units, precision, rounded), inverse
         ids = chunks.stored_ids(low, high)
         weight, index = (chunks.weight[ids], None) if isinstance(ids, slice) else (chunks.weight, ids)
         return gather_normalize_round(weight.detach(), index, self.arithmetic.operands)
@@ -182,6 +186,7 @@ class ClassExponentials:
             self.targets,
             number,
             out,
+            None if takes_kernels(out) else self._rooms.scores(high - low),
             fused=self.plan.fused,
         )
 
@@ -259,7 +264,8 @@ class ClassExponentials:
             if everywhere is not None:
                 grad += everywhere if self._valid is None else self._valid[low:high, None] * everywhere
             self.targets.add_center_grad_(number, grad, self.x, target_grad)
-            grad = grad if of_units else center_gradient_(grad, rows, inverse)
+            if not of_units:
+                grad = center_gradient_(grad, rows, inverse, self._rooms.rows(high - low))
             sink.written(low, high, grad, of_units=of_units)
         return late
 
@@ -271,4 +277,7 @@ class ClassExponentials:
 
     def _unit_grad(self, exponentials: Tensor, weighted: Tensor, out: Tensor) -> None:
         """``E^T (c X)`` (n, D) into ``out``, of the compute dtype."""
-        matmul(exponentials, weighted, self.arithmetic.gradients, out=out, may_round_result=True)
+        precision, room = self.arithmetic.gradients, None
+        if precision == "bfloat16" and out.device.type == "cpu":
+            room = self._rooms.rows(out.shape[0], torch.bfloat16)
+        matmul(exponentials, weighted, precision, out=out, may_round_result=True, room=room)

@@ -24,7 +24,8 @@ from lightning_pfc.cpu_matmul import fast_fp32_matmul
 from lightning_pfc.heads.softmax.no_autocast import no_autocast
 from lightning_pfc.heads.softmax.precision import Precision
 
-_HALF: dict[Precision, torch.dtype] = {"bfloat16": torch.bfloat16, "float16": torch.float16}
+HALF: dict[Precision, torch.dtype] = {"bfloat16": torch.bfloat16, "float16": torch.float16}
+"""Dtype of the operands in each half precision."""
 _TF32_DROPPED_BITS = 13
 _SPLIT_EXPONENT = 11  # operands of a split product are scaled so that their largest number is just below 2^11
 
@@ -79,7 +80,7 @@ def round_operand(x: Tensor, precision: Precision, out: Tensor | None = None) ->
         precision: of the product. ``float16x3`` splits inside the product, so nothing is rounded here.
         out: of the shape of ``x`` in the dtype of the operand, to be written where one is made.
     """
-    half = _HALF.get(precision)
+    half = HALF.get(precision)
     if half is None:
         return round_to_tf32(x) if precision == "tf32" and x.device.type != "cuda" else x
     return x.to(half) if out is None else out.copy_(x)
@@ -96,7 +97,13 @@ def round_to_tf32(x: Tensor) -> Tensor:
 
 
 def matmul(
-    a: Tensor, b: Tensor, precision: Precision, *, out: Tensor | None = None, may_round_result: bool = False
+    a: Tensor,
+    b: Tensor,
+    precision: Precision,
+    *,
+    out: Tensor | None = None,
+    may_round_result: bool = False,
+    room: Tensor | None = None,
 ) -> Tensor:
     """``a @ b`` with operands in ``precision`` and sums in float32.
 
@@ -106,6 +113,7 @@ def matmul(
         precision: of the product; where both operands are float64, ``float32`` is float64.
         out: (m, n) in the dtype of the result, to be written.
         may_round_result: whether a CPU may round the result to bfloat16, where that is twice as fast.
+        room: (m, n) bfloat16 in which such a result may stand before it is copied into ``out``.
 
     Returns:
         (m, n) float32 (float64 for float64 operands); bfloat16 only where ``may_round_result`` and ``out`` is bfloat16.
@@ -113,12 +121,12 @@ def matmul(
     if precision == "float16x3":
         return _split_matmul(a, b, out)
     a, b = round_operand(a, precision), round_operand(b, precision)
-    if precision not in _HALF:
+    if precision not in HALF:
         return torch.mm(a, b) if out is None else torch.mm(a, b, out=out)
     if a.device.type == "cpu" and may_round_result and precision == "bfloat16" and has_fast_bfloat16():
         if out is not None and out.dtype == torch.bfloat16:
             return torch.mm(a, b, out=out)
-        product = torch.mm(a, b)
+        product = torch.mm(a, b) if room is None else torch.mm(a, b, out=room)
         return product.float() if out is None else out.copy_(product)
     return _wide_mm(a, b, out)
 

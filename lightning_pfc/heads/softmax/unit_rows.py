@@ -16,24 +16,25 @@ from lightning_pfc.kernels.unit_rows import NORM_EPS, inverse_norms, project
 _normalize: Any = getattr(torch, "_weight_norm_interface", None)
 
 
-def unit_rows(rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Rows of length one, in new storage.
+def unit_rows(rows: Tensor, out: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Rows of length one.
 
     Args:
         rows: (n, D) float32 or float64.
+        out: (n, D) for the result; None for new storage.
 
     Returns:
         ``rows / max(|row|, 1e-12)`` (n, D), and ``1 / max(|row|, 1e-12)`` (n,).
     """
-    if _has_one_pass(rows):
+    if out is None and _has_one_pass(rows):
         units, norms = _normalize(rows, rows.new_ones((rows.shape[0], 1)), 0)
         if float(norms.min()) >= NORM_EPS:  # not so either for a NaN
             return units, norms.view(-1).reciprocal_()
     inverse = inverse_norms(rows)
-    return rows * inverse[:, None], inverse
+    return torch.mul(rows, inverse[:, None], out=out), inverse
 
 
-def center_gradient_(unit_grad: Tensor, rows: Tensor, inverse: Tensor) -> Tensor:
+def center_gradient_(unit_grad: Tensor, rows: Tensor, inverse: Tensor, room: Tensor | None = None) -> Tensor:
     """The centers' gradient (n, D), ``(g - u (u.g)) / |w|``, in place of ``unit_grad``.
 
     Args:
@@ -41,10 +42,11 @@ def center_gradient_(unit_grad: Tensor, rows: Tensor, inverse: Tensor) -> Tensor
         rows: (n, D) centers w in the dtype of ``unit_grad``.
         inverse: (n,) from :func:`unit_rows`. A row shorter than 1e-12 is scaled by a constant, so nothing is
             projected out of its gradient.
+        room: (n, D) for what is computed on the way; None for new storage.
     """
     if unit_grad.device.type != "cpu":
         return unit_grad.copy_(project(unit_grad, rows, inverse))
-    along = torch.linalg.vecdot(unit_grad, rows).mul_(inverse).mul_(inverse)
+    along = torch.mul(unit_grad, rows, out=room).sum(1).mul_(inverse).mul_(inverse)
     along = torch.where(inverse < 1.0 / NORM_EPS, along, 0.0)
     return unit_grad.addcmul_(rows, along[:, None], value=-1.0).mul_(inverse[:, None])
 
