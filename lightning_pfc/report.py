@@ -7,7 +7,7 @@ import functools
 import importlib.metadata
 import platform
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,11 +18,12 @@ from rich.table import Table
 
 from lightning_pfc.callbacks.csv_log import read_metrics
 from lightning_pfc.metrics.functional import roc_curve
-from lightning_pfc.plots import plot_hardest_pairs, plot_loss, plot_roc, plot_score_histogram
+from lightning_pfc.plots import Gap, plot_gap, plot_hardest_pairs, plot_loss, plot_roc, plot_score_histogram
 
 if TYPE_CHECKING:
     from lightning_pfc.validation import PairScores
 
+_VALIDATION = ("/auc", "/rank-1", "/top1")  # shares, one for a set
 _PACKAGES = ("lightning-pfc", "torch", "lightning", "timm", "torchmetrics", "hydra-core", "numpy")
 
 
@@ -87,23 +88,31 @@ def print_results(results: Mapping[str, Any], console: Console | None = None) ->
         console.print(sentence, markup=False, highlight=False)
 
 
-def draw(folder: Path, metrics_csv: Path, scores: Mapping[str, PairScores], sets: Mapping[str, Any]) -> list[Path]:
-    """Loss, ROC, score histogram and hardest pairs, as far as there are numbers for them.
+def draw(
+    folder: Path,
+    metrics_csv: Path,
+    scores: Mapping[str, PairScores],
+    sets: Mapping[str, Any],
+    gaps: Mapping[str, Gap] | None = None,
+) -> list[Path]:
+    """Loss and validation, ROC, score histogram, hardest pairs, the gap to trained identities; what there is of them.
 
     Args:
         folder: where the PNG files go.
         metrics_csv: of the run; may be missing.
         scores: of each verification set.
         sets: the verification sets, with ``images`` and ``pairs``.
+        gaps: what was found of trained and of held-out identities, by the name of the figure.
 
     Returns:
         The files written.
     """
     written: list[Path] = []
-    rows = [row for row in read_metrics(metrics_csv) if "train/loss" in row] if metrics_csv.exists() else []
-    if rows:
-        steps, losses = [row["step"] for row in rows], [row["train/loss"] for row in rows]
-        written.append(plot_loss(steps, losses, folder / "loss.png"))
+    rows = read_metrics(metrics_csv) if metrics_csv.exists() else []
+    if losses := _curve(rows, "train/loss"):
+        written.append(plot_loss(*losses, folder / "loss.png", validation=_validation(rows)))
+    if gaps:
+        written.append(plot_gap(gaps, folder / "gap.png"))
     usable = {name: s for name, s in scores.items() if bool(s.same.any()) and not bool(s.same.all())}
     if usable:
         curves = {name: roc_curve(s.score, s.same) for name, s in usable.items()}
@@ -122,6 +131,29 @@ def draw(folder: Path, metrics_csv: Path, scores: Mapping[str, PairScores], sets
             )
         )
     return written
+
+
+def gaps_of(metrics: Mapping[str, float], intervals: Mapping[str, Sequence[float]]) -> dict[str, Gap]:
+    """Figures that were found of trained identities, too: ``NAME/trained`` beside ``NAME``."""
+    found = {}
+    for name, trained in metrics.items():
+        held_out = name.removesuffix("/trained")
+        if held_out != name and held_out in metrics:
+            low_high = intervals.get(held_out)
+            found[held_out] = Gap(trained, metrics[held_out], (low_high[0], low_high[1]) if low_high else None)
+    return found
+
+
+def _curve(rows: Sequence[Mapping[str, Any]], name: str) -> tuple[list[float], list[float]] | None:
+    points = [(row["step"], row[name]) for row in rows if name in row]
+    return ([step for step, _ in points], [value for _, value in points]) if points else None
+
+
+def _validation(rows: Sequence[Mapping[str, Any]]) -> dict[str, tuple[list[float], list[float]]]:
+    """Curves of what was measured more than once while training."""
+    names = dict.fromkeys(name for row in rows for name in row if name.endswith(_VALIDATION))
+    curves = {name: _curve(rows, name) for name in names}
+    return {name: curve for name, curve in curves.items() if curve is not None and len(curve[0]) > 1}
 
 
 def _image(images: Any, position: int) -> torch.Tensor:

@@ -8,6 +8,17 @@ from lightning_pfc.callbacks.progress import ProgressBar
 from lightning_pfc.callbacks.replicas import ReplicaCheck
 from lightning_pfc.callbacks.summary import Summary
 from lightning_pfc.callbacks.throughput import Throughput
+from lightning_pfc.callbacks.time_estimate import TimeEstimate
 from lightning_pfc.callbacks.watchdog import Watchdog
 
-__all__ = ["CSVLogger", "Preempted", "Preemption", "ProgressBar", "ReplicaCheck", "Summary", "Throughput", "Watchdog"]
+__all__ = [
+    "CSVLogger",
+    "Preempted",
+    "Preemption",
+    "ProgressBar",
+    "ReplicaCheck",
+    "Summary",
+    "Throughput",
+    "TimeEstimate",
+    "Watchdog",
+]

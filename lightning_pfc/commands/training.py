@@ -31,12 +31,12 @@ from lightning_pfc.checkpoint.publish import newest_of_any_kind
 from lightning_pfc.commands.idle_keys import warn_idle_keys
 from lightning_pfc.commands.prediction import predict
 from lightning_pfc.commands.preflight import check_launch
-from lightning_pfc.commands.verdict import judge
+from lightning_pfc.commands.verdict import Verdict, judge
 from lightning_pfc.config import RUN_DIR_VARIABLE, compose
 from lightning_pfc.data.source import IdentityData
 from lightning_pfc.distributed.jobs import adopt_step, restart_count, step_host
 from lightning_pfc.distributed.rendezvous import agree_on_text
-from lightning_pfc.report import draw, peak_memory, print_results, versions
+from lightning_pfc.report import draw, gaps_of, peak_memory, print_results, versions
 from lightning_pfc.runs.best import best_checkpoint
 from lightning_pfc.runs.choices import choose, told
 from lightning_pfc.runs.claim import Claim, claimed
@@ -219,7 +219,7 @@ def _fit_and_test(
     }
     if trainer.is_global_zero:
         if config.plots:
-            _draw(module, data, folder)
+            _draw(module, data, folder, verdict)
         results["seconds"] = time.perf_counter() - started
         set_aside(folder / "results.json")
         write_json(folder / "results.json", results)
@@ -293,14 +293,15 @@ def _keep_record(config: DictConfig, overrides: Sequence[str], folder: Path, dat
     write_record(folder, "overrides", OmegaConf.to_yaml(OmegaConf.create(list(overrides))))
 
 
-def _draw(module: L.LightningModule, data: Any, folder: Path) -> None:
+def _draw(module: L.LightningModule, data: Any, folder: Path, verdict: Verdict) -> None:
     scores = {
         evaluation.name: evaluation.scores
         for evaluation in getattr(module, "evaluations", [])
         if isinstance(evaluation, VerificationEvaluation) and evaluation.scores is not None
     }
     sets = {**data.verification_sets("validate"), **data.verification_sets("test")} if scores else {}
-    for path in draw(folder / "plots", folder / "metrics.csv", scores, sets):
+    gaps = gaps_of(verdict.metrics, verdict.intervals)
+    for path in draw(folder / "plots", folder / "metrics.csv", scores, sets, gaps):
         rank_zero_info("%s", path)
 
 

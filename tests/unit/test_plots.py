@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from lightning_pfc import report
 from lightning_pfc.metrics.functional import roc_curve
 from lightning_pfc.plots import (
+    Gap,
     plot_det,
+    plot_gap,
     plot_hardest_pairs,
     plot_learning_rate,
     plot_loss,
@@ -19,6 +23,7 @@ from lightning_pfc.plots import (
     plot_score_histogram,
 )
 from lightning_pfc.plots.pairs import to_pixels
+from lightning_pfc.report import gaps_of
 
 
 def pixels(path: Path) -> np.ndarray:
@@ -128,3 +133,27 @@ def test_bad_input_is_named_and_nothing_is_written(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="scores is empty"):
         plot_hardest_pairs([], empty, empty, empty, empty, tmp_path / "x.png")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_gap_between_trained_and_held_out(tmp_path: Path) -> None:
+    metrics = {"val/rank-1": 0.4, "val/rank-1/trained": 0.95, "test/rank-1/trained": 0.9, "val/auc": 0.8}
+    gaps = gaps_of(metrics, {"val/rank-1": [0.3, 0.5]})
+    assert gaps == {"val/rank-1": Gap(0.95, 0.4, (0.3, 0.5))}
+    assert plot_gap(gaps, tmp_path / "gap.png").stat().st_size > 1000
+    with pytest.raises(ValueError, match="gaps is empty"):
+        plot_gap({}, tmp_path / "none.png")
+    assert gaps_of({"val/auc": 0.8}, {}) == {}
+
+
+def test_a_run_draws_its_validation_beside_its_loss(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: dict[str, Any] = {}
+    monkeypatch.setattr(
+        report, "plot_loss", lambda steps, losses, path, **more: seen.update(more, losses=losses) or path
+    )
+    (tmp_path / "metrics.csv").write_text(
+        "step,train/loss,val/auc,val/tar@far=1e-3,test/auc\n1,5.0,,,\n2,4.0,0.6,0.1,\n4,3.0,0.7,0.2,\n4,,,,0.9\n"
+    )
+    written = report.draw(tmp_path, tmp_path / "metrics.csv", {}, {}, {"val/rank-1": Gap(0.9, 0.5, None)})
+    assert seen["losses"] == [5.0, 4.0, 3.0]
+    assert seen["validation"] == {"val/auc": ([2, 4], [0.6, 0.7])}  # one value is no curve
+    assert [path.name for path in written] == ["loss.png", "gap.png"]

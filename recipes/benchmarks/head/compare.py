@@ -108,7 +108,7 @@ def _agreement(name: str, remotes: dict[str, Remote], case: Case) -> dict[str, f
     theirs = remotes[name].ask("check", loss if name.startswith("ours") else None)
     difference = max(abs(a.loss - b.loss) / max(abs(a.loss), 1e-12) for a, b in zip(mine, theirs, strict=True))
     gradient = max(float((a.x_grad - b.x_grad).norm() / a.x_grad.norm()) for a, b in zip(mine, theirs, strict=True))
-    tolerance = 1e-2 if name == "ours-bf16" else 1e-4
+    tolerance = 1e-2 if name in ("ours-bf16", "ours-half", "ours-half-lean") else 1e-4
     if difference > tolerance or gradient > 10 * tolerance:
         raise RuntimeError(
             f"{name} computes something else than our head, {case}: loss {theirs[0].loss:.6f} against "

@@ -123,6 +123,18 @@ class OursLean(OursInBackward):
     options: ClassVar[dict[str, Any]] = {"memory_budget": 0}
 
 
+class OursHalfProducts(Ours):
+    """PartialFC with SparseSGD, products in bfloat16."""
+
+    options: ClassVar[dict[str, Any]] = {"precision": "bfloat16"}
+
+
+class OursHalfLean(OursLean):
+    """PartialFC with products in bfloat16, the centers updated in the backward pass, nothing kept."""
+
+    options: ClassVar[dict[str, Any]] = {"precision": "bfloat16", "memory_budget": "lean"}
+
+
 class OursAdagrad(Ours):
     """PartialFC with RowWiseAdagrad, float32: one number of state per class."""
 
@@ -154,6 +166,14 @@ class LinearCrossEntropy(Contestant):
 
     def forward(self, x: Tensor, labels: Tensor) -> Tensor:
         return nn.functional.cross_entropy(self.head(x), labels)
+
+
+class ChunkedLinearCrossEntropy(LinearCrossEntropy):
+    """PyTorch's linear_cross_entropy by chunks, torch.optim.SGD."""
+
+    def forward(self, x: Tensor, labels: Tensor) -> Tensor:
+        options = nn.LinearCrossEntropyOptions()
+        return nn.functional.linear_cross_entropy(x, self.head.weight, labels, options=options)
 
 
 class DataParallel(LinearCrossEntropy):
@@ -252,10 +272,13 @@ CONTESTANTS: dict[str, Callable[..., Contestant]] = {
     "ours": Ours,
     "ours-in-backward": OursInBackward,
     "ours-lean": OursLean,
+    "ours-half": OursHalfProducts,
+    "ours-half-lean": OursHalfLean,
     "ours-adagrad": OursAdagrad,
     "ours-bf16": OursBfloat16,
     "ours-softmax": OursSoftmax,
     "linear": LinearCrossEntropy,
+    "linear-chunked": ChunkedLinearCrossEntropy,
     "data-parallel": DataParallel,
     "pml": MetricLearning,
     "dense": Dense,

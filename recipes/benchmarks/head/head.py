@@ -10,10 +10,13 @@ process's high-water mark.
   ours          PartialFC with ArcFace and SparseSGD (momentum), float32
   ours-in-backward  the same, the centers updated inside the backward pass: no gradient of theirs is held
   ours-lean     like that, and no logits are kept for the backward pass: least memory
+  ours-half     PartialFC with SparseSGD, products in bfloat16
+  ours-half-lean  like ours-lean, products in bfloat16
   ours-adagrad  PartialFC with RowWiseAdagrad: one number of state per class
   ours-bf16     the same with centers in bfloat16
   ours-softmax  PartialFC with plain softmax and SparseSGD, the twin of `linear`
   linear        nn.Linear and cross entropy, torch.optim.SGD (rate 1, one rank)
+  linear-chunked  torch.nn.functional.linear_cross_entropy by chunks (torch 2.14 and later), torch.optim.SGD
   pml           ArcFaceLoss of pytorch-metric-learning, torch.optim.SGD (rate 1, one rank; pip install it)
   dense         a dense sharded head without needless copies, torch.optim.SGD
   peer          the head in the file that --peer points to, such as InsightFace's partial_fc_v2.py, run on the CPU
