@@ -120,6 +120,7 @@ class PartialFCModule(L.LightningModule):
         self.scheduler_config = None if scheduler is None else dict(scheduler)
         self._options = dict(backbone_options or {})
         self.preprocessing = _record(preprocessing)
+        self.training_options: dict[str, Any] = {}  # compared when a run goes on
 
         self.backbone = self.make_backbone(backbone, as_input_size(input_size), pretrained)
         self.input_size = as_input_size(input_size) or native_input_size(self.backbone)
@@ -286,6 +287,8 @@ class PartialFCModule(L.LightningModule):
             )
         if self.scheduler_config is None:
             return optimizer
+        if self.scheduler_config["name"] in ("polynomial", "cosine"):
+            self.training_options["steps of the schedule (trainer.max_epochs, trainer.max_steps)"] = total_steps
         scheduler = create_scheduler(
             optimizer,
             self.scheduler_config,

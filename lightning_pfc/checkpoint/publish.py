@@ -69,6 +69,27 @@ def publish(folder: Path, target: Path) -> None:
     sync_folder(target.parent)
 
 
+def give_second_name(source: Path, target: Path) -> bool:
+    """Let a finished checkpoint, file or folder, have another name as well, in place of whatever had it: hard links.
+
+    Either may be removed without the other.
+
+    Returns:
+        False where this file system has no such links; nothing has changed then.
+    """
+    made = _hidden(target, _SAVING)
+    try:
+        if source.is_dir():
+            shutil.copytree(source, made, copy_function=os.link)
+        else:
+            os.link(source, made)
+    except OSError:  # shutil.Error is one
+        shutil.rmtree(made, ignore_errors=True)
+        return False
+    publish(made, target)
+    return True
+
+
 def remove(path: Path) -> None:
     """Remove a checkpoint; it vanishes at once, its files a little later. Links lead to the newest one left then."""
     if os.path.lexists(path):

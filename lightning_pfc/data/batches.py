@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence, Sized
+from collections.abc import Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass
 from typing import Any, NamedTuple, cast
 
@@ -183,13 +183,21 @@ class TrainingLoader(DataLoader[tuple[Tensor, ...]]):
     Args:
         dataset: the batches.
         num_workers: processes that prepare batches; 0 prepares them in the training process.
+        drawn_by: plain values by the words that set them, which decide what is in which batch of an epoch.
         kwargs: further arguments of :class:`torch.utils.data.DataLoader`.
     """
 
-    def __init__(self, dataset: TrainingBatches, num_workers: int = 0, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        dataset: TrainingBatches,
+        num_workers: int = 0,
+        drawn_by: Mapping[str, int | str | bool] | None = None,
+        **kwargs: Any,
+    ) -> None:
         kwargs.setdefault("sampler", EpochSampler(len(dataset)))
         kwargs.setdefault("batch_size", None)
         super().__init__(dataset, num_workers=num_workers, **kwargs)
+        self._drawn_by = dict(drawn_by or {})
         self._epoch = 0
         self._done = 0
 
@@ -205,17 +213,19 @@ class TrainingLoader(DataLoader[tuple[Tensor, ...]]):
         """What is handed out; may be made ahead, since only what was handed out counts as done."""
         return super().__iter__()
 
-    def state_dict(self) -> dict[str, int]:
+    def state_dict(self) -> dict[str, Any]:
         """Which epoch, and how many of its batches were handed out; after the last one, the next epoch and none."""
-        if self._done >= len(self):
-            return {"epoch": self._epoch + 1, "batch": 0, "length": len(self)}
-        return {"epoch": self._epoch, "batch": self._done, "length": len(self)}
+        ended = self._done >= len(self)
+        epoch, batch = (self._epoch + 1, 0) if ended else (self._epoch, self._done)
+        place = {"epoch": epoch, "batch": batch, "length": len(self)}
+        return {**place, "drawn_by": dict(self._drawn_by)} if self._drawn_by else place
 
-    def load_state_dict(self, state: dict[str, int]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on after the batches that the state counts.
 
         Raises:
-            ValueError: if an epoch has another number of batches than the one that was left in the middle.
+            ValueError: if an epoch that was left in the middle would go on with other batches: pictures would be seen
+                twice in it, or never. Names the word that differs.
         """
         sampler = self.sampler
         if not isinstance(sampler, EpochSampler):
@@ -226,6 +236,15 @@ class TrainingLoader(DataLoader[tuple[Tensor, ...]]):
                 f"{len(self)} batches now: resume with the same data and the same global batch (data.batch_size times "
                 "ranks), or from a checkpoint written at the end of an epoch."
             )
+        before = state.get("drawn_by") if state["batch"] else None
+        for word in before if isinstance(before, Mapping) else ():
+            if word in self._drawn_by and before[word] != self._drawn_by[word]:
+                raise ValueError(
+                    f"The checkpoint was written after batch {state['batch']} of {state['length']} of an epoch with "
+                    f"{word}={before[word]}, and this run has {self._drawn_by[word]}: the rest of the epoch would be "
+                    f"other pictures. Resume with {word} as it was, or from a checkpoint written at the end of an "
+                    "epoch."
+                )
         sampler.set_epoch(state["epoch"])
         sampler.start = state["batch"]
         self._epoch, self._done = state["epoch"], state["batch"]

@@ -240,15 +240,38 @@ class IdentityDataModule(L.LightningDataModule):
         """The classification sets of a stage ("validate" or "test") by name, in the order of the loaders."""
         return {name: s for name, s in self._sets(stage).items() if isinstance(s, LabelledSet)}
 
+    @property
+    def training_options(self) -> dict[str, Any]:
+        """What decides the training batches, by the words that set it: compared when a run goes on."""
+        return {
+            **self._drawn_by(),
+            "data.augment": self._augment(self.data),
+            "data.mix": self.mix,
+            "data.loader": None if self.loader is None else type(self.loader).__name__.lower(),
+            "fingerprint of the data": self.data.fingerprint,
+        }
+
+    def _drawn_by(self) -> dict[str, int | str | bool]:
+        """What decides which pictures are in which batch; plain values."""
+        return {
+            "global batch (data.batch_size times ranks)": self.batch_size * self._rank()[1],
+            "data.sampler": repr(self._sampler()),
+            "data.seed": self.seed,
+            "data.drop_last": self.drop_last,
+            "training images": self.data.num_images,
+        }
+
     # --- loaders ----------------------------------------------------------------------------------------------------
 
     def order(self) -> Order:
         """Which images an epoch draws."""
         _, world_size = self._rank()
-        sampler = self.sampler
-        if sampler is None:
-            sampler = Mixed() if self.data.parts and self.repeats == 1 else Shuffled(repeats=self.repeats)
-        return sampler.order(self.data, seed=self.seed, batch_size=self.batch_size, world_size=world_size)
+        return self._sampler().order(self.data, seed=self.seed, batch_size=self.batch_size, world_size=world_size)
+
+    def _sampler(self) -> Sampler:
+        if self.sampler is not None:
+            return self.sampler
+        return Mixed() if self.data.parts and self.repeats == 1 else Shuffled(repeats=self.repeats)
 
     def train_dataloader(self) -> TrainingLoader:
         """This rank's part of the global batches."""
@@ -261,8 +284,8 @@ class IdentityDataModule(L.LightningDataModule):
             self.data.train, self.data.labels, plan, self._augment(self.data), self.seed, self.mix, parts
         )
         if self.loader is not None:
-            return self.loader.loader(batches, self._device(), **self._worker_options())
-        return TrainingLoader(batches, **self._worker_options())
+            return self.loader.loader(batches, self._device(), drawn_by=self._drawn_by(), **self._worker_options())
+        return TrainingLoader(batches, drawn_by=self._drawn_by(), **self._worker_options())
 
     def val_dataloader(self) -> list[DataLoader[Any]]:
         """One loader per validation set."""

@@ -13,7 +13,8 @@ LAST = Path("checkpoints") / "last.ckpt"
 def own_checkpoint(folder: Path) -> Path | None:
     """The newest checkpoint of the run that ``run.json`` of a folder names, ``last.ckpt`` if it is of that run.
 
-    A run in a folder where an older one has left its ``last.ckpt`` calls its own ``last-v1.ckpt``, as Lightning does.
+    Where an older run has left its ``last.ckpt`` it keeps that name until a newer one saves, and for ever beside
+    Lightning's own ``ModelCheckpoint``, which calls the newer one ``last-v1.ckpt``.
     Where ``run.json``, or the checkpoint itself, does not say whose it is, ``last.ckpt`` is taken.
 
     Args:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch.distributed as dist
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
@@ -47,6 +47,7 @@ from lightning_pfc.strategies.resumed import (
     differing_hyper_parameters,
     sentence,
 )
+from lightning_pfc.strategies.training_options import differing_options, training_options
 from lightning_pfc.strategies.whose import check_identities, names_of_data
 
 
@@ -59,6 +60,7 @@ class CheckpointFolders(DDPStrategy):
 
     _async_save = False
     _fall_back = False
+    _clip: Literal["global", "backbone"]
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -68,6 +70,7 @@ class CheckpointFolders(DDPStrategy):
         self._saver: BackgroundSaver | None = None
         self._configured: list[dict[str, Any]] = []
         self._loaded_records: Any = None
+        self._loaded_training: Any = None
         self._match: str | None = None
         self._run_id: str | None = None
         self._names: tuple[Any, Identities] | None = None
@@ -143,7 +146,10 @@ class CheckpointFolders(DDPStrategy):
         if not self._has_heads():
             super().save_checkpoint(checkpoint, filepath, storage_options=storage_options)
             return
-        checkpoint = {**checkpoint, OWN: {"random_state": random_state(), "optimizers": self._configured}}
+        own: dict[str, Any] = {"random_state": random_state(), "optimizers": self._configured}
+        if self._fitting():
+            own["training"] = training_options(self._trainer, self._clip)
+        checkpoint = {**checkpoint, OWN: own}
         if self.world_size == 1:
             checkpoint[OWN]["run"] = self.run_id
             checkpoint[OWN]["by_class"] = self._paths_by_class(checkpoint)  # for pfc-ckpt
@@ -179,6 +185,10 @@ class CheckpointFolders(DDPStrategy):
         if self._names is None or self._names[0] is not names:
             self._names = names, Identities.of(names)
         return self._names[1]
+
+    @property
+    def _trainer(self) -> Any:
+        return None if self.lightning_module is None else self.lightning_module._trainer
 
     def _has_plain_files(self) -> bool:
         """Whether the user has not given a plugin of their own for files."""
@@ -310,6 +320,7 @@ class CheckpointFolders(DDPStrategy):
             self._adopt_run(manifest.info)
         added = checkpoint.pop(OWN, None)
         self._loaded_records = None if added is None else added.get("optimizers")
+        self._loaded_training = None if added is None else added.get("training")
         self._adopt_run(added or {})
         if added is not None and "random_state" in added and own and self._fitting():
             self._random_state = added["random_state"]
@@ -415,8 +426,23 @@ class CheckpointFolders(DDPStrategy):
         if module is None or not isinstance(stored, Mapping):
             stored, module = {}, None
         said = of_optimizers + differing_hyper_parameters(stored, {} if module is None else dict(module.hparams))
+        data, theirs = self._data_hyper_parameters(), checkpoint.get("datamodule_hyper_parameters")
+        if data and isinstance(theirs, Mapping):
+            said += [f"data {each}" for each in differing_hyper_parameters(theirs, data)]
         if said:
             rank_zero_warn(sentence(said))
+
+    def _data_hyper_parameters(self) -> dict[str, Any]:
+        data = getattr(getattr(self.lightning_module, "_trainer", None), "datamodule", None)
+        return dict(data.hparams) if data is not None else {}
+
+    def _say_training_options(self) -> None:
+        """Once there are loaders, which know their batch."""
+        before, self._loaded_training = self._loaded_training, None
+        if before is not None and self._fitting():
+            now = training_options(self._trainer, self._clip)
+            if said := differing_options(before, now):
+                rank_zero_warn(sentence(said))
 
     def setup_optimizers(self, trainer: Any) -> None:
         """Make the optimizers, and keep how they were configured."""
@@ -433,6 +459,7 @@ class CheckpointFolders(DDPStrategy):
         """Random state of a checkpoint that was taken between two epochs."""
         super().on_train_start()
         self._put_loaders_in_place()
+        self._say_training_options()
         if self._random_state is not None and not self._random_state_after_start:
             self._restore_random_state()
 

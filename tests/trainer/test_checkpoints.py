@@ -22,9 +22,10 @@ from torch import Tensor, nn
 from torch.distributed.checkpoint import HuggingFaceStorageReader
 
 from lightning_pfc import PartialFC, PartialFCModule, PartialFCStrategy
+from lightning_pfc.callbacks import RunCheckpoint
 from lightning_pfc.checkpoint import CheckpointError, Manifest, verify_folder
 from lightning_pfc.checkpoint.manifest import MANIFEST, _digest
-from lightning_pfc.checkpoint.publish import prepare_folder
+from lightning_pfc.checkpoint.publish import prepare_folder, run_of
 from lightning_pfc.checkpoint.reader import read_checkpoint
 from lightning_pfc.losses import CosFace
 from lightning_pfc.optim import RowWiseAdagrad, SparseAdamW, SparseSGD
@@ -178,6 +179,32 @@ def test_model_checkpoint(ranks: RankPool, tmp_path: Path, save_last: Any, async
         [(steps, state)] = ranks.run(1, resume_last, str(tmp_path), path)
         assert steps == 5
         assert torch.equal(state["head.weight"], expected)
+
+
+def two_runs(rank: int, world_size: int, folder: str, steps: int, load: str | None = None) -> Any:
+    keep = RunCheckpoint(folder, filename="{step}", save_top_k=1, save_last=True, every_n_train_steps=1)
+    trainer = make_trainer(
+        rank, world_size, enable_checkpointing=True, callbacks=[keep], max_steps=steps, max_epochs=-1
+    )
+    trainer.fit(TheirModule(), make_loader(rank, world_size, steps=5, sizes=split_sizes(world_size)), ckpt_path=load)
+    return trainer.strategy.run_id, keep.last_model_path
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_last_is_that_of_the_newest_run_and_written_once(ranks: RankPool, tmp_path: Path, world_size: int) -> None:
+    last = tmp_path / "last.ckpt"
+    runs = [ranks.run(world_size, two_runs, str(tmp_path), steps)[0] for steps in (3, 2, 1)]
+    assert {path for _, path in runs} == {str(last)}
+    owners = {path.name: run_of(path) for path in tmp_path.glob("last*.ckpt")}
+    assert owners == {"last-v1.ckpt": runs[0][0], "last-v2.ckpt": runs[1][0], "last.ckpt": runs[2][0]}
+    parts = lambda path: sorted(path.iterdir()) if path.is_dir() else [path]  # noqa: E731
+    for one, other in zip(parts(last), parts(tmp_path / "step=1.ckpt"), strict=True):
+        assert os.path.samefile(one, other), "one file of two names"
+    # A run that goes on has its own last.ckpt again, also where Lightning does not know that it was its own.
+    (run, path), *_ = ranks.run(world_size, two_runs, str(tmp_path), 4, str(tmp_path / "step=1.ckpt"))
+    assert (run, path) == (runs[2][0], str(last))
+    assert run_of(last) == run
+    assert sorted(each.name for each in tmp_path.glob("last*")) == ["last-v1.ckpt", "last-v2.ckpt", "last.ckpt"]
 
 
 class SavesLate(Callback):

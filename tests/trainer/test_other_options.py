@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import lightning as L
 import pytest
 import torch
 from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, LinearLR, SequentialLR
@@ -139,6 +140,45 @@ def test_every_other_option_is_in_force_and_said(ranks: RankPool, tmp_path: Path
     assert "weight_decay: 0.0 in the checkpoint, 0.25 in this run" in told
 
 
+class WithOptions(L.LightningDataModule):
+    """A user's own data module; Lightning keeps what ``save_hyperparameters`` collects."""
+
+    def __init__(self, blur: float) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+
+    def train_dataloader(self) -> Any:
+        return make_loader(0, 1, steps=8, sizes=split_sizes(1))
+
+
+def run_with_data(rank: int, world_size: int, load: str | None, save: str | None, blur: float, **options: Any) -> str:
+    trainer = make_trainer(rank, world_size, max_steps=2 if load is None else 3, max_epochs=-1, **options)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        trainer.fit(TheirModule(), datamodule=WithOptions(blur), ckpt_path=load)
+    if save is not None:
+        trainer.save_checkpoint(save)
+    return " ".join(str(w.message) for w in caught if "other options" in str(w.message))
+
+
+def test_options_of_trainer_and_data_are_said(ranks: RankPool, tmp_path: Path) -> None:
+    """Each by its word, the old value and the new one; a program of one's own has the same checkpoint."""
+    path = str(tmp_path / "a.ckpt")
+    ranks.run(1, run_with_data, None, path, 0.5)
+    assert ranks.run(1, run_with_data, path, None, 0.5) == [""]
+    changed = {
+        "precision": ("32-true", "bf16-mixed"),
+        "accumulate_grad_batches": (1, 2),
+        "gradient_clip_val": (None, 0.5),
+        "gradient_clip_algorithm": (None, "norm"),
+        "limit_train_batches": (1.0, 6),
+    }
+    [said] = ranks.run(1, partial(run_with_data, **{word: new for word, (_, new) in changed.items()}), path, None, 0.7)
+    for word, (old, new) in changed.items():
+        assert f"trainer.{word}: {old} in the checkpoint, {new} in this run, in force: this run's" in said
+    assert "data blur: 0.5 in the checkpoint, 0.7 in this run" in said
+
+
 COMMAND = [
     "experiment=none", "backbone.embedding_dim=8", "+backbone.options.widths=[8,8]", "+backbone.options.depths=[0,0]",
     "trainer.accelerator=cpu", "trainer.enable_progress_bar=false", "plots=false", "logger=none", "test=false",
@@ -166,9 +206,16 @@ def test_the_command_says_it_in_one_line(tmp_path: Path) -> None:
     assert "SGD" in other.stderr
     assert "AdamW" in other.stderr
     changed = pfc_train("optimizer=sgd", "optimizer.lr=5e-4", "loss.margin=0.2", "trainer.max_epochs=2", word,
-                        f"output_dir={tmp_path / 'c'}")  # fmt: skip
+                        "data.batch_size=8", "data.augment=flip", "seed=3", f"output_dir={tmp_path / 'c'}")  # fmt: skip
     assert changed.returncode == 0, changed.stderr
     assert "0.0005 in this run, in force: this run's" in changed.stderr + changed.stdout
     assert "loss.margin: 0.4 in the checkpoint, 0.2 in this run" in changed.stderr + changed.stdout
+    for what in (
+        "global batch (data.batch_size times ranks): 16 in the checkpoint, 8 in this run",
+        "data.seed: 0 in the checkpoint, 3 in this run",
+        "data.augment: RandomFlip(probability=0.",
+        "steps of the schedule (trainer.max_epochs, trainer.max_steps): 3 in the checkpoint, 12 in this run",
+    ):
+        assert what in changed.stderr + changed.stdout
     content = torch.load(tmp_path / "c" / "checkpoints" / "last.ckpt", weights_only=True)
     assert content["optimizer_states"][0]["param_groups"][0]["initial_lr"] == 5e-4

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from lightning_pfc.data import IdentityDataModule, Synthetic
 from lightning_pfc.data.augment import RandomFlip
 from lightning_pfc.data.batches import (
     BatchNumber,
@@ -184,6 +186,36 @@ def test_the_position_of_another_batch_size_is_refused_but_not_at_the_end_of_an_
         loader.load_state_dict({"epoch": 1, "batch": 5, "length": 99})
     loader.load_state_dict({"epoch": 1, "batch": 0, "length": 99})
     assert loader.state_dict()["epoch"] == 1
+
+
+@pytest.mark.parametrize(
+    ("word", "changed"),
+    [
+        ("data.seed=0, and this run has 3", {"seed": 3}),
+        ("global batch (data.batch_size times ranks)=16, and this run has 15", {"batch_size": 15}),
+        (
+            "data.sampler=Shuffled(repeats=1), and this run has ClassBalanced",
+            {"sampler": "class_balanced"},
+        ),
+        ("data.drop_last=True, and this run has False", {"drop_last": False}),
+        ("training images=192, and this run has 196", {"images": 196}),
+    ],
+)
+def test_an_epoch_that_was_left_in_the_middle_goes_on_with_its_own_batches(word: str, changed: dict[str, Any]) -> None:
+    """All of these have epochs of twelve batches; from one epoch to the next they may change."""
+
+    def loader(images: int = 192, **words: Any) -> TrainingLoader:
+        source = Synthetic(num_classes=images // 4, images_per_class=4, image_size=8)
+        data = IdentityDataModule(source, **{"batch_size": 16, **words})
+        data.setup()
+        assert len(data.train_dataloader()) == 12
+        return data.train_dataloader()
+
+    state = {**loader().state_dict(), "epoch": 2, "batch": 5}
+    loader().load_state_dict(state)
+    with pytest.raises(ValueError, match=f"after batch 5 of 12 of an epoch with {re.escape(word)}"):
+        loader(**changed).load_state_dict(state)
+    loader(**changed).load_state_dict({**state, "batch": 0})
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 4])
