@@ -236,9 +236,9 @@ class TrainingLoader(DataLoader[tuple[Tensor, ...]]):
                 f"{len(self)} batches now: resume with the same data and the same global batch (data.batch_size times "
                 "ranks), or from a checkpoint written at the end of an epoch."
             )
-        before = state.get("drawn_by") if state["batch"] else None
-        for word in before if isinstance(before, Mapping) else ():
-            if word in self._drawn_by and before[word] != self._drawn_by[word]:
+        before: Mapping[str, Any] = state.get("drawn_by", {}) if state["batch"] else {}
+        for word in filter(before.__contains__, self._drawn_by):
+            if before[word] != self._drawn_by[word]:
                 raise ValueError(
                     f"The checkpoint was written after batch {state['batch']} of {state['length']} of an epoch with "
                     f"{word}={before[word]}, and this run has {self._drawn_by[word]}: the rest of the epoch would be "
