@@ -46,7 +46,7 @@ from lightning_pfc.runs.resuming import as_it_was, earlier_run
 from lightning_pfc.storage.row_files import rows_of_run
 from lightning_pfc.storage.whole_files import write_json
 from lightning_pfc.strategies import PartialFCStrategy
-from lightning_pfc.transfer import InitFrom
+from lightning_pfc.transfer import ClassMeans, InitFrom
 from lightning_pfc.transfer.sources import find_source
 from lightning_pfc.validation import VerificationEvaluation
 
@@ -96,7 +96,7 @@ def run(config: DictConfig, folder: Path, overrides: Sequence[str] = ()) -> dict
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     warnings.filterwarnings("ignore", message=".*`srun` command is available.*")  # a job of one process needs none
     L.seed_everything(config.seed, workers=True, verbose=False)
-    callbacks = [*_init_from(config), *_callbacks(config)]  # before those that copy the model
+    callbacks = [*_beginning(config), *_callbacks(config)]  # before those that copy the model
     trainer = _trainer(config, callbacks, folder)  # first: what it refuses is known before data and model are built
     with _signals_of(callbacks), _claim(config, folder, trainer) as claim:
         return _fit_and_test(config, trainer, folder, overrides, started, claim)
@@ -116,12 +116,16 @@ def _claim(config: DictConfig, folder: Path, trainer: L.Trainer) -> Iterator[Cla
             yield claim
 
 
-def _init_from(config: DictConfig) -> list[InitFrom]:
-    if not config.init_from or not config.fit:
-        return []
-    if not config.ckpt_path and not restart_count():
-        find_source(str(config.init_from))  # what is not there is said before a folder is made
-    return [InitFrom(str(config.init_from), config.init_parts and list(config.init_parts))]
+def _beginning(config: DictConfig) -> list[Callback]:
+    """What a run begins with: weights, then centers from them."""
+    callbacks: list[Callback] = []
+    if config.fit and config.init_from:
+        if not config.ckpt_path and not restart_count():
+            find_source(str(config.init_from))  # what is not there is said before a folder is made
+        callbacks.append(InitFrom(str(config.init_from), config.init_parts and list(config.init_parts)))
+    if config.fit and config.head.get("init") == "class_means":
+        callbacks.append(ClassMeans())
+    return callbacks
 
 
 def _callbacks(config: DictConfig) -> list[Callback]:
@@ -181,7 +185,7 @@ def _fit_and_test(
     metrics: dict[str, float] = {}
     if config.fit:
         starting_point = _starting_point(config, folder, trainer, claim)
-        for begins in (each for each in trainer.callbacks if isinstance(each, InitFrom)):  # type: ignore[attr-defined]
+        for begins in (each for each in trainer.callbacks if isinstance(each, InitFrom | ClassMeans)):  # type: ignore[attr-defined]
             begins.goes_on_from = starting_point
         trainer.fit(module, datamodule=data, ckpt_path=starting_point)
         metrics |= (_logged_before(folder) if claim.comes_back else {}) | _numbers(trainer)

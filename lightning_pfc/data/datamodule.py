@@ -287,6 +287,13 @@ class IdentityDataModule(L.LightningDataModule):
             return self.loader.loader(batches, self._device(), drawn_by=self._drawn_by(), **self._worker_options())
         return TrainingLoader(batches, drawn_by=self._drawn_by(), **self._worker_options())
 
+    def plain_train_dataloader(self) -> DataLoader[Any]:
+        """Every training picture once, as validation would see it, with its class: this rank's part, in order."""
+        rank, world_size = self._rank()
+        data = self.data
+        batches = EvaluationBatches(data.train, data.labels, self.eval_batch_size, rank, world_size)
+        return evaluation_loader(batches, **self._worker_options())
+
     def val_dataloader(self) -> list[DataLoader[Any]]:
         """One loader per validation set."""
         return self._evaluation("validate")

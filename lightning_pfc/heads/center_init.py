@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 import torch
@@ -12,6 +12,8 @@ from torch import Tensor
 
 from lightning_pfc.keyed_random.mixing import GAMMA, splitmix_64
 from lightning_pfc.losses.base import CenterInit
+
+HeadInit = Literal["normal", "unit", "kaiming", "xavier", "class_means"]
 
 DEFAULT_STD = 0.01  # of InsightFace and most others; a center of 512 numbers then has length 0.23
 
@@ -25,11 +27,25 @@ class InitialCenters(NamedTuple):
         init: the name of it, see :func:`initial_centers`.
         std: standard deviation of their numbers before a "unit" row is brought to length 1.
         dim: D; a row holds one center or several side by side.
+        awaits_means: whether these are to be replaced by class means before training; nobody has done so yet.
     """
 
     init: CenterInit
     std: float
     dim: int
+    awaits_means: bool = False
+
+    def check(self) -> None:
+        """See that training may begin.
+
+        Raises:
+            ValueError: the centers are still random, and means were asked for.
+        """
+        if self.awaits_means:
+            raise ValueError(
+                "init='class_means': the centers are still random. Put lightning_pfc.transfer.ClassMeans() among the "
+                "Trainer's callbacks, or call lightning_pfc.transfer.fill_with_class_means before training."
+            )
 
     def fill_(self, out: Tensor, start: int, seed: int) -> Tensor:
         """Fill ``out`` (n, K D), row i being global class ``start + i``; see :func:`init_centers_`."""
@@ -37,13 +53,14 @@ class InitialCenters(NamedTuple):
 
 
 def initial_centers(
-    init: CenterInit | None, std: float | None, of_loss: CenterInit, sizes: tuple[int, int]
+    init: HeadInit | None, std: float | None, of_loss: CenterInit, sizes: tuple[int, int]
 ) -> InitialCenters:
     """How centers begin, from what the user asked for and what the loss's authors do.
 
     Args:
         init: "normal" with ``std``; "unit", directions at random and length 1; "kaiming", N(0, 1/D); "xavier",
-            N(0, 2/(C + D)). None: "normal" where ``std`` is given, else ``of_loss``.
+            N(0, 2/(C + D)); "class_means", as ``of_loss`` until somebody replaces them by means. None: "normal" where
+            ``std`` is given, else ``of_loss``.
         std: of "normal"; None: 0.01.
         of_loss: how the loss's authors begin.
         sizes: C and D.
@@ -51,16 +68,18 @@ def initial_centers(
     Raises:
         ValueError: for an unknown ``init``, a ``std`` that is not positive, or one that would have no effect.
     """
-    if init is not None and init not in ("normal", "unit", "kaiming", "xavier"):
-        raise ValueError(f"init={init!r} must be one of normal, unit, kaiming, xavier, or None for the loss's own.")
+    if init is not None and init not in get_args(HeadInit):
+        raise ValueError(f"init={init!r} must be one of {', '.join(get_args(HeadInit))}, or None for the loss's own.")
     if std is not None and not std > 0.0:
         raise ValueError(f"init_std={std} must be above 0.")
     if std is not None and init not in (None, "normal"):
         raise ValueError(f"init_std={std} has no effect with init={init!r}; leave out one of the two.")
     num_classes, dim = sizes
-    found = init or ("normal" if std is not None else of_loss)
+    awaits = init == "class_means"
+    found: CenterInit = of_loss if init is None or init == "class_means" else init
+    found = "normal" if std is not None else found
     stds = {"normal": DEFAULT_STD if std is None else std, "unit": 1.0, "kaiming": dim**-0.5}
-    return InitialCenters(found, stds.get(found, (2.0 / (num_classes + dim)) ** 0.5), dim)
+    return InitialCenters(found, stds.get(found, (2.0 / (num_classes + dim)) ** 0.5), dim, awaits)
 
 
 def init_centers_(out: Tensor, start: int, seed: int, std: float, unit_dim: int | None = None) -> Tensor:

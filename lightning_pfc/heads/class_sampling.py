@@ -59,6 +59,8 @@ class ClassSampling(HeadState):
 
     def _new_pass(self, batch: GlobalBatch) -> Pass:
         step = self.step.clone()
+        if self.training:
+            self.initial_centers.check()
         if self.training and self.is_subsampling:
             sampled = self._sample(batch.all_labels, batch.labels, batch, step)
         else:

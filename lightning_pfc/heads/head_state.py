@@ -164,6 +164,7 @@ class HeadState(ShardedCenters):
         for key in own:
             state_dict.setdefault(key, self._buffers[key.removeprefix(prefix)])
         if prefix + "step" in state_dict:  # a head that goes on: of the first version if it does not say
+            self.initial_centers = self.initial_centers._replace(awaits_means=False)
             version = state_dict.setdefault(prefix + "defaults_version", torch.tensor(1))
             self._keep_defaults_of(int(version))
             code = state_dict.setdefault(prefix + "precision_code", self.precision_code)

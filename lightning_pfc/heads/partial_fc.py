@@ -16,7 +16,7 @@ from torch.utils.hooks import RemovableHandle
 from lightning_pfc.distributed.comm import Comm
 from lightning_pfc.heads.batch import BatchGatherer, GlobalBatch
 from lightning_pfc.heads.batch_checks import DeferredCheck
-from lightning_pfc.heads.center_init import initial_centers
+from lightning_pfc.heads.center_init import HeadInit, initial_centers
 from lightning_pfc.heads.class_memory import ClassMemory
 from lightning_pfc.heads.class_sampling import ClassSampling
 from lightning_pfc.heads.kernel_choice import KernelChoice
@@ -38,7 +38,6 @@ from lightning_pfc.heads.wrapped import RowWatch
 from lightning_pfc.kernels.library import using
 from lightning_pfc.losses import Loss, loss_from_config
 from lightning_pfc.losses.auxiliary import AuxiliaryLoss, auxiliary_loss_from_config
-from lightning_pfc.losses.base import CenterInit
 from lightning_pfc.renamed import warn_renamed
 
 
@@ -65,8 +64,9 @@ class PartialFC(ClassSampling):
         device, dtype: of the centers; the dtype or its name. bfloat16 halves their memory; computation is in float32
             (float64 for float64 embeddings).
         init: how centers begin: "normal", N(0, init_std^2); "unit", directions at random and length 1; "kaiming",
-            N(0, 1/D); "xavier", N(0, 2/(C + D)). None: "normal" where ``init_std`` is given, else as the loss's authors
-            have it: "unit" for AdaFace, MagFace and MVSoftmax, "kaiming" for UniFace and "normal" for the others.
+            N(0, 1/D); "xavier", N(0, 2/(C + D)); "class_means", which :class:`lightning_pfc.transfer.ClassMeans` takes
+            from the data. None: "normal" where ``init_std`` is given, else as the loss's authors have it: "unit" for
+            AdaFace, MagFace and MVSoftmax, "kaiming" for UniFace and "normal" for the others.
         init_std: standard deviation of "normal"; None: 0.01.
         row_folder: where the centers, and their state in an optimizer of ``lightning_pfc.optim``, are kept in
             memory-mapped files, every rank's in a folder of its own; beside a GPU together with ``rows_on="host"``.
@@ -112,7 +112,7 @@ class PartialFC(ClassSampling):
         comm: Comm | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | str = torch.float32,
-        init: CenterInit | None = None,
+        init: HeadInit | None = None,
         init_std: float | None = None,
         row_folder: str | os.PathLike[str] | None = None,
         rows_on: Place = "device",

@@ -62,13 +62,21 @@ def earlier_run(typed: Sequence[str]) -> Earlier | None:
         ValueError: what ``resume=`` names is no run, or has no checkpoint yet; or its config cannot be taken.
     """
     values = {
-        key: value for word in typed for key, value in [_split(word)] if key in ("resume", "ckpt_path", "init_from")
+        key: value
+        for word in typed
+        for key, value in [_split(word)]
+        if key in ("resume", "ckpt_path", "init_from", "head.init")
     }
     goes_on = next((f"{key}={values[key]}" for key in ("resume", "ckpt_path") if values.get(key) is not None), None)
     if goes_on is not None and values.get("init_from") is not None:
         raise ValueError(
             f"init_from={values['init_from']} begins anew with weights, and {goes_on} goes on with a run. Leave one of "
             "them out."
+        )
+    if goes_on is not None and values.get("head.init") == "class_means":
+        raise ValueError(
+            f"head.init=class_means begins anew with means of the pictures, and {goes_on} goes on with the centers of "
+            "a run. Leave one of them out."
         )
     if (given := values.get("resume")) is not None:
         folder = Path(str(given))

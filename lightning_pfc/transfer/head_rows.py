@@ -110,6 +110,7 @@ def _said(name: str, origins: Tensor, there: int) -> str:
 
 def _fill(name: str, head: PartialFC, weights: Weights, prefix: str, origins: Tensor, report: Any) -> None:
     own = origins[head.shard.start : head.shard.stop]
+    report.known_rows[name] = own != NEW
     for key in ("weight", "bias"):
         out, there = getattr(head, key), f"{prefix}{name}.{key}"
         if out is None or there not in weights.shapes:

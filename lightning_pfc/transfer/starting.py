@@ -35,6 +35,7 @@ class Report:
         new: names in the module that the file has not.
         left: names in the file that were not taken.
         notes: what was recognised, changed and decided.
+        known_rows: by the name of a head, (c,) bool: which rows of this rank were taken.
     """
 
     source: str
@@ -42,6 +43,7 @@ class Report:
     new: list[str] = field(default_factory=list)
     left: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    known_rows: dict[str, Tensor] = field(default_factory=dict)
 
     def __str__(self) -> str:
         """All of it in one line."""
