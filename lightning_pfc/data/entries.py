@@ -12,6 +12,14 @@ _LEFT_BEHIND = frozenset(
     (
         "__macosx",
         "@eadir",
+        "@recently-snapshot",
+        "@recycle",
+        "@sharebin",
+        "@tmp",
+        "__pycache__",
+        "_gsdata_",
+        "~snapshot",
+        "found.000",
         "#recycle",
         "#snapshot",
         "$recycle.bin",
@@ -26,8 +34,8 @@ _LEFT_BEHIND = frozenset(
 
 
 def is_hidden(name: str) -> bool:
-    """Whether an entry is no data: its name begins with a dot, or is one of those that systems leave behind."""
-    return name.startswith(".") or name.lower() in _LEFT_BEHIND
+    """Whether an entry is no data: its name begins with a dot (or ``~$``), or is one of those that systems leave behind."""
+    return name.startswith((".", "~$")) or name.lower() in _LEFT_BEHIND
 
 
 def is_hidden_path(path: str) -> bool:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from typing_extensions import override
 
-from lightning_pfc.data.entries import files_below, folders_in
+from lightning_pfc.data.entries import files_below, folders_in, is_hidden
 from lightning_pfc.data.errors import reading
 from lightning_pfc.data.formats.base import EncodedImages
 from lightning_pfc.data.formats.folder import IMAGE_SUFFIXES, Paths, read_image_file
@@ -55,5 +55,5 @@ def open_pictures(source: str | os.PathLike[str], format: str | None = None, *, 
 def _has_identities(root: Path, allow: Paths) -> bool:
     inside = Enclosure(root, allow)
     with reading(root, "a folder of pictures"):
-        loose = any(Path(name).suffix.lower() in IMAGE_SUFFIXES for name in os.listdir(root))
+        loose = any(Path(name).suffix.lower() in IMAGE_SUFFIXES for name in os.listdir(root) if not is_hidden(name))
         return not loose and bool(folders_in(inside))

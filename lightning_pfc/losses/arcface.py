@@ -20,7 +20,7 @@ class ArcFace(Loss):
 
     Args:
         scale: s > 0.
-        margin: m in radians, >= 0.
+        margin: m in radians, >= 0 and below pi/2: samples start at a right angle.
         margin_grad: "exact" differentiates through the margin, as autograd does and as the paper does;
             "straight_through" takes its derivative for one, as InsightFace does since 2022-12.
         label_smoothing, interclass_filter: see :class:`Loss`.
@@ -31,7 +31,7 @@ class ArcFace(Loss):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._check_number("margin", low=0.0)
+        self._check_angle("margin")
         self._check_choice("margin_grad", ("exact", "straight_through"))
 
     def target_logits(self, cosine: Tensor, batch: BatchInfo, state: State) -> Tensor:

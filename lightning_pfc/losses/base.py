@@ -20,6 +20,7 @@ gradients over the ranks, and the loss finds them in ``state``.
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
@@ -112,6 +113,20 @@ class Loss(Configurable):
     def to_config(self) -> dict[str, Any]:
         """As :class:`Configurable`; an argument that was left None is left out, for a head to say what it means."""
         return {name: value for name, value in super().to_config().items() if name not in self._left_out}
+
+    def _check_angle(self, name: str, *, factor: float = 1.0) -> None:
+        """See that an angle, added to ``factor`` times the right angle at which samples start, stays below pi.
+
+        Beyond pi the cosine rises, and a sample would be trained away from its center.
+        """
+        self._check_number(name, low=0.0)
+        value, most = getattr(self, name), math.pi * (1.0 - factor / 2.0)
+        if value >= most:
+            degrees = f"{value:g} degrees are {math.radians(value):.3g}; " if value > 2.0 else ""
+            raise ValueError(
+                f"{type(self).__name__}({name}={value}): {name} is an angle in radians, below {most:.4g}; {degrees}"
+                "a larger one would train samples away from their centers."
+            )
 
     # --- what the head asks -------------------------------------------------------------------------------------------
 

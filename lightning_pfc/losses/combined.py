@@ -49,6 +49,8 @@ class CombinedMargin(Loss):
         super().__post_init__()
         self._check_number("m1", low=0.0, open_low=True)
         self._check_number("m2", low=0.0)
+        if self.m1 <= 1.0:  # else psi falls on
+            self._check_angle("m2", factor=self.m1)
         self._check_number("m3", low=0.0)
         self._check_choice("margin_grad", ("exact", "straight_through"))
         self._check_choice("beyond_pi", ("psi", "cosine"))

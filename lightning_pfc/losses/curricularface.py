@@ -38,7 +38,7 @@ class CurricularFace(Loss):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._check_number("margin", low=0.0)
+        self._check_angle("margin")
         self._check_number("momentum", low=0.0, high=1.0, open_high=True, open_low=True)
         self._check_choice("margin_grad", ("exact", "straight_through"))
         self._refuse_filter("it weighs hard negatives by itself")

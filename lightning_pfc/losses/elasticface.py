@@ -42,6 +42,8 @@ class ElasticFace(Loss):
     def __post_init__(self) -> None:
         super().__post_init__()
         self._check_number("margin", low=0.0)
+        if self.margin_type == "angular":
+            self._check_angle("margin")
         self._check_number("std", low=0.0)
         self._check_choice("margin_type", ("angular", "additive"))
         self._check_choice("margin_grad", ("exact", "straight_through"))

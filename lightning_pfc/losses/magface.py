@@ -49,6 +49,7 @@ class MagFace(Loss):
         self._check_number("upper_norm", low=self.lower_norm, open_low=True)
         self._check_number("lower_margin", low=0.0)
         self._check_number("upper_margin", low=self.lower_margin)
+        self._check_angle("upper_margin")
         self._check_number("regularizer", low=0.0)
         self._check_flag("easy_margin")
         self._check_choice("margin_grad", ("exact", "straight_through"))

@@ -54,6 +54,8 @@ class MVSoftmax(Loss):
     def __post_init__(self) -> None:
         super().__post_init__()
         self._check_number("margin", low=0.0)
+        if self.margin_type == "angular":
+            self._check_angle("margin")
         self._check_number("hard_weight", low=1.0)
         self._check_flag("easy_margin")
         self._check_choice("margin_type", ("additive", "angular"))

@@ -26,7 +26,7 @@ class SphereFace2(Loss):
 
     Args:
         scale: s > 0; r in the paper.
-        margin: m >= 0, an offset to g.
+        margin: m, an offset to g in [0, 2], as far as g reaches.
         power: t > 0.
         balance: lambda in (0, 1), the weight of the positive.
         weight: w > 0, a factor on the whole loss, for learning rates that suit a softmax.
@@ -46,7 +46,7 @@ class SphereFace2(Loss):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._check_number("margin", low=0.0)
+        self._check_number("margin", low=0.0, high=2.0)
         self._check_number("power", low=0.0, open_low=True)
         self._check_number("balance", low=0.0, high=1.0, open_high=True, open_low=True)
         self._check_number("weight", low=0.0, open_low=True)

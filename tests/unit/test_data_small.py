@@ -24,7 +24,9 @@ from lightning_pfc.data.formats import (
     WebDatasetImages,
     open_images,
 )
+from lightning_pfc.data.formats.opening import guess_format
 from lightning_pfc.data.verification import make_pairs
+from lightning_pfc.deploy.picture_folders import open_pictures
 from lightning_pfc.evaluation import EvaluationSettings, Evaluator, TorchEmbedder
 from lightning_pfc.metrics.verification import verification_metrics
 from tests.unit.test_data_safety import jpeg, make_ijb, make_parquet, make_tar
@@ -107,7 +109,25 @@ def test_every_fold_has_a_genuine_pair_where_few_identities_have_one() -> None:
 
 def test_hidden_entries_are_no_classes_and_no_images(tmp_path: Path) -> None:
     root = folder_of(tmp_path / "faces", 3)
-    for name in (".ipynb_checkpoints/0.jpg", "__MACOSX/0.jpg", "@eaDir/0.jpg", "000/._0.jpg", "001/@eaDir/1.jpg"):
+    others = (
+        "@Recycle",
+        "@Recently-Snapshot",
+        "@sharebin",
+        "@tmp",
+        "~snapshot",
+        "_gsdata_",
+        "__pycache__",
+        "found.000",
+    )
+    for name in (
+        *(f"{folder}/0.jpg" for folder in others),
+        "000/~$0.jpg",
+        ".ipynb_checkpoints/0.jpg",
+        "__MACOSX/0.jpg",
+        "@eaDir/0.jpg",
+        "000/._0.jpg",
+        "001/@eaDir/1.jpg",
+    ):
         (root / name).parent.mkdir(exist_ok=True)
         (root / name).write_bytes(b"no picture")
     for name in ("Thumbs.db", ".DS_Store", "desktop.ini"):
@@ -119,6 +139,11 @@ def test_hidden_entries_are_no_classes_and_no_images(tmp_path: Path) -> None:
     source.prepare()
     assert IdentityDataModule(source, batch_size=3).source is source
     assert check(images, progress=False).is_clean
+    (root / "._0.jpg").write_bytes(b"no picture")  # directly in it, where it would hide that there are identities
+    assert isinstance(open_pictures(root), FolderImages)
+    (tmp_path / "plain" / "data").mkdir(parents=True)
+    (tmp_path / "plain" / "data" / "._0.parquet").write_bytes(b"no table")
+    assert guess_format(tmp_path / "plain") == "folder"
     tables = tmp_path / "tables"
     make_parquet(tables / "a.parquet", [{"bytes": jpeg(), "path": None}])
     for name in ("._a.parquet", ".ipynb_checkpoints/a.parquet"):
@@ -185,6 +210,31 @@ def test_a_list_that_does_not_tell_is_refused(tmp_path: Path, text: str, message
 
 
 # --- pfc-data --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("a.csv", "photo,who\na/1.jpg,7\n", "the first line, \\['photo', 'who'\\], does not.*columns=\\[photo,who\\]"),
+        ("a.txt", "image_id species\na/1.jpg fox\n", "the first line, .* does not"),
+        ("a.txt", "a/1.jpg 7 10 20 30\nb/2.jpg 8 1 2 3\n", "found 5 fields.*with tabs between fields"),
+        ("a.csv", "0,a/1.jpg,7\n", "found 3 fields.*such as `path,label`"),
+        ("a.tsv", "0\t7\ta/1.jpg\n", "found 3 fields.*such as `path<tab>label`"),
+        ("a.csv", "a/1.jpg;7\n", "separated by commas"),
+        ("a.lst", "1 a/1.jpg 7\n", "separated by tabs"),
+    ],
+)
+def test_a_list_of_other_columns_says_what_to_write(tmp_path: Path, name: str, text: str, message: str) -> None:
+    (tmp_path / name).write_text(text)
+    with pytest.raises(FormatError, match=message):
+        ListImages(tmp_path / name)
+
+
+def test_a_label_before_a_path_with_spaces(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("7 my faces/1.jpg\n8 b/2.jpg\n9 c d/3.jpg\n")
+    images = ListImages(tmp_path / "a.txt")
+    assert [images.name(i) for i in range(3)] == ["my faces/1", "b/2", "c d/3"]
+    assert images.identities[images.labels].tolist() == [7, 8, 9]
 
 
 def test_check_counts_turned_and_constant_pictures_and_names_the_equal_ones(tmp_path: Path) -> None:

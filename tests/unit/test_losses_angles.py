@@ -255,6 +255,30 @@ def test_wrong_starts_are_named(options: dict[str, Any], message: str) -> None:
         PartialFC(embedding_dim=4, num_classes=4, loss="arcface", **options)
 
 
+@pytest.mark.parametrize(
+    ("name", "word", "options"),
+    [
+        *[(name, "margin", {}) for name in ("ArcFace", "SubCenterArcFace", "VPL", "CurricularFace", "ElasticFace")],
+        ("MVSoftmax", "margin", {"margin_type": "angular"}),
+        ("MagFace", "upper_margin", {}),
+        ("CombinedMargin", "m2", {}),
+        ("CombinedMargin", "m2", {"m1": 0.8}),
+    ],
+)
+def test_an_angle_that_turns_samples_away_is_refused(name: str, word: str, options: dict[str, Any]) -> None:
+    """From the right angle on, at which samples start; degrees, as others have them, are recognised."""
+    most = math.pi * (1.0 - options.get("m1", 1.0) / 2.0)
+    for value in (most, most + 0.2, 3.0):
+        with pytest.raises(ValueError, match=f"{word} is an angle in radians, below {most:.4g}"):
+            getattr(L, name)(**options, **{word: value})
+    with pytest.raises(ValueError, match=r"28\.6 degrees are 0\.499"):
+        L.loss_from_config({"name": "MarginWarmup", "loss": {"name": name, **options, word: 28.6}})
+    below = getattr(L, name)(**options, **{word: most - 0.03})
+    values, _ = target_logits(below, torch.linspace(0.0, math.pi / 2, 100, dtype=torch.float64), 120.0)
+    assert (values.diff() <= 1e-5 * below.scale).all()
+    assert L.MVSoftmax(margin=3.0).margin == 3.0  # an offset of the cosine, not an angle
+
+
 def test_a_factor_below_one_is_allowed() -> None:
     assert L.CombinedMargin(m1=0.9, m2=0.4, m3=0.15).m1 == 0.9
     with pytest.raises(ValueError, match="m1 must lie in"):

@@ -121,6 +121,7 @@ def test_pictures_of_8_bits_are_as_opencv_reads_them(kind: str, mode: str) -> No
         (by_pillow(Image.fromarray(DEEP.astype(np.float32)), "TIFF"), "floating-point numbers"),
         (by_pillow(Image.fromarray(DEEP.astype(np.float32)), "PPM"), "floating-point numbers"),
         (small_tiff(DEEP.astype(np.int16), 16, sample_format=2), "32-bit or signed integers"),
+        (small_tiff((DEEP >> 8).astype(np.uint8), 8, sample_format=2), "32-bit or signed integers"),
         (by_pillow(Image.fromarray(SMOOTH).convert("LAB"), "TIFF"), "CIE LAB"),
         (by_opencv(".tif", DEEP_COLOUR.astype(np.float32)), "pixels of a kind that is not read"),
     ],
@@ -153,6 +154,18 @@ def test_pictures_stand_the_way_that_opencv_turns_them(kind: str, fast: bool, mo
             assert is_plain_jpeg(data, found.size) is (orientation == 1)
     for orientation in (0, 9, 4711):
         np.testing.assert_array_equal(decode(turned(kind, orientation)), decode(turned(kind, 1)))
+
+
+def test_a_tag_behind_the_pixels_turns_them_too() -> None:
+    """A PNG may have it there; the size that its header says is that of the upright picture all the same."""
+    data = turned("PNG", 6)
+    place = data.index(b"eXIf") - 4
+    length = 12 + int.from_bytes(data[place : place + 4], "big")
+    end = len(data) - 12
+    moved = data[:place] + data[place + length : end] + data[place : place + length] + data[end:]
+    assert moved.index(b"eXIf") > moved.index(b"IDAT")
+    assert decode(moved).shape[:2] == dimensions(moved) == (50, 40)
+    np.testing.assert_array_equal(decode(moved), as_opencv_reads(moved))
 
 
 def test_a_damaged_tag_turns_nothing() -> None:

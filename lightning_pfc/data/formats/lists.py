@@ -20,6 +20,7 @@ from lightning_pfc.storage.regular import open_file
 
 PATH_NAMES = ("path", "image", "file", "filename", "image_path", "file_name")
 LABEL_NAMES = ("label", "identity", "id", "class", "name", "person", "target")
+_SEPARATORS = {".csv": "commas", ".tsv": "tabs", ".lst": "tabs"}
 MAX_LIST = 16 << 30  # bytes
 MAX_LINE = 1 << 16  # bytes
 
@@ -140,6 +141,7 @@ def _entries(path: Path, columns: tuple[str, str] | None) -> Iterator[tuple[int,
     suffix = path.suffix.lower()
     places: tuple[int, int] | None = None
     named = first = True
+    no_image: list[str] = []  # fields of a first line that may be a header
     for offset, line in text_lines(path):
         if not line.strip() or (suffix != ".csv" and line.startswith("#")):
             continue
@@ -151,6 +153,10 @@ def _entries(path: Path, columns: tuple[str, str] | None) -> Iterator[tuple[int,
                 continue
             named = False
             places = _places(fields, suffix, path, offset)
+            no_image = [] if _is_image(fields[places[0]]) else fields
+        elif no_image:
+            _check_first(no_image, fields, path, offset)
+            no_image = []
         assert places is not None
         if not named and not (_length_fits(fields, suffix) and _is_image(fields[places[0]])):
             found = _places(fields, suffix, path, offset)
@@ -165,6 +171,22 @@ def _entries(path: Path, columns: tuple[str, str] | None) -> Iterator[tuple[int,
         yield offset, image, identity
 
 
+def _check_first(first: list[str], fields: list[str], path: Path, offset: int) -> None:
+    """See that a first line without a path is not a header of unknown words, which would be a class and a picture.
+
+    Raises:
+        FormatError: the line behind it has a path.
+    """
+    if any(map(_is_image, fields)):
+        raise FormatError(
+            f"this line names an image, and the first line, {first!r}, does not. If that names the columns, call them "
+            f"path and label, or give them: columns=({first[0]!r}, {first[1]!r}), data.source.options.columns="
+            f"[{first[0]},{first[1]}]",
+            path=path,
+            offset=offset,
+        )
+
+
 def _split(line: str, suffix: str, path: Path, offset: int) -> list[str]:
     if suffix == ".csv":
         try:
@@ -176,6 +198,8 @@ def _split(line: str, suffix: str, path: Path, offset: int) -> list[str]:
         fields = line.split("\t")
     else:
         fields = line.rsplit(None, 1)
+        if _is_image(line) and not _is_image(fields[0]):
+            fields = line.split(None, 1)  # the label first, and a path that may have spaces in it
     return [field.strip() for field in fields]
 
 
@@ -200,8 +224,9 @@ def _places(fields: list[str], suffix: str, path: Path, offset: int) -> tuple[in
     """Places of path and label in a line without a header, known by what they hold."""
     candidates = [(-1, 1), (1, 2)] if suffix == ".lst" else [(0, 1), (1, 0)]
     if not _length_fits(fields, suffix):
-        wanted = "`index<tab>label<tab>path` or `1<tab>path<tab>label`" if suffix == ".lst" else "`path` and `label`"
-        raise FormatError(f"expected {wanted}, found {len(fields)} fields: {fields[:4]!r}", path=path, offset=offset)
+        raise _other_length(fields, suffix, path, offset)
+    if suffix not in (".lst", ".csv") and not any(map(_is_image, fields)) and any(map(_is_image, fields[0].split())):
+        raise _other_length([*fields[0].split(), fields[1]], suffix, path, offset)  # a path, a label, and what else?
     for looks in (_is_image, lambda field: bool(field) and not _is_any_number(field)):
         images = {place for place in {image for image, _ in candidates} if looks(fields[place])}
         if len(images) == 1:
@@ -215,6 +240,18 @@ def _places(fields: list[str], suffix: str, path: Path, offset: int) -> tuple[in
         "line, such as `index<tab>label<tab>path`",
         path=path,
         offset=offset,
+    )
+
+
+def _other_length(fields: list[str], suffix: str, path: Path, offset: int) -> FormatError:
+    wanted = "`index<tab>label<tab>path` or `1<tab>path<tab>label`" if suffix == ".lst" else "`path` and `label`"
+    way = "Name the columns in a first line, such as `path,label`"
+    if len(fields) == 1:
+        way = f"Fields are separated by {_SEPARATORS.get(suffix, 'tabs or a space')} in a {suffix or 'text'} file"
+    elif suffix != ".csv":
+        way = "Name the columns in a first line, such as `path<tab>label`, with tabs between fields"
+    return FormatError(
+        f"expected {wanted}, found {len(fields)} fields: {fields[:4]!r}. {way}", path=path, offset=offset
     )
 
 

@@ -61,7 +61,8 @@ def guess_format(path: str | os.PathLike[str]) -> str:
         names = {os.path.splitext(name)[1].lower() for name in os.listdir(folder) if not is_hidden(name)}
         if ".tar" in names:
             return "webdataset"
-        if names & {".parquet", ".arrow", ".feather", ".ipc"} or any(folder.glob("data/*.parquet")):
+        below = any(not is_hidden(path.name) for path in folder.glob("data/*.parquet"))
+        if names & {".parquet", ".arrow", ".feather", ".ipc"} or below:
             return "parquet"
         return "folder"
     raise ValueError(f"path is {text!r}, whose format its name does not tell; give format, one of {sorted(READERS)}.")

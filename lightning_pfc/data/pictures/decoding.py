@@ -30,6 +30,7 @@ from lightning_pfc.data.pictures.headers import (
     exif_orientation,
     format_of,
     jpeg_header,
+    png_orientation,
     webp_size,
 )
 from lightning_pfc.data.pictures.modes import to_bytes
@@ -136,7 +137,10 @@ def dimensions(data: bytes, *, where: _Where = "image", max_pixels: int = MAX_PI
             return _turned((header.height, header.width), header.orientation)
         with _opened(data, max_pixels) as image:
             exif = image.info.get("exif")
-            return _turned((image.height, image.width), exif_orientation(exif) if isinstance(exif, bytes) else 1)
+            orientation = exif_orientation(exif) if isinstance(exif, bytes) else 1
+            if exif is None and image.format == "PNG":
+                orientation = png_orientation(data)
+            return _turned((image.height, image.width), orientation)
     except Exception as error:
         raise _broken(error, data, where, max_pixels) from error
 

@@ -124,6 +124,17 @@ def exif_orientation(block: bytes) -> int:
     return 1
 
 
+def png_orientation(data: bytes) -> int:
+    """Of a PNG, 1 to 8: its ``eXIf`` chunk may lie behind the pixels, where Pillow finds it only when it decodes them."""
+    place = 8
+    while place + 12 <= len(data):
+        (length,) = struct.unpack_from(">I", data, place)
+        if data[place + 4 : place + 8] == b"eXIf":
+            return exif_orientation(data[place + 8 : place + 8 + length])
+        place += 12 + length
+    return 1
+
+
 def webp_size(data: bytes) -> tuple[int, int] | None:
     """``(height, width)`` of a WebP's canvas by its first chunk, or None: Pillow makes room for it on opening."""
     kind = data[12:16]

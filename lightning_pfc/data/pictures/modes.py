@@ -26,7 +26,8 @@ _REFUSED = {
     "F": "floating-point numbers, of which nothing says which is white",
     "LAB": "colours in CIE LAB, whose white point is not known",
 }
-_BITS, _PHOTOMETRIC = 258, 262  # tags of TIFF
+_BITS, _PHOTOMETRIC, _SAMPLE_FORMAT = 258, 262, 339  # tags of TIFF
+_SIGNED = 2
 
 
 class RefusedPixels(ValueError):
@@ -48,6 +49,11 @@ def to_bytes(image: Image.Image, channels: int, data: bytes) -> npt.NDArray[np.u
         RefusedPixels: see the table above.
     """
     mode = "L" if channels == 1 else "RGB"
+    tags: Any = getattr(image, "tag_v2", {})
+    if _SIGNED in tags.get(_SAMPLE_FORMAT, ()):  # of 8 bits, which Pillow takes for unsigned
+        raise RefusedPixels(
+            f"the {image.format}'s pixels are {_REFUSED['I']}; convert it to 8 or 16 bits of grey or RGB"
+        )
     if (deep := _deep(image, data)) is not None:
         if deep.ndim == 2 and channels == 3:
             return np.repeat(deep[:, :, None], 3, axis=2)
