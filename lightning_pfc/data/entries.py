@@ -34,7 +34,7 @@ _LEFT_BEHIND = frozenset(
 
 
 def is_hidden(name: str) -> bool:
-    """Whether an entry is no data: its name begins with a dot (or ``~$``), or is one of those that systems leave behind."""
+    """Whether an entry is no data: its name begins with a dot or ``~$``, or is one that systems leave behind."""
     return name.startswith((".", "~$")) or name.lower() in _LEFT_BEHIND
 
 

@@ -125,7 +125,7 @@ def exif_orientation(block: bytes) -> int:
 
 
 def png_orientation(data: bytes) -> int:
-    """Of a PNG, 1 to 8: its ``eXIf`` chunk may lie behind the pixels, where Pillow finds it only when it decodes them."""
+    """Of a PNG, 1 to 8: its tag may lie behind the pixels, where Pillow finds it only when it decodes them."""
     place = 8
     while place + 12 <= len(data):
         (length,) = struct.unpack_from(">I", data, place)
