@@ -52,7 +52,8 @@ def run_application(
             sys.argv = [typed[0], *with_new_keys(prepare())]
             _application(name, config_name, work, before, typed)()
         except Exception as error:
-            known = isinstance(error, HydraException | OmegaConfBaseException | ValueError)
+            known = isinstance(error, HydraException | OmegaConfBaseException | ValueError | OSError)
+            known = known and not isinstance(error, BrokenPipeError)  # whoever read has left, and need not be told
             text = explain(error, config_name, sys.argv[1:]) if known else explain_more(error)
             if before == "1" or text is None:
                 raise

@@ -8,8 +8,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import lightning
 import pytest
 
+from lightning_pfc.commands.errors import is_the_users
 from lightning_pfc.data.format_names import READABLE, WRITABLE
 from lightning_pfc.data.formats.opening import READERS
 
@@ -52,6 +54,22 @@ def test_the_reader_of_help_may_leave(name: str, module: str) -> None:
     os.close(writing)
     assert asked.communicate(timeout=60)[1] == ""
     assert asked.returncode in (0, 141), name  # that of the command, or of SIGPIPE where it was not through
+
+
+@pytest.mark.parametrize("name", ["train", "eval"])
+def test_a_run_folder_that_cannot_be_made_is_said_in_one_line(name: str) -> None:
+    command = [sys.executable, "-m", f"lightning_pfc.commands.{name}", "output_dir=/dev/null/x"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 1
+    assert done.stderr.strip() == f"pfc-{name}: [Errno 20] Not a directory: '/dev/null/x'"
+
+
+def test_what_lightning_says_of_a_trainer_that_cannot_be_is_enough() -> None:
+    for words in ({"accelerator": "cpu", "devices": 0}, {"overfit_batches": 7.5}):
+        with pytest.raises(Exception, match="devices|overfit_batches") as caught:
+            lightning.Trainer(**{**words, "logger": False})
+        assert is_the_users(caught.value)
+    assert not is_the_users(AttributeError("a fault of ours"))
 
 
 def test_formats_that_commands_name_are_those_that_are_read() -> None:
