@@ -16,15 +16,13 @@ def cause(error: BaseException) -> BaseException:
 
 
 def is_the_users(error: BaseException) -> bool:
-    """Whether a message says enough: of values, files, checkpoints and Trainers; anything else is shown with its traceback."""
+    """Whether a message says enough: of values, files, checkpoints and Trainers; of anything else the place is shown."""
     said: list[type[BaseException]] = [ValueError, TypeError, OSError, ImportError, OmegaConfBaseException]
     if "torch" in sys.modules:  # before, no checkpoint was read
         from lightning_pfc.checkpoint.errors import CheckpointError
 
         said.append(CheckpointError)
-    if (
-        "lightning" in sys.modules
-    ):  # what it says of a Trainer that cannot be: no such device, words that exclude others
+    if "lightning" in sys.modules:  # of a Trainer that cannot be: no such device, words that exclude others
         from lightning.fabric.utilities.exceptions import MisconfigurationException
 
         said.append(MisconfigurationException)

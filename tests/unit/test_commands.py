@@ -66,7 +66,7 @@ def test_a_run_folder_that_cannot_be_made_is_said_in_one_line(name: str) -> None
 
 def test_what_lightning_says_of_a_trainer_that_cannot_be_is_enough() -> None:
     for words in ({"accelerator": "cpu", "devices": 0}, {"overfit_batches": 7.5}):
-        with pytest.raises(Exception, match="devices|overfit_batches") as caught:
+        with pytest.raises(Exception, match=r"devices|overfit_batches") as caught:
             lightning.Trainer(**{**words, "logger": False})
         assert is_the_users(caught.value)
     assert not is_the_users(AttributeError("a fault of ours"))
