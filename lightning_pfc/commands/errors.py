@@ -16,7 +16,7 @@ def cause(error: BaseException) -> BaseException:
 
 
 def is_the_users(error: BaseException) -> bool:
-    """Whether a message says enough: of values, files, checkpoints and Trainers; of anything else the place is shown."""
+    """Whether a message says enough: of values, files, checkpoints and Trainers; of all else the place is shown."""
     said: list[type[BaseException]] = [ValueError, TypeError, OSError, ImportError, OmegaConfBaseException]
     if "torch" in sys.modules:  # before, no checkpoint was read
         from lightning_pfc.checkpoint.errors import CheckpointError
