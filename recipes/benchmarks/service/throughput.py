@@ -3,7 +3,9 @@
 python recipes/benchmarks/service/throughput.py EXPORT PICTURES --seconds 10
 
 A client of the bare engine is a thread that decodes a picture and calls the network with it; a client of the service
-sends the picture over HTTP and waits. ``--requests 100000`` then watches the memory of the service over that many.
+sends the picture over HTTP and waits. Clients and service share the machine, which takes from the service what an
+engine without clients keeps: so the processor time of a picture is given too, that of the engine's process beside that
+of the service's, clients not counted. ``--requests 100000`` then watches the memory of the service over that many.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ from __future__ import annotations
 import argparse
 import http.client
 import json
+import os
 import statistics
 import sys
 import tempfile
@@ -46,7 +49,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         process, host = service(Path(folder) / "log", options.export)
         try:
             kinds = {"engine": _engine(options.export), "service": lambda: _client(host)}
-            found = [_compare(kinds, count, pictures, options) for count in options.clients]
+            of = {"engine": os.getpid(), "service": process.pid}
+            found = [_compare(kinds, of, count, pictures, options) for count in options.clients]
             memory = _memory(process.pid, kinds["service"], pictures, options.requests) if options.requests else []
         finally:
             process.terminate()
@@ -108,22 +112,38 @@ def _run(work: Work, count: int, pictures: list[bytes], until: Callable[[int], b
     return len(times) / (time.perf_counter() - begun), times
 
 
-def _compare(kinds: dict[str, Work], count: int, pictures: list[bytes], options: argparse.Namespace) -> dict[str, Any]:
+def _processor_ms(pid: int) -> float:
+    """Processor time that a process has used."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return 1e3 * (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def _compare(
+    kinds: dict[str, Work], of: dict[str, int], count: int, pictures: list[bytes], options: argparse.Namespace
+) -> dict[str, Any]:
     rates: dict[str, list[float]] = {kind: [] for kind in kinds}
     times: dict[str, list[float]] = {kind: [] for kind in kinds}
+    costs: dict[str, list[float]] = {kind: [] for kind in kinds}
     for turn in range(options.rounds + 1):
         for kind, work in kinds.items():
             end = time.perf_counter() + (options.seconds if turn else 2.0)
+            before = _processor_ms(of[kind])
             rate, each = _run(work, count, pictures, lambda done, end=end: time.perf_counter() < end)
             if turn:  # the first is for warming up
+                costs[kind].append((_processor_ms(of[kind]) - before) / len(each))
                 rates[kind].append(rate)
                 times[kind] += each
     found: dict[str, Any] = {"clients": count}
     for kind in kinds:
         found[f"{kind}, pictures a second"] = round(statistics.median(rates[kind]), 1)
+        found[f"{kind}, processor ms a picture"] = round(statistics.median(costs[kind]), 2)
         found[f"{kind}, ms, 50th and 99th"] = [round(float(np.percentile(times[kind], q)), 1) for q in (50, 99)]
     ratios = [a / b for a, b in zip(rates["service"], rates["engine"], strict=True)]
-    return found | {"service / engine": round(statistics.median(ratios), 3)}
+    costs_of = [a / b for a, b in zip(costs["engine"], costs["service"], strict=True)]
+    return found | {
+        "service / engine": round(statistics.median(ratios), 3),
+        "service / engine, by processor time": round(statistics.median(costs_of), 3),
+    }
 
 
 def _memory(pid: int, work: Work, pictures: list[bytes], requests: int) -> list[float]:
