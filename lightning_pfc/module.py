@@ -24,6 +24,7 @@ from lightning_pfc.heads.softmax.top_classes import TopClasses
 from lightning_pfc.losses import Loss
 from lightning_pfc.models.backbone import as_input_size, create_backbone, native_input_size, output_width
 from lightning_pfc.models.compiled import save_under_plain_names
+from lightning_pfc.models.layers import layers_of
 from lightning_pfc.models.neck import create_neck
 from lightning_pfc.models.reviewed import MODULE_ARGUMENTS, check_sizes, module_arguments, review_backbone
 from lightning_pfc.optim.factory import create_optimizer, create_scheduler
@@ -275,7 +276,8 @@ class PartialFCModule(L.LightningModule):
         batch = global_batch_size(trainer)
         config = self.optimizer_config
         # Without sampling all centers are touched anyway: the same numbers, and torch's own kernels.
-        optimizer = create_optimizer(self, config, row_sparse=self._samples(), global_batch=batch)
+        layers = layers_of(self.backbone) if config.get("layer_decay", 1.0) != 1.0 else None
+        optimizer = create_optimizer(self, config, row_sparse=self._samples(), global_batch=batch, layers=layers)
         if batch is not None:
             rank_zero_info(
                 describe_lr(

@@ -57,7 +57,7 @@ def keys() -> Iterator[str]:
         if any(part.startswith("_") for part in path.parts) or group.startswith(("hydra", "experiment/")):
             continue
         yield f"group {group}={option}" if group != "." else f"config {option}"
-        package = "" if group in (".", "experiment", "preset", "profile") else f"{group.replace('/', '.')}."
+        package = "" if group in (".", "experiment", "finetune", "preset", "profile") else f"{group.replace('/', '.')}."
         content: Any = OmegaConf.to_container(OmegaConf.load(path)) or {}
         yield from (f"key {package}{key}" for key in _leaves(content) if not key.startswith(("defaults", "hydra")))
 

@@ -19,6 +19,8 @@ def warn_idle_keys(config: DictConfig) -> None:
     trainer: Any = OmegaConf.to_container(config.trainer, resolve=True)
     _warn_of_clipping(trainer)
     if not config.fit:
+        if config.finetune:
+            warn_ignored("finetune=", "with fit=false nothing is trained.")
         if config.head.get("init") == "class_means":
             warn_ignored("head.init=class_means", "with fit=false nothing is trained.")
         for key in ("max_epochs", "max_steps"):

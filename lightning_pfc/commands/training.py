@@ -21,7 +21,7 @@ from lightning.pytorch.callbacks import Callback, LearningRateMonitor, ModelChec
 from lightning.pytorch.callbacks import ProgressBar as LightningProgressBar
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.strategies import DDPStrategy
-from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_only
+from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_only, rank_zero_warn
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from lightning_pfc import signals
@@ -125,6 +125,10 @@ def _beginning(config: DictConfig) -> list[Callback]:
         callbacks.append(InitFrom(str(config.init_from), config.init_parts and list(config.init_parts)))
     if config.fit and config.head.get("init") == "class_means":
         callbacks.append(ClassMeans())
+    if config.fit and config.finetune:
+        callbacks.append(instantiate(config.finetune))
+        if not (config.init_from or config.ckpt_path or config.backbone.pretrained):
+            rank_zero_warn("finetune= is for weights that exist: give init_from= or backbone.pretrained=true.")
     return callbacks
 
 

@@ -6,6 +6,7 @@ from lightning_pfc.models.embedder import Embedder
 from lightning_pfc.models.face_vit import FaceViT
 from lightning_pfc.models.glyphnet import GlyphNet
 from lightning_pfc.models.iresnet import IResNet
+from lightning_pfc.models.layers import layers_of
 from lightning_pfc.models.mobilefacenet import MobileFaceNet
 
-__all__ = ["Embedder", "FaceViT", "GlyphNet", "IResNet", "MobileFaceNet"]
+__all__ = ["Embedder", "FaceViT", "GlyphNet", "IResNet", "MobileFaceNet", "layers_of"]

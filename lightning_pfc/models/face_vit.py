@@ -198,8 +198,8 @@ class FaceViT(Embedder):
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Which layer a parameter belongs to, for layer-wise learning rates (timm's interface)."""
         return {
-            "stem": r"^(pos_embed|mask_token|patch_embed)",
-            "blocks": [(r"^blocks\.(\d+)", None), (r"^(norm|feature)", (99999,))],
+            "stem": r"^(?:pos_embed|mask_token|patch_embed)",
+            "blocks": [(r"^blocks\.(\d+)", None), (r"^(?:norm|feature)", (99999,))],
         }
 
 

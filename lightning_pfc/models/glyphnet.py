@@ -73,6 +73,10 @@ class GlyphNet(nn.Module):
         self.num_classes = num_classes
         self.classifier = nn.Linear(inside, num_classes) if num_classes else nn.Identity()
 
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """Which layer a parameter is of, as timm asks for layer-wise rates: a layer is a stage."""
+        return {"stem": r"^stages\.0", "blocks": [(r"^stages\.(\d+)", None), (r"^pool|^classifier", (99999,))]}
+
     def forward_features(self, x: Tensor) -> Tensor:
         """Images (B, C, H, W) -> the last feature map."""
         features: Tensor = self.stages(x)

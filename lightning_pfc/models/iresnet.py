@@ -178,8 +178,11 @@ class IResNet(Embedder):
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Which layer a parameter belongs to, for layer-wise learning rates (timm's interface)."""
         return {
-            "stem": r"^(conv1|bn1|prelu)",
-            "blocks": [(r"^layer(\d+)" if coarse else r"^layer(\d+)\.(\d+)", None), (r"^(bn2|fc|features)", (99999,))],
+            "stem": r"^(?:conv1|bn1|prelu)",
+            "blocks": [
+                (r"^layer(\d+)" if coarse else r"^layer(\d+)\.(\d+)", None),
+                (r"^(?:bn2|fc|features)", (99999,)),
+            ],
         }
 
 

@@ -200,7 +200,7 @@ class MobileFaceNet(Embedder):
             "stem": r"^layers\.0\.",
             "blocks": [
                 (r"^layers\.(\d+)" if coarse else r"^layers\.(\d+)\.layers\.(\d+)", None),
-                (r"^(conv_sep|features)", (99999,)),
+                (r"^(?:conv_sep|features)", (99999,)),
             ],
         }
 

@@ -38,7 +38,10 @@ SCHEDULES: dict[str, Callable[..., LambdaLR]] = {
 }
 
 # Keys of an optimizer's config that are not arguments of its class.
-_GROUP_KEYS = ("head_lr", "head_lr_scale", "head_weight_decay", "no_decay_on_norm_and_bias")
+_GROUP_KEYS = (
+    *("head_lr", "head_lr_scale", "head_weight_decay", "no_decay_on_norm_and_bias"),
+    *("backbone_lr_scale", "layer_decay"),
+)
 _SCALE_KEYS = ("reference_batch", "scale_rule")
 
 
@@ -48,7 +51,12 @@ def optimizer_names() -> list[str]:
 
 
 def create_optimizer(
-    module: nn.Module, config: Mapping[str, Any], *, row_sparse: bool, global_batch: int | None = None
+    module: nn.Module,
+    config: Mapping[str, Any],
+    *,
+    row_sparse: bool,
+    global_batch: int | None = None,
+    layers: Mapping[str, int] | None = None,
 ) -> Optimizer:
     """One optimizer for everything in ``module`` that is trainable, backbone and heads together.
 
@@ -58,12 +66,13 @@ def create_optimizer(
         module: what to optimize; its heads may be without storage still.
         config: ``name`` (of :func:`optimizer_names`), ``lr``, the arguments of the class, those of
             :func:`~lightning_pfc.optim.groups.parameter_groups` (``head_lr``, ``head_lr_scale``, ``head_weight_decay``,
-            ``no_decay_on_norm_and_bias``), ``row_sparse`` (overrides the argument), and ``reference_batch`` with
-            ``scale_rule``: the global batch that ``lr`` is meant for, see
+            ``no_decay_on_norm_and_bias``, ``backbone_lr_scale``, ``layer_decay``), ``row_sparse`` (overrides the
+            argument), and ``reference_batch`` with ``scale_rule``: the global batch that ``lr`` is meant for, see
             :func:`~lightning_pfc.optim.schedules.scale_lr`.
         row_sparse: whether centers that were not sampled stay untouched, with their state; if not, ``sgd`` and
             ``adamw`` are those of ``torch.optim``, which move every center in every step.
         global_batch: samples per optimizer step, over all ranks and accumulated batches; for ``reference_batch``.
+        layers: the layer of each parameter of ``module.backbone``; for ``layer_decay``.
 
     Raises:
         ValueError: for an unknown name or key, with what exists; a missing ``lr``; ``row_sparse`` for an optimizer that
@@ -99,7 +108,7 @@ def create_optimizer(
     group_options = {key: arguments.pop(key) for key in _GROUP_KEYS if key in arguments}
     for key in ("lr", *_SCALE_KEYS):
         arguments.pop(key, None)
-    groups = parameter_groups(module, lr=lr, weight_decay=weight_decay, **group_options)
+    groups = parameter_groups(module, lr=lr, weight_decay=weight_decay, layers=layers, **group_options)
     optimizer = factory(groups, lr=lr, weight_decay=weight_decay, **arguments)  # type: ignore[call-arg]
     refuse_thawed(optimizer, {name: param for name, param in module.named_parameters() if not param.requires_grad})
     return optimizer

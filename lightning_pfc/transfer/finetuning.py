@@ -1,0 +1,196 @@
+"""Fine-tuning: what of a backbone is trained, when, with whose batch statistics, and how far it may go."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, Literal
+
+import lightning as L
+from lightning.pytorch.callbacks import Callback
+from lightning_utilities.core.rank_zero import rank_zero_info
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.optim import Optimizer
+
+from lightning_pfc.ignored import warn_ignored
+from lightning_pfc.models.layers import layers_of
+from lightning_pfc.transfer.l2_sp import StartingPoint
+
+BatchNorms = Literal["keep", "train"]
+_BATCH_NORMS = (None, "keep", "train")
+
+
+class FineTune(Callback):
+    """Says what of ``module.backbone`` is trained. Neck and head always are.
+
+    What is frozen does not move by a bit: it has no gradient, and neither dropout nor drop path acts in it. What is
+    frozen to the end is in no optimizer; what is frozen for some epochs is in it from the beginning, so that groups,
+    schedules and checkpoints are those of a run without. Rates are the optimizer's: ``backbone_lr_scale`` and
+    ``layer_decay`` of :func:`~lightning_pfc.optim.factory.create_optimizer`.
+
+    Must come after :class:`~lightning_pfc.transfer.InitFrom`. On any number of ranks, with ``strategy="pfc"``.
+
+    Args:
+        frozen_epochs: how long; 0 freezes nothing, None freezes to the end.
+        trained_blocks: only so many of the last layers, as timm counts them, are not frozen; None: no layer.
+        batch_norm: of the backbone. "keep": they use the statistics that they came with, and do not change them.
+            "train": they use those of the batch, and follow them, even where weights are frozen. None: those that are
+            frozen keep theirs, others follow.
+        l2_sp: alpha of L2-SP, the pull of the backbone to the weights that the run began with; 0: none. It needs a copy
+            of them in memory and in checkpoints, and is logged as ``train/l2_sp``.
+
+    Raises:
+        ValueError: for values out of range, and words that contradict each other.
+    """
+
+    def __init__(
+        self,
+        *,
+        frozen_epochs: int | None = 0,
+        trained_blocks: int | None = None,
+        batch_norm: BatchNorms | None = None,
+        l2_sp: float = 0.0,
+    ) -> None:
+        super().__init__()
+        if frozen_epochs is not None and (not isinstance(frozen_epochs, int) or frozen_epochs < 0):
+            raise ValueError(f"frozen_epochs={frozen_epochs!r} must be 0 or more epochs, or None: to the end.")
+        if trained_blocks is not None and (not isinstance(trained_blocks, int) or trained_blocks < 1):
+            raise ValueError(f"trained_blocks={trained_blocks!r} must be at least 1, or None: none of the layers.")
+        if trained_blocks is not None and frozen_epochs == 0:
+            raise ValueError(
+                f"trained_blocks={trained_blocks} says what is not frozen, and frozen_epochs=0 freezes nothing. Give "
+                "frozen_epochs, or leave trained_blocks out."
+            )
+        if batch_norm not in _BATCH_NORMS:
+            raise ValueError(f"batch_norm={batch_norm!r} must be 'keep', 'train' or None.")
+        if not l2_sp >= 0:
+            raise ValueError(f"l2_sp={l2_sp!r} must be 0 or more.")
+        if l2_sp and frozen_epochs is None and trained_blocks is None:
+            raise ValueError(f"l2_sp={l2_sp} pulls what moves, and frozen_epochs=None freezes the whole backbone.")
+        self.frozen_epochs, self.trained_blocks = frozen_epochs, trained_blocks
+        self.batch_norm, self.l2_sp = batch_norm, l2_sp
+        self._frozen: list[nn.Parameter] = []
+        self._start: StartingPoint | None = None
+
+    # --- what is trained ----------------------------------------------------------------------------------------------
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Find what is to be frozen; what is so to the end is frozen before an optimizer is made."""
+        if stage != "fit":
+            return
+        backbone = _backbone(pl_module)
+        self._frozen = [] if self.frozen_epochs == 0 else self._to_freeze(backbone)
+        if self.frozen_epochs is None:
+            self._set_frozen(True)
+            self._tell("are frozen to the end")
+        if self.batch_norm is not None and not any(isinstance(each, _BatchNorm) for each in backbone.modules()):
+            warn_ignored(f"finetune.batch_norm={self.batch_norm}", f"{type(backbone).__name__} has no batch norm.")
+        if self.frozen_epochs:
+            last = trainer.max_epochs
+            if last is not None and 0 < last <= self.frozen_epochs:
+                rank_zero_info(
+                    f"finetune.frozen_epochs={self.frozen_epochs}: with trainer.max_epochs={last} the backbone is "
+                    "frozen to the end."
+                )
+
+    def _to_freeze(self, backbone: nn.Module) -> list[nn.Parameter]:
+        named = {name: param for name, param in backbone.named_parameters() if param.requires_grad}
+        if self.trained_blocks is None:
+            return list(named.values())
+        layers = layers_of(backbone)
+        count = max(layers.values()) + 1
+        if self.trained_blocks >= count:
+            raise ValueError(
+                f"finetune.trained_blocks={self.trained_blocks}: {type(backbone).__name__} has {count} layers, so that "
+                f"nothing would be frozen. Give at most {count - 1}, or leave finetune= out."
+            )
+        return [param for name, param in named.items() if layers[name] < count - self.trained_blocks]
+
+    def _set_frozen(self, frozen: bool) -> None:
+        for param in self._frozen:
+            param.requires_grad_(not frozen)
+            if frozen:
+                param.grad = None
+
+    def _follow(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        """What is a function of the epoch alone, so that a run that goes on is where it was."""
+        if not self._frozen:
+            return
+        frozen = self.frozen_epochs is None or trainer.current_epoch < self.frozen_epochs
+        if frozen != (not self._frozen[0].requires_grad):
+            self._set_frozen(frozen)
+            self._tell(f"are frozen until epoch {self.frozen_epochs}" if frozen else "are trained from now on")
+
+    def _tell(self, what: str) -> None:
+        numbers = sum(param.numel() for param in self._frozen)
+        rank_zero_info(f"finetune: {numbers:,} numbers of the backbone {what}.")
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Keep the starting point, unless a checkpoint has brought it."""
+        if self.l2_sp and self._start is None:
+            self._start = StartingPoint(self.l2_sp, dict(_trained(_backbone(pl_module), self._kept_out())))
+            rank_zero_info(
+                f"finetune.l2_sp={self.l2_sp}: the weights that it begins with are kept, {self._start.nbytes:,} bytes "
+                "in memory and in each checkpoint."
+            )
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """As each epoch."""
+        self._follow(trainer, pl_module)
+
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Freeze or thaw as the epoch says."""
+        self._follow(trainer, pl_module)
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Frozen layers are as in evaluation; validation may have ended in between."""
+        self._set_modes(_backbone(pl_module), True)
+
+    def _set_modes(self, module: nn.Module, inherited: bool) -> None:
+        params = list(module.parameters())
+        mode = any(param.requires_grad for param in params) if params else inherited
+        if isinstance(module, _BatchNorm):
+            mode = self.batch_norm == "train" or (mode and self.batch_norm is None)
+        module.training = mode
+        for child in module.children():
+            self._set_modes(child, mode)
+
+    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Give the parameters back as they were."""
+        if stage == "fit":
+            self._set_frozen(False)
+            self._frozen = []
+
+    # --- the starting point -------------------------------------------------------------------------------------------
+
+    def _kept_out(self) -> set[int]:
+        return {id(param) for param in self._frozen} if self.frozen_epochs is None else set()
+
+    def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Optimizer) -> None:
+        """Add the gradient of L2-SP, before anything is clipped."""
+        if self._start is not None:
+            held = {id(param) for group in optimizer.param_groups for param in group["params"]}
+            params = {name: p for name, p in _backbone(pl_module).named_parameters() if id(p) in held}
+            pl_module.log("train/l2_sp", self._start.pull(params), on_step=True, on_epoch=False)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The starting point."""
+        return {} if self._start is None else {"start": self._start.start}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """The starting point that the run began with; left where L2-SP is no longer asked for."""
+        if self.l2_sp and "start" in state_dict:
+            self._start = StartingPoint(self.l2_sp, state_dict["start"])
+
+
+def _backbone(module: nn.Module) -> nn.Module:
+    backbone = getattr(module, "backbone", None)
+    if not isinstance(backbone, nn.Module):
+        raise ValueError(f"finetune speaks of module.backbone, and {type(module).__name__} has none. Name it so.")
+    return backbone
+
+
+def _trained(backbone: nn.Module, without: set[int]) -> Iterator[tuple[str, nn.Parameter]]:
+    yield from ((name, p) for name, p in backbone.named_parameters() if p.requires_grad and id(p) not in without)
