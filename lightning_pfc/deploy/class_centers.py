@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -31,7 +31,7 @@ def write_centers(folder: Path, checkpoint: Path, hyper_parameters: Mapping[str,
         folder: to write into.
         checkpoint: a file, or the folder of several ranks.
         hyper_parameters: of the module.
-        names: of the classes; None numbers them.
+        names: of the classes, where the checkpoint does not keep them; None numbers them then.
 
     Raises:
         ExportError: the checkpoint holds no head, or another number of classes than names.
@@ -42,7 +42,14 @@ def write_centers(folder: Path, checkpoint: Path, hyper_parameters: Mapping[str,
         raise ExportError("holds no head of the name `head`, so there are no centers to export", checkpoint)
     loss = loss_from_config(hyper_parameters.get("loss", "ArcFace"))
     classes, width = source.tensors[_WEIGHT].shape
-    if names is not None and len(names) != classes:
+    known = source.identities
+    if known is not None and known.count == classes:
+        written: Iterable[str] = known  # whose each row is: the data of the run may have changed since
+    elif names is None:
+        written = map(str, range(classes))
+    elif len(names) == classes:
+        written = (names[i] for i in range(classes))
+    else:
         raise ExportError(
             f"has {classes} classes, and the data of the run {len(names)}: they have changed since. Restore them, or "
             "export without --centers",
@@ -59,7 +66,7 @@ def write_centers(folder: Path, checkpoint: Path, hyper_parameters: Mapping[str,
         if "bias" in shapes:
             for part in source.parts(_BIAS):
                 file.write(_bytes(part.float()))
-    write_names(folder / NAMES, (names[i] if names is not None else str(i) for i in range(classes)))
+    write_names(folder / NAMES, written)
     return Centers(file=FILE, names=NAMES, classes=classes, per_class=per_class, score="cosine" if unit else "dot")
 
 

@@ -14,6 +14,8 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor
 
+from lightning_pfc.checkpoint.identities import Identities, difference
+from lightning_pfc.checkpoint.reader import CheckpointReader
 from lightning_pfc.data.preprocessing import METADATA_KEY, Preprocessing
 from lightning_pfc.data.verification import VerificationSet
 from lightning_pfc.runs.errors import ExportError
@@ -45,6 +47,7 @@ class Run:
             what = "is a file" if self.folder.exists() else "is not there"
             raise ExportError(f"{what}; give the run folder that pfc-train printed, such as runs/DATE_TIME", folder)
         self.checkpoint = self._checkpoint() if checkpoint is None else Path(checkpoint)
+        self._is_own = checkpoint is None or self.folder.resolve() in self.checkpoint.resolve().parents
 
     def _checkpoint(self) -> Path:
         try:
@@ -127,7 +130,7 @@ class Run:
 
         Raises:
             ExportError: the run's words do not say what they were, they are of a kind that only its own program knows,
-                or they are not there any more.
+                they are not there any more, or they have other identities than the checkpoint was trained on.
         """
         from hydra.utils import instantiate
 
@@ -147,13 +150,33 @@ class Run:
         try:
             made = instantiate(OmegaConf.create(source), _convert_="all")
             made.prepare()
-            return made.open()
+            opened = made.open()
         except Exception as error:
             lines = str(error.__cause__ or error).splitlines() or [type(error).__name__]
             raise ExportError(
                 f"the data of the run cannot be opened ({lines[0][:300]}); give pictures with --images FOLDER",
                 self.folder,
             ) from error
+        self._check_identities(opened.class_names)
+        return opened
+
+    def _check_identities(self, names: Any) -> None:
+        """See that the run's data are still what its checkpoint was trained on.
+
+        Raises:
+            ExportError: they are not: what they hold out now may have been trained on, a center be somebody else's.
+        """
+        if not self._is_own or names is None:
+            return
+        there = CheckpointReader(self.checkpoint, check=False).identities
+        found = None if there is None else difference(there, Identities.of(names))
+        if found is not None:
+            raise ExportError(
+                f"was trained on other identities than its data have now: {found}, so what they hold out may have been "
+                "trained on. Restore the data, or name pictures of others: --images FOLDER of pfc-export, "
+                "+protocols.mine=pairs.txt of pfc-eval",
+                self.folder,
+            )
 
     def verification_sets(self) -> dict[str, VerificationSet]:
         """The run's sets of identities that were not trained on, by name: of the validation, then of the test."""

@@ -51,8 +51,8 @@ def find_moves(
     origins = row_origins(there, here)
     known = check_most_are_known(where, origins, there.count, _WAY_OUT)
     rank_zero_info(
-        f"{where}: the rows of {known} classes are those of the same names; {here.count - known} classes of the data "
-        f"are new, {there.count - known} of the checkpoint are left out."
+        f"{where}: rows taken by name: {known}; classes that are new in the data: {here.count - known}; classes of the "
+        f"checkpoint that are left out: {there.count - known}."
     )
     return origins
 

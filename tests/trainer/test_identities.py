@@ -99,17 +99,18 @@ def rows_of(path: Path, names: Sequence[str]) -> dict[str, Tensor]:
     return {key: source.whole(key)[order] if e.by_class else source.whole(key) for key, e in source.tensors.items()}
 
 
+@pytest.mark.parametrize("world_size", [1, 2])
 @pytest.mark.parametrize("door", ["fit", "validate", "test"])
-def test_every_door_compares_the_names(ranks: RankPool, tmp_path: Path, door: str) -> None:
+def test_every_door_compares_the_names(ranks: RankPool, tmp_path: Path, door: str, world_size: int) -> None:
     path = str(tmp_path / "a.ckpt")
-    assert ranks.run(1, go, "fit", NAMES, None, path, None) == [""]
+    assert set(ranks.run(world_size, go, "fit", NAMES, None, path, None)) == {""}
     assert list(stored_in(Path(path))) == NAMES
     for case, (names, expected) in OTHERS.items():
-        (said,) = ranks.run(1, go, door, names, path, None, None)
-        assert expected in said, case
-        assert bool(said) == bool(expected), (case, said)
-        assert len(said.splitlines()) < 2
-        assert not expected or ("head.match=position" in said and "head.match=names" in said)
+        for said in ranks.run(world_size, go, door, names, path, None, None):
+            assert expected in said, case
+            assert bool(said) == bool(expected), (case, said)
+            assert len(said.splitlines()) < 2
+            assert not expected or ("head.match=position" in said and "head.match=names" in said)
 
 
 def stored_in(path: Path) -> Identities:
