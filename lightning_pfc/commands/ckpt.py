@@ -10,7 +10,8 @@ from typing import Any
 
 from lightning_pfc.commands.output import may_be_cut_short
 
-_PROJECTS = ("insightface", "linear", "pml")
+_FROM = ("insightface", "adaface", "cvlface", "facenet-pytorch", "linear", "lvface", "mxnet", "plsc", "pml")
+_TO = ("insightface", "cvlface", "linear", "mxnet", "pml")
 
 _EPILOG = """examples
   pfc-ckpt inspect checkpoints/last.ckpt
@@ -99,18 +100,24 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_others(commands: Any) -> None:
-    text = "Reads another project's files: insightface (a folder of per-rank files), linear, pml."
+    text = f"Reads another project's files: {', '.join(_FROM)}."
     take = commands.add_parser("import", help=text, description=text)
-    take.add_argument("--from", dest="project", choices=_PROJECTS, required=True, help="who wrote it")
+    take.add_argument("--from", dest="project", choices=_FROM, required=True, help="who wrote it")
     take.add_argument("source", type=Path, help="the file or folder")
     take.add_argument("output", type=Path, help="the safetensors file to write")
-    take.add_argument("--classes", type=int, help="how many there must be: tells of the last ranks' files missing")
+    take.add_argument(
+        "--classes",
+        type=int,
+        help="how many there must be: tells of the last ranks' files missing, and of rows without a class",
+    )
     text = "Writes a head as another project keeps it."
     give = commands.add_parser("export", help=text, description=text)
-    give.add_argument("--to", dest="project", choices=_PROJECTS, required=True, help="who is to read it")
+    give.add_argument("--to", dest="project", choices=_TO, required=True, help="who is to read it")
     give.add_argument("checkpoint", type=Path, help="the checkpoint: a folder, or a file of one process")
-    give.add_argument("output", type=Path, help="what to write: a folder for insightface, else a file")
-    give.add_argument("--ranks", type=int, default=1, help="insightface: how many ranks will read it (default 1)")
+    give.add_argument(
+        "output", type=Path, help="what to write: a folder of insightface, cvlface and mxnet, else a file"
+    )
+    give.add_argument("--ranks", type=int, default=1, help="of a folder: how many ranks will read it (default 1)")
 
 
 def _add_classes(command: argparse.ArgumentParser, text: str) -> None:

@@ -118,6 +118,8 @@ def append(options: argparse.Namespace) -> None:
 def take(options: argparse.Namespace) -> None:
     """Write another project's tensors into one safetensors file, under our names."""
     found = IMPORTERS[options.project](options.source)
+    if options.classes is not None:
+        found.cut(options.classes)
     if options.classes is not None and options.classes != found.num_classes:
         raise ValueError(
             f"{options.source} has {found.num_classes} classes, --classes says {options.classes}: is a rank's file "

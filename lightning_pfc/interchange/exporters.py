@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from lightning_pfc.checkpoint.reader import MODEL, CheckpointReader
+from lightning_pfc.interchange.mxnet_arrays import write_mxnet
 from lightning_pfc.interchange.writing import made_whole
 
 
@@ -79,5 +80,49 @@ def _whole(checkpoint: Path) -> Tensor:
     return source.whole(_centers(source)).clone()
 
 
-EXPORTERS: dict[str, Callable[[Path, Path, int], str]] = {"insightface": insightface, "linear": linear, "pml": pml}
+def _in_equal_parts(checkpoint: Path, target: Path, ranks: int, write: Callable[[Path, int, Tensor], None]) -> str:
+    """A folder with a file for each rank, all with as many rows: the last ones may be zeros, of no class."""
+    source = CheckpointReader(checkpoint)
+    key = _centers(source)
+    total = source.tensors[key].shape[0]
+    if not 1 <= ranks <= total:
+        raise ValueError(f"--ranks={ranks} must lie in [1, {total}], the number of classes.")
+    each = -(-total // ranks)
+    with made_whole(target) as made:
+        made.mkdir()
+        for rank in range(ranks):
+            start, stop = min(rank * each, total), min((rank + 1) * each, total)
+            rows = _rows(source, key, start, stop) if start < stop else _rows(source, key, 0, 1)[:0]
+            write(made, rank, torch.nn.functional.pad(rows, (0, 0, 0, each - len(rows))))
+    left = each * ranks - total
+    return f"{total} classes for {ranks} rank{'s' if ranks > 1 else ''}" + (
+        f", rows of no class: {left}" if left else ""
+    )
+
+
+def mxnet(checkpoint: Path, target: Path, ranks: int) -> str:
+    """A folder with ``N_centers.param`` for each of ``ranks`` ranks."""
+
+    def write(folder: Path, rank: int, rows: Tensor) -> None:
+        write_mxnet(folder / f"{rank}_centers.param", {"": rows}, names=False)
+
+    return _in_equal_parts(checkpoint, target, ranks, write)
+
+
+def cvlface(checkpoint: Path, target: Path, ranks: int) -> str:
+    """A folder with ``classifier_rankN.pt`` for each of ``ranks`` ranks."""
+
+    def write(folder: Path, rank: int, rows: Tensor) -> None:
+        torch.save({"partial_fc.weight": rows}, folder / f"classifier_rank{rank}.pt")
+
+    return _in_equal_parts(checkpoint, target, ranks, write)
+
+
+EXPORTERS: dict[str, Callable[[Path, Path, int], str]] = {
+    "insightface": insightface,
+    "cvlface": cvlface,
+    "linear": linear,
+    "mxnet": mxnet,
+    "pml": pml,
+}
 """How to write for a project, by its name; each returns what to say of it."""

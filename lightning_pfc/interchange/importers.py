@@ -2,35 +2,24 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from lightning_pfc.interchange.files import as_matrix, as_tensors, describe, read_file, read_matrix
-
-HEAD, MOMENTUM, BACKBONE = "head.weight", "momentum.head.weight", "backbone."
-
-
-@dataclass
-class Imported:
-    """Tensors by our names, each in the parts in which the peer keeps it, and what is to be said of them.
-
-    Attributes:
-        parts: each tensor as the list of its rows' parts, one after the other.
-        notes: lines for the user.
-    """
-
-    parts: dict[str, list[Tensor]] = field(default_factory=dict)
-    notes: list[str] = field(default_factory=list)
-
-    @property
-    def num_classes(self) -> int:
-        """Rows of the head; 0 without one."""
-        return sum(part.shape[0] for part in self.parts.get(HEAD, ()))
+from lightning_pfc.interchange.imported import (
+    HEAD,
+    MOMENTUM,
+    Imported,
+    check_alike,
+    check_ranges,
+    files_by_rank,
+    take_backbone,
+)
+from lightning_pfc.interchange.other_frameworks import mxnet, plsc
+from lightning_pfc.interchange.other_networks import adaface, cvlface, facenet_pytorch
 
 
 def insightface(source: Path) -> Imported:
@@ -43,11 +32,14 @@ def insightface(source: Path) -> Imported:
     """
     if source.is_file():
         found = Imported()
-        _take_backbone(found, read_file(source), str(source))
+        take_backbone(found, read_file(source), str(source))
         return found
     if not source.is_dir():
         raise FileNotFoundError(f"{source} is neither a file nor a folder.")
-    old, new = _by_rank(source, r"rank_(\d+)_softmax_weight\.pt"), _by_rank(source, r"checkpoint_gpu_(\d+)\.pt")
+    old, new = (
+        files_by_rank(source, r"rank_(\d+)_softmax_weight\.pt"),
+        files_by_rank(source, r"checkpoint_gpu_(\d+)\.pt"),
+    )
     if bool(old) == bool(new):
         what = "files of both generations" if old else "neither"
         raise ValueError(
@@ -58,14 +50,14 @@ def insightface(source: Path) -> Imported:
 
 def _first_generation(source: Path, files: Sequence[Path]) -> Imported:
     found = Imported({HEAD: [read_matrix(path) for path in files]})
-    _check_ranges(found.parts[HEAD], files)
+    check_ranges(found.parts[HEAD], files)
     momenta = [path.with_name(f"{path.stem}_mom.pt") for path in files]
     if all(path.exists() for path in momenta):
         found.parts[MOMENTUM] = [read_matrix(path) for path in momenta]
-        _check_alike(found.parts[MOMENTUM], found.parts[HEAD], momenta)
+        check_alike(found.parts[MOMENTUM], found.parts[HEAD], momenta)
     backbones = [source / name for name in ("backbone.pth", "model.pt") if (source / name).exists()]
     for path in backbones[:1]:
-        _take_backbone(found, read_file(path), str(path))
+        take_backbone(found, read_file(path), str(path))
     return found
 
 
@@ -83,9 +75,9 @@ def _second_generation(files: Sequence[Path]) -> Imported:
         found.parts[HEAD].append(weight)
         momenta += [each for each in [_momentum(content.get("state_optimizer"), weight)] if each is not None]
         if rank == 0:
-            _take_backbone(found, content.get("state_dict_backbone"), f"state_dict_backbone in {path}")
+            take_backbone(found, content.get("state_dict_backbone"), f"state_dict_backbone in {path}")
             found.notes.append(f"epoch {content.get('epoch')}, step {content.get('global_step')}")
-    _check_ranges(found.parts[HEAD], files)
+    check_ranges(found.parts[HEAD], files)
     if len(momenta) == len(files):
         found.parts[MOMENTUM] = momenta
     return found
@@ -97,44 +89,6 @@ def _momentum(optimizer: Any, weight: Tensor) -> Tensor | None:
     last = states[max(states)] if isinstance(states, Mapping) and states else None
     buffer = last.get("momentum_buffer") if isinstance(last, Mapping) else None
     return buffer if isinstance(buffer, Tensor) and buffer.shape == weight.shape else None
-
-
-def _take_backbone(found: Imported, value: Any, what: str) -> None:
-    for name, tensor in as_tensors(value, what).items():
-        found.parts[BACKBONE + name.removeprefix(BACKBONE)] = [tensor]
-
-
-def _by_rank(folder: Path, pattern: str) -> list[Path]:
-    """The files of ranks 0, 1, 2, ...
-
-    Raises:
-        ValueError: naming one that is missing.
-    """
-    numbers = {int(match[1]): path for path in folder.iterdir() if (match := re.fullmatch(pattern, path.name))}
-    for rank in range(len(numbers)):
-        if rank not in numbers:
-            name = pattern.replace("(\\d+)", str(rank)).replace("\\", "")
-            raise ValueError(f"{folder / name} is missing: there are files of the ranks {sorted(numbers)}.")
-    return [numbers[rank] for rank in range(len(numbers))]
-
-
-def _check_ranges(parts: Sequence[Tensor], files: Sequence[Path]) -> None:
-    """Classes are dealt out evenly, the first ranks have one more: what does not fit is of another run, or not all."""
-    total, ranks = sum(part.shape[0] for part in parts), len(parts)
-    for rank, (part, path) in enumerate(zip(parts, files, strict=True)):
-        rows = total // ranks + (rank < total % ranks)
-        if part.shape != (rows, parts[0].shape[1]) or part.dtype != parts[0].dtype:
-            raise ValueError(
-                f"{path} has a head of shape {tuple(part.shape)} in {part.dtype}; of {total} classes on {ranks} ranks "
-                f"it should be ({rows}, {parts[0].shape[1]}) in {parts[0].dtype}. Are these the files of one run, all "
-                "of them?"
-            )
-
-
-def _check_alike(parts: Sequence[Tensor], others: Sequence[Tensor], files: Sequence[Path]) -> None:
-    for part, other, path in zip(parts, others, files, strict=True):
-        if part.shape != other.shape:
-            raise ValueError(f"{path} has shape {tuple(part.shape)}, and its weights have {tuple(other.shape)}.")
 
 
 def linear(source: Path) -> Imported:
@@ -174,5 +128,15 @@ def pml(source: Path) -> Imported:
     return Imported({HEAD: [weight.t()]})
 
 
-IMPORTERS: dict[str, Callable[[Path], Imported]] = {"insightface": insightface, "linear": linear, "pml": pml}
+IMPORTERS: dict[str, Callable[[Path], Imported]] = {
+    "insightface": insightface,
+    "adaface": adaface,
+    "cvlface": cvlface,
+    "facenet-pytorch": facenet_pytorch,
+    "linear": linear,
+    "lvface": insightface,
+    "mxnet": mxnet,
+    "plsc": plsc,
+    "pml": pml,
+}
 """How to read what a project wrote, by its name."""

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from lightning_pfc.checkpoint.blocks import BlockWriter, safetensors_header, tensor_bytes
 from lightning_pfc.checkpoint.manifest import dtype_name
-from lightning_pfc.interchange.importers import Imported
+from lightning_pfc.interchange.imported import Imported
 
 
 @contextmanager

@@ -1,0 +1,133 @@
+"""Projects in torch whose networks have names of their own: AdaFace, CVLface, facenet-pytorch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from lightning_pfc.interchange.files import as_matrix, as_tensors, describe, read_file
+from lightning_pfc.interchange.imported import HEAD, Imported, check_ranges, files_by_rank, take_backbone
+from lightning_pfc.interchange.ir_names import FIRST, as_iresnet
+from lightning_pfc.storage.regular import check_regular
+
+_LONGEST_CONFIG = 1 << 20
+
+
+def _below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {key.removeprefix(prefix): tensor for key, tensor in tensors.items() if key.startswith(prefix)}
+
+
+def adaface(source: Path) -> Imported:
+    """AdaFace's checkpoint of Lightning: ``model.`` an IR network that sees blue first, ``head.kernel`` (D, C).
+
+    Raises:
+        OSError, ValueError: naming what was found.
+    """
+    content = read_file(source)
+    tensors = as_tensors(content.get("state_dict", content) if isinstance(content, Mapping) else content, str(source))
+    network = _below(tensors, "model.") or {k: v for k, v in tensors.items() if not k.startswith("head.")}
+    if FIRST not in network:
+        raise ValueError(
+            f"{source} should hold model.{FIRST}, as an IR network of AdaFace, and is {describe(tensors)}."
+        )
+    found = Imported(notes=["the first convolution turned round: theirs takes BGR, ours RGB"])
+    take_backbone(found, as_iresnet(network, str(source), bgr=True), str(source))
+    if "head.kernel" in tensors:
+        found.parts[HEAD] = [as_matrix(tensors["head.kernel"], f"head.kernel in {source}").t()]
+        found.notes.append("left out: the running mean and deviation of norms")
+    return found
+
+
+def cvlface(source: Path) -> Imported:
+    """CVLface: a folder with ``model.pt`` or ``.safetensors`` and ``classifier_rankN.pt``, or a model's file.
+
+    A folder of the hub has them at the top or in ``pretrained_model``. ``model.yaml`` beside the model says whether it
+    sees blue first.
+
+    Raises:
+        OSError, ValueError: naming the file, and what was expected.
+    """
+    folder = source if source.is_dir() else source.parent
+    if source.is_dir():
+        names = [f"{place}model.{end}" for place in ("", "pretrained_model/") for end in ("safetensors", "pt")]
+        models = [folder / name for name in names if (folder / name).exists()][:1]
+        heads = files_by_rank(folder, r"classifier_rank(\d+)\.pt")
+    else:
+        models, heads = [source], []
+    if not models and not heads:
+        raise ValueError(
+            f"{source} should hold model.pt or model.safetensors, or classifier_rankN.pt, and has neither."
+        )
+    found = Imported()
+    for path in models:
+        _take_cvlface(found, path)
+    if heads:
+        found.parts[HEAD] = [_classifier(path) for path in heads]
+        check_ranges(found.parts[HEAD], heads)
+        found.padding = len(heads) - 1  # theirs rounds the number of classes up to a multiple of the ranks
+    return found
+
+
+def _take_cvlface(found: Imported, path: Path) -> None:
+    tensors = as_tensors(read_file(path), str(path))
+    for prefix in ("model.", "net."):
+        if all(key.startswith(prefix) for key in tensors):
+            tensors = _below(tensors, prefix)
+    bgr = _color_space(path.with_suffix(".yaml")) == "BGR"
+    if FIRST in tensors:
+        tensors = as_iresnet(tensors, str(path), bgr=bgr)
+    elif bgr and "conv1.weight" in tensors:
+        tensors["conv1.weight"] = tensors["conv1.weight"].flip(1)
+    elif bgr:
+        raise ValueError(
+            f"{path} takes BGR, as the file beside it says, and which layer sees pictures first is unknown."
+        )
+    if bgr:
+        found.notes.append("the first convolution turned round: theirs takes BGR, ours RGB")
+    take_backbone(found, tensors, str(path))
+
+
+def _color_space(path: Path) -> str:
+    """Of the config beside a model; RGB without one."""
+    if not path.exists():
+        return "RGB"
+    if check_regular(path).st_size > _LONGEST_CONFIG:
+        raise ValueError(f"{path} is no config of a model: it is larger than a megabyte.")
+    import yaml
+
+    try:
+        config: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        raise ValueError(f"{path} is no YAML.") from error
+    return str(config.get("color_space", "RGB")) if isinstance(config, Mapping) else "RGB"
+
+
+def _classifier(path: Path) -> Tensor:
+    content = read_file(path)
+    tensors = as_tensors(content, str(path))
+    for key in ("partial_fc.weight", "classifier.weight"):
+        if key in tensors:
+            return as_matrix(tensors[key], f"{key} in {path}")
+    raise ValueError(f"{path} should hold partial_fc.weight or classifier.weight, and is {describe(content)}.")
+
+
+def facenet_pytorch(source: Path) -> Imported:
+    """The state dict of facenet-pytorch's ``InceptionResnetV1``; its classifier ``logits`` is the head.
+
+    Raises:
+        OSError, ValueError: naming what was found.
+    """
+    tensors = as_tensors(read_file(source), str(source))
+    if "last_linear.weight" not in tensors or "conv2d_1a.conv.weight" not in tensors:
+        raise ValueError(f"{source} should hold an InceptionResnetV1 of facenet-pytorch, and is {describe(tensors)}.")
+    found = Imported(
+        notes=["no backbone of this package is an InceptionResnetV1: register theirs to use these weights"]
+    )
+    take_backbone(found, {k: v for k, v in tensors.items() if not k.startswith("logits.")}, str(source))
+    if "logits.weight" in tensors:
+        found.parts[HEAD] = [as_matrix(tensors["logits.weight"], f"logits.weight in {source}")]
+        found.notes.append("left out: logits.bias (a margin softmax has no bias)")
+    return found

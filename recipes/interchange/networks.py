@@ -1,0 +1,146 @@
+"""Networks and heads that other projects' own code has made, saved as theirs is, imported, and compared.
+
+    git clone https://github.com/mk-minchul/AdaFace; git clone https://github.com/mk-minchul/CVLface
+    git clone https://github.com/deepinsight/insightface
+    pip install --no-deps facenet-pytorch pytorch-metric-learning
+    python recipes/interchange/networks.py AdaFace CVLface insightface
+
+Prints how far the embeddings of random pictures are from theirs, relative to the largest number.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from lightning_pfc.commands.ckpt import main as pfc_ckpt
+from lightning_pfc.models.backbone import create_backbone
+
+CLASSES, DIM = 11, 512
+
+
+@contextmanager
+def code_of(folder: Path, *forget: str) -> Iterator[None]:
+    """Their modules can be imported meanwhile."""
+    sys.path.insert(0, str(folder))
+    try:
+        yield
+    finally:
+        sys.path.remove(str(folder))
+        for name in [name for name in sys.modules if name.split(".")[0] in forget]:
+            del sys.modules[name]
+
+
+def with_statistics(net: nn.Module) -> nn.Module:
+    """As if it had been trained: batch norms that have seen something."""
+    for module in net.modules():
+        if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
+            nn.init.normal_(module.running_mean, 0.0, 0.1)
+            nn.init.uniform_(module.running_var, 0.5, 1.5)
+    return net.eval()
+
+
+def imported(name: str, source: Path, folder: Path) -> dict[str, Tensor]:
+    out = folder / f"{name}-{source.name}.safetensors"
+    if pfc_ckpt(["import", "--from", name, str(source), str(out)]):
+        raise SystemExit(f"{name}: not imported")
+    found: dict[str, Tensor] = load_file(out)
+    return found
+
+
+@torch.no_grad()
+def compare(what: str, ours: str, found: dict[str, Tensor], theirs: Callable[[Tensor], Any]) -> None:
+    """Embeddings of ``ours`` with their weights beside theirs."""
+    net: nn.Module = create_backbone(ours)
+    net.load_state_dict({k.removeprefix("backbone."): v for k, v in found.items() if k.startswith("backbone.")})
+    images = torch.rand(4, 3, 112, 112) * 2 - 1
+    expected = theirs(images)
+    off = float((net.eval()(images) - expected).abs().max() / expected.abs().max())
+    print(f"{what}: {ours} is off by {off:.1e}")
+    if off > 1e-5:
+        raise SystemExit("They differ.")
+
+
+def adaface(clone: Path, folder: Path) -> None:
+    with code_of(clone, "net", "head", "utils"):
+        network, heads = importlib.import_module("net"), importlib.import_module("head")
+        for theirs, ours in (("ir_18", "iresnet18"), ("ir_50", "iresnet50"), ("ir_101", "iresnet100")):
+            net = with_statistics(network.build_model(theirs))
+            head = heads.AdaFace(classnum=CLASSES)
+            state = {f"model.{k}": v for k, v in net.state_dict().items()}
+            state |= {f"head.{k}": v for k, v in head.state_dict().items()}
+            torch.save({"epoch": 1, "global_step": 1, "state_dict": state}, folder / f"{theirs}.ckpt")
+            found = imported("adaface", folder / f"{theirs}.ckpt", folder)
+            assert torch.equal(found["head.weight"], head.kernel.detach().t())
+            compare(f"AdaFace {theirs}", ours, found, lambda x, net=net: _long(*net(x.flip(1))))  # type: ignore[misc]
+
+
+def _long(unit: Tensor, norm: Tensor) -> Tensor:
+    return unit * norm
+
+
+def cvlface(clone: Path, folder: Path) -> None:
+    from omegaconf import OmegaConf
+
+    with code_of(clone / "cvlface/research/recognition/code/run_v1", "models", "classifiers", "losses"):
+        models = {
+            "iresnet": importlib.import_module("models.iresnet"),
+            "iresnet_insightface": importlib.import_module("models.iresnet_insightface"),
+        }
+        for kind, name in (("iresnet", "ir50"), ("iresnet", "ir101"), ("iresnet_insightface", "ir101")):
+            config = OmegaConf.create({"name": name, "output_dim": DIM, "color_space": "RGB"})
+            net = with_statistics(models[kind].load_model(config))
+            net.save_pretrained(folder / kind / name)
+            found = imported("cvlface", folder / kind / name, folder)
+            compare(f"CVLface {kind} {name}", {"ir50": "iresnet50", "ir101": "iresnet100"}[name], found, net)
+
+
+def insightface(clone: Path, folder: Path) -> None:
+    with code_of(clone / "recognition/arcface_torch", "backbones", "utils"):
+        get_model = importlib.import_module("backbones").get_model
+        pairs = (("r18", "iresnet18"), ("r50", "iresnet50"), ("r100", "iresnet100"), ("vit_t", "face_vit_tiny"))
+        for theirs, ours in pairs:
+            net = with_statistics(get_model(theirs, fp16=False))
+            torch.save(net.state_dict(), folder / f"{theirs}.pt")
+            compare(f"arcface_torch {theirs}", ours, imported("insightface", folder / f"{theirs}.pt", folder), net)
+
+
+def heads(folder: Path) -> None:
+    """Of the two that are packages."""
+    from facenet_pytorch import InceptionResnetV1
+    from pytorch_metric_learning.losses import ArcFaceLoss
+
+    net = InceptionResnetV1(classify=True, num_classes=CLASSES)
+    torch.save(net.state_dict(), folder / "facenet.pt")
+    found = imported("facenet-pytorch", folder / "facenet.pt", folder)
+    print(f"facenet-pytorch: head bit-equal: {torch.equal(found['head.weight'], net.logits.weight.detach())}")
+    loss = ArcFaceLoss(CLASSES, DIM)
+    torch.save(loss.state_dict(), folder / "pml.pt")
+    equal = torch.equal(imported("pml", folder / "pml.pt", folder)["head.weight"], loss.W.detach().t())
+    print(f"pytorch-metric-learning: head bit-equal: {equal}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("clones", nargs=3, type=Path, help="of AdaFace, CVLface and insightface")
+    clones = parser.parse_args().clones
+    torch.manual_seed(0)
+    for run, clone in zip((adaface, cvlface, insightface), clones, strict=True):
+        with tempfile.TemporaryDirectory() as folder:
+            run(clone.resolve(), Path(folder))
+    with tempfile.TemporaryDirectory() as folder:
+        heads(Path(folder))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,135 @@
+"""Files that Paddle and MXNet have written, imported, and compared with what was in them.
+
+    git clone https://github.com/PaddlePaddle/PLSC
+    python -m venv paddle && paddle/bin/pip install paddlepaddle
+    python -m venv mxnet && mxnet/bin/pip install --no-deps mxnet requests "numpy<2"
+    paddle/bin/python recipes/interchange/other_frameworks.py plsc FOLDER PLSC
+    mxnet/bin/python recipes/interchange/other_frameworks.py mxnet FOLDER
+    python recipes/interchange/other_frameworks.py compare FOLDER
+
+PLSC's own IResNet-18 is built and saved by its own code; of the rest of PLSC, which needs Paddle 2.4, a head's rows are
+written with ``paddle.save`` under its names. MXNet writes as Partial FC's ``memory_module.py`` does.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import sys
+import types
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+CLASSES, DIM = 11, 512
+
+
+def plsc(folder: Path, clone: Path) -> None:
+    import paddle
+
+    paddle.seed(0)
+    network = their_network(clone, paddle)
+    net = network.IResNet18(class_num=CLASSES)
+    for layer in net.sublayers():
+        if isinstance(layer, paddle.nn.BatchNorm1D | paddle.nn.BatchNorm2D):
+            layer._mean.set_value(paddle.randn(layer._mean.shape) * 0.1)
+            layer._variance.set_value(paddle.rand(layer._variance.shape) + 0.5)
+    images = paddle.rand([4, 3, 112, 112]) * 2 - 1
+    net.eval()
+    np.save(folder / "images.npy", images.numpy())
+    np.save(folder / "embeddings.npy", net(images).numpy())
+    (folder / "plsc").mkdir()
+    net.save(str(folder / "plsc" / "latest"))
+    banks = [paddle.create_parameter([rows, DIM], "float32") for rows in (6, 5)]
+    for rank, bank in enumerate(banks):
+        paddle.save({"head.weight": bank}, str(folder / "plsc" / f"latest_rank{rank}.pdparams"))
+        groups = [{"lr": paddle.optimizer.lr.PolynomialDecay(0.1, 10), "params": [bank.name]}]
+        content = {"state": {bank.name: {"exp_avg": bank * 2}}, "param_groups": groups}
+        paddle.save(content, str(folder / "plsc" / f"latest_rank{rank}.pdopt"))
+    np.save(folder / "plsc.npy", np.concatenate([bank.numpy() for bank in banks]))
+
+
+def their_network(clone: Path, paddle: Any) -> Any:
+    """Their module of IResNets, with the parts of PLSC that it needs and no others."""
+    layers = {"PartialFC": lambda **options: None}
+    for name, content in {"plsc": {}, "plsc.nn": layers, "plsc.models": {}, "plsc.models.base_model": {}}.items():
+        sys.modules[name] = types.ModuleType(name)
+        vars(sys.modules[name]).update(content)
+    vars(sys.modules["plsc.models.base_model"])["Model"] = paddle.nn.Layer
+    vars(sys.modules["plsc.nn"])["init"] = _load("plsc.nn.init", clone / "plsc/nn/init.py")
+    paddle.fluid = paddle.base  # its name in Paddle 2.4
+    for parameter in ("is_distributed",):
+        if not hasattr(paddle.Tensor, parameter):
+            setattr(paddle.Tensor, parameter, False)
+    return _load("plsc.models.iresnet", clone / "plsc/models/iresnet.py")
+
+
+def _load(name: str, path: Path) -> Any:
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def mxnet(folder: Path) -> None:
+    for kind in (bool, int, float, object, str, complex):
+        if kind.__name__ not in vars(np):
+            setattr(np, kind.__name__, kind)  # MXNet 1.9 is older than their removal
+    import mxnet as mx
+
+    rows = np.random.default_rng(0).standard_normal((12, DIM)).astype("float32")
+    (folder / "mxnet").mkdir()
+    for rank in range(4):
+        own = mx.nd.array(rows[3 * rank : 3 * rank + 3])
+        mx.nd.save(str(folder / "mxnet" / f"{rank}_centers.param"), own)
+        mx.nd.save(str(folder / "mxnet" / f"{rank}_centers_mom.param"), own * 2)
+    mx.nd.save(str(folder / "model-0001.params"), {"arg:fc7_weight": mx.nd.array(rows), "aux:n": mx.nd.zeros((3,))})
+    np.save(folder / "mxnet.npy", rows)
+
+
+def compare(folder: Path) -> None:
+    import torch
+    from safetensors.torch import load_file
+
+    from lightning_pfc.commands.ckpt import main as pfc_ckpt
+    from lightning_pfc.models.backbone import create_backbone
+
+    for name, source in (("plsc", "plsc"), ("mxnet", "mxnet"), ("mxnet", "model-0001.params")):
+        out = folder / f"{source}.safetensors"
+        if pfc_ckpt(["import", "--from", name, str(folder / source), str(out), "--classes", str(CLASSES)]) and (
+            name == "plsc" or pfc_ckpt(["import", "--from", name, str(folder / source), str(out)])
+        ):
+            raise SystemExit(f"{name}: not imported")
+        found, rows = load_file(out), torch.from_numpy(np.load(folder / f"{name}.npy"))
+        rows = rows[: len(found["head.weight"])]
+        equal = torch.equal(found["head.weight"], rows)
+        momentum = "momentum.head.weight" not in found or torch.equal(found["momentum.head.weight"], 2 * rows)
+        print(f"{source}: {len(rows)} centers bit-equal: {equal}; momentum: {momentum}")
+        if name == "plsc":
+            net = create_backbone("iresnet18")
+            net.load_state_dict({k.removeprefix("backbone."): v for k, v in found.items() if k.startswith("backbone.")})
+            with torch.no_grad():
+                embedded = net.eval()(torch.from_numpy(np.load(folder / "images.npy")))
+            expected = torch.from_numpy(np.load(folder / "embeddings.npy"))
+            print(f"plsc: iresnet18 is off by {float((embedded - expected).abs().max() / expected.abs().max()):.1e}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=["plsc", "mxnet", "compare"])
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("clone", type=Path, nargs="?", help="of PLSC")
+    options = parser.parse_args()
+    options.folder.mkdir(exist_ok=True)
+    if options.what == "plsc":
+        plsc(options.folder, options.clone)
+    else:
+        {"mxnet": mxnet, "compare": compare}[options.what](options.folder)
+
+
+if __name__ == "__main__":
+    main()
