@@ -46,6 +46,8 @@ class OnnxRuntime:
         options = runtime.SessionOptions()
         options.intra_op_num_threads = threads
         options.log_severity_level = 4  # what is wrong is raised, and said once
+        # Threads that wait for work by spinning take the processor from those that decode pictures and answer requests.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         self._path = path
         try:
             self._session = runtime.InferenceSession(os.fspath(path), options, providers=["CPUExecutionProvider"])

@@ -91,6 +91,7 @@ class _Network:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.log_severity_level = 3
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # it shares a service's processors
         content, _ = mended(path)  # refuses weights that lie elsewhere
         content = Path(content).read_bytes() if isinstance(content, str) else content
         try:

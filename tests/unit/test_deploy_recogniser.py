@@ -151,6 +151,11 @@ def test_every_engine_gives_the_same(recogniser: Recogniser, export_folder: Path
     assert other.model_id == recogniser.model_id
 
 
+def test_threads_that_wait_leave_the_processor_to_others(export_folder: Path) -> None:
+    session = engines_module.OnnxRuntime(export_folder / "model.onnx", threads=2)._session
+    assert session.get_session_options().get_session_config_entry("session.intra_op.allow_spinning") == "0"
+
+
 def test_all_kinds_and_sizes_at_once_from_a_generator(recogniser: Recogniser, pictures: Path) -> None:
     paths = files(pictures, 8)
 
