@@ -55,7 +55,7 @@ def all_reduce(x: Tensor, group: dist.ProcessGroup | None, op: str = "sum") -> T
 
 def gather_batch(
     x: Tensor,  # (b, D)
-    labels: Tensor,  # (b,) int64
+    labels: Tensor,  # (b,) or (b, P) int64
     sizes: Sequence[int],
     group: dist.ProcessGroup | None,
     grad_factor: float,
@@ -66,13 +66,13 @@ def gather_batch(
 
     Args:
         x: this rank's embeddings, (b, D) floating.
-        labels: this rank's labels, (b,) int64.
+        labels: this rank's labels, (b,) or (b, P) int64.
         sizes: the batch size of every rank of the group; they may differ.
         group: the process group, None for one process.
         grad_factor: what the embeddings' gradient is multiplied by: the number of ranks that DDP will average over.
 
     Returns:
-        (B, D) embeddings in the dtype of ``x``, differentiable, and (B,) int64 labels, with ``B = sum(sizes)``.
+        (B, D) embeddings in the dtype of ``x``, differentiable, and (B,) or (B, P) int64 labels; ``B = sum(sizes)``.
     """
     if group is None:
         return x, labels
@@ -124,11 +124,12 @@ class _GatherBatch(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         ctx.sizes, ctx.group, ctx.grad_factor, ctx.own = sizes, group, grad_factor, x.shape[0]
         longest, width = max(sizes), x.shape[1] * x.element_size()
-        packet = torch.zeros((longest, width + 8), dtype=torch.uint8, device=x.device)
+        own = labels[:, None] if labels.dim() == 1 else labels
+        packet = torch.zeros((longest, width + 8 * own.shape[1]), dtype=torch.uint8, device=x.device)
         packet[: x.shape[0], :width] = x.contiguous().view(torch.uint8)
-        packet[: x.shape[0], width:] = labels.contiguous()[:, None].view(torch.uint8)
+        packet[: x.shape[0], width:] = own.contiguous().view(torch.uint8)
         packets = _trim(all_gather_rows(packet, len(sizes), group), sizes)
-        all_labels = packets[:, width:].contiguous().view(torch.int64).squeeze(1)
+        all_labels = packets[:, width:].contiguous().view(torch.int64).view(-1, *labels.shape[1:])
         ctx.mark_non_differentiable(all_labels)
         return packets[:, :width].contiguous().view(x.dtype), all_labels
 

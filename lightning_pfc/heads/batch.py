@@ -12,6 +12,7 @@ from torch import Tensor
 from lightning_pfc.distributed.collectives import all_gather_uneven, gather_batch
 from lightning_pfc.distributed.comm import Comm
 from lightning_pfc.heads.batch_checks import DeferredCheck, batch_error, second_label_error
+from lightning_pfc.heads.several_labels import without_gaps
 from lightning_pfc.heads.wrapped import RowWatch
 
 
@@ -34,8 +35,8 @@ class GlobalBatch(NamedTuple):
 
     Attributes:
         embeddings: (B, D) of the shard group, as they came.
-        labels: (B,) of the shard group.
-        all_labels: (B,) of all ranks.
+        labels: (B,) of the shard group; (B, P) of several positives, -1 for none.
+        all_labels: the same of all ranks.
         sizes: batch of every rank.
         own: this rank's rows among the shard group's.
         offset: place of the shard group's first row among all.
@@ -107,6 +108,7 @@ class BatchGatherer:
         look: gives the two numbers that :meth:`~lightning_pfc.heads.wrapped.RowWatch.judge` compares, or raises.
         embedding_dim, num_classes, check_finite: what a good batch is.
         training: must be the same on every rank.
+        one_label: gives the error for labels (b, P), if there must be one a row; told whether there are second ones.
     """
 
     comm: Comm
@@ -116,6 +118,7 @@ class BatchGatherer:
     num_classes: int
     check_finite: bool
     training: bool
+    one_label: Callable[[Tensor, bool], Exception | None]
 
     def gather(
         self, embeddings: Tensor, labels: Tensor, tag: str, other: Tensor | None = None, share: Tensor | float = 1.0
@@ -127,7 +130,7 @@ class BatchGatherer:
 
         Args:
             embeddings: (b, D) floating; differentiable.
-            labels: (b,) int64.
+            labels: (b,) int64; or (b, P), -1 for none, P the same on every rank.
             tag: what the ranks are about to do; the same on all.
             other: (b,) int64, a second label for each row; None for none.
             share: () or (b,) in [0, 1], what the first label counts, if there are two.
@@ -137,8 +140,9 @@ class BatchGatherer:
         if error is None:
             if other is not None:
                 embeddings, labels = torch.cat([embeddings, embeddings]), torch.cat([labels, other])
-            self.deferred.watch(embeddings, labels, self.num_classes, self.check_finite)
-        sizes = self._agree_on_sizes(embeddings, tag, other is not None, error)
+            self.deferred.watch(embeddings, without_gaps(labels), self.num_classes, self.check_finite)
+        positives = labels.shape[1] if error is None and labels.dim() == 2 else 0
+        sizes = self._agree_on_sizes(embeddings, tag, other is not None, positives, error)
         first = comm.rank - comm.shard_rank
         group_sizes = sizes[first : first + comm.shard_size]
         x, group_labels = gather_batch(embeddings, labels, group_sizes, comm.shard_group, float(comm.world_size))
@@ -159,28 +163,37 @@ class BatchGatherer:
         error = self.deferred.pending() or batch_error(
             embeddings, labels, self.embedding_dim, self.num_classes, self.check_finite
         )
+        if error is None and labels.dim() == 2:
+            error = self.one_label(labels, other is not None)
         if error is None and other is not None:
             error = second_label_error(labels, other, share, self.num_classes)
         return error
 
-    def _agree_on_sizes(self, embeddings: Tensor, tag: str, two_labels: bool, error: Exception | None) -> list[int]:
+    def _agree_on_sizes(
+        self, embeddings: Tensor, tag: str, two_labels: bool, positives: int, error: Exception | None
+    ) -> list[int]:
         """The batch size of every rank. One exchange on the CPU, which also tells of errors."""
-        mine = [0, int(self.training), 0, int(two_labels), 0, 0]
+        mine = [0, int(self.training), 0, int(two_labels), positives, 0, 0]
         if error is None:
             try:
                 rows = self.look()
-                mine = [embeddings.shape[0], int(self.training), embeddings.element_size(), int(two_labels), *rows]
+                mine = [embeddings.shape[0], int(self.training), embeddings.element_size(), *mine[3:5], *rows]
             except RuntimeError as failure:
                 error = failure
         answers = self.comm.agreement.exchange(tag, mine, error)
-        facts = ("head.training", "the embeddings' element size in bytes", "whether rows have a second label")
+        facts = (
+            "head.training",
+            "the embeddings' element size in bytes",
+            "whether rows have a second label",
+            "P of labels (b, P), 0 for (b,),",
+        )
         for place, what in enumerate(facts, 1):
             if len({numbers[place] for numbers in answers}) > 1:
                 raise ValueError(
                     f"{what} differs between ranks: {[numbers[place] for numbers in answers]} by rank; it must "
                     "be the same."
                 )
-        RowWatch.judge([numbers[4:6] for numbers in answers], self.comm)
+        RowWatch.judge([numbers[5:7] for numbers in answers], self.comm)
         sizes = [numbers[0] for numbers in answers]
         if sum(sizes) == 0:
             raise ValueError("The global batch is empty: embeddings has shape (0, D) on every rank.")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from lightning_pfc.heads.several_labels import without_gaps
 from lightning_pfc.kernels.unit_embeddings import bad_rows
 
 
@@ -27,16 +28,17 @@ def batch_error(
         return ValueError(
             f"embeddings has shape {tuple(embeddings.shape)}; it must be (batch, embedding_dim={embedding_dim})."
         )
-    if labels.shape != embeddings.shape[:1]:
+    if labels.dim() not in (1, 2) or labels.shape[:1] != embeddings.shape[:1]:
         return ValueError(
             f"labels has shape {tuple(labels.shape)}; it must be ({embeddings.shape[0]},), one class id a row of "
-            "embeddings."
+            f"embeddings, or ({embeddings.shape[0]}, P), several, -1 for none."
         )
     if labels.device != embeddings.device:
         return ValueError(
             f"labels is on {labels.device} and embeddings on {embeddings.device}; move both to one device."
         )
-    if embeddings.device.type == "cpu" and labels.shape[0]:
+    if embeddings.device.type == "cpu" and labels.numel():
+        labels = without_gaps(labels)
         bad_label, not_finite = _flags(embeddings, labels, num_classes).tolist()
         return value_error(bad_label, not_finite, labels, num_classes, check_finite)
     return None
@@ -67,9 +69,14 @@ def second_label_error(labels: Tensor, other: Tensor, share: Tensor | float, num
 def value_error(
     out_of_range: bool, not_finite: bool, labels: Tensor, num_classes: int, check_finite: bool
 ) -> Exception | None:
-    """The error for values that were found bad."""
+    """The error for values that were found bad; labels (b, P) come without gaps."""
     if out_of_range:
         wrong = labels[(labels < 0) | (labels >= num_classes)]
+        if labels.dim() == 2 and bool((labels == -1).any()):
+            return ValueError(
+                f"labels of shape {tuple(labels.shape)} holds {int((labels == -1).all(1).sum())} row(s) without any "
+                "class id, all -1; leave such rows out of the batch."
+            )
         return ValueError(
             f"labels holds {wrong.numel()} class id(s) outside [0, num_classes={num_classes}), such as "
             f"{int(wrong[0])}; num_classes must be larger than every label: take it from the data set."

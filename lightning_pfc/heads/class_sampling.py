@@ -12,6 +12,7 @@ from lightning_pfc.heads.recomputation import Pass
 from lightning_pfc.heads.sampling.context import SamplingContext
 from lightning_pfc.heads.sampling.sampled_classes import SampledClasses, all_classes
 from lightning_pfc.heads.sampling.uniform_draw import class_budget
+from lightning_pfc.heads.several_labels import without_gaps
 from lightning_pfc.heads.sharded_centers import SAMPLED_PREFIX
 from lightning_pfc.renamed import warn_renamed
 from lightning_pfc.storage.row_files import row_files
@@ -61,10 +62,13 @@ class ClassSampling(HeadState):
         step = self.step.clone()
         if self.training:
             self.initial_centers.check()
+        labels = without_gaps(batch.labels).flatten()
         if self.training and self.is_subsampling:
-            sampled = self._sample(batch.all_labels, batch.labels, batch, step)
+            sampled = self._sample(without_gaps(batch.all_labels).flatten(), labels, batch, step)
         else:
-            sampled = all_classes(batch.labels, self.shard)
+            sampled = all_classes(labels, self.shard)
+        if batch.labels.dim() == 2:
+            sampled = sampled.for_labels(batch.labels)
         return Pass(step, sampled, self.training)
 
     def _read_ahead(self) -> None:

@@ -15,10 +15,11 @@ from lightning_pfc.heads.batch import GlobalBatch
 from lightning_pfc.heads.class_memory import ClassMemory
 from lightning_pfc.heads.loss_averages import LossAverages
 from lightning_pfc.heads.recomputation import Pass
-from lightning_pfc.heads.softmax import SoftmaxSpec, sharded_softmax
+from lightning_pfc.heads.several_labels import mean_of_row, per_entry
+from lightning_pfc.heads.softmax import SoftmaxSpec, SoftmaxSums, sharded_softmax
 from lightning_pfc.heads.softmax.target_rank import target_cosines
 from lightning_pfc.kernels.unit_embeddings import unit_embeddings
-from lightning_pfc.losses import BatchInfo, LogitSums, Loss
+from lightning_pfc.losses import BatchInfo, LogitSums, Loss, State
 from lightning_pfc.losses.auxiliary import AuxiliaryLoss
 
 
@@ -28,7 +29,7 @@ class LossOutput(NamedTuple):
     Attributes:
         loss: () mean over the global batch, the same on every rank.
         target_cosine: (b,) cosines of this rank's samples to their own centers, without gradient (logits, for a loss
-            without normalisation).
+            without normalisation); of several positives the mean.
     """
 
     loss: Tensor
@@ -83,19 +84,31 @@ class LossPass:
         blended = self.memory.blended_centers(loss, info, now)
         spec = replace(describe_logits(spec, loss, info, averages), blended=blended)
         sums = sharded_softmax(x, *centers, spec, self.learned)
-        cosine = sums.target_cosine.squeeze(1)
-
-        known = LogitSums(sums.negative_logsumexp, sums.negative_sum, now.sampled.num_sampled)
         state = averages | {name: shared_gradient(value, ranks) for name, value in self.learned.items()}
-        losses = loss.per_sample_loss(loss.target_logits(cosine, info, state), known, info, state)
+        losses, cosine = self._row_losses(sums, now.sampled.num_sampled, info, state)
         total = _mean(losses if batch.weights is None else losses * batch.weights, batch.num_samples)
-        seen = replace(info, target_cosine=cosine.detach())
+        seen = replace(info, target_cosine=cosine)
         self.averages.finish(batch, seen, sums.negative_logsumexp, now)
         self.memory.remember(loss, x, info, now)
         total = add_auxiliary_losses(total, self.auxiliary, batch, self.memory, now, ranks)
         if self.comm.num_replicas > 1:
             total = sum_over_replicas(total, self.comm.group, ranks)
-        return LossOutput(total, cosine.detach()[batch.own_samples])
+        return LossOutput(total, cosine[batch.own_samples])
+
+    def _row_losses(
+        self, sums: SoftmaxSums, num_sampled: Tensor, info: BatchInfo, state: State
+    ) -> tuple[Tensor, Tensor]:
+        """Loss (B,) of every row, and its cosine (B,) to its center, detached; of several positives the means."""
+        loss, several = self.loss, info.labels.dim() == 2
+        if several:
+            cosine, known, entries = per_entry(sums, num_sampled, info)
+        else:
+            cosine, entries = sums.target_cosine.squeeze(1), info
+            known = LogitSums(sums.negative_logsumexp, sums.negative_sum, num_sampled)
+        losses = loss.per_sample_loss(loss.target_logits(cosine, entries, state), known, entries, state)
+        if not several:
+            return losses, cosine.detach()
+        return mean_of_row(losses, info.labels), mean_of_row(cosine.detach(), info.labels)
 
 
 def _mean(losses: Tensor, count: int) -> Tensor:

@@ -28,6 +28,7 @@ from lightning_pfc.heads.placement import Place, Placement
 from lightning_pfc.heads.product_precision import ProductPrecision
 from lightning_pfc.heads.recomputation import Passes
 from lightning_pfc.heads.sampling import Sampler, sampler_from_config
+from lightning_pfc.heads.several_labels import several_labels_error
 from lightning_pfc.heads.softmax import SoftmaxSpec
 from lightning_pfc.heads.softmax.blended_centers import BlendedCenters
 from lightning_pfc.heads.softmax.chunking import budget_bytes
@@ -176,7 +177,7 @@ class PartialFC(ClassSampling):
 
         Args:
             embeddings: (b, D) floating, this rank's part; b may differ from rank to rank and from step to step.
-            labels: (b,) int64 global class ids in [0, num_classes).
+            labels: (b,) int64 global class ids; or (b, P), -1 for none: the mean over positives that do not compete.
             other: (b,) int64, the second class of each row, on every rank or on none; None: there is none.
             share: () or (b,) in [0, 1], what the first class counts where there are two. One all-gather of it more.
 
@@ -223,10 +224,9 @@ class PartialFC(ClassSampling):
     def _gather(
         self, embeddings: Tensor, labels: Tensor, tag: str, other: Tensor | None = None, share: Tensor | float = 1.0
     ) -> GlobalBatch:
-        look = partial(self._row_watch.numbers, self)
-        gatherer = BatchGatherer(
-            self.comm, self._deferred, look, self.embedding_dim, self.num_classes, self.check_finite, self.training
-        )
+        several = partial(several_labels_error, loss=self.loss, auxiliary=bool(self.auxiliary_losses), tag=tag)
+        facts = (self.embedding_dim, self.num_classes, self.check_finite, self.training, several)
+        gatherer = BatchGatherer(self.comm, self._deferred, partial(self._row_watch.numbers, self), *facts)
         return gatherer.gather(embeddings, labels, tag, other, share)
 
     def _loss_pass(self) -> LossPass:

@@ -38,6 +38,11 @@ class AdaCos(Loss):
         super().__post_init__()
         self._check_flag("dynamic")
 
+    @property
+    def one_label_only(self) -> str | None:
+        """Where the scale adapts."""
+        return "its scale follows the median angle of rows to their targets" if self.dynamic else None
+
     def initial_state(self, num_classes: int) -> State:
         """``scale``: sqrt(2) log(C - 1), for at least three classes."""
         return {"scale": torch.tensor(math.sqrt(2.0) * math.log(max(num_classes - 1, 2)), device="cpu")}

@@ -140,6 +140,17 @@ class Loss(Configurable):
         """Whether ``per_sample_loss`` uses ``negative_sum``."""
         return self.label_smoothing > 0 or self.softplus_negatives
 
+    @property
+    def one_label_only(self) -> str | None:
+        """Why a row can have one label only, after "since"; None if labels may be (b, P), several positives a row.
+
+        With several, ``target_logits`` and ``per_sample_loss`` see each positive as a row of its own, all with the
+        norm, the index and the negatives of its sample; ``update_state`` sees the samples, with labels (B, P).
+        """
+        if self.needs_target_cosine:
+            return "it judges negatives by the cosine of the row to its target"
+        return "it remembers an embedding of each row's class" if self.class_buffers(1) else None
+
     def initial_state(self, num_classes: int) -> State:
         """Averages that the loss keeps, as small tensors; the head registers them as buffers (saved, on every rank)."""
         return {}

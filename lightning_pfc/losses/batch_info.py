@@ -16,7 +16,7 @@ class BatchInfo:
     """Facts about the B rows of the batch, the same on every rank.
 
     Attributes:
-        labels: (B,) int64 global class ids.
+        labels: (B,) int64 global class ids; (B, P), -1 for none, where samples have several.
         norms: (B,) float, the embeddings' Euclidean norms before normalisation; carries gradient.
         target_cosine: (B,) float, detached; None unless the loss has ``needs_target_cosine``.
         seed, step: of the head; randomness of a loss must be keyed by them and by ``index``, never by a generator.
@@ -37,7 +37,7 @@ class LogitSums(NamedTuple):
     Attributes:
         negative_logsumexp: (B,) log sum_j exp(z_ij).
         negative_sum: (B,) sum_j z_ij (or softplus(z_ij)); None unless the loss has ``needs_negative_sum``.
-        num_sampled: () K, classes that took part, targets included.
+        num_sampled: () K, classes that took part, targets included; (B,) without the other positives of a row.
     """
 
     negative_logsumexp: Tensor

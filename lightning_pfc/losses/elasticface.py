@@ -56,6 +56,11 @@ class ElasticFace(Loss):
         easiest_first = cosine.detach().argsort(descending=True, stable=True)
         return torch.empty_like(margins).scatter(0, easiest_first, margins.sort().values)
 
+    @property
+    def one_label_only(self) -> str | None:
+        """With ``plus``."""
+        return "plus=True orders rows by the cosine to their targets" if self.plus else super().one_label_only
+
     def target_logits(self, cosine: Tensor, batch: BatchInfo, state: State) -> Tensor:
         """``s cos(theta + m_i)`` or ``s (cos theta - m_i)``, (B,) -> (B,)."""
         margins = self._margins(batch, cosine)

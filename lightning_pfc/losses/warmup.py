@@ -123,6 +123,11 @@ class MarginWarmup(Loss):
         """Of the inner loss."""
         return self.inner.num_centers
 
+    @property
+    def one_label_only(self) -> str | None:
+        """Of the inner loss."""
+        return self.inner.one_label_only
+
     def initial_state(self, num_classes: int) -> State:
         """Of the inner loss."""
         return self.inner.initial_state(num_classes)

@@ -5,7 +5,7 @@ Capital letters are global, small ones this rank's part: B rows, C/c classes, K/
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -21,7 +21,8 @@ class SampledClasses:
 
     Attributes:
         index: (k,) int64, ascending local rows; None means all c rows.
-        columns: (B,) int64, the place of each row's target among the k, or -1 where another rank owns it.
+        columns: (B,) int64, the place of each row's target among the k, or -1 where another rank owns it; (B, P) for
+            labels of several positives, -1 also for none.
         num_sampled: () int64 tensor, K over all ranks.
         valid: (k,) bool, False where ``index`` is padding (static shapes only); None means all are real.
         log_weight: (k,) float, logarithm of how often a class counts as a negative: 0 is once, ``-log p`` makes up for
@@ -43,8 +44,12 @@ class SampledClasses:
 
     @property
     def targets(self) -> Tensor:
-        """(B, 1) column of each row's target among them; -1 where another rank owns it."""
-        return self.columns[:, None]
+        """(B, P) columns of each row's targets among them; -1 where another rank owns one, or for none."""
+        return self.columns if self.columns.dim() == 2 else self.columns[:, None]
+
+    def for_labels(self, labels: Tensor) -> SampledClasses:
+        """These for labels (B, P), -1 for none, where ``columns`` (B P,) are of labels without gaps."""
+        return replace(self, columns=torch.where(labels == -1, -1, self.columns.view(labels.shape)))
 
 
 def all_classes(labels: Tensor, shard: ClassShard) -> SampledClasses:
