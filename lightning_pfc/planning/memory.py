@@ -121,13 +121,15 @@ def _state(s: Setup) -> list[Term]:
         return [Term("optimizer state", 4 * s.rows, ALWAYS, "4 a class")]
     size = BYTES[s.dtype if s.is_dense else s.state_dtype]
     scale = 4 * s.rows * s.state_tensors if size == 1 else 0
+    last = 4 * s.rows if s.optimizer == "adamw" else 0
     return [
+        Term("last step of a row", last, ALWAYS, "4 a class, with missed_steps=decay only"),
         Term(
             "optimizer state",
             s.state_tensors * s.rows * s.dim * size + scale,
             ALWAYS,
             f"{s.state_tensors} x c x D x {size}" + (" and a scale a row" if scale else ""),
-        )
+        ),
     ]
 
 

@@ -74,6 +74,15 @@ def test_what_options_save():
     assert halved < 0.6 * peak
 
 
+def test_adamw_knows_when_a_row_moved_last_and_the_dense_one_has_no_need_to():
+    setup = Setup(classes=1_000_003, ranks=2, rate=0.1, optimizer="adamw")
+    named = {term.name: term.bytes for term in head_memory(setup).at_peak}
+    assert named["last step of a row"] == 4 * 500_002
+    assert named["optimizer state"] == 2 * 4 * 500_002 * 512
+    for other in ("sgd", "adagrad", "torch-adamw"):
+        assert "last step of a row" not in {term.name for term in head_memory(setup.but(optimizer=other)).terms}
+
+
 def test_traffic_does_not_depend_on_the_classes_unless_they_are_replicated():
     few, many = Setup(classes=10_000, ranks=8, rate=0.1), Setup(classes=10_000_000, ranks=8)
     assert total(head_traffic(few)) == total(head_traffic(many))
