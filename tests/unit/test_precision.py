@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_pfc import PartialFC, losses
+from lightning_pfc.heads.softmax.matmul import matmul
 from lightning_pfc.heads.softmax.precision import resolve_precision
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
@@ -197,3 +198,18 @@ def test_lean_and_fast_give_the_same(loss: Any, word: Any) -> None:
     for other in results[1:]:
         for mine, theirs in zip(results[0], other, strict=True):
             assert F.mse_loss(mine, theirs) <= 1e-12 * theirs.square().mean().clamp(min=1e-30)
+
+
+@pytest.mark.parametrize("word", WORDS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("out_dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("may_round", [False, True])
+def test_a_product_stands_where_it_was_asked_for(word: Any, dtype: Any, out_dtype: Any, may_round: bool) -> None:
+    if word in ("float32", "tf32"):  # torch.mm wants the dtype of its operands there
+        out_dtype = dtype
+    generator = torch.Generator().manual_seed(0)
+    a, b = (torch.randn(size, dtype=dtype, generator=generator) for size in ((5, 16), (16, 7)))
+    out = torch.full((5, 7), torch.nan, dtype=out_dtype)
+    given = matmul(a, b, word, out=out, may_round_result=may_round)
+    assert given.data_ptr() == out.data_ptr()
+    assert (out.double() - a.double() @ b.double()).abs().max() < 0.1

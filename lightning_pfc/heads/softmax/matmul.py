@@ -141,7 +141,9 @@ def _wide_mm(a: Tensor, b: Tensor, out: Tensor | None) -> Tensor:
     # every half-precision number is one of TF32 too: nothing is lost
     with _cuda_float32(tf32=True):
         wide = (a.float(), b.float())
-        return torch.mm(*wide) if out is None or out.dtype != torch.float32 else torch.mm(*wide, out=out)
+        if out is None or out.dtype == torch.float32:
+            return torch.mm(*wide) if out is None else torch.mm(*wide, out=out)
+        return out.copy_(torch.mm(*wide))
 
 
 @functools.cache
