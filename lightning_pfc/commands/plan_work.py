@@ -7,6 +7,7 @@ import json
 import sys
 from dataclasses import replace
 
+import torch
 from rich.console import Console
 
 from lightning_pfc.planning import MACHINES, Machine, Setup, advise, this_machine
@@ -39,6 +40,7 @@ def plan(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
             memory_budget=int(args.memory_budget),
             precision=args.precision,
             device="cpu" if args.device == "cpu" else "cuda",
+            threads=torch.get_num_threads() if args.device == "cpu" else 1,
         )
     except ValueError as error:
         parser.error(str(error))

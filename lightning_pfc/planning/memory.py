@@ -18,6 +18,7 @@ from lightning_pfc.planning.words import BYTES
 
 DRAW, FORWARD, BACKWARD, STEP = "draw", "forward", "backward", "step"
 ALWAYS = (DRAW, FORWARD, BACKWARD, STEP)
+_PACKED = 4096  # rows of an operand that a CPU's library packs at a time, as seen
 
 
 class Term(NamedTuple):
@@ -104,7 +105,10 @@ def _terms(s: Setup) -> list[Term]:
         Term("unit rows of a chunk", chunk * width * (4 + operand), (FORWARD,), f"chunk x D x {4 + operand}"),
         Term("gradient of a chunk", chunk * width * operand, (BACKWARD,), "chunk x D x 2"),
     ]
-    if s.device != "cpu":
+    if s.device == "cpu":  # what the products' library packs, and never gives back
+        packed = 2 * s.threads * 4 * width * min(k, _PACKED)
+        terms.append(Term("packed operands", packed, ALWAYS, f"2 x threads x D x {_PACKED} x 4"))
+    else:
         chunks.append(Term("scores of a chunk", scores, (FORWARD,), "B x chunk x 4"))
     return [
         *terms,

@@ -31,6 +31,7 @@ class Setup:
         memory_budget: of the head, bytes of logits that are kept for the backward pass.
         precision: of the products, as ``head.precision``; ``auto`` is bfloat16 on a GPU with embeddings in it, else
             float32.
+        threads: that multiply, on a CPU: each has room of its own.
         device: "cpu" or "cuda"; on the latter sampled sets have a fixed size and buffers are larger.
 
     Raises:
@@ -51,9 +52,10 @@ class Setup:
     memory_budget: int = 512 << 20
     precision: str = "auto"
     device: str = "cuda"
+    threads: int = 1
 
     def __post_init__(self) -> None:
-        for name in ("classes", "dim", "ranks", "batch"):
+        for name in ("classes", "dim", "ranks", "batch", "threads"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1.")
         if not 0.0 <= self.rate <= 1.0:

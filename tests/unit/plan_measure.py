@@ -62,7 +62,8 @@ def peak(setup: Setup, steps: int) -> int:
 
 
 if __name__ == "__main__":
-    torch.set_num_threads(1)
+    threads = int(sys.argv[1]) if len(sys.argv) > 1 else 1
+    torch.set_num_threads(threads)
     peak(Setup(classes=2000, dim=64, batch=8, device="cpu"), 2)  # what is taken once, for good
     peak(Setup(classes=2000, dim=64, batch=8, rate=0.5, optimizer="torch-sgd", device="cpu"), 2)
     print(json.dumps([peak(Setup(**one), 3) for one in json.load(sys.stdin)]))

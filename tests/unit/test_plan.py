@@ -27,6 +27,8 @@ MEASURED = [
     {"classes": 100_000, "dim": 128, "batch": 256, "optimizer": "torch-sgd"},
     {"classes": 300_000, "dim": 128, "batch": 64, "rate": 0.2, "optimizer": "torch-sgd"},
     {"classes": 150_000, "dim": 128, "batch": 128, "precision": "bfloat16"},
+    {"classes": 20_000, "dim": 512, "batch": 128},
+    {"classes": 20_000, "dim": 512, "batch": 128, "rate": 0.1},
 ]
 
 
