@@ -250,6 +250,14 @@ def call_forward(head: PartialFC, monkeypatch: pytest.MonkeyPatch) -> tuple[Any,
     return function, context, results
 
 
+@pytest.mark.parametrize("rate", [1.0, 0.2, 0.0])
+@pytest.mark.parametrize("loss", [losses.ArcFace(), losses.Softmax(bias=True), losses.SphereFace2()], ids=str)
+def test_labels_of_several_positives_never_wait(fake, loss, rate, monkeypatch):
+    x, labels = make_batch()
+    monkeypatch.setitem(globals(), "make_batch", lambda: (x, labels[:, None].expand(-1, 3).contiguous()))
+    check_functions(make_head(loss, rate), True, monkeypatch)
+
+
 @pytest.mark.parametrize("loss", [losses.ArcFace(), losses.CurricularFace(), losses.SphereFace2()], ids=str)
 def test_the_forward_of_a_group_never_waits(fake, loss, group, monkeypatch):
     sizes = [BATCH, 1, 7, BATCH]
