@@ -8,6 +8,9 @@ from lightning_pfc.planning.traffic import head_traffic
 from lightning_pfc.planning.words import BYTES
 
 _SCORE_PASSES = 12  # reads and writes of every score beside the products, forward and backward
+# Of rows that are drawn on a CPU, as seen: seconds to find one, passes over it in the optimizer's buffers, and seconds
+# that a step with them begins with.
+_FOUND, _PASSES, _BEGUN = 1e-6, 24, 5e-3
 _TRAINING = 3  # a backward pass costs two forward passes
 
 
@@ -22,6 +25,10 @@ def head_seconds(setup: Setup, machine: Machine) -> dict[str, float]:
     moved = s.rows if s.is_dense else k
     state = BYTES["float32" if s.is_dense else s.state_dtype]
     update = moved * s.dim * (2 * stored + 4 + 2 * state * s.state_tensors)
+    finding = 0.0
+    if s.device == "cpu" and k < s.rows:
+        finding = _BEGUN + _FOUND * k
+        update = update if s.is_dense else max(update, _PASSES * 4 * k * s.dim)
     messages = head_traffic(s)
     drawn = 0.0 if s.budget >= s.classes else 60 * 8 * s.budget / machine.bandwidth
     return {
@@ -30,6 +37,7 @@ def head_seconds(setup: Setup, machine: Machine) -> dict[str, float]:
         "centers": gathered / machine.bandwidth,
         "optimizer": update / machine.bandwidth,
         "drawing": drawn,
+        "finding rows": finding,
         "sending": sum(m.bytes / machine.sending_speed(m.spans) + machine.latency for m in messages),
     }
 

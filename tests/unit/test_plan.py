@@ -6,6 +6,7 @@ import json
 import math
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -122,6 +123,19 @@ def test_where_sampling_begins_to_pay():
 
     assert saved(edge) >= 0.05
     assert saved(int(0.98 * edge)) < 0.05
+
+
+def test_rows_that_are_drawn_on_a_cpu_cost_more_than_their_bytes():
+    """Processor time of one thread as it was seen, within a third; the machine's speeds are those of then."""
+    machine = replace(V100, flops=99.4e9, bandwidth=22.1e9)
+    seen = {
+        (20_000, 512, 128, 1.0): 0.1228, (20_000, 512, 128, 0.3): 0.0560, (20_000, 512, 128, 0.1): 0.0253,
+        (100_000, 512, 128, 1.0): 0.5738, (100_000, 512, 128, 0.1): 0.1001, (200_000, 128, 128, 0.5): 0.2386,
+        (300_000, 256, 64, 0.1): 0.1200, (1_000_000, 128, 128, 0.1): 0.2686,
+    }  # fmt: skip
+    for (classes, dim, batch, rate), seconds in seen.items():
+        setup = Setup(classes=classes, dim=dim, batch=batch, rate=rate, device="cpu")
+        assert sum(head_seconds(setup, machine).values()) == pytest.approx(seconds, rel=1 / 3), setup
 
 
 def test_nothing_is_chosen_where_nothing_fits():
