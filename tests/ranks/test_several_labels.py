@@ -203,3 +203,26 @@ def test_centers_updated_on_the_way_and_kept_on_the_host_take_several() -> None:
         results.append(head.weight.detach().clone())
     torch.testing.assert_close(results[1], results[0])
     torch.testing.assert_close(results[2], results[0])
+
+
+def with_copies(rank: int, world_size: int) -> list[Tensor]:
+    comm, own = Comm.from_group(head_group_size=2), slice(2 * rank, 2 * rank + 2)
+    x, labels = batch()
+    found = []
+    for rate in RATES:
+        leaf = x[own].clone().requires_grad_()
+        value = make(losses.AdaFace(), rate, comm)(leaf, labels[own])
+        value.backward()
+        assert leaf.grad is not None
+        found += [value.detach(), leaf.grad / world_size]
+    return found
+
+
+def test_copies_of_a_head_agree(ranks: RankPool, exact: dict[str, dict[str, Tensor]]) -> None:
+    found = ranks.run(4, with_copies)
+    for place, rate in enumerate(RATES):
+        want = exact[f"{losses.AdaFace()} {rate}"]
+        for rank in found:
+            torch.testing.assert_close(rank[2 * place], want["loss"], rtol=1e-6, atol=1e-9)
+        grads = torch.cat([rank[2 * place + 1] for rank in found])
+        torch.testing.assert_close(grads, want["x"], rtol=1e-5, atol=1e-8)
