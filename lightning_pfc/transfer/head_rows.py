@@ -102,9 +102,10 @@ def _by_name(where: str, there: Identities, names: Identities, must: bool) -> Te
 
 def _said(name: str, origins: Tensor, there: int) -> str:
     known = int((origins != NEW).sum())
+    new = len(origins) - known
     return (
-        f"{name}: rows of {known} classes by their names, {len(origins) - known} classes are new, {there - known} of "
-        "the source left"
+        f"{name}: rows of {known} classes by their names, {new} {'class is' if new == 1 else 'classes are'} new, "
+        f"{there - known} of the source left"
     )
 
 
