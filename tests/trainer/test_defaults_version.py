@@ -13,6 +13,7 @@ from torch import nn
 
 from lightning_pfc import PartialFC, PartialFCModule
 from lightning_pfc import losses as L
+from lightning_pfc.heads.center_init import InitialCenters
 from tests.ranks import RankPool
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "defaults_version_1"  # written by the version before
@@ -93,7 +94,7 @@ def test_the_start_of_an_older_head_is_known() -> None:
     head = make_head(L.AdaFace())
     assert head.initial_centers.init == "unit"
     head.load_state_dict(torch.load(GOLDEN / "heads.pt", weights_only=True)["adaface"]["state"])
-    assert head.initial_centers == (("normal"), 0.01, 6)
+    assert head.initial_centers == InitialCenters("normal", 0.01, 6)
 
 
 def test_versions_of_arguments() -> None:
