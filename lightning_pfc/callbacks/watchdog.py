@@ -14,6 +14,7 @@ from functools import partial
 from typing import Any
 
 import lightning as L
+import torch.distributed as dist
 from lightning.pytorch.callbacks import Callback
 
 from lightning_pfc.callbacks.preemption import Preempted
@@ -34,8 +35,9 @@ class Watchdog(Callback):
     every ``interval`` seconds; nothing is added to a training step but notes of where it is (0.4 us each).
 
     When something is found, the main threads get ``patience`` seconds to raise by themselves, as those in a collective
-    do when a connection breaks. What is left then exits with status 1 and the stacks of its threads. Checkpoints are
-    whole or absent at any moment, so the newest one is there to go on from.
+    do when a connection breaks; one that raises first waits as long for what is found, so that a log
+    names the cause. What is left then exits with status 1 and the stacks of its threads. Checkpoints are whole or
+    absent at any moment, so the newest one is there to go on from.
 
     Args:
         stalled_after: seconds without any progress of a rank: a batch begun or ended, a backward pass, a batch of
@@ -66,6 +68,7 @@ class Watchdog(Callback):
         self._step = 0
         self._heartbeat: Heartbeat | None = None
         self._leaving = threading.Event()
+        self._told = threading.Event()
 
     # -- life
 
@@ -73,7 +76,7 @@ class Watchdog(Callback):
         """Connect the ranks; four messages of the control channel."""
         self.say_goodbye()
         self._step = 0
-        self._leaving = threading.Event()
+        self._leaving, self._told = threading.Event(), threading.Event()
         self._pulse.mark((0, 0), f"the start of {getattr(stage, 'value', stage)}")
         heartbeat = Heartbeat(trainer.global_rank, trainer.world_size, self._pulse, self.pace, self._verdict)
         if trainer.world_size == 1:
@@ -91,8 +94,10 @@ class Watchdog(Callback):
         self.say_goodbye()
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        """This rank leaves by itself; the others learn why."""
+        """This rank leaves by itself; the others learn why. Of a broken collective, who broke it is waited for."""
         self._leaving.set()
+        if self._heartbeat is not None and _is_of_a_collective(exception):
+            self._told.wait(self.patience)
         if self._heartbeat is not None:
             if isinstance(exception, Preempted):
                 self._heartbeat.stop()
@@ -112,6 +117,7 @@ class Watchdog(Callback):
     def _verdict(self, kind: Kind, text: str) -> None:
         """Called in the heartbeat's thread."""
         leaving = self._leaving
+        self._told.set()
 
         def end() -> None:
             message = f"Watchdog: {text}. This process ends in {self.patience:g} s."
@@ -189,6 +195,13 @@ class Watchdog(Callback):
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         """Mark the place."""
         self._pulse.mark((self._step, 2), f"saving a checkpoint, after {self._step} batches")
+
+
+def _is_of_a_collective(exception: BaseException) -> bool:
+    """Whether another rank may be the cause: Gloo raises plain RuntimeErrors, which name their place in it."""
+    return isinstance(exception, getattr(dist, "DistError", ())) or (
+        isinstance(exception, RuntimeError) and any(word in str(exception) for word in ("/gloo/", "NCCL"))
+    )
 
 
 def _own_address(trainer: L.Trainer) -> str:

@@ -6,6 +6,7 @@ import os
 import signal
 import socket
 import subprocess
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -194,3 +195,41 @@ def test_the_port_is_that_of_the_rendezvous_and_closes_when_all_have_come(ranks:
     assert problem is None
     assert addresses in (["127.0.0.1"], ["127.0.0.1", "::1"])
     assert not open_still
+
+
+class Told:
+    """In place of a heartbeat: what it is told, and when."""
+
+    problem = None
+
+    def __init__(self) -> None:
+        self.heard: list[str] = []
+
+    def fail(self, reason: str) -> None:
+        self.heard.append(reason)
+
+
+@pytest.mark.parametrize("found", [True, False])
+def test_who_broke_a_collective_is_waited_for(found: bool) -> None:
+    """The main thread may have heard of it first, and would end before it is known which rank it was."""
+    watchdog, heartbeat = Watchdog(patience=0.6), Told()
+    watchdog._heartbeat = heartbeat  # type: ignore[assignment]
+    if found:
+        threading.Timer(0.2, watchdog._verdict, ("died", "rank 1 has died")).start()
+    trainer: Any = None
+    begun = time.monotonic()
+    broken = RuntimeError("[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:561] Connection closed by peer")
+    watchdog.on_exception(trainer, trainer, broken)
+    waited = time.monotonic() - begun
+    assert waited >= (0.15 if found else 0.55)
+    assert watchdog._told.is_set() == found
+    assert heartbeat.heard[0].startswith("RuntimeError: [")
+
+
+def test_an_error_of_its_own_is_told_at_once() -> None:
+    for error in (KeyError("x"), RuntimeError("shapes do not fit"), ValueError("/gloo/")):
+        watchdog, heartbeat = Watchdog(patience=60.0), Told()
+        watchdog._heartbeat = heartbeat  # type: ignore[assignment]
+        trainer: Any = None
+        watchdog.on_exception(trainer, trainer, error)
+        assert len(heartbeat.heard) == 1
