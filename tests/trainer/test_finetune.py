@@ -10,9 +10,11 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
+from hydra.utils import instantiate
 from torch import Tensor, nn
 
 from lightning_pfc import PartialFCModule
+from lightning_pfc.config import compose
 from lightning_pfc.ignored import IgnoredOptionWarning
 from lightning_pfc.optim import SparseSGD
 from lightning_pfc.transfer import FineTune
@@ -250,12 +252,17 @@ def test_the_words_of_the_command(tmp_path: Path) -> None:
     assert "Traceback" not in wrong.stderr
 
 
+@pytest.mark.parametrize(("name", "rates"), [("few_pictures", (0, 1)), ("against_forgetting", (0.01, 0))])
+def test_every_recipe_composes(name: str, rates: tuple[float, int]) -> None:
+    config = compose([f"experiment=finetune/{name}"])
+    tuned = instantiate(config.finetune)
+    assert isinstance(tuned, FineTune)
+    assert (tuned.l2_sp, tuned.frozen_epochs) == rates
+    assert (config.head.init, config.optimizer.backbone_lr_scale) == ("class_means", 0.1)
+
+
 @pytest.mark.parametrize("word", WORDS)
 def test_every_word_composes(word: str) -> None:
-    from hydra.utils import instantiate
-
-    from lightning_pfc.config import compose
-
     config = compose([f"finetune={word}", "optimizer=sgd"])
     assert isinstance(instantiate(config.finetune), FineTune)
     module = instantiate(config.model, num_classes=9, input_size=[1, 32, 32], _convert_="all")

@@ -1,0 +1,155 @@
+"""What fine-tuning gives, and what it forgets: a backbone of glyphs, shown characters and a design it never saw.
+
+    python recipes/transfer/glyphs.py --from runs/glyphs --characters 1000 --seeds 3
+
+The new task: characters of the backbone's test split, drawn in the design that it never saw, each of five pictures
+turned, moved and noisy in its own way; five others of each are recognised by the nearest mean of those. The first task:
+characters that it was validated on, each recognised among all by its picture in another design.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor, nn
+
+from lightning_pfc import PartialFCModule
+from lightning_pfc.commands.training import train
+from lightning_pfc.data import Glyphs
+from lightning_pfc.data.camera import to_float
+from lightning_pfc.runs.own_checkpoint import own_checkpoint
+
+MEANS = "head.init=class_means"
+WAYS: dict[str, list[str] | None] = {
+    "untouched": None,
+    "from nothing": [],
+    "all trained": ["FROM", MEANS],
+    "finetune=frozen": ["FROM", MEANS, "finetune=frozen"],
+    "finetune=head_first": ["FROM", MEANS, "finetune=head_first"],
+    "finetune=last_blocks": ["FROM", MEANS, "finetune=last_blocks", "finetune.trained_blocks=1"],
+    "finetune=layer_decay": ["FROM", MEANS, "finetune=layer_decay", "optimizer.layer_decay=0.3"],
+    "finetune=l2_sp": ["FROM", MEANS, "finetune=l2_sp", "finetune.l2_sp=1.0"],
+}
+PICTURES = 5
+
+
+def distorted(picture: Tensor, generator: torch.Generator) -> Tensor:
+    """One (32, 32) float picture in [0, 1] turned, sheared, moved and with noise."""
+    angle, shear, x, y = ((torch.rand(4, generator=generator) * 2 - 1) * torch.tensor([0.5, 0.3, 0.2, 0.2])).tolist()
+    turn = torch.tensor([[np.cos(angle), -np.sin(angle) + shear, x], [np.sin(angle), np.cos(angle), y]])
+    grid = F.affine_grid(turn[None].float() * 1.1, [1, 1, *picture.shape], align_corners=False)
+    moved = F.grid_sample(picture[None, None] - 1, grid, align_corners=False)[0, 0] + 1  # paper is white
+    return (moved + 0.15 * torch.randn(picture.shape, generator=generator)).clamp(0, 1)
+
+
+def new_task(folder: Path, characters: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Pictures to learn from, in a folder for each character; those to be recognised, and their (n,) classes."""
+    held = Glyphs(progress=False).open().test["heldout"]
+    generator = torch.Generator().manual_seed(seed)
+    wanted = held.pairs.first[held.pairs.same].unique()  # of each genuine pair one picture is of the held-out design
+    order = torch.as_tensor(wanted)[torch.randperm(len(wanted), generator=generator)]
+    seen: dict[int, int] = {}
+    for index in order.tolist():
+        seen.setdefault(int(held.identity[index]), index)
+    shown, labels = [], []
+    for label, (code, index) in enumerate(sorted(list(seen.items())[:characters])):
+        picture = held.images.fetch(np.array([index]))[0, 0].float() / 255
+        place = folder / f"{code:06x}"
+        place.mkdir(parents=True)
+        for number in range(2 * PICTURES):
+            made = (distorted(picture, generator) * 255).round().to(torch.uint8)
+            if number < PICTURES:
+                Image.fromarray(made.numpy()).save(place / f"{number}.png")
+            else:
+                shown.append(made[None])
+                labels.append(label)
+    return torch.stack(shown), torch.tensor(labels)
+
+
+def embedded(module: nn.Module, pictures: Tensor) -> Tensor:
+    """(n, D) unit embeddings of (n, 1, 32, 32) uint8 pictures."""
+    module.eval()
+    with torch.no_grad():
+        return torch.cat([F.normalize(module(to_float(part))) for part in torch.split(pictures, 500)])
+
+
+def learned(folder: Path) -> tuple[Tensor, Tensor]:
+    """The pictures of the folder, and their classes."""
+    paths = sorted(folder.rglob("*.png"))
+    names = sorted({path.parent.name for path in paths})
+    pictures = torch.stack([torch.from_numpy(np.array(Image.open(path)))[None] for path in paths])
+    return pictures, torch.tensor([names.index(path.parent.name) for path in paths])
+
+
+def on_new(module: nn.Module, folder: Path, shown: Tensor, labels: Tensor) -> float:
+    """Share of the pictures whose nearest mean is that of their character."""
+    known, classes = learned(folder)
+    sums = torch.zeros(int(classes.max()) + 1, embedded(module, known[:2]).shape[1])
+    means = F.normalize(sums.index_add_(0, classes, embedded(module, known)))
+    return float(((embedded(module, shown) @ means.T).argmax(1) == labels).float().mean())
+
+
+def on_first(module: nn.Module) -> float:
+    """Share of validation characters whose picture in one design is nearest to that in another."""
+    validation = Glyphs(progress=False).open().validation["val"]
+    identity = validation.identity  # type: ignore[union-attr]
+    order = torch.argsort(identity, stable=True)
+    first = torch.cat([torch.tensor([True]), identity[order][1:] != identity[order][:-1]])
+    gallery = order[first]
+    probes = order[torch.roll(first, 1)]  # the one behind each first
+    pictures = embedded(module, validation.images.fetch(np.arange(len(identity))))
+    found = identity[gallery][(pictures[probes] @ pictures[gallery].T).argmax(1)]
+    return float((found == identity[probes]).float().mean())
+
+
+def measured(source: Path, characters: int, seed: int, epochs: int, ways: list[str]) -> Iterator[dict[str, object]]:
+    """A row for each way."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name) / "pictures"
+        shown, labels = new_task(folder, characters, seed)
+        for way in ways:
+            started, words = time.perf_counter(), WAYS[way]
+            checkpoint = own_checkpoint(source)
+            if words is not None:
+                run = Path(name) / f"run{list(WAYS).index(way)}"
+                typed = [f"init_from={source}" if word == "FROM" else word for word in words]
+                train("experiment=none", "data=folder", f"data.source.path={folder}", "data.source.image_size=32",
+                      "data.source.channels=1", "data.source.task=closed", "data.source.test_share=0", "choices=none",
+                      "data.augment=affine", "data.batch_size=64", f"trainer.max_epochs={epochs}", "plots=false",
+                      "test=false", "logger=none", "trainer.enable_progress_bar=false", f"seed={seed}", "loss.scale=16",
+                      "trainer.enable_model_summary=false", f"output_dir={run}", *typed)  # fmt: skip
+                checkpoint = own_checkpoint(run)
+            module = PartialFCModule.load_from_checkpoint(checkpoint)
+            yield {
+                "way": way, "seed": seed, "characters": characters, "epochs": epochs,
+                "new": on_new(module, folder, shown, labels), "first": on_first(module),
+                "seconds": round(time.perf_counter() - started, 1),
+            }  # fmt: skip
+
+
+def main() -> None:
+    """Measure, a line of JSON a row."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--from", dest="source", type=Path, required=True, help="a run of pfc-train on glyphs")
+    parser.add_argument("--characters", type=int, default=1000, help="of the new task (default 1000)")
+    parser.add_argument("--epochs", type=int, default=8, help="of fine-tuning (default 8)")
+    parser.add_argument("--seeds", type=int, default=3, help="how many (default 3)")
+    parser.add_argument("--ways", nargs="+", choices=list(WAYS), default=list(WAYS), help="default: all")
+    options = parser.parse_args()
+    torch.set_num_threads(2)
+    for seed in range(options.seeds):
+        for row in measured(options.source, options.characters, seed, options.epochs, options.ways):
+            print(json.dumps(row), flush=True)
+
+
+if __name__ == "__main__":
+    main()
