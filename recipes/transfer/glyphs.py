@@ -137,18 +137,22 @@ def measured(source: Path, characters: int, seed: int, epochs: int, ways: list[s
 
 
 def main() -> None:
-    """Measure, a line of JSON a row."""
+    """Measure, a line of JSON a row, among what the runs say."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--from", dest="source", type=Path, required=True, help="a run of pfc-train on glyphs")
     parser.add_argument("--characters", type=int, default=1000, help="of the new task (default 1000)")
     parser.add_argument("--epochs", type=int, default=8, help="of fine-tuning (default 8)")
     parser.add_argument("--seeds", type=int, default=3, help="how many (default 3)")
     parser.add_argument("--ways", nargs="+", choices=list(WAYS), default=list(WAYS), help="default: all")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="rows are added to it, a line of JSON each")
     options = parser.parse_args()
     torch.set_num_threads(2)
     for seed in range(options.seeds):
         for row in measured(options.source, options.characters, seed, options.epochs, options.ways):
             print(json.dumps(row), flush=True)
+            if options.out is not None:
+                with options.out.open("a") as file:
+                    file.write(json.dumps(row) + "\n")
 
 
 if __name__ == "__main__":
