@@ -99,13 +99,14 @@ class Stuck:
 
 
 def run(rank: int, world_size: int, folder: str, case: str) -> None:
-    options: dict[str, Any] = {"stalled_after": 2.0, "silent_after": 2.5, "patience": 1.0, "interval": 0.2}
+    options: dict[str, Any] = {"stalled_after": 4.0, "silent_after": 2.5, "patience": 1.0, "interval": 0.2}
     if case == "frozen":
         options["stalled_after"] = 60.0
     trainer = make_trainer(rank, world_size, callbacks=[Notes(folder, rank, **options)])
     actions = {"killed": die, "frozen": freeze, "hangs in backward": hang, "raises in backward": fail}
 
     def act() -> None:
+        time.sleep(1.5)  # three batches take no time, and who has not come yet cannot be missed
         (Path(folder) / "acted").write_text(str(time.monotonic()))
         actions.get(case, hang)()
 
