@@ -7,7 +7,7 @@ read at a position gives fewer bytes instead. It copies, as taking bytes out of 
 from __future__ import annotations
 
 import os
-from collections import OrderedDict
+import threading
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -82,9 +82,12 @@ class PositionedFile:
             held = _Held(open_regular(self.path))
             if os.fstat(held.file).st_size < self.size:
                 raise self._shrunk(held)
-            _held[key] = held
-            while len(_held) > _OPEN:
-                _held.popitem(last=False)
+            dropped = []  # closed after the lock is free
+            with _changing:
+                dropped.append(_held.pop(key, None))
+                _held[key] = held
+                while len(_held) > _OPEN:
+                    dropped.append(_held.pop(next(iter(_held))))
         return held
 
     def _shrunk(self, held: _Held) -> ChangedFileError:
@@ -102,15 +105,23 @@ class _Held:
         os.close(self.file)
 
 
-_held: OrderedDict[tuple[str, int], _Held] = OrderedDict()
+_held: dict[tuple[str, int], _Held] = {}
+_changing = threading.Lock()
+
+
+def _after_fork() -> None:
+    global _changing  # another thread may have held it
+    _changing = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 if hasattr(os, "pread"):
     _read = os.pread
 else:
-    from threading import Lock
-
-    _lock = Lock()
+    _lock = threading.Lock()
 
     def _read(file: int, count: int, offset: int, /) -> bytes:  # pragma: no cover (Windows)
         with _lock:
