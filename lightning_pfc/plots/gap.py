@@ -41,17 +41,20 @@ def plot_gap(
     dress(axes, title, "share found", "")
     names, ticks = [], []
     for row, (name, gap) in enumerate(gaps.items()):
-        for offset, value, colour, who in (
-            (0.2, gap.trained, FAINT, "trained"),
-            (-0.2, gap.held_out, COLOURS[0], "held out"),
+        high = gap.held_out if gap.interval is None else gap.interval[1]  # figures stand behind it
+        for offset, value, end, colour, who in (
+            (0.2, gap.trained, gap.trained, FAINT, "trained"),
+            (-0.2, gap.held_out, high, COLOURS[0], "held out"),
         ):
             axes.barh(row + offset, value, height=0.36, color=colour)
-            axes.text(min(value, 0.86) + 0.015, row + offset, f"{value:.1%}", va="center", fontsize=9, color=INK)
+            axes.text(
+                end + 0.015, row + offset, f"{value:.1%}", va="center", fontsize=9, color=INK
+            )  # behind the interval
             names.append(f"{name}, {who}")
             ticks.append(row + offset)
         if gap.interval is not None:
             low, high = gap.interval
             axes.plot([low, high], [row - 0.2] * 2, color=INK, linewidth=1.4, marker="|", markersize=9)
     axes.set_yticks(ticks, names, fontsize=9)
-    axes.set_xlim(0, 1)
+    axes.set_xlim(0, 1.12)  # room for a figure behind a full bar
     return write(figure, path)

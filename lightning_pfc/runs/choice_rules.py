@@ -26,7 +26,7 @@ _FEWEST, _MOST = 6, 40  # epochs
 _LEAST_PICTURES = 8
 _FOR_UNSEEN, _FOR_BOTH = 5 * LEAST, 15 * LEAST  # identities, to set some aside once and twice
 _SMALL = 20_000  # pictures: beyond, a run is long, and a validation of every tenth of it no help
-_VALIDATIONS, _PATIENCE = 10, 4
+_VALIDATIONS = 10
 
 
 class Choice(NamedTuple):
@@ -206,10 +206,8 @@ def _best_kept(config: DictConfig, typed: Collection[str], watched: tuple[str, s
     yield Choice("trainer.check_val_every_n_epoch", every, f"{epochs // every} validations in {epochs} epochs")
     yield Choice("callbacks.checkpoint.monitor", name, "the best checkpoint is what is tested and exported")
     yield Choice("callbacks.checkpoint.mode", mode, "more is better" if mode == "max" else "less is better")
-    stopping = {
-        "_target_": "lightning.pytorch.callbacks.EarlyStopping", "monitor": name, "mode": mode,
-        "patience": _PATIENCE,
-    }  # fmt: skip
-    yield Choice(
-        "callbacks.early_stopping", OmegaConf.create(stopping), f"after {_PATIENCE} validations without a better one"
-    )
+    # The class from the package's own config: a run goes on with classes of those alone.
+    stopping = OmegaConf.load(config_dir() / "callbacks" / "early_stopping.yaml").early_stopping
+    stopping.update({"monitor": name, "mode": mode})
+    why = f"after {stopping.patience} validations without a better one"
+    yield Choice("callbacks.early_stopping", stopping, why)

@@ -178,7 +178,7 @@ class CheckpointFolders(DDPStrategy):
 
     def _identities(self) -> Identities | None:
         """The names of the classes, found once; whoever writes a file of them is the only one to go through them."""
-        trainer = getattr(self.lightning_module, "_trainer", None)
+        trainer = self._trainer
         names = names_of_data(trainer, [head for _, head in self._iter_heads()])
         if names is None:
             return None
@@ -188,7 +188,7 @@ class CheckpointFolders(DDPStrategy):
 
     @property
     def _trainer(self) -> Any:
-        return None if self.lightning_module is None else self.lightning_module._trainer
+        return getattr(self.lightning_module, "_trainer", None)
 
     def _has_plain_files(self) -> bool:
         """Whether the user has not given a plugin of their own for files."""
@@ -236,7 +236,7 @@ class CheckpointFolders(DDPStrategy):
             path: what is being saved.
             target: where the link leads; None: to the newest checkpoint that is there, if any.
         """
-        trainer = getattr(self.lightning_module, "_trainer", None)
+        trainer = self._trainer
         if not self.is_global_zero or trainer is None:
             return
         for callback in trainer.checkpoint_callbacks:
@@ -376,7 +376,7 @@ class CheckpointFolders(DDPStrategy):
             self._run_id = facts["run"]
 
     def _predicting(self) -> bool:
-        trainer = getattr(self.lightning_module, "_trainer", None)
+        trainer = self._trainer
         return trainer is None or trainer.state.fn == TrainerFn.PREDICTING
 
     def _one_before(self, path: Path, tried: list[Path]) -> Path | None:
@@ -433,7 +433,7 @@ class CheckpointFolders(DDPStrategy):
             rank_zero_warn(sentence(said))
 
     def _data_hyper_parameters(self) -> dict[str, Any]:
-        data = getattr(getattr(self.lightning_module, "_trainer", None), "datamodule", None)
+        data = getattr(self._trainer, "datamodule", None)
         return dict(data.hparams) if data is not None else {}
 
     def _say_training_options(self) -> None:
@@ -450,7 +450,7 @@ class CheckpointFolders(DDPStrategy):
         self._configured = describe_optimizers(self.optimizers)
 
     def _fitting(self) -> bool:
-        trainer = getattr(self.lightning_module, "_trainer", None)
+        trainer = self._trainer
         return trainer is not None and trainer.state.fn == TrainerFn.FITTING
 
     # -- what happens between
@@ -470,7 +470,7 @@ class CheckpointFolders(DDPStrategy):
         ``trainer.estimated_stepping_batches`` in ``configure_optimizers`` for one, then it never does, and the epoch
         would begin anew.
         """
-        trainer = getattr(self.lightning_module, "_trainer", None)
+        trainer = self._trainer
         if trainer is None:
             return
         loop = trainer.fit_loop

@@ -13,6 +13,7 @@ from PIL import Image
 from lightning_pfc.config import compose
 from lightning_pfc.data import IdentityDataModule, Synthetic
 from lightning_pfc.runs.choices import choose, told
+from lightning_pfc.runs.resuming import as_it_was, earlier_run
 
 
 def folder(path: Path, size: tuple[int, int], colour: bool, classes: int = 12, each: int = 3) -> Path:
@@ -129,6 +130,23 @@ def test_a_person_is_told_of_few_sizes_and_uneven_identities(tmp_path: Path) -> 
     assert "1 of 61 identities have 43% of the pictures" in text
     assert "2 sizes among the pictures looked at" in text
     assert "init_from=CHECKPOINT" in text
+
+
+def test_a_run_with_choices_can_go_on(tmp_path: Path) -> None:
+    """Every class that a rule chooses is one of the package's configs: a run folder may name no other."""
+    run = tmp_path / "run"
+    (run / "checkpoints").mkdir(parents=True)
+    (run / "checkpoints" / "last.ckpt").touch()
+    words = ["data=folder", f"data.source.path={folder(tmp_path / 'pictures', (40, 40), colour=True, classes=30)}"]
+    _, config = chosen(*words, f"output_dir={run}")
+    assert config.callbacks.early_stopping.patience == 4
+    (run / "config.yaml").write_text(OmegaConf.to_yaml(config, resolve=True))
+    (run / "overrides.yaml").write_text(OmegaConf.to_yaml(words))
+    earlier = earlier_run([f"resume={run}"])
+    assert earlier is not None
+    found = as_it_was(compose([w for w in earlier.words if not w.startswith("hydra.")]), earlier, compose)
+    assert found.callbacks == config.callbacks
+    assert found.choices == "made"
 
 
 def test_kinds_of_pictures() -> None:
