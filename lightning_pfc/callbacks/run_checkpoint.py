@@ -19,7 +19,8 @@ class RunCheckpoint(ModelCheckpoint):
     """Takes the arguments of ``ModelCheckpoint`` and has its files, with two differences.
 
     A checkpoint that is to be one of the best and the last is written once, and has two names by hard links: with the
-    centers of 10^8 classes the second would take as long again, and as much room.
+    centers of 10^8 classes the second would take as long again, and as much room. Asynchronous saves write both, since
+    the first is not there yet, and so does a file system without such links.
 
     Where an older run has left its ``last.ckpt`` in the folder, Lightning calls the new one ``last-v1.ckpt``, and what
     opens ``last.ckpt`` later finds the older run. Here the older one becomes ``last-v1.ckpt`` (or the next number that
