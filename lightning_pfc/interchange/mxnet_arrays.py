@@ -80,7 +80,10 @@ def _name(file: BinaryIO) -> str:
     [length] = _take(file, "<Q")
     if length > _MOST:
         raise _Damaged("a name in it is too long")
-    return file.read(length).decode("utf-8", "replace")
+    content = file.read(length)
+    if len(content) != length:
+        raise _Damaged("it ends early")
+    return content.decode("utf-8", "replace")
 
 
 def _take(file: BinaryIO, layout: str) -> tuple[int, ...]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import mmap
 import pickletools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -66,7 +66,7 @@ def read_arrays(path: Path, own: Sequence[str] = ()) -> Any:
             with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
                 if content[:1] != b"\x80":  # of every protocol since 2
                     raise EOFError
-                return _plain(_Machine(own).run(content), 0)
+                return _plain(_Machine(own).run(content), {}, 0)
         except _Refused as error:
             raise ValueError(
                 f"{path}: it holds more than arrays and plain values, and loading it could run code ({error})."
@@ -132,7 +132,7 @@ class _Machine:
     def set_items(self, items: list[Any]) -> None:
         target = self.stack[-1]
         if isinstance(target, dict):
-            target.update(zip(items[::2], items[1::2], strict=True))
+            _filled(target, zip(items[::2], items[1::2], strict=True))
         elif not isinstance(target, _Left):
             raise TypeError
 
@@ -149,12 +149,12 @@ class _Machine:
         made: dict[str, Callable[[], Any]] = {
             "array": _Array,
             "left": _Left,
-            "dict": lambda: dict(*arguments),
+            "dict": lambda: _filled({}, *(arguments or [()])),
             "tuple": lambda: tuple(*arguments),
             "encode": lambda: arguments[0].encode("latin-1"),
             "dtype": lambda: _dtype(arguments[0]),
             "buffer": lambda: _Array(_tensor(*arguments)),
-            "scalar": lambda: np.frombuffer(arguments[1], arguments[0])[0].item(),
+            "scalar": lambda: np.frombuffer(arguments[1], _known(arguments[0]))[0].item(),
         }
         self.stack.append(made[name.role]())
 
@@ -166,32 +166,56 @@ class _Machine:
             target.tensor = _tensor(data, dtype, shape, "F" if by_column else "C")
         elif isinstance(target, np.dtype):
             if state[1] not in ("<", "|"):
-                raise _Refused(f"numbers of byte order {state[1]!r}")
+                raise _Refused(f"numbers of byte order {_short(state[1])}")
         elif not isinstance(target, _Left):
             raise _Refused(f"a state for a {type(target).__name__}")
 
 
 def _tensor(data: Any, dtype: Any, shape: Any, order: Any) -> Tensor:
-    return torch.from_numpy(np.array(np.frombuffer(data, dtype).reshape(shape, order=order), order="C"))
+    return torch.from_numpy(np.array(np.frombuffer(data, _known(dtype)).reshape(shape, order=order), order="C"))
 
 
 def _dtype(kind: Any) -> np.dtype[Any]:
-    if kind not in _DTYPES:
-        raise _Refused(f"numbers of type {str(kind)[:20]}")
+    if not isinstance(kind, str) or kind not in _DTYPES:
+        raise _Refused(f"numbers of type {_short(kind)}")
     return _DTYPES[kind]
 
 
-def _plain(value: Any, depth: int) -> Any:
-    """Tensors in the place of arrays; None in that of what was left out."""
+def _short(value: Any) -> str:
+    """For a message; only text is written out, since tuples in tuples could be without end."""
+    return repr(value[:20]) if isinstance(value, str) else f"a {type(value).__name__}"
+
+
+def _known(dtype: Any) -> np.dtype[Any]:
+    if not isinstance(dtype, np.dtype):
+        raise _Refused("an array of no type")
+    return dtype
+
+
+def _plain(value: Any, made: dict[int, Any], depth: int) -> Any:
+    """Tensors in the place of arrays; None in that of what was left out. What stands in two places is made once."""
     if depth > 100:
         raise _Refused("lists within lists without end")
     if isinstance(value, _Array):
         return value.tensor
-    if isinstance(value, dict):
-        return {key: _plain(each, depth + 1) for key, each in value.items()}
-    if isinstance(value, list | tuple):
-        return type(value)(_plain(each, depth + 1) for each in value)
+    if isinstance(value, dict | list | tuple):
+        if id(value) not in made:
+            if isinstance(value, dict):
+                found: Any = {key: _plain(each, made, depth + 1) for key, each in value.items()}
+            else:
+                found = type(value)(_plain(each, made, depth + 1) for each in value)
+            made[id(value)] = found
+        return made[id(value)]
     return None if isinstance(value, _Left | _Name) else value
+
+
+def _filled(target: dict[Any, Any], pairs: Iterable[Any]) -> dict[Any, Any]:
+    """``target`` with more in it. A key of tuples in tuples could take for ever to be looked up."""
+    for key, value in pairs:
+        if not isinstance(key, str | bytes | int | float | None):
+            raise _Refused(f"a {type(key).__name__} as a key")
+        target[key] = value
+    return target
 
 
 def _constant(value: Any) -> Callable[[_Machine], None]:

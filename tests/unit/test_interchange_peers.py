@@ -156,6 +156,34 @@ def test_arrays_of_any_pickle(protocol: int, tmp_path: Path) -> None:
     assert all(arrays[key].numpy().dtype == content[key].dtype for key in content)
 
 
+def doubled(times: int, pair: bytes) -> bytes:
+    """A value that holds the one before it twice, ``times`` over: 2^times values, if each is made by itself."""
+    once = b"".join(b"h" + bytes([i]) + b"h" + bytes([i]) + pair + b"q" + bytes([i + 1]) for i in range(times))
+    return b")q\x00" + once
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (doubled(60, b"\x86"), None),  # tuples in tuples, read in no time
+        (doubled(60, b"\x86") + b"}h\x3cK\x01s", "a tuple as a key"),
+        (doubled(60, b"\x86") + b"cnumpy\ndtype\nh\x3c\x85R", "numbers of type"),
+        (doubled(60, b"\x86") + b"cnumpy\ndtype\nX\x02\x00\x00\x00f8\x85R(K\x03h\x3cNtb", "byte order a tuple"),
+        (b"cnumpy.core.multiarray\nscalar\n(X\x02\x00\x00\x00f8C\x08" + bytes(8) + b"tR", "an array of no type"),
+        (b"]q\x00h\x00a", "without end"),
+    ],
+    ids=["shared", "key", "dtype", "order", "scalar", "endless"],
+)
+@pytest.mark.timeout(20)
+def test_a_pickle_that_grows_is_no_trouble(content: bytes, said: str | None, tmp_path: Path) -> None:
+    (tmp_path / "x").write_bytes(b"\x80\x02" + content + b".")
+    if said is None:
+        assert isinstance(read_arrays(tmp_path / "x"), tuple)
+        return
+    with pytest.raises(ValueError, match=said):
+        read_arrays(tmp_path / "x")
+
+
 @pytest.mark.parametrize(("name", "count"), [("mxnet", 1), ("mxnet", 4), ("mxnet", 8), ("cvlface", 1), ("cvlface", 4)])
 def test_there_and_back_in_equal_parts(name: str, count: int, tmp_path: Path) -> None:
     """11 classes on 4 ranks are 12 rows there, on 8 ranks 16: ``--classes`` says how many there are."""
