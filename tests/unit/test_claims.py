@@ -16,7 +16,7 @@ import pytest
 from lightning_pfc.config import compose
 
 CLAIMS = Path(__file__).parents[2] / "recipes" / "benchmarks" / "claims"
-NAMES = ("sampling", "equal_time", "noise", "long_tail", "bag_of_tricks", "faces", "parallel")
+NAMES = ("sampling", "equal_time", "noise", "long_tail", "bag_of_tricks", "confirm", "faces", "parallel")
 
 
 @pytest.fixture
@@ -105,6 +105,23 @@ def test_intervals(claim):
     assert math.isnan(tables.interval([1.0])[1])
     records = [{"setting": s, "seed": i, "v": i + (s == "a")} for s in "ab" for i in range(3)]
     assert tables.paired(records, "a", "b", "v") == (1.0, 0.0)
+    assert tables.interval([1.0, 2.0, 3.0], 1 - 0.05 / 6)[1] > 2 * half  # six differences at once
+
+
+@pytest.mark.parametrize(
+    ("mean", "half", "said"),
+    [
+        (-0.15, 0.5, "level"),
+        (-0.15, 0.94, "undecided"),  # no difference was seen, and one of a point may be there
+        (0.5, 2.0, "undecided"),
+        (3.0, 1.0, "better"),
+        (-3.0, 2.5, "worse, perhaps by less than that"),
+        (0.5, 0.2, "level"),  # sure, and too small to matter
+        (3.0, math.nan, "one seed"),
+    ],
+)
+def test_level_needs_the_whole_interval(claim, mean, half, said):
+    assert claim("tables").verdict(mean, half, 1.0) == said
 
 
 @dataclass(frozen=True)

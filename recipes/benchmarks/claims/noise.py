@@ -33,9 +33,9 @@ SETTINGS = [
 ]
 
 
-def spoil(data: Any, noise: str) -> NDArray[np.int64]:
-    """Change the labels of an opened data module, the same for every seed; and each class's other name, or -1."""
-    generator = np.random.default_rng(0)
+def spoil(data: Any, noise: str, seed: int = 0) -> NDArray[np.int64]:
+    """Change the labels of an opened data module, by the seed alone; and each class's other name, or -1."""
+    generator = np.random.default_rng(seed)
     opened = data.data
     labels = np.asarray(opened.labels).copy()
     classes = opened.num_classes

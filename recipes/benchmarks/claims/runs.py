@@ -61,7 +61,7 @@ class Setting:
 
 def train(
     overrides: Sequence[str],
-    prepare: Callable[[Any], None] | None = None,
+    prepare: Callable[[Any], object] | None = None,
     watch: Callable[[Any, float], Record] | None = None,
 ) -> tuple[Record, Any, Any]:
     """Train and test on one thread as ``pfc-train OVERRIDES`` would; the record, the module and the data.

@@ -8,8 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-# Student's t, two sided 95 %, by degrees of freedom
-_STUDENT = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
+from scipy.stats import t as student
 
 Record = dict[str, Any]  # of one run: "setting", "seed", and numbers by name
 
@@ -40,18 +39,35 @@ def last_epoch(records: Sequence[Record]) -> list[Record]:
     return [{**record, **record["epochs"][-1]} for record in records if record.get("epochs")]
 
 
-def interval(values: Sequence[float]) -> tuple[float, float]:
-    """Mean, and half the width of its 95 % confidence interval over the seeds (Student's t)."""
+def interval(values: Sequence[float], level: float = 0.95) -> tuple[float, float]:
+    """Mean, and half the width of its confidence interval over the seeds (Student's t)."""
     mean = statistics.fmean(values)
     if len(values) < 2:
         return mean, math.nan
-    return mean, _STUDENT[len(values) - 1] * statistics.stdev(values) / len(values) ** 0.5
+    quantile = float(student.ppf((1 + level) / 2, len(values) - 1))
+    return mean, quantile * statistics.stdev(values) / len(values) ** 0.5
 
 
-def paired(records: Sequence[Record], one: str, other: str, key: str) -> tuple[float, float]:
-    """Mean of ``one - other`` over the seeds that both have, and half the width of its 95 % interval."""
+def paired(records: Sequence[Record], one: str, other: str, key: str, level: float = 0.95) -> tuple[float, float]:
+    """Mean of ``one - other`` over the seeds that both have, and half the width of its interval.
+
+    Several differences, all of whose intervals shall hold at once, take ``level = 1 - 0.05 / how many`` (Bonferroni).
+    """
     values = [{r["seed"]: r[key] for r in records if r["setting"] == name} for name in (one, other)]
-    return interval([values[0][seed] - values[1][seed] for seed in sorted(values[0].keys() & values[1].keys())])
+    return interval([values[0][seed] - values[1][seed] for seed in sorted(values[0].keys() & values[1].keys())], level)
+
+
+def verdict(mean: float, half: float, margin: float) -> str:
+    """What an interval says of a difference: ``level`` only if all of it lies within the margin of equivalence."""
+    if not math.isfinite(half):
+        return "one seed"
+    low, high = mean - half, mean + half
+    if -margin < low and high < margin:
+        return "level"
+    if low > 0 or high < 0:
+        sign = "better" if low > 0 else "worse"
+        return sign if max(low, -high) >= margin else f"{sign}, perhaps by less than that"
+    return "undecided"
 
 
 def cell(values: Sequence[float], digits: int, factor: float = 1.0) -> str:
