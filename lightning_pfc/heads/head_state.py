@@ -11,11 +11,13 @@ from torch import Tensor, nn
 
 from lightning_pfc.distributed.collectives import summed_gradient
 from lightning_pfc.heads.center_init import initial_centers
+from lightning_pfc.heads.kernel_choice import KernelChoice
 from lightning_pfc.heads.outside_graphs import outside_graphs
 from lightning_pfc.heads.product_precision import ProductPrecision
 from lightning_pfc.heads.sampling import Sampler
 from lightning_pfc.heads.sharded_centers import MEMORY_PREFIX, SAMPLED_PREFIX, ShardedCenters
 from lightning_pfc.heads.softmax.precision import Precision, PrecisionWord
+from lightning_pfc.kernels.choice import Kernels
 from lightning_pfc.losses import Loss
 from lightning_pfc.losses.auxiliary import AuxiliaryLoss
 from lightning_pfc.losses.base import DEFAULTS_VERSION
@@ -35,6 +37,8 @@ class HeadState(ShardedCenters):
             older one trains with what the older one meant by the arguments that were left out.
         precision_code: () int64 buffer, what products are computed in, as
             :class:`~lightning_pfc.heads.product_precision.ProductPrecision` numbers it.
+        kernels_code: () int64 buffer, which small operations run as kernels, as
+            :attr:`~lightning_pfc.heads.kernel_choice.KernelChoice.code` numbers it.
     """
 
     def __init_subclass__(cls, **options: Any) -> None:
@@ -47,12 +51,19 @@ class HeadState(ShardedCenters):
     step: Tensor
     defaults_version: Tensor
     precision_code: Tensor
+    kernels_code: Tensor
+    kernel_choice: KernelChoice
     embedding_dim: int
     loss: Loss
     sampler: Sampler
     auxiliary_losses: tuple[AuxiliaryLoss, ...]
     _init_left_out: bool
     _products: ProductPrecision
+
+    @property
+    def device(self) -> torch.device:
+        """Where the head computes: where its centers are, or, with centers on the host, where it was moved to."""
+        return self.weight.device if self.rows_on == "device" else self.step.device
 
     @property
     def precision(self) -> PrecisionWord:
@@ -77,12 +88,24 @@ class HeadState(ShardedCenters):
             self.precision_code.fill_(self._products.code)
         return found
 
+    def settle_kernels(self) -> Kernels | None:
+        """The small operations that run as kernels; chosen the first time, then the same. None off a GPU.
+
+        One exchange on the CPU the first time on a GPU; every rank must come here.
+        """
+        known = self.kernel_choice.code
+        found = self.kernel_choice.settle(self.device, self.comm.agreement)
+        if self.kernel_choice.code != known:
+            self.kernels_code.fill_(self.kernel_choice.code)
+        return found
+
     def _register_state(self) -> None:
         """Register everything; to be called once loss, auxiliary losses and sampler are there."""
         self._sampler_cache: dict[str, Any] = {}
         self.register_buffer("step", torch.zeros((), dtype=torch.int64, device="cpu"))
         self.register_buffer("defaults_version", torch.tensor(DEFAULTS_VERSION, device="cpu"))
         self.register_buffer("precision_code", torch.tensor(self._products.code, device="cpu"))
+        self.register_buffer("kernels_code", torch.tensor(self.kernel_choice.code, device="cpu"))
         self._register_loss_tensors()
         self._register_sampler_tensors()
 
@@ -170,6 +193,7 @@ class HeadState(ShardedCenters):
             code = state_dict.setdefault(prefix + "precision_code", self.precision_code)
             self._products.load(int(code), tell=self.comm.rank == 0)
             state_dict[prefix + "precision_code"] = torch.full_like(code, self._products.code)
+            self.kernel_choice.load(int(state_dict.setdefault(prefix + "kernels_code", self.kernels_code)))
         super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, *args)
 
     def _keep_defaults_of(self, version: int) -> None:

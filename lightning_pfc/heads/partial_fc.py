@@ -99,7 +99,7 @@ class PartialFC(ClassSampling):
         weight: Parameter (c, D), this rank's centers; (c, K D) for a loss with K centers per class, side by side.
         bias: Parameter (c,), or None.
         step: () int64 buffer, training forwards so far; part of the checkpoint.
-        defaults_version, precision_code: () int64 buffers; see :class:`~lightning_pfc.heads.head_state.HeadState`.
+        defaults_version, precision_code, kernels_code: () int64 buffers; see :class:`~lightning_pfc.heads.head_state.HeadState`.
     """
 
     def __init__(
@@ -198,7 +198,7 @@ class PartialFC(ClassSampling):
         """As :meth:`forward`, with the cosines of this rank's samples to their own centers."""
         self._ensure_storage()
         check_filter(self.gradient_filter, embeddings.device)
-        with no_autocast(embeddings.device), using(self.kernel_choice.settle(self.device)):
+        with no_autocast(embeddings.device), using(self.settle_kernels()):
             batch = self._gather(embeddings, labels, "PartialFC.forward", other, share)
             now = (self._passes.first_of(batch) if self.training else None) or self._new_pass(batch)
             output = self._loss_pass().compute_loss(batch, now)
@@ -215,11 +215,6 @@ class PartialFC(ClassSampling):
         handle = RemovableHandle(self._loss_hooks)
         self._loss_hooks[handle.id] = hook
         return handle
-
-    @property
-    def device(self) -> torch.device:
-        """Where the head computes: where its centers are, or, with centers on the host, where it was moved to."""
-        return self.weight.device if self.rows_on == "device" else self.step.device
 
     def _gather(
         self, embeddings: Tensor, labels: Tensor, tag: str, other: Tensor | None = None, share: Tensor | float = 1.0
@@ -250,7 +245,7 @@ class PartialFC(ClassSampling):
             replica_group=self.comm.replica_group,
             memory_budget=budget_bytes(self.memory_budget, self.device),
             precision=self.settle_precision(self.device),
-            kernels=self.kernel_choice.settle(self.device),
+            kernels=self.settle_kernels(),
             chunk_size=self.chunk_size,
             gradient_filter=self.gradient_filter,
         )

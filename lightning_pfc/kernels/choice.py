@@ -7,7 +7,6 @@ its work. What was chosen is written down and kept when a run is resumed.
 
 from __future__ import annotations
 
-import functools
 import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -26,6 +25,16 @@ OLDEST_CHIP = 80
 
 Planted = Callable[[torch.device], Sequence[tuple[Any, ...]]]
 _PLANTED: dict[str, Planted] = {}
+_COMPARED: dict[tuple[str, torch.device], bool] = {}
+
+NUMBERED = (
+    "adagrad_rows_", "adamw_rows_", "bad_rows", "begin_gradients", "draw_uniform", "exponentials_",
+    "gather_normalize_round", "link_equal", "margin_logits", "own_columns", "pack_sums", "sgd_rows_", "target_cosines",
+    "target_gradients_", "unit_embeddings", "unit_embeddings_backward", "unpack_sums",
+)  # fmt: skip
+"""The operations in the order of their bits in a checkpoint; a new one goes to the end, and none is taken out."""
+NOT_CHOSEN = -1
+_CHIP_SHIFT = 48
 
 BOUNDS = {torch.float32: 1e-5, torch.float16: 1e-3, torch.bfloat16: 2e-3, torch.int8: 2e-2, torch.uint8: 2e-2}
 """How far a kernel may be from plain torch: norm of the difference over the norm, by the type of what is compared.
@@ -59,14 +68,18 @@ class Kernels:
         left_out = sorted(OPERATIONS.keys() - self.names)
         return f"Triton kernels on sm_{self.chip}" + (f", but {', '.join(left_out)} in torch" if left_out else "")
 
-    def state(self) -> dict[str, Any]:
-        """What a checkpoint keeps of the choice."""
-        return {"names": sorted(self.names), "chip": self.chip}
+    @property
+    def code(self) -> int:
+        """What a checkpoint keeps: the chip, and a bit for each operation."""
+        return self.chip << _CHIP_SHIFT | sum(1 << NUMBERED.index(name) for name in self.names)
 
     @classmethod
-    def of(cls, state: dict[str, Any]) -> Kernels:
-        """The choice that :meth:`state` described; names that are no operations any more are dropped."""
-        return cls(frozenset(state["names"]) & OPERATIONS.keys(), int(state["chip"]))
+    def of_code(cls, code: int) -> Kernels | None:
+        """The choice that :attr:`code` described, without operations that are none any more; None where there is none."""
+        if code < 0:
+            return None
+        names = {name for place, name in enumerate(NUMBERED) if code >> place & 1}
+        return cls(frozenset(names & OPERATIONS.keys()), code >> _CHIP_SHIFT)
 
 
 TORCH = Kernels()
@@ -88,7 +101,8 @@ def choose(word: str, device: torch.device, kept: Kernels | None = None) -> Kern
     Args:
         word: ``"torch"``, ``"triton"``, or ``"auto"``: kernels on a GPU with Triton and compute capability 8.0.
         device: where the head computes.
-        kept: the choice of the run that is resumed; taken as it is where the chip is the same.
+        kept: the choice of the run that is resumed. On the same chip nothing is added to it, so that the bits of a step
+            stay; what gives other numbers now is left out.
 
     Raises:
         ValueError: for another word, or where ``"triton"`` cannot be had.
@@ -101,22 +115,26 @@ def choose(word: str, device: torch.device, kept: Kernels | None = None) -> Kern
         raise ValueError(f"kernels='triton' cannot be had: {obstacle}; use 'auto' or 'torch'.")
     if word == "torch" or obstacle is not None:
         return TORCH
-    if kept is not None and kept.chip == chip:
-        return kept
-    if device.type == "cuda" and not torch.cuda.is_available():  # fake tensors: nothing can be compared
-        return Kernels(frozenset(OPERATIONS), chip)
-    return Kernels(frozenset(name for name in OPERATIONS if _agrees(name, device)), chip)
+    among = kept.names if kept is not None and kept.chip == chip else OPERATIONS.keys()
+    return Kernels(frozenset(name for name in sorted(among) if _found_good(name, device)), chip)
 
 
-@functools.cache
 def is_good(name: str, device: torch.device) -> bool:
     """Whether an operation's kernel is used on a GPU where nobody chose; compared with its twin the first time."""
-    if _obstacle(device, chip_of(device)) is not None:
-        return False
-    return not torch.cuda.is_available() or _agrees(name, device)
+    return _obstacle(device, chip_of(device)) is None and _found_good(name, device)
 
 
 JUDGES.append(is_good)
+
+
+def _found_good(name: str, device: torch.device) -> bool:
+    """Compared once a process, so that a kernel that is left out is named once, however many heads there are."""
+    if device.type == "cuda" and not torch.cuda.is_available():  # fake tensors: nothing can be compared
+        return True
+    key = (name, device)
+    if key not in _COMPARED:
+        _COMPARED[key] = _agrees(name, device)
+    return _COMPARED[key]
 
 
 def _obstacle(device: torch.device, chip: int) -> str | None:

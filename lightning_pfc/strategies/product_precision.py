@@ -37,7 +37,7 @@ def _settle(trainer: Trainer, module: LightningModule) -> list[tuple[str, str, s
     """Every head's name, what was asked for and what products are computed in."""
     every = list(_heads(module))
     for _, head in every:
-        head.kernel_choice.settle(head.device)
+        head.settle_kernels()
     return [
         (name, head.asked_precision, head.settle_precision(head.device, str(trainer.precision))) for name, head in every
     ]

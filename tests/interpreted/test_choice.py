@@ -17,6 +17,11 @@ from lightning_pfc.kernels.library import OPERATIONS
 CPU = torch.device("cpu")
 
 
+@pytest.fixture(autouse=True)
+def nothing_compared(monkeypatch):
+    monkeypatch.setattr(choice, "_COMPARED", {})
+
+
 def test_every_kernel_agrees_with_its_twin_on_planted_inputs():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -96,10 +101,11 @@ def test_an_operation_that_was_left_out_is_done_by_its_twin(monkeypatch):
 
 
 def test_what_was_chosen_is_kept(monkeypatch):
-    monkeypatch.setattr(choice, "_agrees", lambda name, device: True)
-    chosen = choice.Kernels(frozenset({"exponentials_", "draw_uniform"}), 0)
-    assert choice.Kernels.of(chosen.state()) == chosen
+    monkeypatch.setattr(choice, "_agrees", lambda name, device: name != "draw_uniform")
+    chosen = choice.Kernels(frozenset({"exponentials_", "link_equal"}), 0)
     assert choice.choose("auto", CPU, kept=chosen) == chosen
+    worse = choice.Kernels(frozenset({"exponentials_", "draw_uniform"}), 0)
+    assert choice.choose("auto", CPU, kept=worse).names == {"exponentials_"}
     other = choice.Kernels(frozenset({"exponentials_"}), 80)  # of another chip: compared anew
-    assert choice.choose("auto", CPU, kept=other).names == OPERATIONS.keys()
+    assert choice.choose("auto", CPU, kept=other).names == OPERATIONS.keys() - {"draw_uniform"}
     assert choice.choose("torch", CPU, kept=chosen) == choice.TORCH
