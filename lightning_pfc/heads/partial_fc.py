@@ -99,7 +99,8 @@ class PartialFC(ClassSampling):
         weight: Parameter (c, D), this rank's centers; (c, K D) for a loss with K centers per class, side by side.
         bias: Parameter (c,), or None.
         step: () int64 buffer, training forwards so far; part of the checkpoint.
-        defaults_version, precision_code, kernels_code: () int64 buffers; see :class:`~lightning_pfc.heads.head_state.HeadState`.
+        defaults_version, precision_code, kernels_code: () int64 buffers; see
+            :class:`~lightning_pfc.heads.head_state.HeadState`.
     """
 
     def __init__(

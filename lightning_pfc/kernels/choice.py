@@ -75,7 +75,7 @@ class Kernels:
 
     @classmethod
     def of_code(cls, code: int) -> Kernels | None:
-        """The choice that :attr:`code` described, without operations that are none any more; None where there is none."""
+        """The choice that :attr:`code` described, without names that are no operations now; None for none."""
         if code < 0:
             return None
         names = {name for place, name in enumerate(NUMBERED) if code >> place & 1}

@@ -67,8 +67,8 @@ def test_a_cpu_chooses_nothing() -> None:
 
 def test_one_warning_names_what_is_left_out_however_many_heads(as_if_on_a_gpu: Any) -> None:
     as_if_on_a_gpu("exponentials_")
+    heads = [make(), make(seed=1)]
     with pytest.warns(UserWarning, match="kernel exponentials_ differs from plain torch by 9 times") as seen:
-        heads = [make(), make(seed=1)]
         found = [head.settle_kernels() for head in heads]
     assert len(seen) == 1
     assert found[0] == found[1] == choice.Kernels(frozenset(OPERATIONS) - {"exponentials_"}, 90)
