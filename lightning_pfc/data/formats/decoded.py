@@ -12,6 +12,7 @@ from torch import Tensor
 
 from lightning_pfc.data.errors import BrokenImageError, FormatError, TooManyBrokenImagesError
 from lightning_pfc.data.formats.base import EncodedImages
+from lightning_pfc.data.formats.kept import KeptPictures
 from lightning_pfc.data.pictures.decoding import MAX_PIXELS, MOST_PIXELS, decode, is_plain_jpeg
 from lightning_pfc.data.preprocessing import Fit, Preprocessing, Resampling, as_bitmap
 
@@ -21,7 +22,7 @@ OnBroken = Literal["raise", "skip"]
 
 
 class DecodedImages:
-    """Decodes images by the batch, all to one size. Works in data loader workers, forked or spawned.
+    """Decodes images by the batch, all to one size; those of a small set once. Works in loader workers of any kind.
 
     A broken image stops the run or is skipped, as ``on_broken`` says. Skipped means: another image of the same class
     takes its place (so batches keep their size and labels stay true), and it is counted. The count is shared by all
@@ -73,6 +74,7 @@ class DecodedImages:
                 known = known.changed(size=(first.shape[0], first.shape[1]))
             preprocessing = known
         self.preprocessing = preprocessing
+        self._kept = KeptPictures(len(encoded), (*preprocessing.size, preprocessing.channels))
         # Shared memory, so that what workers mark is seen here; a mark is one byte, so no lock is needed.
         self._broken = torch.zeros(len(encoded) if on_broken == "skip" else 0, dtype=torch.uint8)
         self._broken.share_memory_()  # type: ignore[no-untyped-call]
@@ -112,12 +114,8 @@ class DecodedImages:
             BrokenImageError: an image is broken and may not be skipped, or its class has no other one.
             TooManyBrokenImagesError: one more image than ``max_broken`` allows was skipped.
         """
-        batch = np.empty((len(index), *self.size, self.channels), np.uint8)
-        for row, place in enumerate(index.tolist()):
-            room = batch[row]
-            picture = self._picture(place, room) if self.on_broken == "raise" else self._picture_or_other(place, room)
-            if picture is not room:
-                room[...] = picture
+        one = self._picture if self.on_broken == "raise" else self._picture_or_other
+        batch = self._kept.fetch(index, one)
         return torch.from_numpy(batch).permute(0, 3, 1, 2)
 
     def read(self, place: int) -> bytes:
