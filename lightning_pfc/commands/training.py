@@ -40,6 +40,7 @@ from lightning_pfc.report import draw, gaps_of, peak_memory, print_results, vers
 from lightning_pfc.runs.best import best_checkpoint
 from lightning_pfc.runs.choices import choose, told
 from lightning_pfc.runs.claim import Claim, claimed
+from lightning_pfc.runs.hard_pairs import write_hard_pairs
 from lightning_pfc.runs.identity_lists import write_identities
 from lightning_pfc.runs.records import set_aside, write_record
 from lightning_pfc.runs.resuming import as_it_was, earlier_run
@@ -228,6 +229,7 @@ def _fit_and_test(
     if trainer.is_global_zero:
         if config.plots:
             _draw(module, data, folder, verdict)
+        _list_hardest(module, data, folder)
         results["seconds"] = time.perf_counter() - started
         set_aside(folder / "results.json")
         write_json(folder / "results.json", results)
@@ -311,6 +313,15 @@ def _draw(module: L.LightningModule, data: Any, folder: Path, verdict: Verdict) 
     gaps = gaps_of(verdict.metrics, verdict.intervals)
     for path in draw(folder / "plots", folder / "metrics.csv", scores, sets, gaps):
         rank_zero_info("%s", path)
+
+
+def _list_hardest(module: L.LightningModule, data: Any, folder: Path) -> None:
+    """The hardest pairs by name, where pictures are files."""
+    found = [e for e in getattr(module, "evaluations", []) if isinstance(e, VerificationEvaluation)]
+    sets = {**data.verification_sets("validate"), **data.verification_sets("test")} if found else {}
+    for each in found:
+        if each.name in sets and each.scores is not None and each.embeddings is not None:
+            write_hard_pairs(folder, each.name, sets[each.name], each.scores, each.embeddings)
 
 
 @contextlib.contextmanager

@@ -27,6 +27,7 @@ _LEAST_PICTURES = 8
 _FOR_UNSEEN, _FOR_BOTH = 5 * LEAST, 15 * LEAST  # identities, to set some aside once and twice
 _SMALL = 20_000  # pictures: beyond, a run is long, and a validation of every tenth of it no help
 _VALIDATIONS = 10
+_TEST = 3000, 8000  # pictures
 
 
 class Choice(NamedTuple):
@@ -145,7 +146,9 @@ def choices_for(pictures: Pictures, config: DictConfig, typed: Collection[str]) 
     """
     yield from _preprocessing(pictures)
     if config.data.get("kind") is None:
-        why = "moved and turned a little; mirrored it may be another identity: faces and objects are, with data.kind="
+        why = (
+            "moved and turned a little; whether mirrored ones keep their identity is not known: data.kind=faces says so"
+        )
         yield Choice("data.augment", "affine", why)
     loss = OmegaConf.load(config_dir() / "loss" / "arcface.yaml")
     loss.scale = 16.0
@@ -158,6 +161,12 @@ def choices_for(pictures: Pictures, config: DictConfig, typed: Collection[str]) 
     yield Choice("trainer.max_epochs", epochs, f"{_PICTURES:,} pictures in all, within {_FEWEST} to {_MOST} epochs")
     own = "trainer.max_epochs" in typed and config.trainer.get("max_epochs")
     yield from _judging(pictures, config, typed, int(own or epochs))
+
+
+def to_see(total: int, epochs: Any) -> int:
+    """Pictures that a test before the run trains a small network on: a tenth of the run's, within bounds."""
+    run = total * (epochs if isinstance(epochs, int) and epochs > 0 else 1)
+    return int(np.clip(run // 10, min(_TEST[0], run // 4), _TEST[1]))
 
 
 def _power_below(number: float) -> int:

@@ -5,7 +5,9 @@ Only for data on disk without a published recipe or another ``experiment``; a wo
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+import os
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf, open_dict
@@ -14,7 +16,11 @@ from lightning_pfc.data.errors import FormatError
 from lightning_pfc.data.formats.base import EncodedImages
 from lightning_pfc.data.formats.opening import open_images
 from lightning_pfc.data.pictures.decoding import dimensions
-from lightning_pfc.runs.choice_rules import Choice, check, choices_for, look_at, remarks
+from lightning_pfc.distributed.jobs import step_host
+from lightning_pfc.distributed.rendezvous import agree_on_text
+from lightning_pfc.runs.choice_rules import Choice, check, choices_for, look_at, remarks, to_see
+
+_FOUND = "PFC_FOUND_OUT"  # of a run: what rank 0 found
 
 
 class Choices(list[Choice]):
@@ -46,6 +52,7 @@ def choose(config: DictConfig, words: Sequence[str]) -> Choices:
     pictures = look_at(images)
     check(pictures, str(source.path))
     made = Choices(choice for choice in choices_for(pictures, config, typed) if not _said(choice.key, typed))
+    _find_out(made, images, config)
     made.remarks = remarks(pictures)
     with open_dict(config):
         for key, value, _ in made:
@@ -66,6 +73,42 @@ def told(choices: Choices) -> str:
 
 def _short(value: Any) -> str:
     return str(value.get("name") or "on") if isinstance(value, DictConfig) else str(value)
+
+
+def _find_out(made: Choices, images: EncodedImages, config: DictConfig) -> None:
+    """Whether mirrored and moved pictures keep their identity, in the place of what is taken where that is unknown."""
+    place = next((number for number, choice in enumerate(made) if choice.key == "data.augment"), None)
+    if place is None or not config.fit:
+        return
+    chosen = {choice.key: choice.value for choice in made}
+    size, channels, epochs = (
+        chosen.get(key, OmegaConf.select(config, key))
+        for key in ("data.source.image_size", "data.source.channels", "trainer.max_epochs")
+    )
+    edges = (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
+    pictures = to_see(len(images), epochs)
+
+    def found_out() -> str:
+        from lightning_pfc.runs.probe import find_out  # imports torch, for which --help need not wait
+
+        found = find_out(images, edges, channels, pictures)
+        return json.dumps(None if found is None else [found.augment, found.told()])
+
+    known = json.loads(_agreed(f"{config.output_dir} {images.source} {edges} {channels} {pictures}", found_out))
+    if known is not None:
+        made[place] = Choice("data.augment", *known)
+
+
+def _agreed(run: str, find: Callable[[], str]) -> str:
+    """What rank 0 finds, on every rank; processes that a Trainer starts later get it with their environment."""
+    asked, _, answer = os.environ.get(_FOUND, "").partition("\n")
+    if asked == run:
+        return answer
+    answer = agree_on_text(
+        f"augmentation for {run}", find, "data.augment=NAME", os.environ.get("MASTER_ADDR") or step_host()
+    )
+    os.environ[_FOUND] = f"{run}\n{answer}"
+    return answer
 
 
 def _said(key: str, typed: set[str]) -> bool:

@@ -1,5 +1,7 @@
 """``pfc-train data=folder data.source.path=SET/train`` with the words given, timed, and the test's embeddings.
 
+The time is that of the choices, the test of changes among them, and of the training.
+
 python as_it_comes.py SET SEED OUT.npz WORDS...
 """
 
@@ -9,6 +11,7 @@ import json
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,19 +21,25 @@ import torch
 from numpy.typing import NDArray
 
 from lightning_pfc import PartialFCModule, train
+from lightning_pfc.commands import training
 from lightning_pfc.data import Files
 
 
 def main(place: Path, seed: int, out: Path, words: list[str]) -> None:
-    used, fit = 0.0, L.Trainer.fit
+    used = 0.0
 
-    def timed(*arguments: Any, **options: Any) -> None:
-        nonlocal used
-        start = time.process_time()
-        fit(*arguments, **options)
-        used = time.process_time() - start
+    def timed(work: Callable[..., Any]) -> Callable[..., Any]:
+        def called(*arguments: Any, **options: Any) -> Any:
+            nonlocal used
+            start = time.process_time()
+            result = work(*arguments, **options)
+            used += time.process_time() - start
+            return result
 
-    L.Trainer.fit = timed  # type: ignore[method-assign]
+        return called
+
+    L.Trainer.fit = timed(L.Trainer.fit)  # type: ignore[method-assign]
+    training.choose = timed(training.choose)
     with tempfile.TemporaryDirectory() as folder:
         own = ["data=folder", f"data.source.path={place / 'train'}", f"seed={seed}", f"output_dir={folder}/run"]
         quiet = ["plots=false", "trainer.enable_progress_bar=false", "trainer.enable_model_summary=false"]
