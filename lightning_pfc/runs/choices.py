@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf, open_dict
@@ -19,8 +19,6 @@ from lightning_pfc.data.pictures.decoding import dimensions
 from lightning_pfc.distributed.jobs import step_host
 from lightning_pfc.distributed.rendezvous import agree_on_text
 from lightning_pfc.runs.choice_rules import Choice, check, choices_for, look_at, remarks, to_see
-
-_FOUND = "PFC_FOUND_OUT"  # of a run: what rank 0 found
 
 
 class Choices(list[Choice]):
@@ -94,21 +92,11 @@ def _find_out(made: Choices, images: EncodedImages, config: DictConfig) -> None:
         found = find_out(images, edges, channels, pictures)
         return json.dumps(None if found is None else [found.augment, found.told()])
 
-    known = json.loads(_agreed(f"{config.output_dir} {images.source} {edges} {channels} {pictures}", found_out))
+    # Of torchrun's and srun's ranks one finds out. Those that a Trainer starts are on its machine, and find the same.
+    host = os.environ.get("MASTER_ADDR") or step_host()
+    known = json.loads(agree_on_text(f"augmentation for {config.output_dir}", found_out, "data.augment=NAME", host))
     if known is not None:
         made[place] = Choice("data.augment", *known)
-
-
-def _agreed(run: str, find: Callable[[], str]) -> str:
-    """What rank 0 finds, on every rank; processes that a Trainer starts later get it with their environment."""
-    asked, _, answer = os.environ.get(_FOUND, "").partition("\n")
-    if asked == run:
-        return answer
-    answer = agree_on_text(
-        f"augmentation for {run}", find, "data.augment=NAME", os.environ.get("MASTER_ADDR") or step_host()
-    )
-    os.environ[_FOUND] = f"{run}\n{answer}"
-    return answer
 
 
 def _said(key: str, typed: set[str]) -> bool:

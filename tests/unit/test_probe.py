@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
 from pathlib import Path
 from typing import Any
 
@@ -83,9 +82,10 @@ def test_nothing_is_said_where_nothing_was_learned() -> None:
     [((0.9, 0.9), "affine_flip"), ((0.9, 0.7), "affine"), ((0.7, 0.9), "flip"), ((0.7, 0.7), "none")],
 )
 def test_what_follows(changed: tuple[float, float], augment: str) -> None:
-    for made in (lambda area: Change(area, 0.9), lambda area: Change(0.9, area - 0.1)):
-        changes = {name: made(area) for name, area in zip(("affine", "flip"), changed, strict=True)}
-        assert Found(0.8, changes, 20, 3.0).augment == augment
+    affine, flip = changed
+    itself = {"affine": Change(affine, 0.9), "flip": Change(flip, 0.9)}
+    known = {"affine": Change(0.9, affine - 0.1), "flip": Change(0.9, flip - 0.1)}
+    assert [Found(0.8, changes, 20, 3.0).augment for changes in (itself, known)] == [augment] * 2
 
 
 def test_a_small_share_of_the_run() -> None:
@@ -98,10 +98,7 @@ def test_a_small_share_of_the_run() -> None:
     ]
 
 
-def test_asked_once_for_all_processes_of_a_run_and_not_where_it_was_said(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    monkeypatch.setitem(os.environ, "PFC_FOUND_OUT", "")
+def test_not_asked_where_it_was_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     shapes, asked = Shapes(symmetrical=True, identities=12), []
     for place, label in enumerate(shapes.labels.tolist()):
         folder = tmp_path / f"{label:02}"
@@ -118,12 +115,13 @@ def test_asked_once_for_all_processes_of_a_run_and_not_where_it_was_said(
         typed = ["data=folder", f"data.source.path={tmp_path}", f"output_dir={tmp_path / 'run'}", *words]
         config = compose(typed)
         made = {choice.key: choice for choice in choices.choose(config, typed)}
-        if "data.augment" in made:
+        if asked:
             assert "mirrored 90% like itself and 80% known to others; 80%" in made["data.augment"].why
         return config.data.augment
 
     assert augment("data.kind=characters") is None
     assert augment("data.augment=none") == "none"
+    assert augment("fit=false") == "affine"
     assert asked == []
-    assert [augment(), augment(), augment("data.source.image_size=16")] == ["flip"] * 3
+    assert [augment(), augment("data.source.image_size=16")] == ["flip"] * 2
     assert asked == [((32, 32), 1, 960), ((16, 16), 1, 960)]
