@@ -4,8 +4,8 @@
     python speedrun.py --entries today rate --seeds 0 --log mine.jsonl
     python speedrun.py --table --log results.jsonl
 
-A run is the command ``pfc-train WORDS seed=S`` in a process of its own, from its start to its end: imports, tests and plots
-are in the time. Drawing the characters is not, unless ``--new`` gives every run an empty cache.
+A run is the command ``pfc-train WORDS seed=S`` in a process of its own, from its start to its end: imports, tests and
+plots are in the time. Drawing the characters is not, unless ``--new`` gives every run an empty cache.
 """
 
 from __future__ import annotations
@@ -82,8 +82,9 @@ def read(log: Path) -> list[dict[str, Any]]:
 def table(log: Path) -> None:
     """Each entry beside the one before it: medians over the seeds."""
     rows = read(log)
-    print("| entry | seeds | s | processor s | s of the entry before | accuracy | TAR 0.1 % | held out: accuracy | TAR 0.1 % |")
-    print("| --- | --- | --- | --- | --- | --- | --- | --- | --- |")
+    columns = ["entry", "seeds", "s", "processor s", "s of the entry before"]
+    columns += ["accuracy", "TAR 0.1 %", "held out: accuracy", "held out: TAR 0.1 %"]
+    print(f"| {' | '.join(columns)} |\n{'| --- ' * len(columns)}|")
     for name in dict.fromkeys(r["beside"] for r in rows):
         own = [r for r in rows if r["beside"] == name and r["entry"] == name]
         other = [r for r in rows if r["beside"] == name and r["entry"] != name]
