@@ -117,12 +117,18 @@ def find_out(images: EncodedImages, size: tuple[int, int], channels: int, pictur
     fitted = [max(_MULTIPLE, round(edge * scale / _MULTIPLE) * _MULTIPLE) for edge in size]
     known = Preprocessing(size=(fitted[0], fitted[1]), channels=channels, fit="stretch")
     with _alone():
-        network = _trained(*_decoded(images, trained, known), max(1, pictures // _BATCH))
-        x, y = _decoded(images, held, known)
-        alike, changes = _asked(network, x, y)
-    if alike < _LEARNED:
+        x, y = _decoded(images, trained, known)
+        asked, identity = _decoded(images, held, known)
+        if _different(y) < _LEAST or _different(identity) < _LEAST:  # the others are broken
+            return None
+        alike, changes = _asked(_trained(x, y, max(1, pictures // _BATCH)), asked, identity)
+    if not alike >= _LEARNED:
         return None
-    return Found(alike, changes, int(y.max()) + 1, time.process_time() - started)
+    return Found(alike, changes, int(identity.max()) + 1, time.process_time() - started)
+
+
+def _different(labels: Tensor) -> int:
+    return len(np.unique(labels.numpy()))
 
 
 def _split(labels: NDArray[np.int64], pictures: int) -> tuple[NDArray[np.int64], NDArray[np.int64] | None]:
@@ -153,7 +159,8 @@ def _decoded(images: EncodedImages, places: NDArray[np.int64], known: Preprocess
             continue
         labels.append(int(images.labels[place]))
     numbers = np.unique(np.asarray(labels), return_inverse=True)[1]
-    return torch.from_numpy(np.stack(found)).permute(0, 3, 1, 2).contiguous(), torch.from_numpy(numbers)
+    pixels = np.stack(found) if found else np.zeros((0, *known.size, known.channels), np.uint8)
+    return torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous(), torch.from_numpy(numbers)
 
 
 def _trained(x: Tensor, y: Tensor, steps: int) -> nn.Module:

@@ -75,6 +75,8 @@ def test_nothing_is_said_where_nothing_was_learned() -> None:
     shapes.labels = np.random.default_rng(1).permutation(shapes.labels)
     assert find_out(shapes, (32, 32), 1, 640) is None
     assert find_out(Shapes(symmetrical=False, identities=7), (32, 32), 1, 64) is None
+    shapes.read = lambda index: b"broken"  # type: ignore[method-assign]
+    assert find_out(shapes, (32, 32), 1, 64) is None
 
 
 @pytest.mark.parametrize(
