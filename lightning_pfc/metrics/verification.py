@@ -37,6 +37,24 @@ class PairsLike(Protocol):
         """Whether both show one identity."""
 
 
+class _LastDistances:
+    """What was computed last, for the other metrics of the same pairs: a short run spent most of its tests on it."""
+
+    def __init__(self) -> None:
+        self.known: tuple[Tensor, Tensor, Tensor, Tensor] | None = None
+
+    def of(self, embeddings: Tensor, first: Tensor, second: Tensor) -> Tensor:
+        """(P,) squared distances, see :func:`~lightning_pfc.metrics.functional.pairs.pair_squared_distances`."""
+        asked = (embeddings, first, second)
+        if self.known is None or not all(map(_equal, self.known, asked)):
+            self.known = (*asked, pair_squared_distances(*asked))
+        return self.known[3].clone()
+
+
+def _equal(one: Tensor, other: Tensor) -> bool:
+    return one.shape == other.shape and torch.equal(one, other)
+
+
 class VerificationMetric(Metric):
     """Base of the metrics over pairs: collects embeddings by image index.
 
@@ -81,6 +99,7 @@ class VerificationMetric(Metric):
             raise ValueError("pairs holds a negative image index; images are counted from 0")
         self.num_images = 1 + max(int(self.first.max()), int(self.second.max())) if len(self.first) else 0
         self.incomplete = incomplete
+        self._last = _LastDistances()
         # Flat states: a rank that saw no image can then still take part in the gather, whatever the width.
         self.add_state("embeddings", [], dist_reduce_fx="cat")
         self.add_state("index", [], dist_reduce_fx="cat")
@@ -116,6 +135,11 @@ class VerificationMetric(Metric):
             self.embeddings.append(torch.zeros(0, device=self.device))
             self.index.append(torch.zeros(0, dtype=torch.int64, device=self.device))
         super().sync(dist_sync_fn, process_group, should_sync, distributed_available)
+
+    def reset(self) -> None:
+        """As ``torchmetrics.Metric.reset``."""
+        super().reset()
+        self._last.known = None
 
     def pair_scores(self) -> tuple[Tensor, Tensor, Tensor]:
         """Cosine of every pair whose images were given. A collective over all ranks.
@@ -170,7 +194,7 @@ class VerificationMetric(Metric):
                 f"{type(self).__name__}: {len(which)} of {len(self.first)} pairs could be scored, because "
                 f"{int((row_of_image[: self.num_images] < 0).sum())} of {self.num_images} images were not embedded"
             )
-        distances = pair_squared_distances(flat.view(len(index), width), first[which], second[which])
+        distances = self._last.of(flat.view(len(index), width), first[which], second[which])
         return distances, self.same[which], which
 
     def _complain(self, message: str) -> None:
@@ -273,6 +297,10 @@ def verification_metrics(
     }
     for far in fars:
         metrics[f"tar@far={rate_name(far)}"] = TARAtFAR(pairs, far=far, **kwargs)
+    last = _LastDistances()
+    for metric in metrics.values():
+        assert isinstance(metric, VerificationMetric)
+        metric._last = last
     # All members keep the same state: say so, instead of letting the first update find out.
     return MetricCollection(metrics, prefix=prefix, compute_groups=[list(metrics)])
 

@@ -57,6 +57,46 @@ def test_metrics_are_the_functions_whatever_the_order_and_repetitions() -> None:
     assert len({id(metric.embeddings[0]) for metric in metrics.values(copy_state=False)}) == 1
 
 
+def test_distances_are_computed_once_for_all_metrics_of_a_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    embeddings, pairs = make()
+    metrics, calls = verification_metrics(pairs), []
+
+    def counted(*arguments: torch.Tensor) -> torch.Tensor:
+        calls.append(len(arguments[0]))
+        return pair_squared_distances(*arguments)
+
+    monkeypatch.setattr("lightning_pfc.metrics.verification.pair_squared_distances", counted)
+    whole = metrics["auc"]
+    assert isinstance(whole, VerificationAUC)
+    metrics.update(embeddings[:50], torch.arange(50))
+    with pytest.warns(UserWarning, match="pairs could be scored"):
+        metrics.compute()
+    metrics.update(embeddings[50:], torch.arange(50, 60))
+    values = {name: float(value) for name, value in metrics.compute().items()}
+    scores, same, _ = whole.pair_scores()
+    assert calls == [50, 60]
+    assert values["auc"] == area_under_roc(scores, same)
+    metrics.reset()
+    assert whole._last.known is None
+    metrics.update(-embeddings.flip(0), torch.arange(60))
+    assert float(metrics.compute()["auc"]) != values["auc"]
+    assert calls == [50, 60, 60]
+
+
+@pytest.mark.parametrize(("rows", "pairs"), [(9, 40), (40, 9), (9, 0)])
+def test_rows_are_made_unit_once_or_by_the_pair_with_one_result(rows: int, pairs: int) -> None:
+    generator = torch.Generator().manual_seed(2)
+    embeddings = torch.randn(rows, 37, generator=generator)
+    embeddings[2] = 0
+    first, second = torch.randint(0, rows, (2, pairs), generator=generator)
+    found = pair_squared_distances(embeddings, first, second, chunk=7)
+    for k in range(pairs):
+        one, two = (embeddings[place[k] : place[k] + 1].double() for place in (first, second))
+        one, two = (row / row.square().sum(1, keepdim=True).sqrt().clamp_min(1e-300) for row in (one, two))
+        assert found[k] == (one - two).square().sum(1)
+    assert embeddings[2].abs().max() == 0
+
+
 def test_the_first_embedding_of_an_image_counts_and_reset_forgets() -> None:
     embeddings, pairs = make()
     metric = VerificationAUC(pairs)
