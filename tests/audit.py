@@ -157,7 +157,7 @@ class Hook:
     def __post_init__(self) -> None:
         names = ("stdlib", "platstdlib", "purelib", "platlib")
         installed = [sysconfig.get_path(name) for name in names] + [entry for entry in sys.path if entry]
-        self.program = [os.path.realpath(path) for path in (*installed, ROOT)]
+        self.program = [os.path.realpath(str(path)) for path in (*installed, ROOT)]
 
     def __call__(self, event: str, arguments: tuple[Any, ...]) -> None:
         """Notes what must not be."""

@@ -2,25 +2,33 @@
 
 from __future__ import annotations
 
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported; for the processes that tests start as well
+
 import contextlib
 import gc
 import logging
 import multiprocessing as mp
-import os
 import signal
 import time
 import warnings
 from collections.abc import Generator, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
 import torch.distributed as dist
 
-from tests import tiers
+from tests import console, tiers, workers
 from tests.ranks import RankPool
 
+if TYPE_CHECKING:
+    from xdist.remote import Producer
+
+# Processes that the standard library starts once and keeps.
+OF_MULTIPROCESSING = ("multiprocessing.resource_tracker", "multiprocessing.forkserver")
 # Lightning writes these in the process that makes a Trainer and leaves them there: put back, not complained of.
 LIGHTNING_VARIABLES = {
     "CUDA_DEVICE_ORDER",
@@ -60,6 +68,16 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def pytest_configure(config: pytest.Config) -> None:
     """One thread per process, as the ranks have: sums in the same order, and no fight for the cores."""
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+
+
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """A whole tier gets two workers; ``-n 0`` is one process all the same."""
+    return workers.workers_for(config)
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> workers.TogetherThenAlone:
+    """Which worker runs what, and what runs alone."""
+    return workers.TogetherThenAlone(config, log)
 
 
 @pytest.fixture(scope="session")
@@ -139,14 +157,15 @@ def no_leaked_process_group() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def no_leaked_processes(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Fails a test that leaves child processes running (those of the pool are meant to stay)."""
+    """Fails a test that leaves child processes running (those that serve the whole session are meant to stay)."""
     before = _children()
     yield
     pool = request.getfixturevalue("ranks") if "ranks" in request.fixturenames else None
-    if _children() - before - set(pool.pids if pool else ()):
+    stay = before | set(pool.pids if pool else ()) | console.CONSOLE.pids
+    if _children() - stay:
         gc.collect()  # data loaders end their workers when they are collected; half a second, so only if needed
     deadline = time.monotonic() + 5.0
-    while (left := _children() - before - set(pool.pids if pool else ())) and time.monotonic() < deadline:
+    while (left := _children() - stay) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not left, f"the test left processes running: {sorted(_describe(pid) for pid in left)}"
 
@@ -157,7 +176,7 @@ def _handlers() -> dict[int, Any]:
 
 
 def _children() -> set[int]:
-    """Process ids of this process's children, without multiprocessing's own resource tracker."""
+    """Process ids of this process's children, without multiprocessing's own."""
     tasks = Path("/proc/self/task")
     if not tasks.exists():
         return {process.pid for process in mp.active_children() if process.pid is not None}
@@ -174,7 +193,7 @@ def _is_running(pid: int) -> bool:
         state = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
     except OSError:
         return False
-    return state not in "ZX" and "resource_tracker" not in _describe(pid)
+    return state not in "ZX" and not any(name in _describe(pid) for name in OF_MULTIPROCESSING)
 
 
 def _describe(pid: int) -> str:

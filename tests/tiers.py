@@ -29,6 +29,37 @@ SMOKE = frozenset(
     }
 )
 
+# Run alone, after all others: they measure time, wait for what must happen within some, or start clusters.
+ALONE = (
+    "ranks/test_pool.py",
+    "ranks/test_wire.py",
+    "trainer/test_errors.py",
+    "trainer/test_kill.py",
+    "trainer/test_preemption.py",
+    "trainer/test_restarts.py",
+    "trainer/test_slurm.py",
+    "trainer/test_two_hosts.py",
+    "trainer/test_watchdog.py",
+    "unit/test_commands.py",
+    "unit/test_cpu_matmul.py",
+    "unit/test_door.py",
+    "unit/test_gallery_kills.py",
+    "unit/test_heartbeat.py",
+    "unit/test_launching.py",
+    "unit/test_plan.py",
+    "unit/test_service.py",
+    "unit/test_service_hostile.py",
+    "unit/test_service_page.py",
+    "unit/test_serving_docs.py",
+    "unit/test_signals.py",
+)
+# Begun first, so that neither of two workers waits long for the other at the end.
+LONG = (
+    "unit/test_kernels_interpreted.py",
+    "unit/test_docs_run.py",
+    "trainer/test_experiments.py",
+)
+
 
 def tier_of(path: Path) -> str:
     """The tier of a file of tests."""

@@ -33,6 +33,8 @@ MAX_RANKS = 4
 PATIENCE = 3.0
 # All ranks are done: only now a rank may close its connections, which the others may still have been reading from.
 _RELEASE = b"release"
+# Found wherever the tests are started, as they are installed.
+PRELOADED = ["torch", "torchvision", "timm", "lightning.pytorch", "lightning_pfc", "lightning_pfc.module"]
 # What the libraries of a worker read when they are imported.
 WORKER_ENVIRONMENT = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
 
@@ -161,7 +163,9 @@ class RankPool:
     def _start(self, count: int) -> None:
         if any(not process.is_alive() for process in self._processes):
             self.close()
-        context = mp.get_context("spawn")
+        context = mp.get_context("forkserver" if sys.platform == "linux" else "spawn")
+        if sys.platform == "linux":  # one process imports, and new ones, after a kill too, are forked from it
+            context.set_forkserver_preload(PRELOADED)
         before = len(self._processes)
         with _environment(WORKER_ENVIRONMENT):
             for _ in range(len(self._processes), count):

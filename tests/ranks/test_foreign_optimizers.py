@@ -33,7 +33,7 @@ TORCH = {name: value for name, value in vars(torch.optim).items() if _is_optimiz
 NAMES = [*TORCH, *timm.optim.list_optimizers()]  # torch's begin with a capital, timm's do not
 
 
-def make(name: str, params: list[nn.Parameter]) -> Any:
+def make(name: str, params: Any) -> Any:
     if name in TORCH:
         return TORCH[name](params, lr=0.01)
     return timm.optim.create_optimizer_v2(params, opt=name, lr=0.01, weight_decay=0.01)
@@ -136,7 +136,7 @@ def test_every_optimizer_of_torch_and_timm_is_equal_refused_or_warned_of(ranks: 
         assert set(NAMES) == set(said)
 
 
-def clip_with(how: str, parameters: list[nn.Parameter]) -> float:
+def clip_with(how: str, parameters: list[Any]) -> float:
     """Every door to a norm of gradients that torch has, and those of others who go through it."""
     gradients = [parameter.grad for parameter in parameters]
     if how == "timm":
@@ -301,7 +301,7 @@ def of_their_own(rank: int, world_size: int) -> list[list[Tensor]]:
     found = []
     for kind in ("wrapper", "wrapped lamb", "lookahead", "lookahead lamb", "sam", "tensor lr"):
         model = Model(rank, world_size)
-        params = [{"params": [model.backbone.weight]}, {"params": [model.head.weight]}]
+        params: list[dict[str, Any]] = [{"params": [model.backbone.weight]}, {"params": [model.head.weight]}]
         if kind.startswith("wrap"):
             optimizer: Any = Wrapper(make("lamb" if "lamb" in kind else "SGD", params))
         elif kind.startswith("lookahead"):

@@ -258,7 +258,8 @@ def best_of(rank: int, world_size: int) -> tuple[Tensor, Tensor]:
     torch.manual_seed(0)
     head = PartialFC(embedding_dim=4, num_classes=11, loss=ArcFace(), seed=9, chunk_size=2)
     x = torch.randn(7, 4)
-    return tuple(head.top_classes(x[rank::world_size], 6))  # more than a rank of three has
+    scores, classes = head.top_classes(x[rank::world_size], 6)  # more than a rank of three has
+    return scores, classes
 
 
 def test_top_classes_do_not_depend_on_the_split(ranks: RankPool) -> None:

@@ -138,7 +138,7 @@ def twin(cases: list[int]) -> list[dict[str, Any]]:
 
 
 def check(outcomes: list[list[dict[str, Any]]], shards: int, cases: list[int]) -> None:
-    tight = {"rtol": 1e-7, "atol": 1e-9}
+    tight: dict[str, Any] = {"rtol": 1e-7, "atol": 1e-9}
     for place, want in enumerate(twin(cases)):
         got = [rank[place] for rank in outcomes]
         message = f"{CASES[cases[place]]} on {len(got)} ranks: "

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -27,7 +29,7 @@ def train(rank: int, world_size: int, group_size: int | None, way: str) -> dict[
     net = nn.Linear(DIM, DIM)
     comm = Comm.from_group(head_group_size=group_size)
     losses = []
-    found = {}
+    found: dict[str, Any] = {}
     for name, loss in {"cosface": CosFace(scale=8.0), "adaface": AdaFace(scale=8.0, momentum=0.5, h=1.0)}.items():
         head = PartialFC(
             embedding_dim=DIM, num_classes=CLASSES, loss=loss, sample_rate=0.3, comm=comm, seed=1, init_std=1.0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -46,8 +47,14 @@ def batch() -> tuple[Tensor, Tensor]:
     return 2 * torch.randn(sum(SPLIT), DIM, dtype=torch.float64, generator=generator), labels
 
 
-def make(loss: losses.Loss, rate: float, comm: Comm, **options: object) -> PartialFC:
-    settings = {"chunk_size": 9, "init_std": 1.0, "memory_budget": 300, "dtype": torch.float64, **options}
+def make(loss: losses.Loss, rate: float, comm: Comm, **options: Any) -> PartialFC:
+    settings: dict[str, Any] = {
+        "chunk_size": 9,
+        "init_std": 1.0,
+        "memory_budget": 300,
+        "dtype": torch.float64,
+        **options,
+    }
     return PartialFC(embedding_dim=DIM, num_classes=CLASSES, loss=loss, sample_rate=rate, comm=comm, **settings)
 
 
@@ -156,7 +163,7 @@ def refused(rank: int, world_size: int) -> list[str]:
     empty, beyond, below = labels.clone(), labels.clone(), labels.clone()
     empty[2], beyond[1, 1], below[1, 1] = -1, CLASSES, -2
     other = rank == 1
-    calls = [(make(loss, 1.0, comm), (x, labels)) for loss in ONE_LABEL]
+    calls: list[Any] = [(make(loss, 1.0, comm), (x, labels)) for loss in ONE_LABEL]
     calls += [(make(losses.MarginWarmup(loss=losses.CurricularFace()), 1.0, comm), (x, labels))]
     calls += [(make(losses.ArcFace(), 1.0, comm, auxiliary_losses=[Triplet()]), (x, labels))]
     calls += [(plain, (x, labels, labels, 0.5)), (plain, (x, labels[:, :0]))]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 import torch.distributed as dist
@@ -34,7 +36,7 @@ def batch() -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return x, labels, other, torch.rand(BATCH, dtype=torch.float64, generator=generator)
 
 
-def make(loss: losses.Loss, rate: float, comm: Comm, **options: object) -> PartialFC:
+def make(loss: losses.Loss, rate: float, comm: Comm, **options: Any) -> PartialFC:
     return PartialFC(
         embedding_dim=DIM, num_classes=CLASSES, loss=loss, sample_rate=rate, comm=comm, chunk_size=5,
         dtype=torch.float64, init_std=1.0, **options,
@@ -70,7 +72,7 @@ def mixed(rank: int, world_size: int, group_size: int | None, additions: bool) -
 @pytest.mark.parametrize(("world_size", "group_size"), [(2, None), (3, None), (4, 2)])
 def test_any_number_of_ranks_sees_what_one_does(ranks: RankPool, world_size: int, group_size: int | None) -> None:
     additions = group_size is None  # copies of a head compare the embeddings of their own ranks
-    [alone] = ranks.run(1, mixed, None, additions, group="none")
+    [alone] = ranks.run(1, mixed, None, additions, group=False)
     outcomes = ranks.run(world_size, mixed, group_size, additions)
     shards = group_size or world_size
     for case, want in enumerate(alone):

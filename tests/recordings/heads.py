@@ -125,7 +125,8 @@ def batch(step: int, dtype: torch.dtype, own: slice) -> list[Tensor]:
 
 def run(comm: Comm, own: slice, case: dict[str, Any]) -> dict[str, Any]:
     """The losses of a run, and a digest of everything that it gave on this rank."""
-    case = {"loss": LOSSES["cosface"], "sample_rate": 0.3, "chunk_size": 7, "init_std": 0.5, "seed": 3} | case
+    usual: dict[str, Any] = {"loss": LOSSES["cosface"], "sample_rate": 0.3, "chunk_size": 7, "init_std": 0.5, "seed": 3}
+    case = usual | case
     precision, mixed = case.pop("precision", torch.float64), case.pop("mixed", False)
     make_optimizer, resume = case.pop("optimizer", OPTIMIZERS["sparse sgd"]), case.pop("resume", False)
     counts = case.pop("counts", False)

@@ -534,7 +534,7 @@ class Dropout(TheirModule):
 
     def on_train_batch_end(self, *args: Any) -> None:
         if self.save_at == self.trainer.global_step:
-            self.trainer.save_checkpoint(self.path)
+            self.trainer.save_checkpoint(self.path)  # type: ignore[arg-type]
 
 
 class Resumable:

@@ -15,7 +15,7 @@ from tests.ranks import RankPool
 from tests.trainer.world import TheirModule, make_loader, make_trainer
 
 
-def run(rank: int, world_size: int, clip: str, options: dict[str, Any], factors: dict[int, int] | None) -> str:
+def run(rank: int, world_size: int, clip: Any, options: dict[str, Any], factors: dict[int, int] | None) -> str:
     module = TheirModule(optimizer=SparseSGD, sample_rate=0.5, update_in_backward=True)
     if options.pop("scaled", False):
         options["plugins"] = [MixedPrecision("16-mixed", "cpu", scaler=torch.amp.GradScaler("cpu"))]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +17,7 @@ from lightning_pfc.ignored import IgnoredOptionWarning
 from lightning_pfc.optim import SparseSGD
 from lightning_pfc.transfer import FineTune
 from lightning_pfc.transfer.l2_sp import StartingPoint
+from tests import console
 from tests.ranks import RankPool
 from tests.trainer.test_other_options import pfc_train
 from tests.trainer.world import TheirModule, make_loader, make_trainer
@@ -233,8 +232,7 @@ def test_words_that_do_not_apply_to_a_backbone() -> None:
 
 def test_the_words_of_the_command(tmp_path: Path) -> None:
     """As typed: each word trains, the rates are those asked for, and going on does too."""
-    command = [sys.executable, "-m", "lightning_pfc.commands.train", "--help"]
-    text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    text = console.run("lightning_pfc.commands.train", "--help").stdout
     assert all(word in text for word in WORDS)
     base = ("trainer.max_epochs=2", "trainer.limit_train_batches=2")
     first = pfc_train(*base, "trainer.max_epochs=1", f"output_dir={tmp_path / 'a'}")
@@ -246,7 +244,8 @@ def test_the_words_of_the_command(tmp_path: Path) -> None:
     assert "are trained from now on" in tuned.stderr
     again = pfc_train(f"resume={tmp_path / 'b'}", "trainer.max_epochs=3")
     assert again.returncode == 0, again.stderr
-    wrong = pfc_train("finetune=last_blocks", "finetune.trained_blocks=9", f"init_from={tmp_path / 'a'}")
+    out = f"output_dir={tmp_path / 'c'}"
+    wrong = pfc_train("finetune=last_blocks", "finetune.trained_blocks=9", f"init_from={tmp_path / 'a'}", out)
     assert wrong.returncode > 0
     assert "finetune.trained_blocks=9: GlyphNet has 2 layers" in wrong.stderr
     assert "Traceback" not in wrong.stderr

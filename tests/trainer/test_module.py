@@ -38,7 +38,7 @@ def own_group(no_leaked_process_group: None) -> Iterator[None]:
         dist.destroy_process_group()
 
 
-def data(task: str = "open", **kwargs: Any) -> IdentityDataModule:
+def data(task: Any = "open", **kwargs: Any) -> IdentityDataModule:
     source = Synthetic(
         num_classes=40, images_per_class=4, image_size=8, dim=16, task=task, test_classes=20, impostors=500
     )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import subprocess
-import sys
 import warnings
 from functools import partial
 from pathlib import Path
@@ -16,6 +15,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, LinearLR, Sequ
 
 from lightning_pfc.checkpoint import CheckpointError
 from lightning_pfc.optim import LARS, RowWiseAdagrad, SparseAdamW, SparseSGD
+from tests import console
 from tests.ranks import RankPool
 from tests.trainer.test_checkpoints import split_sizes
 from tests.trainer.world import TheirModule, make_loader, make_trainer
@@ -166,7 +166,7 @@ def test_options_of_trainer_and_data_are_said(ranks: RankPool, tmp_path: Path) -
     path = str(tmp_path / "a.ckpt")
     ranks.run(1, run_with_data, None, path, 0.5)
     assert ranks.run(1, run_with_data, path, None, 0.5) == [""]
-    changed = {
+    changed: dict[str, Any] = {
         "precision": ("32-true", "bf16-mixed"),
         "accumulate_grad_batches": (1, 2),
         "gradient_clip_val": (None, 0.5),
@@ -192,8 +192,7 @@ SYNTHETIC = [
 def pfc_train(*words: str, base: bool = True) -> subprocess.CompletedProcess[str]:
     """The command on a small network; ``base`` adds made-up data."""
     data = SYNTHETIC if base else []
-    command = [sys.executable, "-m", "lightning_pfc.commands.train", *COMMAND, *data, *words]
-    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=280)
+    return console.run("lightning_pfc.commands.train", *COMMAND, *data, *words)
 
 
 def test_the_command_says_it_in_one_line(tmp_path: Path) -> None:

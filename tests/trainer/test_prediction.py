@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import lightning as L
 import numpy as np
@@ -105,7 +106,7 @@ def test_names_of_pictures_on_one_rank_and_on_two(run: Path, pictures: Path, tmp
 
 def test_trainer_predict_tells_classes_when_it_is_asked_to(run: Path) -> None:
     module = PartialFCModule.load_from_checkpoint(run / "checkpoints" / "last.ckpt", weights_only=True)
-    images = torch.utils.data.DataLoader(torch.randn(6, 3, 24, 24), batch_size=3)
+    images: Any = torch.utils.data.DataLoader(torch.randn(6, 3, 24, 24), batch_size=3)  # type: ignore[arg-type]
     trainer = L.Trainer(accelerator="cpu", logger=False, enable_progress_bar=False)
     embeddings = trainer.predict(module, images)
     assert embeddings is not None

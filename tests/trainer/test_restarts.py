@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,7 +17,7 @@ from lightning_pfc.checkpoint.publish import newest_of_any_kind
 from lightning_pfc.distributed.jobs import job_name, refuse_lonely_task, restart_count
 from lightning_pfc.distributed.rendezvous import agree_on_text
 from tests.ranks import RankPool
-from tests.trainer.test_train import NET, TINY, launch, losses, run_folders
+from tests.trainer.test_train import NET, TINY, losses, run_folders, torchrun
 
 NAMES = ("SLURM", "TORCHELASTIC", "SUBMITIT")
 
@@ -119,10 +118,9 @@ train.main()
 @pytest.mark.parametrize("number", ["SIGKILL", "SIGUSR1"])
 def test_torchrun_restarts_a_run_where_it_was(tmp_path: Path, number: str) -> None:
     (tmp_path / "script.py").write_text(SCRIPT)
-    start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--max-restarts=2"]
     words = [*TINY, *NET, "trainer.devices=2", "trainer.max_epochs=4", "plots=false", "test=false"]
     words += ["data.batch_size=8", "+callbacks.checkpoint.every_n_train_steps=10"]
-    answer = launch([*start, "script.py", *words], tmp_path, DIES_OF=number)
+    answer = torchrun(tmp_path, "--max-restarts=2", "script.py", *words, DIES_OF=number)
     assert answer.returncode == 0, answer.stderr
     (folder,) = run_folders(tmp_path)  # one folder for both starts
     assert "it goes on from" in answer.stderr

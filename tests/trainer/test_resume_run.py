@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from lightning_pfc import train
 from lightning_pfc.config import compose
 from lightning_pfc.runs.resuming import as_it_was, earlier_run
+from tests import console
 
 TINY = [
     "experiment=none",
@@ -57,9 +56,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def pfc_train(*words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    where = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "lightning_pfc.commands.train", *words]
-    return subprocess.run(command, cwd=cwd, env=where, capture_output=True, text=True, timeout=280, check=False)
+    return console.run("lightning_pfc.commands.train", *words, cwd=cwd)
 
 
 def content(folder: Path) -> dict[str, bytes]:

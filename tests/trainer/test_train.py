@@ -17,6 +17,7 @@ from omegaconf import OmegaConf
 from lightning_pfc import PartialFCModule, train
 from lightning_pfc.callbacks import CSVLogger
 from lightning_pfc.callbacks.csv_log import read_metrics
+from tests import console
 
 TINY = [
     "experiment=none",
@@ -45,16 +46,20 @@ def own_group(no_leaked_process_group: None) -> Iterator[None]:
         dist.destroy_process_group()
 
 
-def command(*words: str) -> list[str]:
-    return [sys.executable, "-m", "lightning_pfc.commands.train", *words]
-
-
-def launch(arguments: list[str], folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+def variables(**more: str) -> dict[str, str]:
+    """Those of this process, without what a Trainer in it has left."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("PL_", "MASTER_", "LOCAL_", "RANK", "WORLD_"))}
-    where = {"PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
-    return subprocess.run(
-        arguments, cwd=folder, env=kept | where | environment, capture_output=True, text=True, timeout=280, check=False
-    )
+    return kept | {"PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"} | more
+
+
+def pfc_train(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    return console.run("lightning_pfc.commands.train", *words, cwd=folder, env=variables())
+
+
+def torchrun(folder: Path, *words: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", *words]
+    where = variables(**environment)
+    return subprocess.run(command, cwd=folder, env=where, capture_output=True, text=True, timeout=280, check=False)
 
 
 def test_a_run_leaves_what_it_promises(tmp_path: Path) -> None:
@@ -103,7 +108,7 @@ def test_a_resumed_log_goes_on(tmp_path: Path) -> None:
 
 
 def test_bad_words_are_answered_in_one_line(tmp_path: Path) -> None:
-    answer = launch(command("loss=cosfac"), tmp_path)
+    answer = pfc_train(tmp_path, "loss=cosfac")
     assert answer.returncode != 0
     assert "Did you mean cosface" in answer.stderr
     assert "Traceback" not in answer.stderr
@@ -111,7 +116,7 @@ def test_bad_words_are_answered_in_one_line(tmp_path: Path) -> None:
 
 
 def test_help_teaches(tmp_path: Path) -> None:
-    answer = launch(command("--help"), tmp_path)
+    answer = pfc_train(tmp_path, "--help")
     assert answer.returncode == 0
     assert "pfc-train -m seed=0,1,2" in answer.stdout
     assert "loss: " in answer.stdout
@@ -119,7 +124,7 @@ def test_help_teaches(tmp_path: Path) -> None:
 
 
 def test_a_sweep_over_several_devices_is_refused(tmp_path: Path) -> None:
-    answer = launch(command("-m", "seed=0,1", "trainer.devices=2", *TINY, *NET), tmp_path)
+    answer = pfc_train(tmp_path, "-m", "seed=0,1", "trainer.devices=2", *TINY, *NET)
     assert answer.returncode != 0
     assert "torchrun --nproc-per-node=2" in answer.stderr
 
@@ -155,7 +160,7 @@ def test_two_processes_train_as_one(tmp_path: Path, rate: str) -> None:
     for number, more in (("1", ["data.batch_size=16"]), ("2", ["data.batch_size=8", "trainer.devices=2"])):
         folder = tmp_path / number
         folder.mkdir()
-        answer = launch(command(*words, *more), folder)
+        answer = pfc_train(folder, *words, *more)
         assert answer.returncode == 0, answer.stderr
     (one,), (two,) = run_folders(tmp_path / "1"), run_folders(tmp_path / "2")
     assert len(losses(one)) == 60
@@ -163,16 +168,15 @@ def test_two_processes_train_as_one(tmp_path: Path, rate: str) -> None:
 
 
 def test_under_torchrun_all_ranks_share_one_run_folder(tmp_path: Path) -> None:
-    start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     words = [*TINY, *NET, "trainer.devices=2", "trainer.max_epochs=1", "plots=false"]
-    answer = launch([*start, "-m", "lightning_pfc.commands.train", *words], tmp_path)
+    answer = torchrun(tmp_path, "-m", "lightning_pfc.commands.train", *words)
     assert answer.returncode == 0, answer.stderr
     (folder,) = run_folders(tmp_path)
     assert json.loads((folder / "results.json").read_text())["ranks"] == 2
 
 
 def test_a_sweep_runs_each_job_in_its_own_folder(tmp_path: Path) -> None:
-    answer = launch(command("-m", "seed=0,1", *TINY, *NET, "trainer.max_epochs=1", "plots=false"), tmp_path)
+    answer = pfc_train(tmp_path, "-m", "seed=0,1", *TINY, *NET, "trainer.max_epochs=1", "plots=false")
     assert answer.returncode == 0, answer.stderr
     (sweep,) = (tmp_path / "multirun").iterdir()
     seeds = {json.loads((sweep / job / "results.json").read_text())["seed"] for job in ("0", "1")}

@@ -6,6 +6,7 @@ import gc
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -26,7 +27,7 @@ def make_optimizer(setup: Setup, parameters):
         return torch.optim.SGD(parameters, lr=0.1, momentum=0.9, weight_decay=1e-4)
     if setup.optimizer == "torch-adamw":
         return torch.optim.AdamW(parameters, lr=0.1)
-    options = {"lr": 0.1, "update_in_backward": setup.update_in_backward}
+    options: dict[str, Any] = {"lr": 0.1, "update_in_backward": setup.update_in_backward}
     if setup.optimizer == "adagrad":
         return RowWiseAdagrad(parameters, **options)
     options["state_dtype"] = setup.state_dtype

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -13,28 +14,69 @@ from lightning_pfc.after_import import after_import
 KNOWN = "assert 'pfc' in lightning.pytorch.strategies.StrategyRegistry"
 
 
-@pytest.mark.parametrize(
-    "program",
-    [
-        "import lightning_pfc, sys; assert not {'torch', 'lightning', 'timm', 'hydra'} & set(sys.modules)",
-        f"import lightning_pfc, lightning; {KNOWN}",
-        f"import lightning, lightning_pfc; {KNOWN}",
-        f"import lightning_pfc, lightning.pytorch.trainer; {KNOWN}",
-        "import lightning_pfc; from lightning.pytorch import Trainer; "
-        "assert type(Trainer(strategy='pfc', accelerator='cpu', devices=1, logger=False).strategy).__name__ == "
-        "'PartialFCStrategy'",
-        # Modules of ours that import Lightning, each as the first of all.
-        f"from lightning_pfc.strategies import PartialFCStrategy; import lightning; {KNOWN}",
-        f"import lightning_pfc.checkpoint.opening, lightning; {KNOWN}",
-        f"import lightning_pfc.module, lightning; {KNOWN}",
-        f"import lightning_pfc.callbacks, lightning; {KNOWN}",
-        "from lightning_pfc import PartialFC, PartialFCModule, PartialFCStrategy, train; import inspect, lightning; "
-        "inspect.getsource(lightning)",
-    ],
+PROGRAMS = (
+    f"import lightning_pfc, lightning; {KNOWN}",
+    f"import lightning, lightning_pfc; {KNOWN}",
+    f"import lightning_pfc, lightning.pytorch.trainer; {KNOWN}",
+    "import lightning_pfc; from lightning.pytorch import Trainer; "
+    "assert type(Trainer(strategy='pfc', accelerator='cpu', devices=1, logger=False).strategy).__name__ == "
+    "'PartialFCStrategy'",
+    # Modules of ours that import Lightning, each as the first of all.
+    f"from lightning_pfc.strategies import PartialFCStrategy; import lightning; {KNOWN}",
+    f"import lightning_pfc.checkpoint.opening, lightning; {KNOWN}",
+    f"import lightning_pfc.module, lightning; {KNOWN}",
+    f"import lightning_pfc.callbacks, lightning; {KNOWN}",
+    "from lightning_pfc import PartialFC, PartialFCModule, PartialFCStrategy, train; import inspect, lightning; "
+    "inspect.getsource(lightning)",
 )
-def test_order_of_imports_does_not_matter(program: str, tmp_path: Path) -> None:
+# One process per program, forked where there is a fork from one that has imported what Lightning itself imports first.
+EACH = """
+import json, os, subprocess, sys, traceback
+import torch, torchmetrics, torchvision
+assert not {"lightning", "lightning_pfc"} & set(sys.modules)
+failed = {}
+for program in json.loads(sys.argv[1]):
+    if not hasattr(os, "fork"):
+        done = subprocess.run([sys.executable, "-c", program], stderr=subprocess.PIPE, text=True)
+        if done.returncode:
+            failed[program] = done.stderr
+        continue
+    read, write = os.pipe()
+    if os.fork() == 0:
+        try:
+            exec(program, {"__name__": "__main__"})
+        except BaseException:
+            os.write(write, traceback.format_exc().encode())
+        finally:
+            os._exit(0)
+    os.close(write)
+    with os.fdopen(read) as file:
+        said = file.read()
+    if said or os.wait()[1]:
+        failed[program] = said or "ended otherwise"
+print(json.dumps(failed))
+"""
+
+
+def test_the_import_alone_brings_nothing_along(tmp_path: Path) -> None:
+    program = "import lightning_pfc, sys; assert not {'torch', 'lightning', 'timm', 'hydra'} & set(sys.modules)"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.fixture(scope="module")
+def failed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    command = [sys.executable, "-c", EACH, json.dumps(PROGRAMS)]
+    where = tmp_path_factory.mktemp("imports")
+    done = subprocess.run(command, capture_output=True, text=True, cwd=where, check=False)
+    assert done.returncode == 0, done.stderr
+    answer: dict[str, str] = json.loads(done.stdout.splitlines()[-1])
+    return answer
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_order_of_imports_does_not_matter(program: str, failed: dict[str, str]) -> None:
+    assert program not in failed, failed[program]
 
 
 def test_work_is_done_once_and_only_for_its_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -48,7 +90,7 @@ def test_work_is_done_once_and_only_for_its_module(tmp_path: Path, monkeypatch: 
 
     assert json.tool
     assert calls == []
-    import waited_for
+    import waited_for  # type: ignore[import-not-found]
 
     assert calls == [3]
     assert sys.meta_path == before

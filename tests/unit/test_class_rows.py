@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -74,7 +75,7 @@ def test_the_state_of_every_optimizer_says_where_its_rows_are(make: type[torch.o
     """As many classes as numbers a center has, so that no shape tells."""
     weight = nn.Parameter(torch.randn(4, 4))
     declare_class_rows(weight, ClassShard(4))
-    momentum = {"momentum": 0.9} if "SGD" in make.__name__ else {}
+    momentum: dict[str, Any] = {"momentum": 0.9} if "SGD" in make.__name__ else {}
     optimizer = make([weight], lr=0.1, **momentum)  # type: ignore[call-arg]
     weight.grad = torch.randn(4, 4)
     optimizer.step()

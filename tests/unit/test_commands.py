@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import lightning
 import pytest
@@ -65,7 +66,8 @@ def test_a_run_folder_that_cannot_be_made_is_said_in_one_line(name: str) -> None
 
 
 def test_what_lightning_says_of_a_trainer_that_cannot_be_is_enough() -> None:
-    for words in ({"accelerator": "cpu", "devices": 0}, {"overfit_batches": 7.5}):
+    wrong: list[dict[str, Any]] = [{"accelerator": "cpu", "devices": 0}, {"overfit_batches": 7.5}]
+    for words in wrong:
         with pytest.raises(Exception, match=r"devices|overfit_batches") as caught:
             lightning.Trainer(**{**words, "logger": False})
         assert is_the_users(caught.value)

@@ -318,7 +318,7 @@ def test_a_smaller_training_set_is_part_of_a_larger_one(folder: Path) -> None:
     few, many = small(folder, train_classes=100).open(), small(folder).open()
     assert few.class_names is not None
     assert many.class_names is not None
-    assert set(few.class_names) <= set(many.class_names)
+    assert {*few.class_names} <= {*many.class_names}
     assert few.fingerprint != many.fingerprint
     first, second = few.test["test"].pairs, many.test["test"].pairs  # type: ignore[union-attr]
     assert first.first.equal(second.first)

@@ -63,7 +63,7 @@ def test_insightface_loads_the_model_and_the_folder(pack: Path, monkeypatch: pyt
     ):
         monkeypatch.setenv(name, os.environ.get(name, ""))  # what it brings along sets some
     model_zoo = pytest.importorskip("insightface.model_zoo", reason="InsightFace's package is not installed")
-    from insightface.app import FaceAnalysis
+    from insightface.app import FaceAnalysis  # type: ignore[import-not-found]
 
     pixels = np.random.default_rng(0).integers(0, 256, (5, 112, 112, 3), dtype=np.uint8)
     wanted = Recogniser.load(pack).embed(pixels)

@@ -53,7 +53,7 @@ def threshold(name: str = "far=1e-2", **values: Any) -> Threshold:
     return Threshold(name=name, **given)
 
 
-def with_thresholds(recogniser: Recogniser, *thresholds: Threshold, **options: bool) -> Recogniser:
+def with_thresholds(recogniser: Recogniser, *thresholds: Threshold, **options: Any) -> Recogniser:
     known = Thresholds({t.name: t for t in thresholds})
     description = recogniser.description.changed(thresholds=known)
     return Recogniser(recogniser.network, description, recogniser.folder, **options)

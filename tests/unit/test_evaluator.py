@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +26,7 @@ from lightning_pfc.evaluation.identification import identification_rate, search
 from lightning_pfc.evaluation.report import Measurement, ProtocolResult, print_table
 from lightning_pfc.metrics.functional import kfold_accuracy, pair_squared_distances, tar_at_far
 from lightning_pfc.report import print_results
+from tests import console
 
 try:
     import cv2  # here, because it changes the environment of the process
@@ -134,7 +132,7 @@ def test_the_module_is_left_as_it_was(folder: Path) -> None:
     Evaluator(model, EvaluationSettings(replicates=0)).run("a", str(folder / "set.bin"))
     assert model.module.training
     assert model.module.norm.training
-    assert torch.equal(model.module.norm.running_mean, before)
+    assert torch.equal(model.module.norm.running_mean, before)  # type: ignore[arg-type]
 
 
 def test_identification_over_folders_and_embeddings(folder: Path, tmp_path: Path) -> None:
@@ -292,12 +290,8 @@ def test_evaluate_from_python(folder: Path, tmp_path: Path, capsys: pytest.Captu
 
 
 def test_the_command_prints_what_is_wrong_in_one_line(tmp_path: Path) -> None:
-    command = [sys.executable, "-c", "from lightning_pfc.commands.eval import main; main()"]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[2]), *sys.path])}
     words = ["embedder=none", "+protocols.x=missing.bin", f"output_dir={tmp_path / 'run'}"]
-    done = subprocess.run(
-        [*command, *words], capture_output=True, text=True, cwd=tmp_path, env=environment, check=False
-    )
+    done = console.run("lightning_pfc.commands.eval", *words, cwd=tmp_path)
     assert done.returncode == 1
     assert "pfc-eval: no such verification file: missing.bin" in done.stderr
     assert "Traceback" not in done.stderr

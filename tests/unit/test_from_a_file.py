@@ -7,8 +7,6 @@ import copy
 import inspect
 import io
 import re
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +24,7 @@ from lightning_pfc.distributed import Comm
 from lightning_pfc.evaluation import checkpoint_embedder
 from lightning_pfc.models import reviewed
 from lightning_pfc.runs.network import load_network
+from tests import console
 from tests.audit import watch
 from tests.trainer.world import make_trainer
 
@@ -300,9 +299,7 @@ def test_a_command_says_it_in_one_line(tmp_path: Path) -> None:
     path = write(tmp_path / "a.ckpt", checkpoint(backbone="hf-hub:evil/network"), False)
     (tmp_path / "some.bin").write_bytes(b"is not looked at before the model")
     words = [f"ckpt_path={path}", f"+protocols.x={tmp_path / 'some.bin'}", f"output_dir={tmp_path / 'out'}"]
-    done = subprocess.run(
-        [sys.executable, "-m", "lightning_pfc.commands.eval", *words], capture_output=True, text=True, check=False
-    )
+    done = console.run("lightning_pfc.commands.eval", *words)
     assert done.returncode > 0
     assert "Traceback" not in done.stderr
     assert "backbone='hf-hub:evil/network'" in done.stderr

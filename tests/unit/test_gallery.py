@@ -160,7 +160,7 @@ def test_what_a_killed_process_left_in_the_log_is_gone_after_opening(tmp_path: P
 def test_a_change_is_whole_or_absent(tmp_path: Path) -> None:
     with Gallery.create(tmp_path / "g", MODEL) as gallery:
         with pytest.raises(ValueError, match="31 numbers"):
-            gallery.enrol("a", [NewPicture(random_vectors(1)[0]), NewPicture(np.ones(31))])
+            gallery.enrol("a", [NewPicture(random_vectors(1)[0]), NewPicture(np.ones(31, np.float32))])
         assert gallery.store.count() == (0, 0)
         gallery.enrol("a", [NewPicture(random_vectors(1)[0])])
         with pytest.raises(IdentityExistsError, match="'a' exists already"):

@@ -79,7 +79,7 @@ def test_both_stores_answer_alike(tmp_path: Path, address: str, pooling: str) ->
         rows = [
             np.concatenate([batch.vectors for batch in gallery.store.vectors(Position())]) for gallery in (there, here)
         ]
-        np.testing.assert_array_equal(*rows)
+        np.testing.assert_array_equal(rows[0], rows[1])
         np.testing.assert_array_equal(there.store.vectors_of(np.array([2, 4])), here.store.vectors_of(np.array([2, 4])))
         assert there.store.verify() == []
         there.store.compact()
@@ -103,7 +103,7 @@ def test_errors_are_the_same(address: str) -> None:
         with pytest.raises(UnknownIdentityError, match="picture 99"):
             gallery.remove_picture(99)
         with pytest.raises(ValueError, match="vector has"):
-            gallery.enrol("d", [NewPicture(vectors(1)[0]), NewPicture(np.zeros(WIDTH))])
+            gallery.enrol("d", [NewPicture(vectors(1)[0]), NewPicture(np.zeros(WIDTH, np.float32))])
         assert gallery.store.count() == (2, 1)
         with gallery.store.transaction():
             gallery.store.put_answer("key", "one", "done")

@@ -314,7 +314,7 @@ def test_bad_arguments_say_what_is_wrong(arguments, words):
         (lambda: CosFace(scale=0.0), "scale=0.0"),
         (lambda: CosFace(scale=-3.0), "scale=-3.0"),
         (lambda: CombinedMargin(m3=-1.0), "m3=-1.0"),
-        (lambda: ArcFace(margin_grad="none"), "margin_grad"),
+        (lambda: ArcFace(margin_grad="none"), "margin_grad"),  # type: ignore[arg-type]
         (lambda: NormFace(label_smoothing=1.0), "label_smoothing=1.0"),
         (lambda: SphereFace(margin=0.5), "margin=0.5"),
         (lambda: Softmax(interclass_filter=0.4), "interclass_filter"),

@@ -45,7 +45,7 @@ def for_every_parameter(head: PartialFC) -> None:
 def applied(head: PartialFC) -> None:
     def init(module: nn.Module) -> None:
         if hasattr(module, "weight"):
-            nn.init.xavier_uniform_(module.weight)
+            nn.init.xavier_uniform_(module.weight)  # type: ignore[arg-type]
 
     nn.Sequential(nn.Linear(4, 4), head).apply(init)
 

@@ -267,7 +267,7 @@ def test_exact_means_the_size_of_the_file() -> None:
     with pytest.raises(BrokenImageError, match="9 x 9 pixels instead of 50 x 40"):
         record(np.zeros((9, 9, 3), np.uint8))
     with pytest.raises(ValueError, match=r"pixels are float64 \(9, 9, 3\)"):
-        record(np.zeros((9, 9, 3)))
+        record(np.zeros((9, 9, 3)))  # type: ignore[arg-type]
 
 
 def test_floats_are_those_of_training_to_the_bit() -> None:
@@ -277,7 +277,8 @@ def test_floats_are_those_of_training_to_the_bit() -> None:
     turned = images.flip(1).double()
     wanted = (turned - torch.tensor([1, 2, 3]).view(3, 1, 1)) / torch.tensor([10, 20, 40]).view(3, 1, 1)
     torch.testing.assert_close(record.tensor(images).double(), wanted, rtol=1e-6, atol=1e-6)
-    one_std = Preprocessing(size=(8, 9), mean=(1, 2, 3), std=10).tensor(images)
+    ten: Any = 10
+    one_std = Preprocessing(size=(8, 9), mean=(1, 2, 3), std=ten).tensor(images)
     torch.testing.assert_close(one_std[:, 2], (images[:, 2].float() - 3) / 10)
 
 
@@ -294,7 +295,8 @@ def test_what_serves_without_torch_computes_the_same_bits(words: Any) -> None:
 
 
 def test_the_record_is_plain_and_nothing_in_it_is_believed() -> None:
-    record = Preprocessing(size=(112, 96), channels=1, fit="crop", resampling="box", mean=3.0, std=(2.0,), flip="sum")
+    mean: Any = 3.0
+    record = Preprocessing(size=(112, 96), channels=1, fit="crop", resampling="box", mean=mean, std=(2.0,), flip="sum")
     plain = json.loads(json.dumps(record.to_config()))
     assert Preprocessing.from_config(plain) == record
     for key, value, message in (
@@ -315,6 +317,7 @@ def test_the_record_is_plain_and_nothing_in_it_is_believed() -> None:
     ):
         with pytest.raises(ValueError, match=message):
             Preprocessing.from_config({**plain, key: value})
+    wrong: Any
     for wrong in (None, [], "x", {}, {"fit": "crop"}, {1: 2}):
         with pytest.raises(ValueError, match="must be a mapping with size"):
             Preprocessing.from_config(wrong)
@@ -347,6 +350,6 @@ def test_large_photos_train_and_are_judged(tmp_path: Path) -> None:
 def test_bytes_of_any_kind_are_taken(tmp_path: Path) -> None:
     record, data = Preprocessing(size=(24, 20), fit="crop"), pictures()[5][1]
     wanted = record(data)
-    assert torch.equal(record(bytearray(data)), wanted)
-    assert torch.equal(record(memoryview(data)), wanted)
+    assert torch.equal(record(bytearray(data)), wanted)  # type: ignore[arg-type]
+    assert torch.equal(record(memoryview(data)), wanted)  # type: ignore[arg-type]
     assert Image.open(io.BytesIO(data)).size == (24, 24)

@@ -52,8 +52,8 @@ def sums_and_gradients(
     spec = SoftmaxSpec(scale=SCALE, logit_bound=SCALE, precision=precision, **limits)
     rows = SampledRows(None, torch.tensor(len(weight)))
     sums = sharded_softmax(x, weight, None, targets, rows, spec)
-    gradients = torch.autograd.grad(sums.negative_logsumexp.sum(), [x, weight])
-    return sums.negative_logsumexp.detach(), sums.target_cosine.detach(), *gradients
+    of_x, of_weight = torch.autograd.grad(sums.negative_logsumexp.sum(), [x, weight])
+    return sums.negative_logsumexp.detach(), sums.target_cosine.detach(), of_x, of_weight
 
 
 @pytest.mark.parametrize("name", ["start", "learned", "duplicates", "no targets here", "last row"])

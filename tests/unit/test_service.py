@@ -28,6 +28,7 @@ from lightning_pfc.service.batcher import Batcher, QueueFullError
 from lightning_pfc.service.keys import KeyFileError, Keys
 from lightning_pfc.service.limits import Limits
 from lightning_pfc.service.server import serve
+from tests import console
 from tests.detector_files import plant, write_yunet
 from tests.serving import Running, b64, unit
 
@@ -128,7 +129,7 @@ def test_life_of_an_identity(service: Running, encoded: dict[str, list[bytes]]) 
 
 def test_a_request_sent_twice_is_done_once(service: Running, encoded: dict[str, list[bytes]]) -> None:
     body = {"name": "twice", "images": [b64(one) for one in encoded["id20"][:2]]}
-    with_key = {"headers": {"Idempotency-Key": "k1"}}
+    with_key: dict[str, Any] = {"headers": {"Idempotency-Key": "k1"}}
     answers = [service.client.post("/identities", json=body, **with_key) for _ in range(2)]
     assert [answer.status_code for answer in answers] == [201, 201]
     assert answers[0].json() == answers[1].json()
@@ -230,7 +231,7 @@ def test_limits_come_before_decoding(export_folder: Path, encoded: dict[str, lis
 
 @pytest.mark.parametrize(("limits", "status"), [({"queue": 2}, 503), ({"per_client": 2}, 429)])
 def test_busy_is_said_with_a_time(
-    export_folder: Path, encoded: dict[str, list[bytes]], monkeypatch: Any, limits: dict[str, int], status: int
+    export_folder: Path, encoded: dict[str, list[bytes]], monkeypatch: Any, limits: dict[str, Any], status: int
 ) -> None:
     running = Running(export_folder, None, **limits)
     free = threading.Event()
@@ -375,10 +376,7 @@ def test_a_batch_that_fails_fails_its_requests_only() -> None:
 
 
 def run(*words: str, **options: Any) -> subprocess.CompletedProcess[str]:
-    program = f"import sys; from lightning_pfc.commands.{words[0]} import main; sys.exit(main(sys.argv[1:]))"
-    return subprocess.run(
-        [sys.executable, "-c", program, *words[1:]], capture_output=True, text=True, timeout=120, **options
-    )
+    return console.run(f"lightning_pfc.commands.{words[0]}", *words[1:], timeout=120, **options)
 
 
 def test_from_a_folder_to_answers_and_a_clean_end(

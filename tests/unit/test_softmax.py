@@ -62,7 +62,7 @@ def reference(
 def test_equals_a_dense_matrix(name: str, sampled: str | None, positives: int, limits: dict[str, Any]) -> None:
     torch.manual_seed(3)
     spec = SoftmaxSpec(**{**vars(SPECS[name]), **limits})
-    double = {"dtype": torch.float64, "requires_grad": True}
+    double: dict[str, Any] = {"dtype": torch.float64, "requires_grad": True}
     x = torch.randn(BATCH, DIM, dtype=torch.float64)
     x = (F.normalize(x) if spec.normalize else x).requires_grad_()
     weight = torch.randn(CLASSES, DIM * spec.centers_per_class, **double)
@@ -86,7 +86,9 @@ def test_equals_a_dense_matrix(name: str, sampled: str | None, positives: int, l
     values: list[list[Tensor]] = []
     for sums in (got, want):
         parts = [sums.negative_logsumexp, sums.target_cosine] + ([sums.negative_sum] if spec.sums_logits else [])
-        loss = sum((part * torch.linspace(0.5, 1.5, part.numel()).view(part.shape)).sum() for part in parts)
+        loss = torch.stack(
+            [(part * torch.linspace(0.5, 1.5, part.numel()).view(part.shape)).sum() for part in parts]
+        ).sum()
         values.append([*(part.detach() for part in parts), *torch.autograd.grad(loss, leaves)])
     for mine, theirs in zip(*values, strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-9, atol=1e-11)
@@ -101,7 +103,7 @@ def test_a_class_twice_among_the_positives() -> None:
     weight = torch.randn(CLASSES, DIM, dtype=torch.float64, requires_grad=True)
     targets, rows = torch.tensor([[4, 4], [-1, 2]]), SampledRows(None, torch.tensor(CLASSES))
     spec = SoftmaxSpec(scale=4.0, chunk_size=3)
-    for run in (sharded_softmax, lambda *args: reference(*args, torch.tensor(0.0))):
+    for run in (sharded_softmax, lambda *args: reference(*args, torch.tensor(0.0))):  # type: ignore[call-arg]
         sums = run(x, weight, None, targets, rows, spec)
         loss = sums.negative_logsumexp.sum() + (sums.target_cosine * torch.tensor([[1.0, 2.0], [3.0, 4.0]])).sum()
         grads = torch.autograd.grad(loss, [x, weight])

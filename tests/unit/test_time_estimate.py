@@ -37,14 +37,14 @@ def told(
     monkeypatch.setattr(time_estimate.time, "perf_counter", lambda: next(clock))
     said: list[str] = []
     monkeypatch.setattr(time_estimate, "rank_zero_info", lambda form, *values: said.append(form % values))
-    quiet = {
+    quiet: dict[str, Any] = {
         "logger": False,
         "enable_checkpointing": False,
         "enable_progress_bar": False,
         "enable_model_summary": False,
     }
     trainer = L.Trainer(accelerator="cpu", callbacks=[TimeEstimate(batches=4)], **quiet, **words)
-    batches = DataLoader(torch.zeros(10, 1), batch_size=1)
+    batches: Any = DataLoader(torch.zeros(10, 1), batch_size=1)  # type: ignore[arg-type]
     trainer.fit(module or Model(), batches, batches if val else None)
     return " | ".join(said)
 

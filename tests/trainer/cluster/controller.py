@@ -88,7 +88,8 @@ class Cluster:
         """``sbatch WORDS`` in a folder called ``name``."""
         folder = self.folder / name
         folder.mkdir(exist_ok=True)
-        return Job(self, folder, self.run("sbatch", "--parsable", *words, folder=folder, **variables).strip())
+        said = self.run("sbatch", "--parsable", *words, folder=folder, **variables)  # type: ignore[arg-type]
+        return Job(self, folder, said.strip())
 
     def close(self) -> None:
         """End everything in it."""
