@@ -46,7 +46,8 @@ def main(place: Path, seed: int, out: Path, words: list[str]) -> None:
         result = train(*own, *quiet, *words)
         names = {"": result.get("best_checkpoint", "last.ckpt"), "last_": "last.ckpt"}
         found = {key: embedded(Path(folder) / "run" / "checkpoints" / name, place) for key, name in names.items()}
-    np.savez(out, **{key + name: value for key, pair in found.items() for name, value in pair.items()})
+    arrays: dict[str, Any] = {key + name: value for key, pair in found.items() for name, value in pair.items()}
+    np.savez(out, **arrays)
     numbers = {name: value for name, value in result["metrics"].items() if name.startswith(("val/", "test/"))}
     out.with_suffix(".json").write_text(json.dumps({"seconds": used, "metrics": numbers, "steps": result["steps"]}))
 

@@ -13,12 +13,13 @@ import io
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
-Picture = Image.Image
+Picture: TypeAlias = Image.Image
 Random = np.random.Generator
 
 

@@ -35,7 +35,7 @@ from lightning_pfc.distributed import ClassShard, Comm
 CLASSES, WIDTH = 50, 8
 NAMES = Identities.of([f"person {number}" for number in range(CLASSES)])
 OTHERS = Identities.of([f"person {number + 1}" for number in range(CLASSES)])
-INTERESTING = (
+INTERESTING: tuple[Any, ...] = (
     0,
     1,
     -1,

@@ -34,7 +34,8 @@ LADDER: tuple[tuple[str, str, tuple[str, ...]], ...] = (
 
 
 def settings() -> list[Setting]:
-    plain, added, found = dict(PLAIN), [], []
+    plain, found = dict(PLAIN), []
+    added: list[str] = []
     for name, replaced, words in LADDER:
         plain.pop(replaced, None)
         added += words

@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from statistics import median
+from typing import Any
 
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
@@ -31,7 +32,7 @@ def main() -> None:
     module = instantiate(
         config.model, num_classes=data.num_classes, input_size=list(data.input_size), _convert_="all"
     ).train()
-    settings = OmegaConf.to_container(config.optimizer, resolve=True)
+    settings: Any = OmegaConf.to_container(config.optimizer, resolve=True)
     optimizer = create_optimizer(
         module, settings, row_sparse=config.head.sample_rate < 1, global_batch=config.data.batch_size
     )

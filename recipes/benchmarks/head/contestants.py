@@ -17,7 +17,7 @@ from lightning_pfc.heads.center_init import init_centers_
 from lightning_pfc.losses import ArcFace, Loss, Softmax
 from lightning_pfc.optim import RowWiseAdagrad, SparseSGD
 
-SGD = {"lr": 0.1, "momentum": 0.9, "weight_decay": 5e-4}
+SGD: dict[str, Any] = {"lr": 0.1, "momentum": 0.9, "weight_decay": 5e-4}
 STRAIGHT = ArcFace(margin_grad="straight_through")
 
 
@@ -173,7 +173,7 @@ class ChunkedLinearCrossEntropy(LinearCrossEntropy):
 
     def forward(self, x: Tensor, labels: Tensor) -> Tensor:
         options = nn.LinearCrossEntropyOptions()
-        return nn.functional.linear_cross_entropy(x, self.head.weight, labels, options=options)
+        return nn.functional.linear_cross_entropy(x, self.head.weight, labels, options=options)  # type: ignore[arg-type]
 
 
 class DataParallel(LinearCrossEntropy):

@@ -12,6 +12,7 @@ import argparse
 import time
 from collections.abc import Callable
 from statistics import median
+from typing import Any
 
 import torch
 from torch import nn
@@ -21,7 +22,7 @@ from lightning_pfc.cpu_matmul import fast_fp32_matmul
 from lightning_pfc.losses import ArcFace
 from lightning_pfc.optim import SparseSGD
 
-SGD = {"lr": 0.1, "momentum": 0.9, "weight_decay": 5e-4}
+SGD: dict[str, Any] = {"lr": 0.1, "momentum": 0.9, "weight_decay": 5e-4}
 
 
 def head_step(args: argparse.Namespace, precision: str) -> Callable[[], object]:

@@ -131,7 +131,9 @@ def _change(address: str, count: int, width: int, queries: int) -> dict[str, Any
     rng = np.random.default_rng(99)
     with open_gallery(address) as gallery:
         gallery.warm_up()
-        enrol = _each(gallery, queries, lambda i: gallery.enrol(f"new{i}", [NewPicture(rng.standard_normal(width))]))
+        enrol = _each(
+            gallery, queries, lambda i: gallery.enrol(f"new{i}", [NewPicture(rng.standard_normal(width, np.float32))])
+        )
         remove = _each(gallery, queries, lambda i: gallery.remove(f"new{i}"))
     return {"enrol, ms, median": enrol, "delete, ms, median": remove}
 

@@ -52,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with tempfile.TemporaryDirectory() as place:
         tried = Service(options.export, Path(place))
         try:
-            found = {
+            found: dict[str, Any] = {
                 "pictures": _send_pictures(tried, good, options.pictures, random.Random(options.seed)),
                 "requests": _send_requests(tried, options.requests, options.seed),
                 "keys": _time_keys(tried, options.keys),

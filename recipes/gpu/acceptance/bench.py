@@ -87,7 +87,8 @@ class Bench:
 
     def head(self, **options: Any) -> PartialFC:
         """A head on the device."""
-        options = {"embedding_dim": self.size(512, 64), "loss": "cosface", "check_finite": False} | options
+        usual: dict[str, Any] = {"embedding_dim": self.size(512, 64), "loss": "cosface", "check_finite": False}
+        options = usual | options
         return fake_head(**options) if self.fake else PartialFC(**options).to(self.device)
 
     def sgd(self, head: PartialFC, **options: Any) -> SparseSGD:

@@ -73,7 +73,7 @@ def _backbone(bench: Bench, width: int) -> nn.Module:
     from lightning_pfc.models.backbone import create_backbone
 
     made = create_backbone("iresnet50", input_size=112, options={"num_classes": width})
-    return made.to(bench.device, memory_format=torch.channels_last)
+    return made.to(device=bench.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 def gradient_filter(bench: Bench) -> None:
