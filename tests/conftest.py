@@ -57,12 +57,18 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--tier", choices=tiers.TIERS, default="full", help="smoke: 3 minutes; full: 20; nightly: hours")
 
 
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out what belongs to other tiers, and say how many that are."""
-    left_out = [item for item in items if not tiers.is_in(config.getoption("--tier"), item.path)]
-    if left_out:
-        config.hook.pytest_deselected(items=left_out)
-        items[:] = [item for item in items if item not in set(left_out)]
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Files of other tiers are not even imported."""
+    is_test = collection_path.suffix == ".py" and collection_path.name.startswith("test_")
+    return True if is_test and not tiers.is_in(config.getoption("--tier"), collection_path) else None
+
+
+def pytest_report_header(config: pytest.Config) -> str:
+    """Say what is left out."""
+    tier = config.getoption("--tier")
+    files = sorted(tiers.TESTS.rglob("test_*.py"))
+    inside = [path for path in files if tiers.is_in(tier, path)]
+    return f"tier {tier}: {len(inside)} of {len(files)} files of tests; see CONTRIBUTING.md"
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -50,7 +50,7 @@ class TogetherThenAlone(LoadFileScheduling):
     def remove_node(self, node: WorkerController) -> str | None:
         """A worker has ended: the one that is left may have been waiting for that."""
         crashed = super().remove_node(node)
-        for other in self.nodes:
+        for other in 2 * self.nodes:  # twice: a file may have one test, which a worker would hold back
             self._reschedule(other)
         return crashed
 

@@ -142,11 +142,14 @@ def test_recipe_trains_one_step_on_a_cpu(recipe: str, tmp_path: Path) -> None:
     assert math.isfinite(results["train/loss"])
 
 
-COUNTS = sorted({int(composed(recipe).recipe.num_classes) for recipe in RECIPES})
+def test_each_class_count_takes_a_step() -> None:
+    counts = {int(composed(recipe).recipe.num_classes) for recipe in RECIPES}
+    assert len(counts) >= 10
+    for classes in sorted(counts):
+        one_step(classes)
 
 
-@pytest.mark.parametrize("classes", COUNTS)
-def test_each_class_count_takes_a_step(classes: int) -> None:
+def one_step(classes: int) -> None:
     head = PartialFC(embedding_dim=8, num_classes=classes, loss="cosface", sample_rate=1e-3, seed=1)
     backbone = torch.nn.Linear(12, 8)
     optimizer = SparseSGD([*backbone.parameters(), *head.parameters()], lr=0.1, momentum=0.9)
@@ -155,8 +158,8 @@ def test_each_class_count_takes_a_step(classes: int) -> None:
     value.backward()
     before = head.weight.detach()[labels].clone()
     optimizer.step()
-    assert torch.isfinite(value)
-    assert (head.weight.detach()[labels] != before).any(1).all()
+    assert torch.isfinite(value), classes
+    assert (head.weight.detach()[labels] != before).any(1).all(), classes
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.tiers import SMOKE, TESTS, TIERS, is_in, tier_of
+from tests.tiers import ALONE, LONG, SMOKE, TESTS, TIERS, is_in, tier_of
 
 
 def test_every_file_is_in_one_tier() -> None:
@@ -13,5 +13,6 @@ def test_every_file_is_in_one_tier() -> None:
         assert own in (["smoke", "full"], ["full"], ["nightly"]), path
 
 
-def test_the_smoke_tier_names_files_that_exist() -> None:
-    assert [name for name in SMOKE if not (TESTS / name).is_file()] == []
+def test_lists_name_files_that_exist() -> None:
+    assert [name for name in (*SMOKE, *ALONE, *LONG) if not (TESTS / name).is_file()] == []
+    assert not set(ALONE) & set(LONG)
