@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 
-from lightning_pfc.evaluation import all_pairs as module
 from lightning_pfc.evaluation.all_pairs import AllPairsResult, all_pairs_tar
 from lightning_pfc.evaluation.blockwise import UnitRows, entries_above
 from lightning_pfc.evaluation.identification import (
@@ -20,6 +19,7 @@ from lightning_pfc.evaluation.identification import (
     search,
     tpir_at_fpir,
 )
+from lightning_pfc.evaluation.impostor_search import ImpostorSearch
 from lightning_pfc.metrics.functional import tar_at_far
 
 FARS = (1.0, 0.3, 1e-1, 1e-2, 1e-3, 1e-4, 1e-6)
@@ -86,7 +86,7 @@ def test_little_memory_takes_more_passes_and_gives_the_same(max_kept: int) -> No
 @pytest.mark.parametrize("bounds", [(0.9, 1.1), (-1.1, -0.9), (0.1, 0.1001)])
 def test_wrong_guesses_are_found_out(monkeypatch: pytest.MonkeyPatch, bounds: tuple[float, float]) -> None:
     embeddings, labels = people(40, 4, 1.0, 5)
-    monkeypatch.setattr(module._Search, "_guess", lambda self: dict.fromkeys(self.open, bounds))
+    monkeypatch.setattr(ImpostorSearch, "_guess", lambda self: dict.fromkeys(self.open, bounds))
     result = all_pairs_tar(embeddings, labels, (0.3, 1e-2), block=64)
     check(result, sorted_all(embeddings, labels, (0.3, 1e-2)))
     assert result.passes > 1
