@@ -1,4 +1,4 @@
-"""Two workers for a whole tier: most files of tests share the cores, those that measure time come last, alone."""
+"""``-n auto``, two workers for a whole tier: most files share them, those that measure time come last, alone."""
 
 from __future__ import annotations
 
