@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from lightning_pfc.data.mixing import Mix, MixedBatch
     from lightning_pfc.data.preprocessing import Preprocessing
     from lightning_pfc.data.samplers import ClassBalanced, IdentityGroups, Mixed, Shuffled
+    from lightning_pfc.data.several_labels import CollateSeveralLabels, pad_labels
     from lightning_pfc.data.source import IdentityData, LabelledSet, Source
     from lightning_pfc.data.synthetic import Synthetic
     from lightning_pfc.data.verification import Pairs, VerificationSet
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 __all__ = [
     "CameraAugmentation",
     "ClassBalanced",
+    "CollateSeveralLabels",
     "Dali",
     "Files",
     "Glyphs",
@@ -44,6 +46,7 @@ __all__ = [
     "Synthetic",
     "VerificationSet",
     "augmentation",
+    "pad_labels",
 ]
 
 __getattr__, __dir__ = lazy_names(
@@ -51,6 +54,8 @@ __getattr__, __dir__ = lazy_names(
     {
         "CameraAugmentation": "lightning_pfc.data.camera",
         "ClassBalanced": "lightning_pfc.data.samplers",
+        "CollateSeveralLabels": "lightning_pfc.data.several_labels",
+        "pad_labels": "lightning_pfc.data.several_labels",
         "Dali": "lightning_pfc.data.dali",
         "Files": "lightning_pfc.data.files",
         "Glyphs": "lightning_pfc.data.glyphs",

@@ -24,6 +24,7 @@ from lightning_pfc.data.mixing import Mix
 from lightning_pfc.data.orders import Order
 from lightning_pfc.data.preprocessing import Preprocessing
 from lightning_pfc.data.samplers import Mixed, Sampler, Shuffled, make_sampler
+from lightning_pfc.data.several_labels import check_labels
 from lightning_pfc.data.source import EvaluationSet, IdentityData, LabelledSet, Source, Task
 from lightning_pfc.data.verification import VerificationSet
 from lightning_pfc.distributed.comm import Comm
@@ -149,6 +150,7 @@ class IdentityDataModule(L.LightningDataModule):
         if failure is None:
             try:
                 data = self.source.open()
+                check_labels(data, self.sampler, self.mix)
                 if self.loader is not None:
                     self.loader.check(data.train, self._augment(data))
             except Exception as error:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 
@@ -43,6 +43,7 @@ class ClassBalanced:
         length: draws in an epoch; by default about as many as there are images.
     """
 
+    groups_by_label: ClassVar[bool] = True  # so that a picture has one
     length: int | None = None
 
     def order(self, data: IdentityData, *, seed: int, batch_size: int, world_size: int) -> Order:
@@ -59,6 +60,7 @@ class IdentityGroups:
         length: draws in an epoch; by default about as many as there are images.
     """
 
+    groups_by_label: ClassVar[bool] = True  # so that a picture has one
     images: int = 4
     length: int | None = None
 
