@@ -67,6 +67,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     run.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of the centers")
     run.add_argument("--state-dtype", choices=tuple(BYTES), default="float32", help="of the optimizer's state")
+    run.add_argument("--rows-on", choices=("device", "host"), default="device", help="where centers and state are")
     run.add_argument("--update-in-backward", action="store_true", help="no gradient of the centers is held")
     run.add_argument(
         "--embedding-dtype",

@@ -34,6 +34,7 @@ def plan(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
             group_size=args.group_size,
             optimizer=args.optimizer,
             dtype=args.dtype,
+            rows_on=args.rows_on,
             state_dtype=args.state_dtype,
             update_in_backward=args.update_in_backward,
             embedding_dtype=args.embedding_dtype,

@@ -9,7 +9,7 @@ from lightning_pfc.lazy import lazy_names
 if TYPE_CHECKING:
     from lightning_pfc.planning.advice import Advice, advise, largest_classes
     from lightning_pfc.planning.machine import MACHINES, Machine
-    from lightning_pfc.planning.memory import Memory, head_memory
+    from lightning_pfc.planning.memory import Memory, head_memory, host_memory
     from lightning_pfc.planning.setup import Setup
     from lightning_pfc.planning.timed_machine import this_machine
     from lightning_pfc.planning.timing import head_seconds
@@ -25,6 +25,7 @@ __all__ = [
     "head_memory",
     "head_seconds",
     "head_traffic",
+    "host_memory",
     "largest_classes",
     "this_machine",
 ]
@@ -40,6 +41,7 @@ __getattr__, __dir__ = lazy_names(
         "Setup": "lightning_pfc.planning.setup",
         "advise": "lightning_pfc.planning.advice",
         "head_memory": "lightning_pfc.planning.memory",
+        "host_memory": "lightning_pfc.planning.memory",
         "head_seconds": "lightning_pfc.planning.timing",
         "head_traffic": "lightning_pfc.planning.traffic",
         "largest_classes": "lightning_pfc.planning.advice",

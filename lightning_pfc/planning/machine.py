@@ -21,6 +21,7 @@ class Machine:
         network: the same between nodes, per rank.
         latency: seconds of a collective that carries nothing.
         ranks_per_node: ranks that share a node.
+        bus: bytes that a device reads of the host's memory per second, or writes there; of PCIe 4.0 x16 three quarters.
     """
 
     name: str
@@ -34,6 +35,7 @@ class Machine:
     network: float
     latency: float = 30e-6
     ranks_per_node: int = 8
+    bus: float = 24e9
 
     def product_flops(self, precision: str) -> float:
         """Of a matrix product in a precision of ``head.precision``; three float16 products count as one."""

@@ -29,12 +29,14 @@ class Term(NamedTuple):
         bytes: how much.
         phases: when it is there.
         formula: how it comes about; c rows of the rank, k of them sampled, D wide, B rows of the group's batch.
+        is_of_rows: whether it lies where the centers are, which may be the host's memory.
     """
 
     name: str
     bytes: int
     phases: tuple[str, ...]
     formula: str
+    is_of_rows: bool = False
 
 
 class Memory(NamedTuple):
@@ -57,8 +59,23 @@ class Memory(NamedTuple):
 
 
 def head_memory(setup: Setup) -> Memory:
-    """What a rank needs for its part of a head."""
-    terms = [term for term in _terms(setup) if term.bytes > 0]
+    """What a rank needs on its device for its part of a head."""
+    return _memory([term for term in _terms(setup) if not (setup.is_offloaded and term.is_of_rows)])
+
+
+def host_memory(setup: Setup) -> Memory:
+    """What a rank needs of the host's memory for its part of a head, where ``rows_on`` is "host"; most of it pinned."""
+    if not setup.is_offloaded:
+        return _memory([])
+    size = setup.sampled_rows * setup.dim * BYTES[setup.dtype] if setup.sampled_rows < setup.rows else 0
+    ahead = Term(
+        "rows fetched ahead", size, (FORWARD, BACKWARD), "k x D as stored, of the batch that has arrived", True
+    )
+    return _memory([*(term for term in _terms(setup) if term.is_of_rows), ahead])
+
+
+def _memory(every: list[Term]) -> Memory:
+    terms = [term for term in every if term.bytes > 0]
     sums = {phase: sum(term.bytes for term in terms if phase in term.phases) for phase in ALWAYS}
     phase = max(sums, key=lambda name: sums[name])
     return Memory(terms, phase, sums[phase])
@@ -79,26 +96,28 @@ def _terms(s: Setup) -> list[Term]:
     # On a CPU the buffers of a step are kept for the next one (lightning_pfc.buffers.scratch).
     two, last = (ALWAYS, ALWAYS) if s.device == "cpu" else ((FORWARD, BACKWARD), (BACKWARD, STEP))
     terms = [
-        Term("centers", c * width * stored, ALWAYS, f"c x D x {stored}"),
+        Term("centers", c * width * stored, ALWAYS, f"c x D x {stored}", True),
         *_state(s),
         Term("drawing", _drawing(s), (DRAW,), "7 int64 a candidate"),
         Term("sampled ids", 16 * k if k < c else 0, (FORWARD, BACKWARD, STEP), "2 int64 a sampled class"),
         Term("kept exponentials", kept, two, f"B x k x {size}, up to the memory budget"),
         Term("exponentials of a chunk", again, two, f"B x chunk x {size}"),
-        Term("gradient of the centers", gradient, last, "k x D x 4" + (" and as stored" if cast else "")),
+        Term("gradient of the centers", gradient, last, "k x D x 4" + (" and as stored" if cast else ""), True),
     ]
     if s.is_dense:
         whole = c * width * stored
         if k < c or cast:
-            terms.append(Term("dense gradient", whole, (BACKWARD, STEP), "c x D as stored: every center moves"))
+            terms.append(Term("dense gradient", whole, (BACKWARD, STEP), "c x D as stored: every center moves", True))
             if s.device != "cpu":
                 terms[-2] = terms[-2]._replace(phases=(BACKWARD,))
-        terms.append(Term("temporaries of torch.optim", whole, (STEP,), "c x D as stored"))
+        terms.append(Term("temporaries of torch.optim", whole, (STEP,), "c x D as stored", True))
     else:
         limit = CHUNK_BYTES.get(s.device, DEFAULT_CHUNK_BYTES)
         phases = (BACKWARD,) if s.update_in_backward else (STEP,)
         rooms = 3 + s.state_tensors
-        terms.append(Term("rows in the optimizer", rooms * min(limit, 4 * k * width), phases, "a few chunks of rows"))
+        terms.append(
+            Term("rows in the optimizer", rooms * min(limit, 4 * k * width), phases, "a few chunks of rows", True)
+        )
     rows = chunk * width * (4 * gathers + (stored if s.dtype != "float32" else 0) + 4 * s.update_in_backward)
     operand = 2 if size == 2 else 0
     chunks = [
@@ -122,17 +141,18 @@ def _terms(s: Setup) -> list[Term]:
 
 def _state(s: Setup) -> list[Term]:
     if s.optimizer == "adagrad":
-        return [Term("optimizer state", 4 * s.rows, ALWAYS, "4 a class")]
+        return [Term("optimizer state", 4 * s.rows, ALWAYS, "4 a class", True)]
     size = BYTES[s.dtype if s.is_dense else s.state_dtype]
     scale = 4 * s.rows * s.state_tensors if size == 1 else 0
     last = 4 * s.rows if s.optimizer == "adamw" else 0
     return [
-        Term("last step of a row", last, ALWAYS, "4 a class, with missed_steps=decay only"),
+        Term("last step of a row", last, ALWAYS, "4 a class, with missed_steps=decay only", True),
         Term(
             "optimizer state",
             s.state_tensors * s.rows * s.dim * size + scale,
             ALWAYS,
             f"{s.state_tensors} x c x D x {size}" + (" and a scale a row" if scale else ""),
+            True,
         ),
     ]
 

@@ -10,7 +10,7 @@ from rich.table import Table
 
 from lightning_pfc.planning.advice import Advice, round_up
 from lightning_pfc.planning.machine import Machine
-from lightning_pfc.planning.memory import head_memory
+from lightning_pfc.planning.memory import head_memory, host_memory
 from lightning_pfc.planning.published import Row
 from lightning_pfc.planning.setup import Setup
 from lightning_pfc.planning.timing import backbone_seconds, head_seconds
@@ -21,7 +21,7 @@ def as_dict(
     setup: Setup, machine: Machine, advice: Advice, gflops: float, other: float, parameters: int
 ) -> dict[str, Any]:
     """Everything, in bytes and seconds."""
-    memory, messages = head_memory(setup), head_traffic(setup)
+    memory, messages, host = head_memory(setup), head_traffic(setup), host_memory(setup)
     seconds = head_seconds(setup, machine)
     return {
         "setup": asdict(setup),
@@ -32,6 +32,7 @@ def as_dict(
             "head_peak": memory.peak,
             "phase_of_peak": memory.phase,
             "other": other,
+            "host": {"peak": host.peak, "terms": {t.name: t.bytes for t in host.terms}},
             "terms": [
                 {"name": t.name, "bytes": t.bytes, "phases": list(t.phases), "formula": t.formula} for t in memory.terms
             ],
@@ -67,6 +68,11 @@ def print_plan(
         table.add_row(term.name, _mega(term.bytes), term.formula, style="" if here else "dim")
     table.add_section()
     table.add_row("head, at its peak", _mega(memory.peak), f"in the phase '{memory.phase}'; dim terms are gone by then")
+    host = host_memory(setup)
+    for term in host.terms:
+        table.add_row(term.name, _mega(term.bytes), f"in the host's memory: {term.formula}", style="dim")
+    if host.terms:
+        table.add_row("host, at its peak", _mega(host.peak), f"in the phase '{host.phase}'; a rank of the node each")
     table.add_row("all else", _mega(other), "backbone, activations, context")
     table.add_row("device", _mega(machine.memory), "fits" if advice.fits else "DOES NOT FIT", style="bold")
     console.print(table)

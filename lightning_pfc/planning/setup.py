@@ -31,6 +31,7 @@ class Setup:
         memory_budget: of the head, bytes of logits that are kept for the backward pass.
         precision: of the products, as ``head.precision``; ``auto`` is bfloat16 on a GPU with embeddings in it, else
             float32.
+        rows_on: "device", or "host": centers, their gradient and the optimizer's state are in the host's memory.
         threads: that multiply, on a CPU: each has room of its own.
         device: "cpu" or "cuda"; on the latter sampled sets have a fixed size and buffers are larger.
 
@@ -52,6 +53,7 @@ class Setup:
     memory_budget: int = 512 << 20
     precision: str = "auto"
     device: str = "cuda"
+    rows_on: str = "device"
     threads: int = 1
 
     def __post_init__(self) -> None:
@@ -72,6 +74,7 @@ class Setup:
             ("embedding_dtype", ("float32", "bfloat16")),
             ("precision", PRECISIONS),
             ("device", ("cpu", "cuda")),
+            ("rows_on", ("device", "host")),
         ):
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name}={getattr(self, name)!r} is unknown; use one of {', '.join(choices)}.")
@@ -86,6 +89,11 @@ class Setup:
     def but(self, **changes: Any) -> Setup:
         """The same with other values."""
         return replace(self, **changes)
+
+    @property
+    def is_offloaded(self) -> bool:
+        """Whether the centers are in another memory than the one that computes."""
+        return self.rows_on == "host" and self.device != "cpu"
 
     @property
     def product(self) -> str:

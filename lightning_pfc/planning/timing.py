@@ -31,11 +31,14 @@ def head_seconds(setup: Setup, machine: Machine) -> dict[str, float]:
         update = update if s.is_dense else max(update, _PASSES * 4 * k * s.dim)
     messages = head_traffic(s)
     drawn = 0.0 if s.budget >= s.classes else 60 * 8 * s.budget / machine.bandwidth
+    # rows come twice, forward and backward, and gradients go back in float32
+    bus = k * s.dim * (2 * stored + 4) / machine.bus if s.is_offloaded else 0.0
     return {
         "matrix products": products / machine.product_flops(s.product),
         "scores": _SCORE_PASSES * 4 * s.group_batch * k / machine.bandwidth,
         "centers": gathered / machine.bandwidth,
         "optimizer": update / machine.bandwidth,
+        "rows over the bus": bus,
         "drawing": drawn,
         "finding rows": finding,
         "sending": sum(m.bytes / machine.sending_speed(m.spans) + machine.latency for m in messages),

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from lightning_pfc.commands import plan
-from lightning_pfc.planning import MACHINES, Setup, advise, head_memory, head_seconds, largest_classes
+from lightning_pfc.planning import MACHINES, Setup, advise, head_memory, head_seconds, host_memory, largest_classes
 from lightning_pfc.planning.advice import fits, pays_from, step_seconds
 from lightning_pfc.planning.published import insightface_table
 from lightning_pfc.planning.traffic import head_traffic, total
@@ -75,6 +75,35 @@ def test_what_options_save():
     assert head_memory(base.but(update_in_backward=True)).peak < peak
     halved = head_memory(base.but(ranks=2)).peak
     assert halved < 0.6 * peak
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw", "adagrad", "torch-sgd"])
+def test_centers_on_the_host_take_its_memory_and_the_bus(optimizer):
+    """What leaves the device is there on the host, byte for byte, and the rows that are fetched ahead beside it."""
+    here = Setup(classes=10_000_000, rate=0.01, batch=1024, optimizer=optimizer)
+    there = here.but(rows_on="host")
+    device, host, whole = head_memory(there), host_memory(there), head_memory(here)
+    fetched = {term.name: term.bytes for term in host.terms}.pop("rows fetched ahead")
+    assert fetched == here.sampled_rows * 512 * 4
+    both = {term.name: term.bytes for term in (*device.terms, *host.terms) if term.name != "rows fetched ahead"}
+    assert both == {term.name: term.bytes for term in whole.terms}
+    assert {term.name for term in host.terms} >= {"centers", "optimizer state", "gradient of the centers"}
+    assert device.peak < 2e9 < 20e9 < host.peak
+    moved = head_seconds(there, MACHINES["h200"])["rows over the bus"]
+    assert moved == pytest.approx(there.sampled_rows * 512 * 12 / MACHINES["h200"].bus)
+    assert head_seconds(here, MACHINES["h200"])["rows over the bus"] == 0
+    assert host_memory(here).terms == host_memory(there.but(device="cpu")).terms == []
+    assert head_memory(there.but(device="cpu")).peak == head_memory(here.but(device="cpu")).peak
+
+
+def test_the_command_knows_the_host(capsys):
+    words = ["--classes", "3e8", "--rate", "0.001", "--optimizer", "adagrad", "--device", "h200"]
+    assert plan.main(words) == 1
+    capsys.readouterr()
+    assert plan.main([*words, "--rows-on", "host"]) == 0
+    assert "host, at its peak" in capsys.readouterr().out
+    assert plan.main([*words, "--rows-on", "host", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["memory"]["host"]["terms"]["centers"] == 300_000_000 * 512 * 4
 
 
 def test_adamw_knows_when_a_row_moved_last_and_the_dense_one_has_no_need_to():
