@@ -157,3 +157,89 @@ def test_numbers_beside_float64_notices_a_loss_that_is_off(accept, monkeypatch):
     line = accept.run_check(check, bench_of(accept, "cpu"))
     assert line.verdict == "ran: short"
     assert "loss_float32" in " ".join(line.notes)
+
+
+LAUNCHED = ["cudaLaunchKernel"] * 40
+
+
+@pytest.mark.parametrize(
+    ("seen", "figure"),
+    [
+        (["cudaStreamSynchronize"], "waits"),
+        (["Memcpy DtoH (Device -> Pageable)"], "copies_back"),
+        (["cudaMalloc"], "allocations"),
+        (["cudaHostAlloc"], "allocations"),
+        (["Memcpy DtoH (Device -> Pinned)"] * 41, "checks_a_step"),
+    ],
+)
+def test_a_wait_in_what_the_profiler_saw_falls_short(accept, seen, figure):
+    device = importlib.import_module("acceptance.device")
+    verdict = importlib.import_module("acceptance.verdict")
+    usual = [*LAUNCHED, "cudaDeviceSynchronize", "Memcpy HtoD (Pageable -> Device)"]
+    usual += ["Memcpy DtoH (Device -> Pinned)"] * 40
+    check = accept.CHECKS[6]
+    assert verdict.judge(check, device.waits_among(usual, 40), check.least) == []
+    (reason,) = verdict.judge(check, device.waits_among(usual + seen, 40), check.least)
+    assert reason.startswith(f"{figure} is ")
+    with pytest.raises(RuntimeError, match="saw no kernel started"):
+        device.waits_among([], 40)
+
+
+@pytest.mark.parametrize(
+    ("said", "errors"),
+    [
+        ("started 40 calls of {n} operations\n========= {summary}", 0.0),
+        ("started 40 calls of {n} operations\n========= {bad}", 3.0),
+        ("========= {summary}", float("inf")),
+        ("started 40 calls of {n} operations", float("inf")),
+        ("started 2 calls of {n} operations\n========= {summary}", float("inf")),
+        ("started 40 calls of 2 operations\n========= {summary}", float("inf")),
+    ],
+)
+@pytest.mark.parametrize("kind", ["memcheck", "racecheck"])
+def test_what_a_sanitizer_says_is_read(accept, tmp_path, monkeypatch, kind, said, errors):
+    """By a tool of the test's own: one that starts fewer kernels, or says nothing, is no tool that found nothing."""
+    device = importlib.import_module("acceptance.device")
+    from lightning_pfc.kernels.library import OPERATIONS
+
+    good = {"memcheck": "ERROR SUMMARY: 0 errors", "racecheck": "RACECHECK SUMMARY: 0 hazards displayed (0 errors)"}
+    summary = good[kind]
+    text = said.format(n=len(OPERATIONS), summary=summary, bad=summary.replace(" 0 ", " 3 ", 1))
+    other = f"started 40 calls of {len(OPERATIONS)} operations\n" + next(v for k, v in good.items() if k != kind)
+    tool = tmp_path / "compute-sanitizer"
+    tool.write_text(f"#!/bin/sh\nif [ $2 = {kind} ]; then cat <<X\n{text}\nX\nelse cat <<X\n{other}\nX\nfi\n")
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    line = accept.run_check(dataclasses.replace(accept.CHECKS[16], gpu_only=""), bench_of(accept, "cpu"))
+    assert line.figures[f"{kind}_errors"] == errors
+    assert line.verdict == ("ran: met" if errors == 0 else "ran: short")
+    assert compile(device.PROGRAM, "program", "exec")
+
+
+def test_without_a_sanitizer_it_is_not_run(accept, monkeypatch):
+    monkeypatch.setenv("PATH", "/nowhere")
+    line = accept.run_check(dataclasses.replace(accept.CHECKS[16], gpu_only=""), bench_of(accept, "cpu"))
+    assert line.verdict == "not run"
+    assert "comes with CUDA's toolkit" in line.text()
+
+
+def test_memory_is_counted_without_a_device(accept):
+    """Of tensors without values; a step that holds more is noticed, and the plan beside it."""
+    line = accept.run_check(accept.CHECKS[10], bench_of(accept, "meta"))
+    assert line.walked
+    assert set(line.figures) == {bound.figure for bound in accept.CHECKS[10].bounds}
+    from lightning_pfc.planning.live_bytes import LiveBytes
+
+    meta = accept.torch.device("meta")
+    kept = accept.torch.empty(1000, device=meta)
+    with LiveBytes() as live:
+        one = accept.torch.empty(1 << 20, device=meta)
+        two = one.view(1024, 1024) + 1  # 4 MiB each
+        del one
+        three = two.t().contiguous()
+        kept.add_(1)
+        assert live.peak == 2 * (4 << 20)
+        accept.torch.empty(100, device="cpu")
+        del two, three
+        kept + 1
+    assert live.live == 4096

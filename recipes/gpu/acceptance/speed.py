@@ -79,11 +79,11 @@ def step_figure(rate: float, rows: int) -> str:
 
 def memory(bench: Bench) -> None:
     """What a step needs above rows and momentum, and how far the plan is off."""
-    classes, budget = bench.size(1_000_000, 20_000), 128 << 20
+    classes, budget = bench.size(1_000_000, 20_000, predicts=True), 128 << 20
     for rows in (1024, 8192):
-        head = bench.head(num_classes=classes, precision="bfloat16", memory_budget=budget)
+        head = bench.head(num_classes=classes, embedding_dim=_dim(bench), precision="bfloat16", memory_budget=budget)
         optimizer = bench.sgd(head, update_in_backward=True)
-        x, labels = bench.batch(head, rows // bench.size(1, 32), dtype=torch.bfloat16)
+        x, labels = bench.batch(head, _rows(bench, rows), dtype=torch.bfloat16)
         bench.step(head, optimizer, x, labels)
         above = bench.peak_memory(functools.partial(bench.step, head, optimizer, x, labels))
         setup = Setup(
