@@ -136,13 +136,15 @@ class OverflowOnOneRank(TheirModule):
 
     def on_after_backward(self) -> None:
         assert self.head is not None
-        if self.global_rank == 1 and len(self.losses) == 3:
+        if self.global_rank == self.trainer.world_size - 1 and len(self.losses) == 3:
             gradient = self.head.weight.grad
             (gradient._values() if gradient.is_sparse else gradient).view(-1)[0] = torch.inf
 
     def on_train_batch_end(self, *args: Any) -> None:
         assert self.head is not None
         self.history.append(([p.detach().clone() for p in self.parameters()], self.scale()))
+        states = self.optimizers().optimizer.state.values()
+        self.kept.append([v.clone() for state in states for v in state.values() if isinstance(v, Tensor)])
 
     def scale(self) -> float:
         return self.trainer.precision_plugin.scaler.get_scale()
@@ -150,12 +152,14 @@ class OverflowOnOneRank(TheirModule):
 
 def fit_overflow(rank: int, world_size: int, optimizer: Any, clip: float | None) -> Any:
     model = OverflowOnOneRank(optimizer, momentum=0.9)
-    model.history = []
+    model.history, model.kept = [], []
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**8, growth_interval=1000)
     plugin = MixedPrecision("16-mixed", "cpu", scaler)
     trainer = make_trainer(rank, world_size, plugins=[plugin], gradient_clip_val=clip)
     trainer.fit(model, make_loader(rank, world_size, steps=5))
     assert model.head is not None
+    if world_size == 1:
+        return model.history, model.kept
     return model.history, model.head.check_finite
 
 
@@ -172,6 +176,22 @@ def test_an_overflow_on_one_rank_skips_the_step_on_all(ranks: RankPool, optimize
     for first, second in zip(results[0][0], results[1][0], strict=True):
         for a, b in zip(first[0][:4], second[0][:4], strict=True):
             assert torch.equal(a, b), "the replicas have drifted apart"
+
+
+@pytest.mark.parametrize("optimizer", [torch.optim.SGD, SparseSGD])
+@pytest.mark.parametrize("clip", [None, 0.1])
+def test_an_overflow_on_the_only_rank_leaves_nothing_changed(
+    ranks: RankPool, optimizer: Any, clip: float | None
+) -> None:
+    """Not one bit of parameters or of the optimizer's state, in the step that is skipped; all move in the others."""
+    [(history, kept)] = ranks.run(1, fit_overflow, optimizer, clip)
+    assert [scale for _, scale in history] == [256.0, 256.0, 128.0, 128.0, 128.0]
+    for before, after, moved in ((0, 1, True), (1, 2, False), (2, 3, True)):
+        for what in ([tensors for tensors, _ in history], kept):
+            pairs = list(zip(what[before], what[after], strict=True))
+            assert len(pairs) > 1
+            assert all(torch.equal(a, b) for a, b in pairs) is not moved
+    assert all(bool(value.isfinite().all()) for value in kept[-1])
 
 
 def fit_nan(rank: int, world_size: int) -> None:
