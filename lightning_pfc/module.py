@@ -178,6 +178,11 @@ class PartialFCModule(L.LightningModule):
         embeddings: Tensor = self.neck(self.backbone(images))
         return embeddings
 
+    def on_train_batch_start(self, batch: Sequence[Any], batch_idx: int) -> None:
+        """Centers on the host are fetched while the backbone runs."""
+        if self.head.reads_from_host:
+            self.head.prepare(batch[1], batch.other if isinstance(batch, MixedBatch) else None)
+
     def training_step(self, batch: Sequence[Any], batch_idx: int) -> Tensor:
         """One step; the loss is the mean over the global batch and equal on all ranks."""
         images: Tensor = batch[0]
@@ -410,8 +415,8 @@ def _class_counts(trainer: L.Trainer, name: str, head: PartialFC) -> Tensor:
             f"{name}.sampler={head.sampler} needs the number of images of each class, which this data module does not "
             "tell; call head.set_class_counts(counts) in on_fit_start."
         )
-    every = labels[np.arange(len(labels))]  # an array, or something that computes them
-    return torch.bincount(torch.as_tensor(every), minlength=head.num_classes)
+    every = torch.as_tensor(labels[np.arange(len(labels))]).flatten()  # an array, or something that computes them
+    return torch.bincount(every[every >= 0], minlength=head.num_classes)
 
 
 def global_batch_size(trainer: L.Trainer) -> int | None:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from lightning_pfc.heads.several_labels import without_gaps
+from lightning_pfc.kernels.capture import capturing
 from lightning_pfc.kernels.unit_embeddings import bad_rows
 
 
@@ -97,7 +98,8 @@ def _flags(embeddings: Tensor, labels: Tensor, num_classes: int) -> Tensor:
 class DeferredCheck:
     """Value checks on an accelerator: looked at one step later, when the answer has long been there.
 
-    Waiting for it at once would stall the queue of kernels in every step.
+    Waiting for it at once would stall the queue of kernels in every step. In replays of a CUDA graph nobody looks: they
+    add up what they find until :meth:`replayed` is asked for.
     """
 
     def __init__(self) -> None:
@@ -105,6 +107,7 @@ class DeferredCheck:
         self._arrived: torch.Event | None = None
         self._labels: Tensor | None = None
         self._limits = (0, True)
+        self._found: Tensor | None = None
 
     def watch(self, embeddings: Tensor, labels: Tensor, num_classes: int, check_finite: bool) -> None:
         """Start checking a batch; nothing to do on the CPU, where :func:`batch_error` has looked already."""
@@ -112,6 +115,12 @@ class DeferredCheck:
         if device == "cpu" or labels.shape[0] == 0:
             return
         flags = bad_rows(embeddings.detach(), labels, num_classes)
+        if self._found is None:
+            self._found = torch.zeros_like(flags[0])
+        if capturing(embeddings.device):
+            self._found.logical_or_(flags.any(0))
+            self._limits = (num_classes, check_finite)
+            return
         if device == "meta":  # counted, and without values
             flags.clone()
             return
@@ -123,9 +132,23 @@ class DeferredCheck:
 
     def pending(self) -> Exception | None:
         """The error of the batch that was watched last, and forget it."""
-        if self._flags is None or self._arrived is None or self._labels is None:
+        if self._flags is None or self._arrived is None or self._labels is None or capturing(self._labels.device):
             return None
         self._arrived.synchronize()
         bad_label, not_finite = self._flags.any(0).tolist()
         labels, self._flags, self._labels = self._labels, None, None
         return value_error(bad_label, not_finite, labels, *self._limits)
+
+    def replayed(self) -> Exception | None:
+        """The error of the replays since this was asked last; waits for the device."""
+        if self._found is None:
+            return None
+        bad_label, not_finite = bool(self._found[0]), bool(self._found[1])
+        self._found.zero_()
+        num_classes, check_finite = self._limits
+        if bad_label:
+            return ValueError(
+                f"labels of a replayed CUDA graph held a class id outside [0, num_classes={num_classes}); num_classes "
+                "must be larger than every label: take it from the data set."
+            )
+        return value_error(False, not_finite, torch.empty(0), num_classes, check_finite)

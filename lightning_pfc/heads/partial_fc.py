@@ -152,10 +152,11 @@ class PartialFC(ClassSampling):
         """Nothing is under way: at the start, and in a copy."""
         self._deferred, self._passes, self._row_watch = DeferredCheck(), Passes(), RowWatch()
         self._blends: list[weakref.ref[BlendedCenters]] = []
+        self._prepared = None
         self._loss_hooks: OrderedDict[int, Callable[[LossOutput], None]] = OrderedDict()
 
     def __getstate__(self) -> dict[str, Any]:
-        left_out = ("_deferred", "_passes", "_row_watch", "_blends", "_loss_hooks")
+        left_out = ("_deferred", "_passes", "_row_watch", "_blends", "_loss_hooks", "_prepared")
         state = {name: value for name, value in self.__dict__.items() if name not in left_out}
         return state | {"_sampler_cache": {}}  # threads and indexes, which are made anew
 
@@ -200,8 +201,10 @@ class PartialFC(ClassSampling):
         self._ensure_storage()
         check_filter(self.gradient_filter, embeddings.device)
         with no_autocast(embeddings.device), using(self.settle_kernels()):
-            batch = self._gather(embeddings, labels, "PartialFC.forward", other, share)
-            now = (self._passes.first_of(batch) if self.training else None) or self._new_pass(batch)
+            batch, ready = self._gather(embeddings, labels, "PartialFC.forward", other, share), None
+            if self._prepared is not None:
+                ready = self._take_prepared(labels, other)
+            now = (self._passes.first_of(batch) if self.training else None) or self._new_pass(batch, ready)
             output = self._loss_pass().compute_loss(batch, now)
         if self.training and not now.again:
             self._passes.keep(now, batch, output.loss)
@@ -259,7 +262,7 @@ class PartialFC(ClassSampling):
         Raises:
             ValueError, FloatingPointError: as :meth:`forward`.
         """
-        self.comm.agreement.exchange("PartialFC.check", error=self._deferred.pending())
+        self.comm.agreement.exchange("PartialFC.check", error=self._deferred.pending() or self._deferred.replayed())
 
     # --- evaluation ---------------------------------------------------------------------------------------------------
 

@@ -47,6 +47,8 @@ class SparseAdamW(RowSparseOptimizer):
         rounding_seed: Of the stochastic rounding, which also depends on the step and the class, and on nothing else.
         update_in_backward: Update centers inside the backward pass, so that their gradient is never held. Not together
             with clipping by norm, accumulated gradients or a loss scaler.
+        capturable: Count the steps on the device, so that a CUDA graph can hold the step, together with
+            ``update_in_backward``; ``lr`` may be a tensor there, which a scheduler changes in place.
 
     Raises:
         ValueError: If an option is negative, a beta is not below 1, or ``missed_steps`` neither of its two words.
@@ -57,7 +59,7 @@ class SparseAdamW(RowSparseOptimizer):
     def __init__(
         self,
         params: ParamsT,
-        lr: float = 1e-3,
+        lr: float | Tensor = 1e-3,
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
         weight_decay: float = 1e-2,
@@ -66,10 +68,11 @@ class SparseAdamW(RowSparseOptimizer):
         state_dtype: str | None = None,
         rounding_seed: int = 0,
         update_in_backward: bool = False,
+        capturable: bool = False,
     ) -> None:
         defaults: dict[str, Any] = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
         defaults |= {"missed_steps": missed_steps, "state_dtype": state_dtype, "rounding_seed": rounding_seed}
-        super().__init__(params, {**defaults, "update_in_backward": update_in_backward})
+        super().__init__(params, {**defaults, "update_in_backward": update_in_backward, "capturable": capturable})
 
     def _check_group(self, group: dict[str, Any]) -> None:
         check_options(group, lr=0.0, eps=0.0, weight_decay=0.0)
@@ -81,7 +84,7 @@ class SparseAdamW(RowSparseOptimizer):
     def _ensure_dense_state(self, param: Tensor, group: dict[str, Any]) -> None:
         state = self.state[param]
         if "step" not in state:
-            state["step"] = torch.tensor(0.0)
+            state["step"] = torch.zeros((), device=param.device if group["capturable"] else "cpu")
             state[MEAN] = torch.zeros_like(param, memory_format=torch.preserve_format)
             state[SQUARE] = torch.zeros_like(param, memory_format=torch.preserve_format)
 
@@ -97,6 +100,7 @@ class SparseAdamW(RowSparseOptimizer):
             [],
             [state["step"] for state in states],
             amsgrad=False,
+            capturable=group["capturable"] and params[0].device.type == "cuda",
             beta1=group["betas"][0],
             beta2=group["betas"][1],
             lr=group["lr"],

@@ -35,7 +35,8 @@ class RowSparseOptimizer(torch.optim.Optimizer, ABC):
     No collective is run, nothing waits for a device.
 
     State of a parameter, in ``state_dict()`` as usual:
-        ``step``: 0-d float32 on the CPU, the number of steps taken with a gradient: the same on every rank.
+        ``step``: 0-d float32 on the CPU, the number of steps taken with a gradient: the same on every rank; with
+        ``capturable=True`` on the device of the parameter.
         The keys of :attr:`row_state_keys`: tensors whose first dimension is that of the parameter, one entry per row. A
         checkpoint splits them over ranks as it splits the parameter. The other keys are the same on every rank.
     """
@@ -47,7 +48,7 @@ class RowSparseOptimizer(torch.optim.Optimizer, ABC):
     _steps_in_backward = False
 
     def __init__(self, params: ParamsT, defaults: dict[str, Any]) -> None:
-        super().__init__(params, defaults)
+        super().__init__(params, {"capturable": False, **defaults})
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Adds a parameter group, as in ``torch.optim.Optimizer``, and marks the parameters of heads as row-sparse.
@@ -222,6 +223,7 @@ class RowSparseOptimizer(torch.optim.Optimizer, ABC):
         state: dict[str, Tensor] = self.state[param]
         if "step" not in state:
             state["step"] = torch.tensor(0.0)
+        state["step"] = state["step"].to(param.device if group["capturable"] else "cpu")
         for name, (shape, storage) in self._row_state(param, group).items():
             layout = storage.layout(name, shape)
             found = {key: value for key, value in state.items() if key == name or key in layout}
@@ -249,12 +251,15 @@ class RowSparseOptimizer(torch.optim.Optimizer, ABC):
         """Counts a step of a parameter that is stepped by rows."""
         state = self._ensure_row_state(param, group)
         state["step"] += 1
-        step = int(state["step"])
+        storages = {name: storage for name, (_, storage) in self._row_state(param, group).items()}
+        return RowStep(self, param, state, storages, group)
+
+    def _row_noise(self, param: Tensor, group: dict[str, Any], step: int) -> RowNoise:
+        """Bits for the rounding of a step."""
         key = (group["rounding_seed"], step, row_width(param.shape), param.device)
         if self._noise is None or self._noise[0] != key:  # heads of one width share the table of a step
             self._noise = (key, RowNoise(*key))
-        storages = {name: storage for name, (_, storage) in self._row_state(param, group).items()}
-        return RowStep(self, param, state, storages, group, step, self._noise[1])
+        return self._noise[1]
 
     def _step_rows(self, param: Tensor, grad: Tensor, group: dict[str, Any]) -> None:
         step = self._begin_rows(param, group)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from lightning_pfc.kernels.capture import capturing
 from lightning_pfc.kernels.tiles import LARGEST_WIDTH
 from lightning_pfc.optim.row_kernels import adagrad_rows_, adamw_rows_, sgd_rows_
 from lightning_pfc.optim.rows import first_row
@@ -31,7 +32,7 @@ class FusedRows:
 
     def __init__(self, step: RowStep) -> None:
         self._step, device = step, step.param.device
-        self._number = torch.full((), step.step, dtype=torch.int64, device=device)
+        self._number = _number(step, device)
         self._options = _options(step, device)
 
     @classmethod
@@ -79,15 +80,33 @@ class FusedRows:
         return [*found, state[names[with_scales]] if with_scales < len(names) else None]
 
 
+def _number(step: RowStep, device: torch.device) -> Tensor:
+    """The number of the step, () int64 on the device."""
+    if step.group["capturable"]:
+        return step.state["step"].to(torch.int64)
+    if capturing(device):
+        raise RuntimeError(
+            f"{type(step.optimizer).__name__}(capturable=False) counts its steps on the host, so that a CUDA graph "
+            "would take the same one for ever; give capturable=True."
+        )
+    return torch.full((), step.step, dtype=torch.int64, device=device)
+
+
 def _options(step: RowStep, device: torch.device) -> Tensor:
-    """The numbers of a rule, float64 on the device; copied there when one changes."""
+    """The numbers of a rule, float64 on the device: the same tensor in every step, written where one changes."""
     group: dict[str, Any] = step.group
     names = {"SparseSGD": ("lr", "momentum", "weight_decay"), "RowWiseAdagrad": ("lr", "weight_decay", "eps")}
-    values = [float(group[name]) for name in names.get(type(step.optimizer).__name__, ("lr", "weight_decay", "eps"))]
-    values += [float(beta) for beta in group.get("betas", ())]
+    given = [group[name] for name in names.get(type(step.optimizer).__name__, ("lr", "weight_decay", "eps"))]
+    given += group.get("betas", ())
+    values = [0.0 if isinstance(value, Tensor) else float(value) for value in given]
     kept = step.optimizer.__dict__.setdefault("_device_options", {})
     key = (id(group), device)
-    if key not in kept or kept[key][0] != values:
+    if key not in kept:
         kept[key] = (values, torch.tensor(values, dtype=torch.float64).to(device, non_blocking=True))
+    elif kept[key][0] != values:
+        kept[key] = (values, kept[key][1].copy_(torch.tensor(values, dtype=torch.float64), non_blocking=True))
     found: Tensor = kept[key][1]
+    for place, value in enumerate(given):
+        if isinstance(value, Tensor):
+            found[place].copy_(value, non_blocking=True)
     return found

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import weakref
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from lightning_pfc.distributed.class_rows import class_rows
+from lightning_pfc.kernels.capture import capturing
 from lightning_pfc.keyed_random.rounding_noise import RowNoise
 from lightning_pfc.optim.fused_rows import FusedRows
 from lightning_pfc.optim.rows import RowChunk, clamp_padding, first_row
@@ -29,8 +31,6 @@ class RowStep:
         state: Its state.
         storages: How each state of the rule is kept.
         group: Options.
-        step: Number of the step, from 1.
-        noise: Bits for rounding.
     """
 
     optimizer: RowSparseOptimizer
@@ -38,8 +38,25 @@ class RowStep:
     state: dict[str, Tensor]
     storages: dict[str, RowStorage]
     group: dict[str, Any]
-    step: int
-    noise: RowNoise
+
+    @cached_property
+    def step(self) -> int:
+        """Number of the step, from 1; with ``capturable=True`` the host waits for it.
+
+        Raises:
+            RuntimeError: while a CUDA graph is captured.
+        """
+        if capturing(self.param.device):
+            raise RuntimeError(
+                f"plain torch steps these rows of {type(self.optimizer).__name__} and reads the number of the step, so "
+                "that no CUDA graph can hold it; give update_in_backward=True, and kernels='auto' to the head."
+            )
+        return int(self.state["step"])
+
+    @cached_property
+    def noise(self) -> RowNoise:
+        """Bits for rounding."""
+        return self.optimizer._row_noise(self.param, self.group, self.step)
 
     def apply(self, chunk: RowChunk, weight: Tensor | None = None) -> None:
         """Applies the rule to the rows of a chunk; no row may come twice in one step.

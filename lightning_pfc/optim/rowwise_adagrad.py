@@ -35,6 +35,8 @@ class RowWiseAdagrad(RowSparseOptimizer):
         rounding_seed: Of the stochastic rounding of centers in bfloat16, which also depends on the step and the class.
         update_in_backward: Update centers inside the backward pass, so that their gradient is never held. Not together
             with clipping by norm, accumulated gradients or a loss scaler.
+        capturable: Count the steps on the device, so that a CUDA graph can hold the step, together with
+            ``update_in_backward``; ``lr`` may be a tensor there, which a scheduler changes in place.
 
     Raises:
         ValueError: If an option is negative.
@@ -45,15 +47,16 @@ class RowWiseAdagrad(RowSparseOptimizer):
     def __init__(
         self,
         params: ParamsT,
-        lr: float = 1e-2,
+        lr: float | Tensor = 1e-2,
         eps: float = 1e-10,
         weight_decay: float = 0.0,
         *,
         rounding_seed: int = 0,
         update_in_backward: bool = False,
+        capturable: bool = False,
     ) -> None:
         defaults: dict[str, Any] = {"lr": lr, "eps": eps, "weight_decay": weight_decay, "rounding_seed": rounding_seed}
-        super().__init__(params, {**defaults, "update_in_backward": update_in_backward})
+        super().__init__(params, {**defaults, "update_in_backward": update_in_backward, "capturable": capturable})
 
     def _check_group(self, group: dict[str, Any]) -> None:
         check_options(group, lr=0.0, eps=0.0, weight_decay=0.0)

@@ -37,6 +37,8 @@ class SparseSGD(RowSparseOptimizer):
         rounding_seed: Of the stochastic rounding, which also depends on the step and the class, and on nothing else.
         update_in_backward: Update centers inside the backward pass, so that their gradient is never held. Not together
             with clipping by norm, accumulated gradients or a loss scaler.
+        capturable: Count the steps on the device, so that a CUDA graph can hold the step, together with
+            ``update_in_backward``; ``lr`` may be a tensor there, which a scheduler changes in place.
 
     Raises:
         ValueError: If an option is negative, or ``nesterov`` is set without momentum.
@@ -47,7 +49,7 @@ class SparseSGD(RowSparseOptimizer):
     def __init__(
         self,
         params: ParamsT,
-        lr: float = 1e-3,
+        lr: float | Tensor = 1e-3,
         momentum: float = 0.0,
         weight_decay: float = 0.0,
         nesterov: bool = False,
@@ -55,10 +57,11 @@ class SparseSGD(RowSparseOptimizer):
         state_dtype: str | None = None,
         rounding_seed: int = 0,
         update_in_backward: bool = False,
+        capturable: bool = False,
     ) -> None:
         defaults: dict[str, Any] = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "nesterov": nesterov}
         defaults |= {"state_dtype": state_dtype, "rounding_seed": rounding_seed}
-        super().__init__(params, {**defaults, "update_in_backward": update_in_backward})
+        super().__init__(params, {**defaults, "update_in_backward": update_in_backward, "capturable": capturable})
 
     def _check_group(self, group: dict[str, Any]) -> None:
         check_options(group, lr=0.0, momentum=0.0, weight_decay=0.0)

@@ -254,7 +254,8 @@ def test_on_cuda_rows_are_updated_without_a_wait(dtype, state_dtype):
             state = optimizer._ensure_row_state(weight, group)
             storages = {name: storage for name, (_, storage) in optimizer._row_state(weight, group).items()}
             noise = RowNoise(0, 3, 6, torch.device("cuda"))
-            step = RowStep(optimizer, weight, state, storages, group, 3, noise)
+            step = RowStep(optimizer, weight, state, storages, group)
+            vars(step).update(step=3, noise=noise)
             index = torch.empty(10, dtype=torch.int64, device="cuda")
             live = torch.empty((), dtype=torch.bool, device="cuda")
             with torch.no_grad():

@@ -62,6 +62,7 @@ class Sampler(Configurable):
 
     fill_with_uniform: ClassVar[bool] = False  # draw evenly from the remaining classes until the budget is full
     has_inclusion_probs: ClassVar[bool] = False  # ``correction`` is possible
+    draws_from_labels: ClassVar[bool] = False  # a function of targets, seed and step, without a collective
     needs_counts: ClassVar[bool] = False  # row state "count": images of each class, given by ``head.set_class_counts``
 
     def __init_subclass__(cls, **options: Any) -> None:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from lightning_pfc.buffers.staged_rows import StagedRows
 from lightning_pfc.distributed.shard import ClassShard
 from lightning_pfc.heads.softmax.spec import SampledRows
 from lightning_pfc.kernels.unit_embeddings import own_columns
@@ -28,6 +29,7 @@ class SampledClasses:
         log_weight: (k,) float, logarithm of how often a class counts as a negative: 0 is once, ``-log p`` makes up for
             a class that is drawn with probability p only, ``-inf`` leaves it out; None means once each.
         num_valid: () int64 tensor, how many of ``index`` are real, where somebody has counted; these come first.
+        staged: their rows, on their way from the host's memory; None where nobody has asked for them yet.
     """
 
     index: Tensor | None
@@ -36,11 +38,12 @@ class SampledClasses:
     valid: Tensor | None = None
     log_weight: Tensor | None = None
     num_valid: Tensor | None = None
+    staged: StagedRows | None = None
 
     @property
     def rows(self) -> SampledRows:
         """What the softmax has to know of them."""
-        return SampledRows(self.index, self.num_sampled, self.valid, self.log_weight, self.num_valid)
+        return SampledRows(self.index, self.num_sampled, self.valid, self.log_weight, self.num_valid, self.staged)
 
     @property
     def targets(self) -> Tensor:

@@ -25,6 +25,7 @@ class Uniform(Sampler):
     """
 
     has_inclusion_probs: ClassVar[bool] = True
+    draws_from_labels: ClassVar[bool] = True
 
     def sample(self, context: SamplingContext) -> SampledClasses:
         """The classes of a step that live on this rank."""
@@ -42,6 +43,8 @@ class PositivesOnly(Sampler):
 
     InsightFace's ``wf42m_pfc0008`` trains so. The softmax is then over the batch's own classes.
     """
+
+    draws_from_labels: ClassVar[bool] = True
 
     def sample(self, context: SamplingContext) -> SampledClasses:
         """The targets that live on this rank."""

@@ -84,7 +84,8 @@ class ClassChunks:
         self.offloaded = is_offloaded(weight, x.device)
         self.stored_index = self.index if stored_index is None else stored_index
         if self.offloaded and self.stored_index is not None:
-            self.stored_index = self.stored_index.to(weight.device)
+            staged = rows.staged
+            self.stored_index = self.stored_index.to(weight.device) if staged is None else staged.index
         self.num_rows = weight.shape[0] if self.index is None else self.index.shape[0]
         size = spec.chunk_size or default_chunk_size(x, self.num_rows, spec.memory_budget)
         self.ranges = [(low, min(low + size, self.num_rows)) for low in range(0, self.num_rows, size)]
@@ -160,7 +161,9 @@ class ClassChunks:
             return self.weight[low:high]
         out = self._centers[: high - low]
         if self.offloaded:
-            return out.copy_(stage_pinned(self.weight, self.stored_ids(low, high)), non_blocking=True)
+            staged = None if self.rows.staged is None else self.rows.staged.take(self.weight, low, high)
+            found = stage_pinned(self.weight, self.stored_ids(low, high)) if staged is None else staged
+            return out.copy_(found, non_blocking=True)
         if self.index is None:
             return out.copy_(self.weight[low:high])
         if self._stored is None:

@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from lightning_pfc.buffers.staged_rows import StagedRows
 from lightning_pfc.heads.softmax.blended_centers import BlendedCenters
 from lightning_pfc.heads.softmax.precision import Precision
 
@@ -47,6 +48,7 @@ class SampledRows:
         log_weight: (K,) float, logarithm of how often a class counts as a negative: 0 is once, ``-log p`` makes up for
             a class that is drawn with probability p only, ``-inf`` leaves it out; None means once each.
         num_valid: () int64 tensor, how many of ``index`` are real, where somebody has counted; these come first.
+        staged: the rows themselves, on their way from the host's memory; None where nobody has asked for them yet.
     """
 
     index: Tensor | None
@@ -54,6 +56,7 @@ class SampledRows:
     valid: Tensor | None = None
     log_weight: Tensor | None = None
     num_valid: Tensor | None = None
+    staged: StagedRows | None = None
 
     def count_valid(self, low: int, high: int) -> Tensor | None:
         """How many of the rows [low, high) are real, () int64; None for all."""
