@@ -115,6 +115,7 @@ def test_lists_of_any_length() -> None:
         with pytest.raises(ValueError, match=said):
             pad_labels(labels, width=2)
     samples = [(torch.full((1, 2, 2), float(i)), list(range(i + 1))) for i in range(3)]
-    ((pictures, labels),) = DataLoader(samples, batch_size=3, collate_fn=CollateSeveralLabels(3))
+    loader: Any = DataLoader(samples, batch_size=3, collate_fn=CollateSeveralLabels(3))  # type: ignore[arg-type]
+    ((pictures, labels),) = loader
     assert pictures.shape == (3, 1, 2, 2)
     assert labels.tolist() == [[0, -1, -1], [0, 1, -1], [0, 1, 2]]

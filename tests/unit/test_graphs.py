@@ -88,11 +88,11 @@ def replayed_and_in_turn(gpu: PretendedGPU, make_head: Callable[[], PartialFC], 
         graph.replay()
         own_x = there(other_x).requires_grad_()
         own_loss, own_grad = step(heads[1], optimizers[1], own_x, there(other_labels))
-        assert torch.equal(loss.inner, own_loss.inner), number
-        assert torch.equal(grad.inner, own_grad.inner), number
+        assert torch.equal(loss.inner, own_loss.inner), number  # type: ignore[arg-type]
+        assert torch.equal(grad.inner, own_grad.inner), number  # type: ignore[arg-type]
     for one, other in zip(*map(numbers, heads, optimizers), strict=True):
         assert torch.equal(one, other)
-    assert int(heads[0].step.inner) == REPLAYS + 2
+    assert int(heads[0].step.inner) == REPLAYS + 2  # type: ignore[call-overload]
     assert not torch.equal(before, numbers(heads[0], optimizers[0])[0])
 
 
