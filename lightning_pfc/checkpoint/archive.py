@@ -11,7 +11,13 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor
 
+from lightning_pfc.checkpoint.torch_pickles import check_pickle
+from lightning_pfc.storage.pickles import PickleError
+
 _MOST_NODES, _MOST_DEPTH = 20_000_000, 200
+_FEW_NODES = 1_000_000  # that every tree may have, however small its file
+_TEXT = 100  # characters that count as one node
+_HOLDS_MORE = "it holds something other than tensors and plain values, and loading it could run code ({})"
 _PIECE = 8 << 20
 
 
@@ -93,18 +99,31 @@ def load_archive(source: Any, *, weights_only: bool = True, map_location: Any = 
     Raises:
         ValueError: if it cannot be read, or holds something other than tensors and plain values.
     """
+    most = _MOST_NODES
     try:
+        if weights_only:
+            described = _read_pickle(source)
+            check_pickle(described)
+            most = min(most, _FEW_NODES + len(described))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # such as of a protocol that does not exist
             content = torch.load(source, map_location=map_location, weights_only=weights_only, mmap=mmap or None)
     except pickle.UnpicklingError as error:
-        raise ValueError(
-            f"it holds something other than tensors and plain values, and loading it could run code ({_reason(error)})"
-        ) from error
+        raise ValueError(_HOLDS_MORE.format(_reason(error))) from error
+    except PickleError as error:
+        raise ValueError(_HOLDS_MORE.format(error) if error.refused else f"it is damaged ({error})") from error
     except Exception as error:
         raise ValueError(f"it is damaged ({type(error).__name__}: {_line(error)})") from error
-    check_tree(content)
+    check_tree(content, most)
     return content
+
+
+def _read_pickle(source: Any) -> bytes:
+    """What describes the tensors, found by torch's own reader: another one might find another record."""
+    content = torch._C.PyTorchFileReader(source if hasattr(source, "read") else str(source)).get_record("data.pkl")
+    if hasattr(source, "seek"):
+        source.seek(0)
+    return bytes(content)
 
 
 def check_checkpoint(content: Any) -> None:
@@ -120,35 +139,40 @@ def check_checkpoint(content: Any) -> None:
         raise ValueError("it is not a Lightning checkpoint: it has no state_dict")
 
 
-def check_tree(tree: Any) -> None:
+def check_tree(tree: Any, most: int = _MOST_NODES) -> None:
     """See that a tree of dicts, lists and tuples can be walked, and that no tensor is larger than what is stored.
 
     A few bytes can describe a tree that refers to itself, or a tensor of any size over one number.
 
+    Args:
+        tree: what was loaded.
+        most: steps that a walk may take.
+
     Raises:
         ValueError: if not.
     """
-    _count_nodes(tree, 0, {})
+    _count_nodes(tree, 0, {}, most)
 
 
-def _count_nodes(value: Any, depth: int, known: dict[int, int]) -> int:
+def _count_nodes(value: Any, depth: int, known: dict[int, int], most: int) -> int:
     """How many steps it takes to walk a tree; what is in several places of it is looked at once, and counted for each.
 
     Args:
         value: the tree.
         depth: how far down it hangs.
         known: the result for lists and dicts by their id; 0 while they are being looked at.
+        most: steps that it may take.
     """
     if isinstance(value, Tensor):
         _check_tensor(value)
     if not isinstance(value, Mapping) and type(value) not in (list, tuple):
-        return 1
+        return 1 + len(value) // _TEXT if isinstance(value, str | bytes | bytearray) else 1
     count = known.get(id(value))
     if count is None and depth < _MOST_DEPTH:
         known[id(value)] = 0
         items = value.values() if isinstance(value, Mapping) else value
-        count = known[id(value)] = 1 + sum(_count_nodes(item, depth + 1, known) for item in items)
-    if not count or count > _MOST_NODES:
+        count = known[id(value)] = 1 + sum(_count_nodes(item, depth + 1, known, most) for item in items)
+    if not count or count > most:
         raise ValueError("it holds lists within lists without end")
     return count
 

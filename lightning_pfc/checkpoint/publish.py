@@ -13,10 +13,10 @@ import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-import torch
-
+from lightning_pfc.checkpoint.archive import check_archive, load_archive
 from lightning_pfc.checkpoint.errors import CheckpointError
 from lightning_pfc.checkpoint.manifest import Manifest, is_checkpoint_folder
+from lightning_pfc.storage.regular import open_file
 
 _SAVING, _REMOVING = "saving", "removing"
 _OWN = "lightning_pfc"  # as in single.py
@@ -160,7 +160,9 @@ def _step_and_run(path: Path) -> tuple[int, str | None]:
         return int(info["global_step"]), info.get("run")
     if path.suffix != ".ckpt" or not path.is_file():
         return -1, None
-    content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    with open_file(path) as file:
+        check_archive(file, os.fstat(file.fileno()).st_size)
+    content = load_archive(path, mmap=True)
     own = content.get(_OWN)
     step = int(content["global_step"]) if "loops" in content else -1
     return step, own.get("run") if isinstance(own, dict) else None

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lightning_pfc.commands.output import may_be_cut_short
+from lightning_pfc.commands.pixels import add_max_pixels
 from lightning_pfc.data.format_names import READABLE
 
 _EPILOG = """examples
@@ -55,6 +56,7 @@ def _parser() -> argparse.ArgumentParser:
     photos.add_argument("--photos", action="store_true", help="find, cut out and align faces first")
     photos.add_argument("--detector", type=Path, metavar="FILE", help="YuNet or SCRFD (default: that of the export)")
     photos.add_argument("--faces", choices=("largest", "central", "all"), default="largest", help="(%(default)s)")
+    add_max_pixels(parser)
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
     return parser
 
@@ -69,14 +71,24 @@ def _embed(options: argparse.Namespace) -> int:
     if options.detector is not None and not options.photos:
         raise ValueError(f"--detector {options.detector} finds faces in photos; add --photos")
     embedder = open_embedder(
-        options.model, engine=options.engine, flip=options.flip, normalize=options.normalize, fit=options.fit
+        options.model,
+        engine=options.engine,
+        flip=options.flip,
+        normalize=options.normalize,
+        fit=options.fit,
+        max_pixels=options.max_pixels,
     )
     cutter = None
     if options.photos:
         detector = options.detector or embedder.detector
         if detector is None:
             raise ExportError("has no face detector; give one: --photos --detector FILE", options.model)
-        cutter = FaceCutter(open_detector(detector), size=embedder.alignment_size, faces=options.faces)
+        cutter = FaceCutter(
+            open_detector(detector),
+            size=embedder.alignment_size,
+            faces=options.faces,
+            max_pixels=options.max_pixels,
+        )
     report = embed_images(
         embedder,
         open_pictures(options.source, options.format, allow=options.allow),

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lightning_pfc.commands.output import may_be_cut_short
+from lightning_pfc.commands.pixels import add_max_pixels
 from lightning_pfc.deploy.commands import run_command
 
 if TYPE_CHECKING:
@@ -114,6 +115,7 @@ def _parser() -> argparse.ArgumentParser:
         one.add_argument("--engine", help="onnxruntime, openvino or torch (default: what the export was made for)")
         one.add_argument("--photos", action="store_true", help="pictures are photos: the largest face in each is taken")
         one.add_argument("--detector", type=Path, metavar="FILE", help="YuNet or SCRFD (default: that of the export)")
+        add_max_pixels(one)
     return parser
 
 
@@ -268,7 +270,9 @@ def _recogniser(export: Path, options: argparse.Namespace) -> Recogniser:
 
     if options.detector is not None and not options.photos:
         raise ValueError(f"--detector {options.detector} finds faces in photos; add --photos.")
-    return Recogniser.load(export, options.engine, photos=options.photos, detector=options.detector)
+    return Recogniser.load(
+        export, options.engine, photos=options.photos, detector=options.detector, max_pixels=options.max_pixels
+    )
 
 
 def _model_of(gallery: Gallery, options: argparse.Namespace) -> Recogniser:

@@ -13,6 +13,8 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from lightning_pfc.storage.whole_files import errors_of
+
 _log = logging.getLogger(__name__)
 
 CACHE_VARIABLE = "PFC_CACHE_DIR"
@@ -83,13 +85,14 @@ def build_once(target: Path, build: Callable[[Path], None], *, poll: float = 5.0
 def _build(target: Path, build: Callable[[Path], None]) -> None:
     temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
     try:
-        temporary.mkdir(parents=True)
-        build(temporary)
-        try:
-            temporary.rename(target)
-        except OSError:
-            if not target.exists():  # else: another builder, without a lock, was faster; its folder is as good
-                raise
+        with errors_of(temporary, target):
+            temporary.mkdir(parents=True)
+            build(temporary)
+            try:
+                temporary.rename(target)
+            except OSError:
+                if not target.exists():  # else: another builder, without a lock, was faster; its folder is as good
+                    raise
     except PermissionError as error:
         raise _unwritable(target, error) from error
     finally:

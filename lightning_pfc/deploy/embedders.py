@@ -9,6 +9,7 @@ from typing import Protocol
 import numpy as np
 import torch
 
+from lightning_pfc.data.pictures.decoding import MAX_PIXELS
 from lightning_pfc.deploy.description import FILE, ModelDescription, ModelFile
 from lightning_pfc.deploy.engines import Floats
 from lightning_pfc.deploy.errors import ExportError
@@ -48,6 +49,7 @@ def open_embedder(
     normalize: bool = False,
     fit: str | None = None,
     threads: int = 0,
+    max_pixels: int = MAX_PIXELS,
 ) -> PictureEmbedder:
     """Open a model.
 
@@ -58,6 +60,7 @@ def open_embedder(
         normalize: give length one.
         fit: what is done to pictures of another size.
         threads: that the engine may use; 0 leaves it to the engine.
+        max_pixels: bound of what is decoded, as :meth:`Recogniser.load`.
 
     Raises:
         ExportError: it is none of these, or damaged.
@@ -65,21 +68,25 @@ def open_embedder(
     """
     place = Path(path)
     if place.is_dir() and (place / FILE).is_file():
-        return _Exported(Recogniser.load(place, engine, flip=flip, normalize=normalize, fit=fit, threads=threads))
+        return _Exported(
+            Recogniser.load(
+                place, engine, flip=flip, normalize=normalize, fit=fit, threads=threads, max_pixels=max_pixels
+            )
+        )
     if engine not in (None, "torch") and not place.is_file():
         raise ValueError(f"engine={engine!r} is for exports; make one of the run first: pfc-export {place}")
     if place.is_dir():
-        return _Exported(_of_run(place, flip=flip, normalize=normalize, fit=fit))
+        return _Exported(_of_run(place, flip=flip, normalize=normalize, fit=fit, max_pixels=max_pixels))
     if not place.is_file():
         raise ExportError("is not there; give an export, a run folder, or an ONNX file", place)
     if place.suffix.lower() != ".onnx":
         raise ExportError("is no model; give an export, a run folder, or an ONNX file (NAME.onnx)", place)
     if engine not in (None, "onnxruntime"):
         raise ValueError(f"engine={engine!r}: an ONNX file alone is computed by onnxruntime")
-    return _OnnxFile(place, flip=flip, normalize=normalize, fit=fit, threads=threads)
+    return _OnnxFile(place, flip=flip, normalize=normalize, fit=fit, threads=threads, max_pixels=max_pixels)
 
 
-def _of_run(folder: Path, *, flip: bool, normalize: bool, fit: str | None) -> Recogniser:
+def _of_run(folder: Path, *, flip: bool, normalize: bool, fit: str | None, max_pixels: int) -> Recogniser:
     from lightning_pfc.deploy.torch_engine import TorchEngine
     from lightning_pfc.runs.run_folder import Run
 
@@ -92,7 +99,8 @@ def _of_run(folder: Path, *, flip: bool, normalize: bool, fit: str | None) -> Re
         weights=fingerprint,
         thresholds=run.thresholds,
     )
-    return Recogniser(TorchEngine(Output(run.network)), description, folder, flip=flip, normalize=normalize)
+    engine = TorchEngine(Output(run.network))
+    return Recogniser(engine, description, folder, flip=flip, normalize=normalize, max_pixels=max_pixels)
 
 
 class _Exported:
@@ -116,12 +124,14 @@ class _Exported:
 class _OnnxFile:
     """An ONNX file of anybody, by the conventions that it states; mirror images only when they are asked for."""
 
-    def __init__(self, path: Path, *, flip: bool, normalize: bool, fit: str | None, threads: int) -> None:
+    def __init__(
+        self, path: Path, *, flip: bool, normalize: bool, fit: str | None, threads: int, max_pixels: int
+    ) -> None:
         from lightning_pfc.evaluation.onnx_embedder import OnnxEmbedder
 
         self._network = OnnxEmbedder(path, threads=threads)
         self._preprocessing = self._network.preprocessing.changed(fit=fit)
-        self._flip, self._normalize = flip, normalize
+        self._flip, self._normalize, self._max_pixels = flip, normalize, max_pixels
         self.width = 0
         self.model_id = f"{sha256(path)} {flip} {normalize} {self._preprocessing.to_config()}"
         self.alignment_size = self._preprocessing.size[0]
@@ -129,7 +139,7 @@ class _OnnxFile:
 
     def prepare(self, picture: Picture) -> Pixels:
         """See :class:`PictureEmbedder`."""
-        return prepare(picture, self._preprocessing)
+        return prepare(picture, self._preprocessing, max_pixels=self._max_pixels)
 
     def embed_pixels(self, pixels: Pixels) -> Floats:
         """See :class:`PictureEmbedder`."""

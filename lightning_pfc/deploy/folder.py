@@ -10,7 +10,7 @@ from pathlib import Path
 
 from lightning_pfc.deploy.description import FILE, ModelDescription
 from lightning_pfc.deploy.errors import ExportError
-from lightning_pfc.storage.whole_files import sha256
+from lightning_pfc.storage.whole_files import errors_of, sha256
 
 
 @contextlib.contextmanager
@@ -32,13 +32,14 @@ def publish(target: str | os.PathLike[str], *, replace: bool = False) -> Iterato
     final.parent.mkdir(parents=True, exist_ok=True)
     _sweep(final)
     partial = final.with_name(f".{final.name}.{os.getpid()}.part")
-    partial.mkdir()
     try:
-        yield partial
-        for file in partial.rglob("*"):
-            _to_disk(file)
-        _to_disk(partial)
-        _move(partial, final)
+        with errors_of(partial, final):
+            partial.mkdir()
+            yield partial
+            for file in partial.rglob("*"):
+                _to_disk(file)
+            _to_disk(partial)
+            _move(partial, final)
         _to_disk(final.parent)
     finally:
         shutil.rmtree(partial, ignore_errors=True)

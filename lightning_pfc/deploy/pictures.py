@@ -12,6 +12,7 @@ import numpy.typing as npt
 from PIL import Image, ImageFile, ImageOps
 
 from lightning_pfc.data.formats.folder import read_image_file
+from lightning_pfc.data.pictures.decoding import MAX_PIXELS
 from lightning_pfc.data.preprocessing import Preprocessing
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ def one_by_one(pictures: Picture | Iterable[Picture]) -> Iterator[Picture]:
         yield from cast("Iterable[Picture]", pictures)
 
 
-def prepare(picture: Picture, preprocessing: Preprocessing) -> Pixels:
+def prepare(picture: Picture, preprocessing: Preprocessing, *, max_pixels: int = MAX_PIXELS) -> Pixels:
     """(H, W, C) uint8: the picture as training would have it, byte for byte.
 
     Encoded bytes, files, and PIL images that were opened but not used yet take the very path of training. Arrays and
@@ -43,6 +44,7 @@ def prepare(picture: Picture, preprocessing: Preprocessing) -> Pixels:
     Args:
         picture: see :data:`Picture`.
         preprocessing: of the model.
+        max_pixels: bound of what is decoded, see :func:`~lightning_pfc.data.pictures.decoding.decode`.
 
     Raises:
         BrokenImageError: the picture is damaged, or has another size and ``fit`` is ``"exact"``.
@@ -50,11 +52,12 @@ def prepare(picture: Picture, preprocessing: Preprocessing) -> Pixels:
         TypeError, ValueError: it is no picture.
     """
     if isinstance(picture, str | os.PathLike):
-        return preprocessing.picture(read_image_file(Path(picture)), where=os.fspath(picture))
+        return preprocessing.picture(read_image_file(Path(picture)), where=os.fspath(picture), max_pixels=max_pixels)
     if isinstance(picture, bytes | bytearray | memoryview):
-        return preprocessing.picture(bytes(picture))
+        return preprocessing.picture(bytes(picture), max_pixels=max_pixels)
     if isinstance(picture, Image.Image) and (data := _not_yet_decoded(picture)) is not None:
-        return preprocessing.picture(data, where=str(getattr(picture, "filename", "") or "image"))
+        where = str(getattr(picture, "filename", "") or "image")
+        return preprocessing.picture(data, where=where, max_pixels=max_pixels)
     pixels = pixels_of(picture, preprocessing.channels)
     if pixels.shape[:2] == preprocessing.size:
         return pixels

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lightning_pfc.calibration.thresholds import Kind, NotCalibratedError, Threshold, Thresholds
+from lightning_pfc.data.pictures.decoding import MAX_PIXELS
 from lightning_pfc.deploy.centers import CenterGallery
 from lightning_pfc.deploy.description import ModelDescription
 from lightning_pfc.deploy.engines import Engine, Floats, check_network, open_engine
@@ -68,6 +69,7 @@ class Recogniser:
         flip: add the embedding of the mirror image.
         normalize: give embeddings of length one.
         cutter: pictures are photos: the face that it finds in each is cut out and aligned first.
+        max_pixels: bound of what is decoded.
 
     Attributes:
         description: all that the export knows.
@@ -83,6 +85,7 @@ class Recogniser:
         flip: bool = False,
         normalize: bool = False,
         cutter: FaceCutter | None = None,
+        max_pixels: int = MAX_PIXELS,
     ) -> None:
         if flip and description.model.flip == "sum":
             raise ValueError("flip=True: the model adds mirror images itself (it was exported so); leave flip out")
@@ -91,6 +94,7 @@ class Recogniser:
         self.flip = flip
         self.normalize = normalize
         self.cutter = cutter
+        self.max_pixels = max_pixels
         self.folder = None if folder is None else Path(folder)
         self._centers: CenterGallery | None = None
 
@@ -106,6 +110,7 @@ class Recogniser:
         threads: int = 0,
         photos: bool = False,
         detector: str | os.PathLike[str] | None = None,
+        max_pixels: int = MAX_PIXELS,
     ) -> Recogniser:
         """Open what ``pfc-export`` wrote.
 
@@ -121,6 +126,7 @@ class Recogniser:
             photos: pictures are photos: the largest face in each is found, cut out and aligned first. A photo without
                 one is a NoFaceError.
             detector: an ONNX file that finds faces, YuNet or SCRFD; None takes that of the export.
+            max_pixels: bound of what is decoded; a larger JPEG is decoded at a fraction of its size.
 
         Raises:
             ExportError: the folder is no export, or a file of it is missing or was changed.
@@ -131,8 +137,8 @@ class Recogniser:
         if fit is not None:
             description = description.changed(preprocessing=description.preprocessing.changed(fit=fit))
         network = _network(Path(folder), description, engine, threads)
-        cutter = _cutter(Path(folder), description, detector, threads) if photos else None
-        return cls(network, description, folder, flip=flip, normalize=normalize, cutter=cutter)
+        cutter = _cutter(Path(folder), description, detector, threads, max_pixels) if photos else None
+        return cls(network, description, folder, flip=flip, normalize=normalize, cutter=cutter, max_pixels=max_pixels)
 
     @classmethod
     def from_pretrained(
@@ -205,7 +211,7 @@ class Recogniser:
         """
         if self.cutter is not None:
             picture = cut_out(picture, self.cutter)
-        return prepare(picture, self.description.preprocessing)
+        return prepare(picture, self.description.preprocessing, max_pixels=self.max_pixels)
 
     def embed(self, pictures: Picture | Iterable[Picture], *, batch_size: int = BATCH_SIZE) -> Floats:
         """Embeddings of pictures.
@@ -327,14 +333,19 @@ def unit(rows: Floats) -> Floats:
 
 
 def _cutter(
-    folder: Path, description: ModelDescription, detector: str | os.PathLike[str] | None, threads: int
+    folder: Path,
+    description: ModelDescription,
+    detector: str | os.PathLike[str] | None,
+    threads: int,
+    max_pixels: int,
 ) -> FaceCutter:
     if detector is None and description.detector is None:
         raise ExportError("has no face detector; give detector=FILE, or export with --detector FILE", folder)
     from lightning_pfc.faces import FaceCutter, open_detector  # OpenCV, which aligned pictures do without
 
     path = checked_file(folder, str(description.detector), description) if detector is None else Path(detector)
-    return FaceCutter(open_detector(path, threads=threads), size=description.preprocessing.size[0])
+    finder = open_detector(path, threads=threads)
+    return FaceCutter(finder, size=description.preprocessing.size[0], max_pixels=max_pixels)
 
 
 def _network(folder: Path, description: ModelDescription, engine: str | None, threads: int) -> Engine:

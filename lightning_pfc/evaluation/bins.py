@@ -14,8 +14,9 @@ import torch
 
 from lightning_pfc.data.errors import FormatError, reading
 from lightning_pfc.evaluation.pairs import IndexedPairs
-from lightning_pfc.evaluation.pickled import ByteArray, Span, read_pickled
+from lightning_pfc.evaluation.pickled import ByteArray, read_pickled
 from lightning_pfc.metrics.functional import fold_of_pair
+from lightning_pfc.storage.pickles import Span
 from lightning_pfc.storage.positioned import PositionedFile
 from lightning_pfc.storage.whole_files import write_whole
 

@@ -109,6 +109,7 @@ class BatchGatherer:
         embedding_dim, num_classes, check_finite: what a good batch is.
         training: must be the same on every rank.
         one_label: gives the error for labels (b, P), if there must be one a row; told whether there are second ones.
+        options_code: of the head; the same on every rank.
     """
 
     comm: Comm
@@ -119,6 +120,7 @@ class BatchGatherer:
     check_finite: bool
     training: bool
     one_label: Callable[[Tensor, bool], Exception | None]
+    options_code: int
 
     def gather(
         self, embeddings: Tensor, labels: Tensor, tag: str, other: Tensor | None = None, share: Tensor | float = 1.0
@@ -173,11 +175,11 @@ class BatchGatherer:
         self, embeddings: Tensor, tag: str, two_labels: bool, positives: int, error: Exception | None
     ) -> list[int]:
         """The batch size of every rank. One exchange on the CPU, which also tells of errors."""
-        mine = [0, int(self.training), 0, int(two_labels), positives, 0, 0]
+        mine = [0, int(self.training), 0, int(two_labels), positives, 0, 0, self.options_code]
         if error is None:
             try:
                 rows = self.look()
-                mine = [embeddings.shape[0], int(self.training), embeddings.element_size(), *mine[3:5], *rows]
+                mine = [embeddings.shape[0], int(self.training), embeddings.element_size(), *mine[3:5], *rows, mine[7]]
             except RuntimeError as failure:
                 error = failure
         answers = self.comm.agreement.exchange(tag, mine, error)
@@ -193,6 +195,10 @@ class BatchGatherer:
                     f"{what} differs between ranks: {[numbers[place] for numbers in answers]} by rank; it must "
                     "be the same."
                 )
+        if len({numbers[7] for numbers in answers}) > 1:
+            raise ValueError(
+                "head.sample_rate, head.sampler or head.loss is not the same on every rank; set it on all of them."
+            )
         RowWatch.judge([numbers[5:7] for numbers in answers], self.comm)
         sizes = [numbers[0] for numbers in answers]
         if sum(sizes) == 0:

@@ -11,11 +11,18 @@ from torch import Tensor, nn
 
 from lightning_pfc.distributed.collectives import summed_gradient
 from lightning_pfc.heads.center_init import initial_centers
+from lightning_pfc.heads.changed_options import ChangedOptions
 from lightning_pfc.heads.kernel_choice import KernelChoice
 from lightning_pfc.heads.outside_graphs import outside_graphs
 from lightning_pfc.heads.product_precision import ProductPrecision
 from lightning_pfc.heads.sampling import Sampler
-from lightning_pfc.heads.sharded_centers import MEMORY_PREFIX, SAMPLED_PREFIX, ShardedCenters
+from lightning_pfc.heads.sharded_centers import (
+    LOSS_PREFIX,
+    MEMORY_PREFIX,
+    SAMPLED_PREFIX,
+    SAMPLER_PREFIX,
+    ShardedCenters,
+)
 from lightning_pfc.heads.softmax.precision import Precision, PrecisionWord
 from lightning_pfc.kernels.choice import Kernels
 from lightning_pfc.losses import Loss
@@ -23,12 +30,10 @@ from lightning_pfc.losses.auxiliary import AuxiliaryLoss
 from lightning_pfc.losses.base import DEFAULTS_VERSION
 from lightning_pfc.renamed import warn_renamed
 
-_LOSS_PREFIX = "loss_"
-_SAMPLER_PREFIX = "sampler_"
-_OF_SAMPLERS = (_SAMPLER_PREFIX, SAMPLED_PREFIX)
+_OF_SAMPLERS = (SAMPLER_PREFIX, SAMPLED_PREFIX)
 
 
-class HeadState(ShardedCenters):
+class HeadState(ChangedOptions, ShardedCenters):
     """Registers what a loss and a sampler keep as buffers and parameters, and gives it back under their names.
 
     Attributes:
@@ -108,12 +113,13 @@ class HeadState(ShardedCenters):
         self.register_buffer("kernels_code", torch.tensor(self.kernel_choice.code, device="cpu"))
         self._register_loss_tensors()
         self._register_sampler_tensors()
+        self._settle_options()
 
     def _register_loss_tensors(self) -> None:
         for name, value in self.loss.initial_state(self.num_classes).items():
-            self.register_buffer(_LOSS_PREFIX + name, value.cpu())
+            self.register_buffer(LOSS_PREFIX + name, value.cpu())
         for name, value in self.loss.initial_parameters(self.num_classes).items():
-            self.register_parameter(_LOSS_PREFIX + name, nn.Parameter(value.cpu()))
+            self.register_parameter(LOSS_PREFIX + name, nn.Parameter(value.cpu()))
         wide = torch.promote_types(self.weight.dtype, torch.float32)
         parts: list[Loss | AuxiliaryLoss] = [self.loss, *self.auxiliary_losses]
         for part in parts:
@@ -124,7 +130,7 @@ class HeadState(ShardedCenters):
 
     def _register_sampler_tensors(self) -> None:
         for name, value in self.sampler.initial_state(self.num_classes, self.embedding_dim).items():
-            self.register_buffer(_SAMPLER_PREFIX + name, value.cpu())
+            self.register_buffer(SAMPLER_PREFIX + name, value.cpu())
         for name, (shape, dtype) in self.sampler.row_state(self.embedding_dim).items():
             self._register_class_buffer(SAMPLED_PREFIX + name, shape, dtype)
 
@@ -146,7 +152,7 @@ class HeadState(ShardedCenters):
 
     def _loss_state(self) -> dict[str, Tensor]:
         """Averages of the loss."""
-        return self._buffers_named(_LOSS_PREFIX)
+        return self._buffers_named(LOSS_PREFIX)
 
     def _class_memory(self) -> dict[str, Tensor]:
         """What the losses remember of every class, (c, ...) each."""
@@ -154,14 +160,14 @@ class HeadState(ShardedCenters):
 
     def _sampler_state(self) -> dict[str, Tensor]:
         """What the sampler keeps, small tensors and rows alike."""
-        return self._buffers_named(_SAMPLER_PREFIX) | self._buffers_named(SAMPLED_PREFIX)
+        return self._buffers_named(SAMPLER_PREFIX) | self._buffers_named(SAMPLED_PREFIX)
 
     def _loss_parameters(self) -> dict[str, Tensor]:
         """What the loss learns, so that the gradients of all ranks are added up: each rank knows its own part."""
         return {
-            name.removeprefix(_LOSS_PREFIX): summed_gradient(parameter, self.comm.group)
+            name.removeprefix(LOSS_PREFIX): summed_gradient(parameter, self.comm.group)
             for name, parameter in self._parameters.items()
-            if parameter is not None and name.startswith(_LOSS_PREFIX)
+            if parameter is not None and name.startswith(LOSS_PREFIX)
         }
 
     def _buffers_named(self, prefix: str) -> dict[str, Tensor]:

@@ -22,6 +22,7 @@ from lightning_pfc.heads.wrapped import watch_wrappers
 from lightning_pfc.optim.foreign import watch
 from lightning_pfc.storage.row_files import RowFiles
 
+LOSS_PREFIX, SAMPLER_PREFIX = "loss_", "sampler_"  # of what is not per class
 MEMORY_PREFIX = "memory_"
 """What begins the names of buffers with what a loss remembers, a row per class."""
 

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from lightning_pfc.distributed.class_rows import class_rows
 from lightning_pfc.storage.regular import read_regular
+from lightning_pfc.storage.whole_files import errors_of
 
 _MAGIC = b"PFCROWS1"
 _HEADER_BYTES = 4096  # one page, so that the rows begin on one
@@ -246,7 +247,7 @@ def _create(
     size = _HEADER_BYTES + _num_bytes(shape, dtype)
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        with part.open("xb") as file:
+        with errors_of(part, path), part.open("xb") as file:
             file.write(header.ljust(_HEADER_BYTES, b"\n"))
             file.flush()
             # Room for everything now: a page of a sparse file that finds no room later ends the process with a signal.

@@ -25,13 +25,26 @@ def write_whole(path: str | os.PathLike[str], mode: str = "wb", **options: Any) 
     final.parent.mkdir(parents=True, exist_ok=True)
     partial = final.with_name(f".{final.name}.{os.getpid()}.part")
     try:
-        with partial.open(mode, **options) as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(final)
+        with errors_of(partial, final):
+            with partial.open(mode, **options) as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            partial.replace(final)
     finally:
-        partial.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # the first error is what is said
+            partial.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def errors_of(partial: Path, final: Path) -> Iterator[None]:
+    """Within it, an error of the system names the file or folder to be, not the one that is being made for it."""
+    try:
+        yield
+    except OSError as error:
+        with contextlib.suppress(TypeError, ValueError):  # it names none, or another one
+            error.filename = str(final / Path(error.filename).relative_to(partial))
+        raise
 
 
 def write_json(path: str | os.PathLike[str], content: Mapping[str, Any]) -> Path:

@@ -50,8 +50,15 @@ def find_moves(
         )
     origins = row_origins(there, here)
     known = check_most_are_known(where, origins, there.count, _WAY_OUT)
+    new = here.count - known
+    begin = " (their centers begin at random)" if new else ""
+    if new and any(head.initial_centers.awaits_means for head in heads.values()):
+        begin = (
+            " (their centers begin at random: head.init=class_means is for the beginning of a run, such as one with "
+            f"init_from={where})"
+        )
     rank_zero_info(
-        f"{where}: rows taken by name: {known}; classes that are new in the data: {here.count - known}; classes of the "
+        f"{where}: rows taken by name: {known}; classes that are new in the data: {new}{begin}; classes of the "
         f"checkpoint that are left out: {there.count - known}."
     )
     return origins

@@ -58,6 +58,24 @@ def test_rows_labels_and_paths(
     assert data_main(["clean", str(out), str(tmp_path / "suspects.tsv"), "--quiet"]) == 0
 
 
+def test_how_large_a_picture_may_be(
+    export_folder: Path, run_folder: Path, people: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Image.new("RGB", (90, 90)).save(people / "id00" / "large.png")
+    for number, model in enumerate((export_folder, run_folder, export_folder / "model.onnx")):
+        out = tmp_path / f"{number}.npz"
+        assert main([str(model), str(people), str(out), "--max-pixels", "8099"]) == 0
+        capsys.readouterr()
+        lines = (tmp_path / f"{number}.npz.rejected.tsv").read_text().splitlines()
+        assert "90 x 90 pixels, more than max_pixels=8099" in lines[0]
+        assert main([str(model), str(people), str(tmp_path / f"{number}b.npz"), "--max-pixels", "8100"]) == 0
+        assert "large.png" not in (tmp_path / f"{number}b.npz.rejected.tsv").read_text()
+    for wrong in ("0", "-5", "1e6", str(1 << 40)):
+        with pytest.raises(SystemExit):
+            main([str(export_folder), str(people), str(tmp_path / "x.npz"), "--max-pixels", wrong])
+        assert "is no number from 1 to 134217728" in capsys.readouterr().err
+
+
 def test_an_export_a_run_and_an_onnx_file_give_the_same(
     export_folder: Path, run_folder: Path, people: Path, tmp_path: Path
 ) -> None:

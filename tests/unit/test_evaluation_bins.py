@@ -151,7 +151,7 @@ def test_code_is_never_run(tmp_path: Path, protocol: int) -> None:
         ((IMAGES, [True, False, None]), r"same\[2\] is neither"),
         ((IMAGES, SAME, 1), "expected a pair"),
         (IMAGES, "expected a pair"),
-        (({}, SAME), "not one that plain data needs"),
+        (({}, SAME), "the images are a dict"),
         ((["text"] * 6, SAME), "image 0 is a str"),
         (([*IMAGES[:5], b""], SAME), "image 5 has no bytes"),
         ((b"images", SAME), "the images are a Span"),

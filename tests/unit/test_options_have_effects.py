@@ -261,6 +261,16 @@ def test_keys_that_do_nothing_together_with_others(words: str, said: str) -> Non
         warn_idle_keys(compose(["experiment=none", words, "trainer.gradient_clip_val=1.0"]))
 
 
+def test_finetune_that_changes_nothing() -> None:
+    words = ["experiment=none", "data=synthetic", "optimizer=sgd"]
+    with pytest.warns(IgnoredOptionWarning, match=r"finetune=base has no effect: .*choose frozen"):
+        warn_idle_keys(compose([*words, "finetune=base"]))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for said in (["finetune=frozen"], ["finetune=layer_decay"], ["finetune=base", "finetune.batch_norm=keep"]):
+            warn_idle_keys(compose([*words, *said]))
+
+
 @pytest.mark.parametrize("sampler", [Frequency(), Mixed(share=0.3), Uniform(correction=True)])
 def test_a_sampler_without_a_rate(sampler: Any) -> None:
     with pytest.warns(IgnoredOptionWarning, match=r"sampler=.* has no effect: sample_rate=1 takes every class"):

@@ -79,7 +79,7 @@ def test_an_end_by_the_clock(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_only_what_is_not_in_use_is_cheaper(monkeypatch: pytest.MonkeyPatch) -> None:
     module = Model()
-    module.head.sample_rate, module.head.num_classes = 1.0, 200_000
+    vars(module.head).update(sample_rate=1.0, num_classes=200_000)
     assert "Cheaper: head.sample_rate=0.1; a smaller" in told(
         monkeypatch, 8000.0, module=module, max_epochs=3, precision="bf16-true"
     )

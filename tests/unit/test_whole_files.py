@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from lightning_pfc.deploy.folder import publish
 from lightning_pfc.storage.whole_files import write_json, write_whole
 
 
@@ -27,6 +28,20 @@ def _fail_half_way(path: Path) -> None:
         file.write("half")
         file.flush()
         raise RuntimeError("disk full")
+
+
+def test_an_error_names_what_was_asked_for(tmp_path: Path) -> None:
+    """Not the hidden name under which it is made: a folder that takes no names, one that is in the way."""
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "x").touch()
+    for path in (Path("/proc/x"), tmp_path / "taken"):
+        with pytest.raises(OSError, match=f"^[^.]*'{path}'$|'{path}' -> '{path}'$"), write_whole(path):
+            pass
+    for inside in ("", "a/b"):
+        with pytest.raises(OSError, match=f"'{tmp_path / 'out' / inside}'$"), publish(tmp_path / "out") as folder:
+            (folder / inside).mkdir()
+    with pytest.raises(OSError, match=r"'/proc/x'$"), publish("/proc/x"):
+        pass
 
 
 def test_json_has_null_where_there_is_no_number(tmp_path: Path) -> None:
