@@ -20,7 +20,7 @@ from lightning_pfc.checkpoint.reader import CheckpointReader
 from lightning_pfc.checkpoint.single import OWN
 from lightning_pfc.commands.ckpt import main
 from lightning_pfc.losses import CosFace
-from lightning_pfc.strategies.moved_rows import find_moves
+from lightning_pfc.strategies import moved_rows
 from tests.ranks import RankPool
 from tests.trainer.test_checkpoints import split_sizes
 from tests.trainer.test_other_options import pfc_train
@@ -269,13 +269,14 @@ class Look(L.Callback):
 
 
 @pytest.mark.parametrize("init", [None, "class_means"])
-def test_how_new_classes_begin_is_said(init: Any, caplog: pytest.LogCaptureFixture) -> None:
+def test_how_new_classes_begin_is_said(init: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(moved_rows, "rank_zero_info", said.append)
     head = PartialFC(embedding_dim=4, num_classes=3, loss="cosface", init=init)
     there, here = (identities.Identities.of(names) for names in (["a", "b"], ["a", "b", "c"]))
-    with caplog.at_level("INFO"):
-        find_moves("x.ckpt", there, here, {"head": head})
-    assert "new in the data: 1 (their centers begin at random" in caplog.text
-    assert ("head.init=class_means is for the beginning of a run" in caplog.text) == (init is not None)
+    moved_rows.find_moves("x.ckpt", there, here, {"head": head})
+    assert "new in the data: 1 (their centers begin at random" in said[0]
+    assert ("head.init=class_means is for the beginning of a run" in said[0]) == (init is not None)
 
 
 def loaded(rank: int, world_size: int, names: list[str], path: str) -> dict[str, Tensor]:
