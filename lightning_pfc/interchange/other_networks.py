@@ -12,8 +12,7 @@ from lightning_pfc.interchange.files import as_matrix, as_tensors, describe, rea
 from lightning_pfc.interchange.imported import HEAD, Imported, check_ranges, files_by_rank, take_backbone
 from lightning_pfc.interchange.ir_names import FIRST, as_iresnet
 from lightning_pfc.storage.regular import check_regular
-
-_LONGEST_CONFIG = 1 << 20
+from lightning_pfc.storage.yaml_texts import MAX_YAML, parse_yaml, read_yaml
 
 
 def _below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
@@ -94,14 +93,12 @@ def _color_space(path: Path) -> str:
     """Of the config beside a model; RGB without one."""
     if not path.exists():
         return "RGB"
-    if check_regular(path).st_size > _LONGEST_CONFIG:
+    if check_regular(path).st_size > MAX_YAML:
         raise ValueError(f"{path} is no config of a model: it is larger than a megabyte.")
-    import yaml
-
     try:
-        config: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-        raise ValueError(f"{path} is no YAML.") from error
+        config: Any = parse_yaml(read_yaml(path))
+    except ValueError as error:
+        raise ValueError(f"{path} is no YAML ({error}).") from error
     return str(config.get("color_space", "RGB")) if isinstance(config, Mapping) else "RGB"
 
 

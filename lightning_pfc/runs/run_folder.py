@@ -24,6 +24,7 @@ from lightning_pfc.runs.own_checkpoint import LAST, own_checkpoint
 from lightning_pfc.runs.plain import read_json
 from lightning_pfc.runs.records import newest_record
 from lightning_pfc.runs.thresholds import Thresholds
+from lightning_pfc.storage.yaml_texts import read_yaml
 
 THRESHOLDS = "thresholds.json"
 _SOURCES = ("Files", "Glyphs", "Joint", "Synthetic")
@@ -93,7 +94,7 @@ class Run:
         if path is None:
             return {}
         try:
-            found = OmegaConf.to_container(OmegaConf.load(path))
+            found = OmegaConf.to_container(OmegaConf.create(read_yaml(path)))
         except (OmegaConfBaseException, OSError, ValueError) as error:
             raise ExportError(f"cannot be read: {error}", path) from error
         except Exception as error:  # the YAML parser's own

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from lightning_pfc.data.entries import files_below
 from lightning_pfc.data.errors import FormatError, reading
 from lightning_pfc.storage.enclosure import Enclosure
+from lightning_pfc.storage.yaml_texts import parse_yaml
 
 _MAX_JSON = 1 << 28  # bytes; names of classes lie in it
 _TABLES = (".parquet", ".arrow")
@@ -153,13 +154,11 @@ def front_matter(path: Path, inside: Enclosure, name: str) -> dict[str, Any]:
     """The YAML of a card, of ``README.md`` that between its first lines ``---``."""
     if not os.path.lexists(path / name):
         return {}
-    import yaml  # of OmegaConf
-
     text = inside.read(name, _MAX_JSON).decode("utf-8", "replace")
     if name.endswith(".md"):
         match = re.match(r"\s*---\r?\n(.*?)\r?\n---", text, re.DOTALL)
         text = match[1] if match else ""
-    content = yaml.safe_load(text)
+    content = parse_yaml(text)
     return content if isinstance(content, dict) else {}
 
 
