@@ -17,6 +17,8 @@ from lightning_pfc.checkpoint.manifest import (
 )
 from lightning_pfc.checkpoint.reader import MODEL, CheckpointReader
 from lightning_pfc.checkpoint.single import OWN, save_file
+from lightning_pfc.storage.regular import check_replaceable
+from lightning_pfc.storage.whole_files import errors_of
 
 
 def merge_to_file(path: Path, target: Path) -> None:
@@ -67,10 +69,11 @@ def merge_to_safetensors(path: Path, target: Path) -> None:
     }
     entries = {name: TensorEntry.of(value, by_class=False) for name, value in small.items()}
     entries |= {name: source.tensors[key] for name, key in names.items()}
+    check_replaceable(target)
     target.parent.mkdir(parents=True, exist_ok=True)
     made = target.with_name(f".{target.name}.{os.getpid()}")
     try:
-        with BlockWriter(made) as file:
+        with errors_of(made, target), BlockWriter(made) as file:
             file.write(safetensors_header([(name, e.dtype, e.shape, e.nbytes) for name, e in entries.items()], {})[0])
             for name in entries:
                 for part in source.parts(names[name]) if name in names else [small[name]]:

@@ -16,7 +16,7 @@ from pathlib import Path
 from lightning_pfc.checkpoint.archive import check_archive, load_archive
 from lightning_pfc.checkpoint.errors import CheckpointError
 from lightning_pfc.checkpoint.manifest import Manifest, is_checkpoint_folder
-from lightning_pfc.storage.regular import open_file
+from lightning_pfc.storage.regular import check_replaceable, open_file
 
 _SAVING, _REMOVING = "saving", "removing"
 _OWN = "lightning_pfc"  # as in single.py
@@ -46,6 +46,7 @@ def prepare_file(target: Path) -> Path:
         CheckpointError: if the folder around it cannot be made.
     """
     try:
+        check_replaceable(target)
         target.parent.mkdir(parents=True, exist_ok=True)
         _sweep(target.parent)
     except OSError as error:

@@ -10,6 +10,7 @@ from pathlib import Path
 from lightning_pfc.checkpoint.blocks import BlockWriter, safetensors_header, tensor_bytes
 from lightning_pfc.checkpoint.manifest import dtype_name
 from lightning_pfc.interchange.imported import Imported
+from lightning_pfc.storage.whole_files import errors_of
 
 
 @contextmanager
@@ -24,8 +25,9 @@ def made_whole(target: Path) -> Iterator[Path]:
     target.parent.mkdir(parents=True, exist_ok=True)
     made = target.with_name(f".{target.name}.{os.getpid()}")
     try:
-        yield made
-        os.replace(made, target)
+        with errors_of(made, target):
+            yield made
+            os.replace(made, target)
     finally:
         if made.is_dir():
             for path in made.iterdir():

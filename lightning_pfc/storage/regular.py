@@ -105,6 +105,25 @@ def refuse_outside(path: str | os.PathLike[str], folder: str | os.PathLike[str])
         raise NotRegularError(f"{path} leads to {real}, out of {folder}; copy the file itself there (cp -L)")
 
 
+def check_replaceable(path: str | os.PathLike[str]) -> None:
+    """See that what a new file or folder takes the place of is one: whoever may write to /dev must keep ``/dev/null``.
+
+    Raises:
+        NotRegularError: for a FIFO, a device or a socket, also behind a link.
+    """
+    if not is_replaceable(path):
+        raise NotRegularError(f"{os.fspath(path)} is a device or a pipe; give the name of a file")
+
+
+def is_replaceable(path: str | os.PathLike[str]) -> bool:
+    """Whether nothing lies at a path, or a file or a folder."""
+    try:
+        mode = os.stat(path).st_mode
+    except OSError:
+        return True
+    return stat.S_ISREG(mode) or stat.S_ISDIR(mode)
+
+
 def _refuse_others(path: str | os.PathLike[str], mode: int) -> None:
     if not stat.S_ISREG(mode):
         kind = next((name for test, name in _KINDS if test(mode)), "something else")

@@ -11,17 +11,24 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
+from lightning_pfc.storage.regular import is_replaceable
+
 
 @contextlib.contextmanager
 def write_whole(path: str | os.PathLike[str], mode: str = "wb", **options: Any) -> Iterator[IO[Any]]:
     """A file to write into; it gets its name when the block ends, and is gone if the block raises.
 
     Args:
-        path: the file to be; an older one is replaced in one step. Missing folders above it are made.
+        path: the file to be; an older one is replaced in one step. Missing folders above it are made. A device or a
+            pipe, such as ``/dev/stdout``, is written to.
         mode: ``"wb"`` or ``"w"``.
         **options: of ``open``.
     """
     final = Path(path)
+    if not is_replaceable(final):
+        with errors_of(final, final), final.open(mode, **options) as file:
+            yield file
+        return
     final.parent.mkdir(parents=True, exist_ok=True)
     partial = final.with_name(f".{final.name}.{os.getpid()}.part")
     try:
@@ -38,11 +45,13 @@ def write_whole(path: str | os.PathLike[str], mode: str = "wb", **options: Any) 
 
 @contextlib.contextmanager
 def errors_of(partial: Path, final: Path) -> Iterator[None]:
-    """Within it, an error of the system names the file or folder to be, not the one that is being made for it."""
+    """Within it, an error of the system names the file or folder to be, not the one that is made for it, or none."""
     try:
         yield
     except OSError as error:
-        with contextlib.suppress(TypeError, ValueError):  # it names none, or another one
+        if error.filename is None and error.errno is not None:  # of writing
+            error.filename = str(final)
+        with contextlib.suppress(TypeError, ValueError):  # it names another one
             error.filename = str(final / Path(error.filename).relative_to(partial))
         raise
 

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
+import os
+import stat
 from pathlib import Path
 
 import pytest
 
+from lightning_pfc.checkpoint import CheckpointError
+from lightning_pfc.checkpoint.publish import prepare_file, prepare_folder
 from lightning_pfc.deploy.folder import publish
 from lightning_pfc.storage.whole_files import write_json, write_whole
 
@@ -42,6 +47,36 @@ def test_an_error_names_what_was_asked_for(tmp_path: Path) -> None:
             (folder / inside).mkdir()
     with pytest.raises(OSError, match=r"'/proc/x'$"), publish("/proc/x"):
         pass
+
+
+def test_a_full_disk_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(handle: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match=rf"No space left on device: '{tmp_path / 'x'}'$"), write_whole(tmp_path / "x"):
+        pass
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_device_or_a_pipe_is_written_to_and_stays(tmp_path: Path) -> None:
+    """Who is root in a container would have lost ``/dev/null`` by ``--list /dev/null``."""
+    pipe, link = tmp_path / "pipe", tmp_path / "link"
+    os.mkfifo(pipe)
+    link.symlink_to(pipe)
+    for path in (pipe, link):
+        reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+        try:
+            with write_whole(path, "w") as file:
+                file.write("here")
+            assert os.read(reader, 100) == b"here"
+        finally:
+            os.close(reader)
+        assert stat.S_ISFIFO(path.stat().st_mode)
+    for made in (prepare_file, prepare_folder):
+        with pytest.raises(CheckpointError, match="is a device or a pipe; give the name of a file"):
+            made(link)
+    assert sorted(tmp_path.iterdir()) == [link, pipe]
 
 
 def test_json_has_null_where_there_is_no_number(tmp_path: Path) -> None:

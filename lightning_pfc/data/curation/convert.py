@@ -15,7 +15,7 @@ from tqdm import tqdm
 from lightning_pfc.data.curation.sinks import FolderSink, ParquetSink, RecordSink, Sink, WebDatasetSink
 from lightning_pfc.data.format_names import WRITABLE as FORMATS
 from lightning_pfc.data.formats.base import EncodedImages
-from lightning_pfc.storage.whole_files import write_whole
+from lightning_pfc.storage.whole_files import errors_of, write_whole
 
 
 def guess_target(target: str | os.PathLike[str]) -> str:
@@ -82,11 +82,15 @@ def convert(
     try:
         with tqdm(total=len(order), initial=sink.done, unit=" images", desc=target.name, disable=not progress) as bar:
             for position in order[sink.done :].tolist():
-                sink.write(images.read(position))
+                data = images.read(position)
+                with errors_of(work, work):
+                    sink.write(data)
                 bar.update()
-        sink.finish()
+        with errors_of(work, work):
+            sink.finish()
     finally:
-        sink.close()
+        with errors_of(work, work):
+            sink.close()
     _publish(work, target)
     return target
 
