@@ -242,6 +242,9 @@ class ShardedCenters(nn.Module):
         # it must have been given its shard by then: the stock strategies would go on to overwrite it.
         if self._comm is None:
             self._ensure_storage()
+        if getattr(fn, "__qualname__", "").startswith("Module.to_empty."):  # numbers at random are no centers
+            device = fn(torch.empty(0)).device
+            fn = lambda tensor: tensor.to(device)  # noqa: E731
         if self.rows_on == "host":
             fn = self._but_the_centers(fn)
         elif self.row_folder is not None:

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+_COPIES = frozenset({"__get__", "detach", "clone", "to", "alias"})
 _HARMLESS = frozenset({"requires_grad_", "share_memory_", "rename_"})
 _IN_PLACE = frozenset(
     {"__setitem__", "__iadd__", "__isub__", "__imul__", "__itruediv__", "__ifloordiv__", "__imod__", "__ipow__"}
@@ -37,6 +38,7 @@ class _Unallocated(Tensor):
     """
 
     planned_device: torch.device
+    computed = False  # by an operation, so that somebody means its numbers
 
     @classmethod
     def __torch_function__(
@@ -60,7 +62,10 @@ class _Unallocated(Tensor):
                     raise
                 what = f"no numbers for {getattr(func, '__name__', func)} to read"
                 raise RuntimeError(_WAY_OUT.format(what=what)) from error
-            return _marked(result)
+            result = _marked(result)
+        if isinstance(result, _Unallocated) and getattr(func, "__name__", "") not in _COPIES:
+            result.computed = True
+        return result
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Tensor:
         memo[id(self)] = made = _rebuild(*self.__reduce_ex__(2)[1])
@@ -118,7 +123,8 @@ def _write(func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str,
     if _holds(kwargs.get("out")):
         return f"{name}(out=...)"
     if name == "__set__" and func == Tensor.data.__set__:  # type: ignore[attr-defined]
-        return None if isinstance(args[1], _Unallocated) else ".data = ..."  # a copy without numbers, as in spawn
+        copied = isinstance(args[1], _Unallocated) and not args[1].computed  # as in spawn, without numbers
+        return None if copied else ".data = ..."
     in_place = name in _IN_PLACE or (name.endswith("_") and not name.endswith("__") and name not in _HARMLESS)
     written = args[0] if args else kwargs.get("tensor", kwargs.get("input"))
     return name if in_place and _holds(written) else None

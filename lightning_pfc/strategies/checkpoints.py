@@ -42,6 +42,7 @@ from lightning_pfc.strategies.live_tensors import (
 from lightning_pfc.strategies.moved_rows import find_moves, moved_rows, on_all_ranks
 from lightning_pfc.strategies.resumed import (
     Differences,
+    check_same_groups,
     check_same_optimizers,
     describe_optimizers,
     differing_hyper_parameters,
@@ -408,6 +409,7 @@ class CheckpointFolders(DDPStrategy):
                     ):
                         values[key] = value[shard.start : shard.stop].clone()
             take_out_of_file(optimizer, state)
+        check_same_groups(states, self.optimizers)
         options = [[dict(group) for group in optimizer.param_groups] for optimizer in self.optimizers]
         super().load_optimizer_state_dict(checkpoint)
         for optimizer, groups in zip(self.optimizers, options, strict=True):

@@ -62,6 +62,28 @@ _WAY_OUT = (
 )
 
 
+def check_same_groups(states: Sequence[Mapping[str, Any]], optimizers: Sequence[Optimizer]) -> None:
+    """See that the parameters are grouped as in a checkpoint: state is kept by their places in the groups.
+
+    Args:
+        states: of the optimizers, in the checkpoint.
+        optimizers: of this run.
+
+    Raises:
+        CheckpointError: with the sizes of the groups.
+    """
+    for state, optimizer in zip(states, optimizers, strict=True):
+        there = [len(group["params"]) for group in state["param_groups"]]
+        here = [len(group["params"]) for group in optimizer.param_groups]
+        if there != here:
+            raise CheckpointError(
+                f"{type(optimizer).__name__} has its parameters in groups of {there} in the checkpoint and of {here} "
+                "in this run, so that their state is not found. Say what groups them (lr scales, weight decays, "
+                "layer_decay, finetune, what is frozen) as it was, or take the weights alone: init_from=, or "
+                "load_from_checkpoint, then fit without ckpt_path."
+            )
+
+
 class Differences:
     """The options in which optimizers differ from those of a checkpoint; those of this run come into force.
 

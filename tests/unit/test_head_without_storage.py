@@ -72,6 +72,10 @@ def out_argument(head: PartialFC) -> None:
     torch.ones(10, 4, out=head.weight.data)
 
 
+def computed_data(head: PartialFC) -> None:
+    head.weight.data = head.weight.data * 0.5
+
+
 WRITES: list[Callable[[PartialFC], Any]] = [
     *(lambda head, init=init: init(head.weight) for init in (
         nn.init.normal_, nn.init.uniform_, nn.init.zeros_, nn.init.ones_, nn.init.eye_, nn.init.orthogonal_,
@@ -83,7 +87,7 @@ WRITES: list[Callable[[PartialFC], Any]] = [
     lambda head: head.weight.detach().clone().normal_() and head.weight.detach().normal_(),
     lambda head: nn.utils.vector_to_parameters(torch.zeros(50), head.parameters()),
     set_item, in_place_operator, fill_row, for_every_parameter, applied, copied_without_grad, from_numpy,
-    through_state_dict, foreach, out_argument,
+    through_state_dict, foreach, out_argument, computed_data,
 ]  # fmt: skip
 
 
@@ -123,6 +127,16 @@ def test_afterwards_writes_stay(way: str) -> None:
     assert type(weight) is nn.Parameter
     assert weight[0].tolist() == [3.0] * 4
     assert weight[2].tolist() == [4.0] * 4
+
+
+def test_numbers_at_random_are_no_centers() -> None:
+    """``to_empty``, of the head or of what it is a part of, makes what is there: its own start, or what was trained."""
+    wanted = make().to("cpu").weight
+    for made in (make(), nn.Sequential(make()).to_empty(device="cpu")[0]):
+        assert torch.equal(made.to_empty(device="cpu").weight, wanted)
+        with torch.no_grad():
+            made.weight.fill_(2.0)
+        assert bool((nn.Sequential(made).to_empty(device="cpu")[0].weight == 2.0).all())
 
 
 def test_what_only_looks_is_allowed() -> None:
