@@ -27,7 +27,7 @@ class ElasticFace(Loss):
     Args:
         scale: s > 0.
         margin: m >= 0, radians for "angular" (paper: 0.5), a cosine offset for "additive" (paper: 0.35).
-        std: standard deviation of the margin, from 0 to a fourth of pi/2 - m (angular) or to 1 (additive); paper:
+        std: standard deviation of the margin, from 0 to half of pi/2 - m (angular) or to 1 (additive); paper:
             0.0125, with plus 0.0175 (angular) or 0.025 (additive).
         margin_type: "angular" (ElasticFace-Arc) or "additive" (ElasticFace-Cos).
         plus: hand out the margins by difficulty.
@@ -46,8 +46,8 @@ class ElasticFace(Loss):
         self._check_number("margin", low=0.0)
         if self.margin_type == "angular":
             self._check_angle("margin")
-        # An angle beyond a right one turns where samples start; of a million draws 63 lie beyond four deviations.
-        most = (math.pi / 2 - self.margin) / 4 if self.margin_type == "angular" else 1.0
+        # An angle beyond a right one turns where samples start; of a thousand draws 23 lie beyond two deviations.
+        most = (math.pi / 2 - self.margin) / 2 if self.margin_type == "angular" else 1.0
         self._check_number("std", low=0.0, high=most)
         self._check_choice("margin_type", ("angular", "additive"))
         self._check_choice("margin_grad", ("exact", "straight_through"))

@@ -65,7 +65,7 @@ def test_a_few_steps_learn_something(loss: L.Loss) -> None:
         ("MVSoftmax", {"hard_weight": 0.9}, "hard_weight must lie in"),
         ("MVSoftmax", {"margin_type": "arc"}, "additive, angular"),
         ("ElasticFace", {"std": -1.0}, "std must lie in"),
-        ("ElasticFace", {"std": 0.3}, r"std must lie in \[0, 0.267"),
+        ("ElasticFace", {"std": 0.6}, r"std must lie in \[0, 0.535"),
         ("ElasticFace", {"std": 1.5, "margin_type": "additive"}, r"std must lie in \[0, 1\]"),
         ("ElasticFace", {"plus": 1}, "plus must be True or False"),
         ("SphereFace2", {"balance": 1.0}, "balance must lie in"),
