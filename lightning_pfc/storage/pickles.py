@@ -12,6 +12,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pickletools import code2op
 from typing import Any, NoReturn
 
 from lightning_pfc.storage.pickle_steps import MARK, STEPS
@@ -91,6 +92,8 @@ class PickleReader:
             if code == 0x2E:  # STOP
                 return self.pop()
             step = STEPS.get(code)
+            if step is None and chr(code) not in code2op:
+                self.fail(f"0x{code:02x} is no instruction of a pickle")
             if step is None:
                 self.refuse(f"instruction 0x{code:02x} is not one that plain data needs")
             step(self)
