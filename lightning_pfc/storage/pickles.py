@@ -12,12 +12,13 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pickletools import code2op
+from pickletools import opcodes
 from typing import Any, NoReturn
 
 from lightning_pfc.storage.pickle_steps import MARK, STEPS
 from lightning_pfc.storage.positioned import PositionedFile
 
+_CODES = frozenset(each.code for each in opcodes)
 _LONGEST_LINE = 1 << 20
 _LONGEST_KEY = 1 << 12
 _AHEAD = 1 << 14  # bytes that are read of a file at once
@@ -92,7 +93,7 @@ class PickleReader:
             if code == 0x2E:  # STOP
                 return self.pop()
             step = STEPS.get(code)
-            if step is None and chr(code) not in code2op:
+            if step is None and chr(code) not in _CODES:
                 self.fail(f"0x{code:02x} is no instruction of a pickle")
             if step is None:
                 self.refuse(f"instruction 0x{code:02x} is not one that plain data needs")
