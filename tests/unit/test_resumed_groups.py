@@ -12,9 +12,10 @@ from lightning_pfc.strategies.resumed import check_same_groups
 
 def test_other_groups_are_refused() -> None:
     first, second = (nn.Linear(2, 2) for _ in range(2))
-    one = torch.optim.SGD([*first.parameters(), *second.parameters()], lr=0.1)
+    everything: list[nn.Parameter] = [*first.parameters(), *second.parameters()]
+    one = torch.optim.SGD(everything, lr=0.1)
     two = torch.optim.SGD([{"params": first.parameters()}, {"params": second.parameters()}], lr=0.1)
-    moved = torch.optim.SGD([{"params": [first.weight]}, {"params": [first.bias, *second.parameters()]}], lr=0.1)
+    moved = torch.optim.SGD([{"params": everything[:1]}, {"params": everything[1:]}], lr=0.1)
     check_same_groups([two.state_dict()], [two])
     for there, here, sizes in (
         (one, two, r"\[4\] in the checkpoint and of \[2, 2\]"),
