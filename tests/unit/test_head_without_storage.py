@@ -132,11 +132,12 @@ def test_afterwards_writes_stay(way: str) -> None:
 def test_numbers_at_random_are_no_centers() -> None:
     """``to_empty``, of the head or of what it is a part of, makes what is there: its own start, or what was trained."""
     wanted = make().to("cpu").weight
+    made: Any
     for made in (make(), nn.Sequential(make()).to_empty(device="cpu")[0]):
         assert torch.equal(made.to_empty(device="cpu").weight, wanted)
         with torch.no_grad():
             made.weight.fill_(2.0)
-        assert bool((nn.Sequential(made).to_empty(device="cpu")[0].weight == 2.0).all())
+        assert bool((nn.Sequential(made).to_empty(device="cpu")[0].get_parameter("weight") == 2.0).all())
 
 
 def test_what_only_looks_is_allowed() -> None:
