@@ -84,7 +84,7 @@ def check(word: Any, x: Tensor, weight: Tensor, targets: Tensor) -> None:
     wanted_w = (unit_grad - units * (units * unit_grad).sum(1, keepdim=True)) / norms
 
     probabilities = logits.detach().softmax(1)
-    bounds = error_bounds(word, SCALE, x.shape[1], probabilities.square().sum(1))
+    bounds = error_bounds(word, SCALE, x.shape[1], len(units), probabilities.square().sum(1))
     assert (cosine - own).abs().max() <= 1e-6, "the target's own cosine is float32's in every precision"
     measured = ((lse - wanted).abs() / bounds.logsumexp).max()
     assert 0.01 <= measured <= 1.0, f"log-sum-exp: {measured:.3g} of the bound"

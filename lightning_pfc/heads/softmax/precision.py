@@ -14,12 +14,14 @@ s 2^-24`` what the logit's own float32 costs. Over the classes the errors averag
 one negative has it all, about ``exp(s^2 / D) / C`` at the start) and a = 6, a bound that chance does not reach,::
 
     log-sum-exp               a e sqrt(q) + sigma^2 + f
-    embedding's gradient      s (t + r |m|),  t = a (e sqrt(q (1 - q)) + u' sqrt(q)),  |m| = |sum of p_j u_j|
+    embedding's gradient      s (t + r |m|),  |m| = |sum of p_j u_j|
     centers' gradient, all    (s |t of all rows| + r |gradient of the unit rows|) / |w|
+    t                         a (e sqrt(q (1 - q)) + u' sqrt(q)) + 2^-24 sqrt(C q)
 
 with u' the unit roundoff in the backward products and r that of their result, 2^-8 where a CPU rounds it to bfloat16,
-else 2^-21. The loss of a
-row is off by ``1 - p`` times the log-sum-exp's error. :func:`error_bounds` gives the numbers.
+else 2^-21. The last term of t is float32's own where a library adds the C classes one after the other, as some do for
+few rows; most add in blocks, and stay far below. The loss of a row is off by ``1 - p`` times the log-sum-exp's error.
+:func:`error_bounds` gives the numbers.
 """
 
 from __future__ import annotations
@@ -142,13 +144,14 @@ class ErrorBounds:
         return self.scale * self.averaged.square().sum().sqrt() + self.rounded * length
 
 
-def error_bounds(precision: Precision, scale: float, dim: int, concentration: Tensor) -> ErrorBounds:
+def error_bounds(precision: Precision, scale: float, dim: int, classes: int, concentration: Tensor) -> ErrorBounds:
     """Bounds of the errors of a pass over the classes.
 
     Args:
         precision: of the products.
         scale: s, of the logits.
         dim: D.
+        classes: C, that one product sums over.
         concentration: (B,) q, the sum over a row's negatives of their squared probabilities.
     """
     own = ARITHMETIC[precision]
@@ -159,6 +162,7 @@ def error_bounds(precision: Precision, scale: float, dim: int, concentration: Te
     return ErrorBounds(
         scale,
         _DEVIATIONS * error * share + logit**2 + float32,
-        _DEVIATIONS * share * (error * (1.0 - concentration).clamp(min=0.0).sqrt() + backward.unit_roundoff),
+        _DEVIATIONS * share * (error * (1.0 - concentration).clamp(min=0.0).sqrt() + backward.unit_roundoff)
+        + 2.0**-24 * math.sqrt(classes) * share,
         backward.unit_roundoff if own.kept == torch.bfloat16 else 2.0**-21,
     )
