@@ -30,6 +30,10 @@ _EPILOG = """examples
       a verification file from a list of pairs
   pfc-data clean embeddings.npz suspects.tsv
       which images do not belong to their class, and which classes are one
+  pfc-data overlap train/ lfw.bin overlap.tsv --model runs/X/export
+      who and what of a test set is in a training set, by pixels and by embedding
+  pfc-data merge faces/ more/ both/ --to folder --pairs overlap.tsv
+      two data sets as one; who is in both becomes one identity
 
 Nothing here changes or deletes its input. `pfc-data COMMAND --help` explains each command."""
 
@@ -63,7 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="pfc-data",
-        description="Looks after data sets of labelled images: converts between all formats, checks, aligns, cleans.",
+        description="Looks after data sets of labelled images: converts, checks, aligns, cleans, compares, merges.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -73,6 +77,8 @@ def _parser() -> argparse.ArgumentParser:
     _add_make_bin(commands)
     _add_align(commands)
     _add_clean(commands)
+    _add_overlap(commands)
+    _add_merge(commands)
     _add_index(commands)
     return parser
 
@@ -272,6 +278,97 @@ numbers, and perhaps `names`, one per class; or a .npy with the embeddings, with
     parser.add_argument("--outlier-below", type=float, default=0.2, metavar="COS", help="(%(default)s)")
     parser.add_argument("--merge-above", type=float, default=0.7, metavar="COS", help="(%(default)s)")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
+
+
+# overlap
+
+
+def _add_overlap(commands: Any) -> None:
+    parser = _command(
+        commands,
+        "overlap",
+        "find identities and pictures that two data sets have in common",
+        """Lists the identities that are in both A and B, and the pictures of B that are in A.
+
+By pixels: equal files, equal pictures, and near duplicates, whose perceptual hashes differ in at most --near of 256
+bits (compressed again, another size; not cropped). Two identities are taken for one where half of the pictures of one
+are pictures of the other.
+
+By embedding, with --model: two identities are taken for one where the mean cosine of all pairs of their pictures is
+above --threshold; pictures where their cosine is above --same-picture. A threshold by name is one of pairs of pictures,
+calibrated by `pfc-eval run=X calibrate.far=1e-6` and exported. What the threshold does is measured on your data and
+said: how many pairs are above it by chance, and how many identities are found again.
+
+LIST (.tsv or .csv) has a line for each pair: kind (identity, name, picture, broken), identities and pictures of A and
+B, score, and how it was found. `name` are two of one name that were not taken for one. Look at the contact sheet, take
+lines out or change `kind` to identity or different; then `pfc-data merge --pairs LIST`, or
+`pfc-data convert A clean.rec --exclude LIST`, which leaves those pictures of A out. A or B may be a verification file
+(.bin) or a folder without identities: each picture then is one of its own.
+
+Memory: 64 bytes a picture of both sets, blocks of 100 MB, and what is found (at most 4,194,304 pairs of a kind).
+Embeddings and the means of the identities lie in LIST.partial until all is done; the same command goes on there.
+Every picture is compared with every other: 5.8 million with 13,000 are 4 x 10^13 products for --model (512 numbers),
+half as many for --near.
+
+Exit status 0 if nothing is in both, 1 if something is.""",
+    )
+    _add_two(parser)
+    parser.add_argument("target", metavar="LIST", help="the .tsv or .csv to write")
+    parser.add_argument("--png", metavar="FILE", help="the contact sheet (default: LIST with .png)")
+    parser.add_argument(
+        "--near", type=int, default=24, metavar="BITS", help="that may differ in near duplicates (%(default)s)"
+    )
+    parser.add_argument("--no-pixels", dest="pixels", action="store_false", help="compare embeddings only")
+    embeddings = parser.add_argument_group("by embedding")
+    embeddings.add_argument("--model", help="as pfc-embed takes: an export, a run, an ONNX file, timm:NAME")
+    embeddings.add_argument(
+        "--threshold", metavar="NAME|COS", help="of identities (default: the first of the export for pairs)"
+    )
+    embeddings.add_argument("--same-picture", default="0.95", metavar="COS", help="of pictures, or none (%(default)s)")
+    embeddings.add_argument("--flip", action="store_true", help="add the embedding of the mirror image")
+    embeddings.add_argument("--fit", choices=("exact", "stretch", "crop", "pad"), help="of pictures of another size")
+    embeddings.add_argument("--batch-size", type=int, default=64, help="(%(default)s)")
+    parser.add_argument("--workers", type=int, default=1, help="threads that decode (%(default)s)")
+
+
+def _add_two(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("a", metavar="A", help=_DATA)
+    parser.add_argument("b", metavar="B", help="another")
+    parser.add_argument("--from", dest="format", choices=READABLE, help="format of A, if the name does not tell")
+    parser.add_argument("--from-b", dest="format_b", choices=READABLE, help="format of B, likewise")
+    _add_allow(parser)
+    parser.add_argument("--quiet", action="store_true", help="no progress bar")
+
+
+# merge
+
+
+def _add_merge(commands: Any) -> None:
+    parser = _command(
+        commands,
+        "merge",
+        "join two data sets",
+        """Writes the pictures of A and B as one data set. Nothing is changed in A or B.
+
+LIST says who is in both: a table (.tsv or .csv) as `pfc-data overlap` writes it, of which the lines of kind `identity`
+count; or any with columns `identity_a` and `identity_b`. Those become one, by the name that A has. Identities that have
+one name and are not in LIST stay two, with a prefix and a point before the name of each. Pictures of B that LIST finds
+in A by pixels are left out if their identities are one.
+
+Refused: names that are not there, lines of kind `different` against others, and two identities of one set that become
+one (--chains says that this is meant).
+
+Until all is written the work lies in OUT.partial; the same command goes on where it was interrupted, another one is
+refused. Memory: the names of the identities, and some bytes a picture.""",
+    )
+    _add_two(parser)
+    parser.add_argument("target", metavar="OUT", help="what to write; NAME.rec for RecordIO, otherwise a folder")
+    parser.add_argument("--pairs", metavar="LIST", help="who is in both (default: nobody)")
+    parser.add_argument("--same-names", action="store_true", help="one name is one identity in both sets")
+    parser.add_argument("--prefixes", nargs=2, metavar=("A", "B"), help="(default: the names of the sets)")
+    parser.add_argument("--chains", action="store_true", help="LIST may make several identities of a set one")
+    parser.add_argument("--to", choices=WRITABLE, help="format to write (an OUT NAME.rec says recordio)")
+    parser.add_argument("--shard-size", type=int, default=8192, help="images per tar or parquet file (%(default)s)")
 
 
 # index

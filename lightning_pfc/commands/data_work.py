@@ -249,4 +249,27 @@ def index(options: argparse.Namespace) -> int:
     return 0
 
 
-WORK = {"convert": convert, "check": check, "make-bin": make_bin, "align": align, "clean": clean, "index": index}
+def overlap(options: argparse.Namespace) -> int:
+    """List what two data sets have in common."""
+    from lightning_pfc.commands.overlap_work import overlap as work
+
+    return work(options)
+
+
+def merge(options: argparse.Namespace) -> int:
+    """Join two data sets."""
+    from lightning_pfc.commands.overlap_work import merge as work
+
+    return work(options)
+
+
+WORK = {
+    "convert": convert,
+    "check": check,
+    "make-bin": make_bin,
+    "align": align,
+    "clean": clean,
+    "overlap": overlap,
+    "merge": merge,
+    "index": index,
+}

@@ -40,7 +40,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("model", type=Path, help="an export, a run folder, or an ONNX file")
+    parser.add_argument("model", type=Path, help="an export, a run folder, an ONNX file, or timm:NAME")
     parser.add_argument("source", help="a folder of pictures, or a data set in any format that pfc-data reads")
     parser.add_argument("out", type=Path, metavar="OUT", help="OUT.npz or OUT.parquet")
     parser.add_argument("--from", dest="format", choices=READABLE, help="format of the data, if the name does not tell")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import torch
@@ -16,7 +16,13 @@ from lightning_pfc.deploy.errors import ExportError
 from lightning_pfc.deploy.output import Output
 from lightning_pfc.deploy.pictures import Picture, Pixels, prepare
 from lightning_pfc.deploy.recogniser import Recogniser, unit
+from lightning_pfc.runs.network import fingerprint_of
 from lightning_pfc.storage.whole_files import sha256
+
+if TYPE_CHECKING:
+    from lightning_pfc.evaluation.embedders import OnnxEmbedder, TorchEmbedder
+
+_TIMM = "timm:"
 
 
 class PictureEmbedder(Protocol):
@@ -54,7 +60,8 @@ def open_embedder(
     """Open a model.
 
     Args:
-        path: folder of an export, folder of a run (its last checkpoint, in PyTorch), or an ONNX file.
+        path: folder of an export, folder of a run (its last checkpoint, in PyTorch), an ONNX file, or ``timm:NAME``, a
+            network of timm with its published weights, which timm fetches.
         engine: as :meth:`Recogniser.load`; for exports.
         flip: add the embedding of the mirror image.
         normalize: give length one.
@@ -67,6 +74,12 @@ def open_embedder(
         EngineError, ValueError: as :meth:`Recogniser.load`.
     """
     place = Path(path)
+    if os.fspath(path).startswith(_TIMM):
+        if engine not in (None, "torch"):
+            raise ValueError(f"engine={engine!r}: a network of timm is computed by torch")
+        return _of_timm(
+            os.fspath(path).removeprefix(_TIMM), flip=flip, normalize=normalize, fit=fit, max_pixels=max_pixels
+        )
     if place.is_dir() and (place / FILE).is_file():
         return _Exported(
             Recogniser.load(
@@ -83,7 +96,10 @@ def open_embedder(
         raise ExportError("is no model; give an export, a run folder, or an ONNX file (NAME.onnx)", place)
     if engine not in (None, "onnxruntime"):
         raise ValueError(f"engine={engine!r}: an ONNX file alone is computed by onnxruntime")
-    return _OnnxFile(place, flip=flip, normalize=normalize, fit=fit, threads=threads, max_pixels=max_pixels)
+    from lightning_pfc.evaluation.onnx_embedder import OnnxEmbedder
+
+    network = OnnxEmbedder(place, threads=threads)
+    return _Network(network, sha256(place), flip=flip, normalize=normalize, fit=fit, max_pixels=max_pixels)
 
 
 def _of_run(folder: Path, *, flip: bool, normalize: bool, fit: str | None, max_pixels: int) -> Recogniser:
@@ -121,19 +137,35 @@ class _Exported:
         return self._recogniser.embed_pixels(pixels)
 
 
-class _OnnxFile:
-    """An ONNX file of anybody, by the conventions that it states; mirror images only when they are asked for."""
+def _of_timm(name: str, *, flip: bool, normalize: bool, fit: str | None, max_pixels: int) -> PictureEmbedder:
+    from lightning_pfc.evaluation.embedders import timm_embedder
+
+    try:
+        network = timm_embedder(name, pretrained=True)
+    except (RuntimeError, OSError, ValueError) as error:  # unknown, without weights, or without a network
+        raise ExportError(f"timm does not give it with weights: {error}", Path(name)) from error
+    identity = f"timm {name} {fingerprint_of(network.module.state_dict())}"
+    return _Network(network, identity, flip=flip, normalize=normalize, fit=fit, max_pixels=max_pixels)
+
+
+class _Network:
+    """A network of anybody, by the conventions that it states; mirror images only when they are asked for."""
 
     def __init__(
-        self, path: Path, *, flip: bool, normalize: bool, fit: str | None, threads: int, max_pixels: int
+        self,
+        network: OnnxEmbedder | TorchEmbedder,
+        identity: str,
+        *,
+        flip: bool,
+        normalize: bool,
+        fit: str | None,
+        max_pixels: int,
     ) -> None:
-        from lightning_pfc.evaluation.onnx_embedder import OnnxEmbedder
-
-        self._network = OnnxEmbedder(path, threads=threads)
-        self._preprocessing = self._network.preprocessing.changed(fit=fit)
+        self._network = network
+        self._preprocessing = network.preprocessing.changed(fit=fit)
         self._flip, self._normalize, self._max_pixels = flip, normalize, max_pixels
         self.width = 0
-        self.model_id = f"{sha256(path)} {flip} {normalize} {self._preprocessing.to_config()}"
+        self.model_id = f"{identity} {flip} {normalize} {self._preprocessing.to_config()}"
         self.alignment_size = self._preprocessing.size[0]
         self.detector: Path | None = None
 

@@ -75,21 +75,70 @@ def embed_images(
         OSError: nothing can be written.
     """
     final = Path(target)
-    for name, value in (("batch_size", batch_size), ("workers", workers)):
-        if value < 1:
-            raise ValueError(f"{name}={value} must be at least 1")
     if final.suffix.lower() not in KINDS:
         raise ValueError(f"{final}: embeddings are written as {' or '.join(KINDS)}; name the file so")
     if final.exists():
         raise FileExistsError(f"{final} is there already; take it away, or give another name")
     work = final.with_name(f"{final.name}.partial")
+    done = _rows_into(work, embedder, images, cutter, batch_size, workers, progress)
+    return _finish(final, work, images, done)
+
+
+@dataclass(frozen=True)
+class EmbeddedRows:
+    """Embeddings in a folder of their own.
+
+    Attributes:
+        rows: ``(n, D)`` float32, on disk.
+        images: ``(n,)`` int64, the picture of each row, in rising order.
+        rejects: Position and reason of each picture that gave none.
+    """
+
+    rows: npt.NDArray[np.float32]
+    images: npt.NDArray[np.int64]
+    rejects: list[tuple[int, str]]
+
+
+def embed_rows(
+    embedder: PictureEmbedder,
+    images: EncodedImages,
+    work: str | os.PathLike[str],
+    *,
+    batch_size: int = 64,
+    workers: int = 1,
+    progress: bool = True,
+) -> EmbeddedRows:
+    """Embed all pictures of a data set into a folder; the same call goes on where an interrupted one stopped.
+
+    Args and errors are those of :func:`embed_images`. Memory: some bytes a picture.
+    """
+    folder = Path(work)
+    done = _rows_into(folder, embedder, images, None, batch_size, workers, progress)
+    if not done.count:
+        raise ExportError(f"not one of the {len(images):,} pictures gave an embedding; the first: {done.lines[0][2]}")
+    rejects = [(int(line[0]), line[2]) for line in done.lines if line[1] == "0"]
+    return EmbeddedRows(done.mapped(), done.owners(), rejects)
+
+
+def _rows_into(
+    work: Path,
+    embedder: PictureEmbedder,
+    images: EncodedImages,
+    cutter: FaceCutter | None,
+    batch_size: int,
+    workers: int,
+    progress: bool,
+) -> _Done:
+    for name, value in (("batch_size", batch_size), ("workers", workers)):
+        if value < 1:
+            raise ValueError(f"{name}={value} must be at least 1")
     work.mkdir(parents=True, exist_ok=True)
     job = {"source": os.path.abspath(images.source), "pictures": len(images), "model": embedder.model_id}
     job |= {} if cutter is None else {"faces": cutter.faces, "size": cutter.size}
     with Journal(work / _JOURNAL, job) as journal:
         done = _Done(work / _ROWS, journal)
         _embed(embedder, images, done, cutter, batch_size, workers, progress)
-    return _finish(final, work, images, done)
+    return done
 
 
 class _Done:
@@ -126,6 +175,14 @@ class _Done:
 
     def close(self) -> None:
         self._file.close()
+
+    def mapped(self) -> npt.NDArray[np.float32]:
+        """The rows where they lie."""
+        return np.memmap(self.rows, np.float32, "r", shape=(self.count, self.width))
+
+    def owners(self) -> npt.NDArray[np.int64]:
+        """The picture of each row."""
+        return np.repeat([int(line[0]) for line in self.lines], [int(line[1]) for line in self.lines])
 
 
 def _embed(
@@ -177,8 +234,7 @@ def _finish(final: Path, work: Path, images: EncodedImages, done: _Done) -> Embe
     if not done.count:
         shutil.rmtree(work)
         raise ExportError(f"not one of the {len(images):,} pictures gave an embedding; the first: {rejects[0][1]}")
-    owner = np.repeat([int(line[0]) for line in done.lines], [int(line[1]) for line in done.lines])
-    rows: npt.NDArray[np.float32] = np.memmap(done.rows, np.float32, "r", shape=(len(owner), done.width))
+    owner, rows = done.owners(), done.mapped()
     write_embeddings(final, rows, images.labels[owner], [_path(images, i) for i in owner.tolist()], images.identities)
     table = None
     if rejects:

@@ -78,6 +78,15 @@ def check_options(backbone: str, options: Mapping[str, Any], path: str | os.Path
         raise ExportError(str(error).split(". Say it")[0].split("; nothing is")[0], path) from error
 
 
+def fingerprint_of(weights: Mapping[str, Tensor]) -> str:
+    """The same for the same names and numbers, wherever they came from."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(weights.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
 class EmbeddingModel(nn.Module):
     """Images (b, C, H, W) float32 -> embeddings (b, D), as the ``forward`` of the module that was trained.
 
@@ -101,11 +110,7 @@ class EmbeddingModel(nn.Module):
 
     def fingerprint(self) -> str:
         """Of all weights: the same for the same numbers, wherever they came from."""
-        digest = hashlib.sha256()
-        for name, tensor in sorted(self.state_dict().items()):
-            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-        return digest.hexdigest()
+        return fingerprint_of(self.state_dict())
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
         """Write ``model.safetensors`` and ``config.json`` into a folder that is there."""
