@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -21,6 +22,7 @@ from lightning_pfc.data.batches import (
 )
 from lightning_pfc.data.dali import Dali, make_loader
 from lightning_pfc.data.mixing import Mix
+from lightning_pfc.data.numbering import numbered_as
 from lightning_pfc.data.orders import Order
 from lightning_pfc.data.preprocessing import Preprocessing
 from lightning_pfc.data.samplers import Mixed, Sampler, Shuffled, make_sampler
@@ -63,6 +65,9 @@ class IdentityDataModule(L.LightningDataModule):
         kind: what the pictures show, in place of ``augment``: "faces" and "objects" are mirrored in training
             ("affine_flip"), "characters", which are something else then, are not ("affine"); "spectrograms" stay as
             they are ("none").
+        classes_of: a checkpoint, folder or file: classes have the numbers of its rows. New identities come behind, and
+            those that have vanished keep their row, without a picture; a run that goes on from it moves no center, see
+            :func:`~lightning_pfc.data.numbering.numbered_as`.
 
     After ``setup``: ``num_classes``, ``num_images``, ``input_size`` (C, H, W) and ``task`` come from the data.
     """
@@ -83,6 +88,7 @@ class IdentityDataModule(L.LightningDataModule):
         pin_memory: bool | None = None,
         loader: Dali | str | Mapping[str, Any] | None = None,
         kind: str | None = None,
+        classes_of: str | os.PathLike[str] | None = None,
     ) -> None:
         super().__init__()
         if kind is not None and kind not in _KINDS:
@@ -99,6 +105,7 @@ class IdentityDataModule(L.LightningDataModule):
         if eval_batch_size is not None and eval_batch_size < 1:
             raise ValueError(f"eval_batch_size={eval_batch_size} must be at least 1.")
         self.source = source
+        self.classes_of = classes_of
         self.batch_size = batch_size
         self.eval_batch_size = 4 * batch_size if eval_batch_size is None else eval_batch_size
         self.num_workers = num_workers
@@ -151,6 +158,8 @@ class IdentityDataModule(L.LightningDataModule):
             try:
                 data = self.source.open()
                 check_labels(data, self.sampler, self.mix)
+                if self.classes_of is not None:
+                    data = numbered_as(data, self.classes_of)
                 if self.loader is not None:
                     self.loader.check(data.train, self._augment(data))
             except Exception as error:
