@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 
 from lightning_pfc.ignored import warn_ignored
 from lightning_pfc.models.layers import layers_of
+from lightning_pfc.transfer.distillation import Listening, Teacher
 from lightning_pfc.transfer.l2_sp import StartingPoint
 
 BatchNorms = Literal["keep", "train"]
@@ -38,6 +39,9 @@ class FineTune(Callback):
             frozen keep theirs, others follow.
         l2_sp: alpha of L2-SP, the pull of the backbone to the weights that the run began with; 0: none. It needs a copy
             of them in memory and in checkpoints, and is logged as ``train/l2_sp``.
+        distill: weight of the distillation of features to those of the backbone that the run began with, see
+            :mod:`~lightning_pfc.transfer.distillation`; 0: none. It needs a copy of it in memory and in checkpoints and
+            one more forward a step, and is logged as ``train/distill``.
 
     Raises:
         ValueError: for values out of range, and words that contradict each other.
@@ -50,6 +54,7 @@ class FineTune(Callback):
         trained_blocks: int | None = None,
         batch_norm: BatchNorms | None = None,
         l2_sp: float = 0.0,
+        distill: float = 0.0,
     ) -> None:
         super().__init__()
         if frozen_epochs is not None and (not isinstance(frozen_epochs, int) or frozen_epochs < 0):
@@ -67,10 +72,18 @@ class FineTune(Callback):
             raise ValueError(f"l2_sp={l2_sp!r} must be 0 or more.")
         if l2_sp and frozen_epochs is None and trained_blocks is None:
             raise ValueError(f"l2_sp={l2_sp} pulls what moves, and frozen_epochs=None freezes the whole backbone.")
+        if not distill >= 0:
+            raise ValueError(f"distill={distill!r} must be 0 or more.")
+        if distill and frozen_epochs is None and trained_blocks is None:
+            raise ValueError(f"distill={distill} keeps what moves, and frozen_epochs=None freezes the whole backbone.")
         self.frozen_epochs, self.trained_blocks = frozen_epochs, trained_blocks
         self.batch_norm, self.l2_sp = batch_norm, l2_sp
         self._frozen: list[nn.Parameter] = []
         self._start: StartingPoint | None = None
+        self.distill = distill
+        self._teacher_weights: dict[str, Any] | None = None  # of a checkpoint
+        self._teacher: Teacher | None = None
+        self._listening: Listening | None = None
 
     # --- what is trained ----------------------------------------------------------------------------------------------
 
@@ -133,6 +146,23 @@ class FineTune(Callback):
                 f"finetune.l2_sp={self.l2_sp}: the weights that it begins with are kept, {self._start.nbytes:,} bytes "
                 "in memory and in each checkpoint."
             )
+        if self.distill:
+            self._begin_distilling(pl_module)
+
+    def _begin_distilling(self, module: L.LightningModule) -> None:
+        if not module.automatic_optimization:
+            raise ValueError(
+                f"finetune.distill={self.distill} adds to the loss that training_step returns; yours does not"
+            )
+        backbone = _backbone(module)
+        self._teacher = Teacher(self.distill, backbone)
+        if self._teacher_weights is not None:
+            self._teacher.network.load_state_dict(self._teacher_weights)
+        rank_zero_info(
+            f"finetune.distill={self.distill}: the backbone that it begins with is kept, {self._teacher.nbytes:,} "
+            "bytes in memory and in each checkpoint, and sees each picture too."
+        )
+        self._listening = Listening(module, backbone, self._teacher)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """As each epoch."""
@@ -162,6 +192,9 @@ class FineTune(Callback):
         if stage == "fit":
             self._set_frozen(False)
             self._frozen = []
+            if self._listening is not None:
+                self._listening.close()
+                self._listening = None
 
     # --- the starting point -------------------------------------------------------------------------------------------
 
@@ -176,13 +209,18 @@ class FineTune(Callback):
             pl_module.log("train/l2_sp", self._start.pull(params), on_step=True, on_epoch=False)
 
     def state_dict(self) -> dict[str, Any]:
-        """The starting point."""
-        return {} if self._start is None else {"start": self._start.start}
+        """The starting point: weights, or the whole network."""
+        weights = {} if self._start is None else {"start": self._start.start}
+        return weights if self._teacher is None else {**weights, "teacher": dict(self._teacher.network.state_dict())}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """The starting point that the run began with; left where L2-SP is no longer asked for."""
+        """The starting point that the run began with; left where it is no longer asked for."""
         if self.l2_sp and "start" in state_dict:
             self._start = StartingPoint(self.l2_sp, state_dict["start"])
+        if self.distill and "teacher" in state_dict:
+            self._teacher_weights = state_dict["teacher"]
+            if self._teacher is not None:
+                self._teacher.network.load_state_dict(self._teacher_weights)
 
 
 def _backbone(module: nn.Module) -> nn.Module:

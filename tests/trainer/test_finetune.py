@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from tests.ranks import RankPool
 from tests.trainer.test_other_options import pfc_train
 from tests.trainer.world import TheirModule, make_loader, make_trainer
 
-WORDS = ["frozen", "head_first", "last_blocks", "layer_decay", "l2_sp"]
+WORDS = ["frozen", "head_first", "last_blocks", "layer_decay", "l2_sp", "distill"]
 
 
 class Tuned(TheirModule):
@@ -111,6 +112,8 @@ CASES: list[tuple[dict[str, Any], set[str], set[str]]] = [
     ({"frozen_epochs": None, "trained_blocks": 1}, NECK | LAST, NECK | LAST),
     ({"frozen_epochs": 1, "trained_blocks": 2}, BUT_ONE, EVERYTHING),
     ({"l2_sp": 0.1}, EVERYTHING, EVERYTHING),
+    ({"distill": 0.5}, EVERYTHING, EVERYTHING),
+    ({"distill": 0.5, "frozen_epochs": 1, "batch_norm": "keep"}, NECK, ALL | NECK),
 ]  # what moves in the first epoch, and in the second
 
 
@@ -128,7 +131,9 @@ def test_what_must_not_move_does_not(
         assert modes == [[False] * 5, [True] * 5]
 
 
-@pytest.mark.parametrize("options", [{"frozen_epochs": 1}, {"frozen_epochs": None}, {"l2_sp": 0.1}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{"frozen_epochs": 1}, {"frozen_epochs": None}, {"l2_sp": 0.1}, {"distill": 0.5}], ids=str
+)
 def test_ranks_give_what_one_process_gives(ranks: RankPool, options: dict[str, Any]) -> None:
     """Of frozen statistics: those of a batch are of a rank's part of it, with and without this."""
     options = {"batch_norm": "keep", **options}
@@ -146,8 +151,14 @@ def test_ranks_give_what_one_process_gives(ranks: RankPool, options: dict[str, A
 
 @pytest.mark.parametrize(
     ("options", "epochs"),
-    [({"frozen_epochs": 2}, 1), ({"frozen_epochs": 2}, 2), ({"frozen_epochs": 1}, 2), ({"l2_sp": 0.1}, 2)],
-    ids=["frozen", "about to thaw", "thawed", "l2_sp"],
+    [
+        ({"frozen_epochs": 2}, 1),
+        ({"frozen_epochs": 2}, 2),
+        ({"frozen_epochs": 1}, 2),
+        ({"l2_sp": 0.1}, 2),
+        ({"distill": 0.5}, 2),
+    ],
+    ids=["frozen", "about to thaw", "thawed", "l2_sp", "distill"],
 )
 @pytest.mark.parametrize("world_size", [1, 2])
 def test_going_on_ends_where_it_would_have(
@@ -199,6 +210,59 @@ def test_l2_sp_keeps_weights_near(ranks: RankPool) -> None:
     assert ways[0] > ways[1] > ways[2] > 0
 
 
+class Explicit(Tuned):
+    """The term written out, with a copy made by hand."""
+
+    def __init__(self, weight: float) -> None:
+        super().__init__()
+        self.weight, self.losses = weight, []
+        self.before = copy.deepcopy(self.backbone).eval()
+
+    def loss(self, batch: tuple[Tensor, Tensor]) -> Tensor:
+        features = self.backbone(batch[0])
+        with torch.no_grad():
+            was = self.before(batch[0])
+        cosine = (features * was).sum(1) / features.norm(dim=1) / was.norm(dim=1)
+        assert self.head is not None
+        return self.head(self.neck(features), batch[1]) + self.weight * (1 - cosine).mean()
+
+
+def test_distillation_is_the_term_written_out(ranks: RankPool) -> None:
+    [(states, _, _, _)] = ranks.run(1, fit, {"distill": 0.7}, {})
+    [expected] = ranks.run(1, fit_explicit, 0.7)
+    for name, value in expected.items():
+        torch.testing.assert_close(
+            states[-1][name], value, rtol=1e-5, atol=1e-6, msg=lambda m, name=name: f"{name}: {m}"
+        )
+    [(without, _, _, _)] = ranks.run(1, fit, {}, {})
+    assert not torch.equal(without[-1]["backbone.0.weight"], states[-1]["backbone.0.weight"])
+
+
+def fit_explicit(rank: int, world_size: int, weight: float) -> dict[str, Tensor]:
+    model = Explicit(weight)
+    trainer = make_trainer(rank, world_size, max_epochs=3)
+    model.before.requires_grad_(False)
+    trainer.fit(model, make_loader(rank, world_size))
+    return {k: v for k, v in model.state_dict().items() if not k.startswith("before")}
+
+
+def test_distillation_needs_a_backbone_that_is_called(ranks: RankPool) -> None:
+    [said] = ranks.run(1, fit_by_hand)
+    assert "training_step did not call it as a module" in said
+
+
+def fit_by_hand(rank: int, world_size: int) -> str:
+    model = Tuned()
+    model.loss = lambda batch: model.head(model.backbone.forward(batch[0]), batch[1])  # type: ignore
+    step = model.training_step
+    try:
+        make_trainer(rank, world_size, callbacks=[FineTune(distill=1.0)]).fit(model, make_loader(rank, world_size))
+    except ValueError as error:
+        return str(error)
+    assert model.training_step == step
+    return ""
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [
@@ -208,6 +272,8 @@ def test_l2_sp_keeps_weights_near(ranks: RankPool) -> None:
         ({"batch_norm": "freeze"}, "batch_norm='freeze' must be 'keep', 'train' or None"),
         ({"l2_sp": -0.1}, r"l2_sp=-0\.1 must be 0 or more"),
         ({"l2_sp": 0.1, "frozen_epochs": None}, "freezes the whole backbone"),
+        ({"distill": -1}, "distill=-1 must be 0 or more"),
+        ({"distill": 1.0, "frozen_epochs": None}, "freezes the whole backbone"),
     ],
 )  # fmt: skip
 def test_words_that_cannot_be(options: dict[str, Any], said: str) -> None:
