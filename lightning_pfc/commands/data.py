@@ -154,6 +154,11 @@ formats to write
     parser.add_argument(
         "--exclude", metavar="LIST", help="a .tsv with a column `image`, as check and clean write it: leave these out"
     )
+    parser.add_argument(
+        "--exclude-identities",
+        metavar="LIST",
+        help="a list of `pfc-data overlap`: leave out who is in its column identity_a, in lines of kind identity",
+    )
 
 
 # check
@@ -302,8 +307,9 @@ said: how many pairs are above it by chance, and how many identities are found a
 LIST (.tsv or .csv) has a line for each pair: kind (identity, name, picture, broken), identities and pictures of A and
 B, score, and how it was found. `name` are two of one name that were not taken for one. Look at the contact sheet, take
 lines out or change `kind` to identity or different; then `pfc-data merge --pairs LIST`, or
-`pfc-data convert A clean.rec --exclude LIST`, which leaves those pictures of A out. A or B may be a verification file
-(.bin) or a folder without identities: each picture then is one of its own.
+`pfc-data convert A clean.rec --exclude LIST`, which leaves those pictures of A out, and with --exclude-identities LIST
+those identities. A or B may be a verification file (.bin) or a folder without identities: each picture then is one of
+its own.
 
 Memory: 64 bytes a picture of both sets, blocks of 100 MB, and what is found (at most 4,194,304 pairs of a kind).
 Embeddings and the means of the identities lie in LIST.partial until all is done; the same command goes on there.

@@ -35,6 +35,8 @@ def convert(options: argparse.Namespace) -> int:
     if options.exclude:
         excluded = _read_positions(Path(options.exclude), len(images))
         images = Subset(images, np.setdiff1d(np.arange(len(images)), excluded))
+    if options.exclude_identities:
+        images = _without_identities(images, options.exclude_identities)
     format = options.to or converting.guess_target(options.target)
     target = converting.convert(
         images,
@@ -47,6 +49,19 @@ def convert(options: argparse.Namespace) -> int:
     )
     print(f"{target}: {len(images)} images of {images.num_classes} classes as {format}")
     return 0
+
+
+def _without_identities(images: EncodedImages, path: str) -> EncodedImages:
+    from lightning_pfc.data.overlap.listing import read_list
+
+    names = {row.identity_a for row in read_list(path) if row.kind == "identity"}
+    numbers = {str(name): number for number, name in enumerate(images.identities.tolist())}
+    if unknown := sorted(names - numbers.keys()):
+        raise ValueError(f"{path} names the identity {unknown[0]!r}, which {images.source} has not.")
+    out = np.isin(images.labels, [numbers[name] for name in names])
+    if out.all():
+        raise ValueError(f"{path} names every identity of {images.source}: nothing would be left.")
+    return Subset(images, np.flatnonzero(~out))
 
 
 def _read_positions(path: Path, count: int) -> np.ndarray[Any, np.dtype[np.int64]]:

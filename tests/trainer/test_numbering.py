@@ -83,7 +83,9 @@ def go(
         data.setup()
         strategy = PartialFCStrategy(match=match)
         epochs = 1 if load is None else 2
-        trainer = make_trainer(rank, world_size, max_epochs=epochs, strategy=strategy, callbacks=[look])
+        trainer = make_trainer(
+            rank, world_size, max_epochs=epochs, strategy=strategy, callbacks=[] if load is None else [look]
+        )
         trainer.fit(Flat(data.num_classes), datamodule=data, ckpt_path=load)
     except CheckpointError as error:
         return str(error)

@@ -55,6 +55,8 @@ NOT_RUN: dict[str, str] = {
     "pfc-export runs/X": "compares engines for minutes; tests/unit/test_deploy_export.py",
     "pfc-embed runs/X/export photos/": "needs a face detector; tests/unit/test_faces.py",
     "pfc-data align --detector": "needs a face detector; tests/unit/test_faces.py",
+    "pfc-data overlap": "needs two sets and a calibrated export; tests/unit/test_overlap.py",
+    "pfc-data merge": "needs what the line before would have written; tests/unit/test_overlap.py",
 }
 """How a line of a console block begins, and why it is not run."""
 PYTHON_NOT_RUN = {"docs/export.md:python2": "insightface is another project's package; tests/unit/test_deploy_pack.py"}

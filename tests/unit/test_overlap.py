@@ -170,6 +170,15 @@ def test_by_pixels(two: tuple[Path, Path], tmp_path: Path, capsys: pytest.Captur
     # What was found can be left out of the first set.
     assert main(["convert", str(a), str(tmp_path / "clean"), "--to", "folder", "--exclude", str(out), "--quiet"]) == 0
     assert sorted(os.listdir(tmp_path / "clean" / "ann")) == ["3.png"]
+    words = ["convert", str(a), str(tmp_path / "others"), "--to", "folder", "--quiet", "--exclude-identities"]
+    assert main([*words, str(out)]) == 0
+    assert sorted(os.listdir(tmp_path / "others")) == ["bob", "flat"]
+    for lines, said in (("nobody\tx\n", "'nobody', which"), ("ann\tx\nbob\ty\nflat\tz\n", "nothing would be left")):
+        (tmp_path / "l.tsv").write_text("identity_a\tidentity_b\n" + lines)
+        capsys.readouterr()
+        assert main([*words[:2], str(tmp_path / "no"), *words[3:], str(tmp_path / "l.tsv")]) == 2
+        assert said in capsys.readouterr().err
+    assert not (tmp_path / "no").exists()
 
 
 def test_nothing_in_common(two: tuple[Path, Path], tmp_path: Path) -> None:
