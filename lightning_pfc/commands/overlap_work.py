@@ -8,7 +8,7 @@ import re
 import shutil
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -36,6 +36,7 @@ def overlap(options: argparse.Namespace) -> int:
     sheet = Path(options.png) if options.png else target.with_suffix(".png")
     for written in (target, sheet):
         refuse_inside(written, options.a, options.b)
+    model = None if options.model is None else _open_model(options)  # what is wrong with it is said at once
     pictures: list[tuple[str, Pairs]] = []
     prints: tuple[Fingerprints, ...] = ()
     broken: _Broken = ([], [])
@@ -46,14 +47,14 @@ def overlap(options: argparse.Namespace) -> int:
         prints = (first, second)
         broken = (first.broken, second.broken)
         pictures += same_pixels(first, second, options.near, progress=not options.quiet)
-    if options.model is None:
+    if model is None:
         found = compare(a, b, pictures, None, None, None)
     else:
-        found, rejects = _by_embedding(options, a, b, pictures)
+        found, rejects = _by_embedding(options, model, a, b, pictures)
         broken = broken if prints else rejects
     write_list(target, a, b, found, broken)
     write_sheet(sheet, a, b, found)
-    if options.model is not None:
+    if model is not None:
         shutil.rmtree(_work(target))
     _say(found, a, b, broken, target, sheet)
     return 1 if len(found.pictures.a) or len(found.identities.a) else 0
@@ -124,20 +125,35 @@ def _work(target: Path) -> Path:
     return target.with_name(f"{target.name}.partial")
 
 
-def _by_embedding(
-    options: argparse.Namespace, a: EncodedImages, b: EncodedImages, pictures: list[tuple[str, Pairs]]
-) -> tuple[Found, _Broken]:
+class _Model(NamedTuple):
+    """What makes embeddings; the threshold, and what is known of it."""
+
+    embedder: Any
+    threshold: float
+    meaning: str
+
+
+def _open_model(options: argparse.Namespace) -> _Model:
     from lightning_pfc.deploy.embedders import open_embedder
 
     threshold, flip, meaning = _threshold(options)
-    embedder = open_embedder(options.model, flip=flip, fit=options.fit)
+    return _Model(open_embedder(options.model, flip=flip, fit=options.fit), threshold, meaning)
+
+
+def _by_embedding(
+    options: argparse.Namespace,
+    model: _Model,
+    a: EncodedImages,
+    b: EncodedImages,
+    pictures: list[tuple[str, Pairs]],
+) -> tuple[Found, _Broken]:
     work = _work(Path(options.target))
     (one, left), (two, right) = (
-        _embedded(embedder, images, work / name, options) for name, images in (("a", a), ("b", b))
+        _embedded(model.embedder, images, work / name, options) for name, images in (("a", a), ("b", b))
     )
-    _say_consequence(one, two, threshold, meaning)  # before the long part
+    _say_consequence(one, two, model.threshold, model.meaning)  # before the long part
     means = _means(one, work / "a.means"), _means(two, work / "b.means")
-    alike = same_identities(means, threshold, progress=not options.quiet)
+    alike = same_identities(means, model.threshold, progress=not options.quiet)
     if options.same_picture != "none":
         pictures = [
             *pictures,

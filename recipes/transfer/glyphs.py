@@ -38,6 +38,7 @@ WAYS: dict[str, list[str] | None] = {
     "finetune=last_blocks": ["FROM", MEANS, "finetune=last_blocks", "finetune.trained_blocks=1"],
     "finetune=layer_decay": ["FROM", MEANS, "finetune=layer_decay", "optimizer.layer_decay=0.3"],
     "finetune=l2_sp": ["FROM", MEANS, "finetune=l2_sp", "finetune.l2_sp=1.0"],
+    "finetune=distill": ["FROM", MEANS, "finetune=distill"],
 }
 PICTURES = 5
 

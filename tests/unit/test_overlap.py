@@ -228,7 +228,7 @@ def test_by_embedding(
 
     monkeypatch.setattr(embedders._Exported, "embed_pixels", fails_later)
     more = ["--same-picture", "0.9", "--batch-size", "8"]
-    assert main([*words, *more]) == 130  # in the second batch of the first set
+    assert main([*words, *more]) == 130  # in the third batch of the first set
     assert not out.exists()
     assert main([*words, *more]) == 1
     assert sum(calls) - calls[2] == 20 + 12, "nothing is embedded twice"
