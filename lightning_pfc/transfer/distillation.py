@@ -80,6 +80,7 @@ class Listening:
         self._module, self._teacher = module, teacher
         self._pairs: list[tuple[Tensor, Tensor]] | None = None  # of the step that is going on
         self._hook = backbone.register_forward_hook(self._hear)
+        self._own = vars(module).get("training_step")  # of this object, where somebody has set one
         self._step: Callable[..., Any] = module.training_step
         module.training_step = self._taught  # type: ignore[method-assign]
 
@@ -87,6 +88,8 @@ class Listening:
         """Leave the module as it was."""
         self._hook.remove()
         vars(self._module).pop("training_step", None)
+        if self._own is not None:
+            self._module.training_step = self._own  # type: ignore[method-assign]
 
     def _hear(self, backbone: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
         if self._pairs is not None and inputs and isinstance(output, Tensor):
