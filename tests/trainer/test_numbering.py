@@ -143,7 +143,7 @@ def test_numbers_go_by_name_everywhere(ranks: RankPool, tmp_path: Path) -> None:
     assert [data.class_names[int(label)] for label in data.labels] == here  # type: ignore[index]
     assert data.num_classes == len(NAMES) + 1
     assert [data.class_names[k] for k in range(12)] == [*NAMES, "zoe"]  # type: ignore[index]
-    assert np.array_equal(data.validation["val"].labels, data.labels)  # type: ignore[union-attr]
+    assert np.array_equal(np.asarray(data.validation["val"].labels), np.asarray(data.labels))  # type: ignore[union-attr]
     assert data.fingerprint != plain.fingerprint
     several = dataclasses.replace(plain, labels=np.array([[0, -1], [1, 2]]), validation={})
     assert numbered_as(several, path).labels.tolist() == [[11, -1], [10, 9]]  # type: ignore[attr-defined]

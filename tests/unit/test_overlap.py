@@ -345,9 +345,9 @@ def test_what_is_wrong_with_a_comparison(
 # merging
 
 
-def merged(two: tuple[Path, Path], *pairs: tuple[str, ...], **options: Any) -> MergedImages:
+def merged(two: tuple[Path, Path], *pairs: tuple[Any, ...], **options: Any) -> MergedImages:
     rows = [Row(k, "identity", *pair) if len(pair) == 2 else Row(k, *pair) for k, pair in enumerate(pairs, start=2)]
-    return MergedImages(*map(FolderImages, two), rows, **{"prefixes": ("x", "y"), **options})
+    return MergedImages(FolderImages(two[0]), FolderImages(two[1]), rows, **{"prefixes": ("x", "y"), **options})
 
 
 def test_one_identity_under_two_names_and_two_under_one(two: tuple[Path, Path], tmp_path: Path) -> None:
