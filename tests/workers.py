@@ -1,4 +1,4 @@
-"""``-n auto``, two workers for a whole tier: most files share them, those that measure time come last, alone."""
+"""Two workers for a whole tier: most files share them, those that measure time come last, alone."""
 
 from __future__ import annotations
 
@@ -18,10 +18,9 @@ WORKERS = 2
 
 def workers_for(config: pytest.Config) -> int:
     """How many workers a call of pytest gets: none where a few tests are picked, so that they run in this process."""
+    choosing = ("keyword", "markexpr", "lf", "failedfirst")  # the last two are not there with -p no:cacheprovider
     picked = config.args_source is not pytest.Config.ArgsSource.TESTPATHS
-    picked = picked or bool(
-        config.option.keyword or config.option.markexpr or config.option.lf or config.option.failedfirst
-    )
+    picked = picked or any(getattr(config.option, name, None) for name in choosing)
     return 0 if picked or _processors() < WORKERS else WORKERS
 
 
