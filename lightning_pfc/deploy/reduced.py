@@ -47,6 +47,9 @@ def write_int8(float32: Path, target: Path, images: Floats, *, input_name: str) 
                 _reader(images, input_name),
                 quant_format=quantization.QuantFormat.QDQ,
                 per_channel=True,
+                # Weights of 7 bits: processors without 8-bit dot products (AVX2, AVX-512 without VNNI) add pairs of
+                # products in 16 bits, which products of 8 bits overflow, and a file is used on other machines too.
+                reduce_range=True,
                 activation_type=quantization.QuantType.QUInt8,
                 weight_type=quantization.QuantType.QInt8,
                 op_types_to_quantize=["Conv", "Gemm", "MatMul", "Add"],

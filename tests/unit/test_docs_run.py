@@ -59,7 +59,10 @@ NOT_RUN: dict[str, str] = {
     "pfc-data merge": "needs what the line before would have written; tests/unit/test_overlap.py",
 }
 """How a line of a console block begins, and why it is not run."""
-PYTHON_NOT_RUN = {"docs/export.md:python2": "insightface is another project's package; tests/unit/test_deploy_pack.py"}
+PYTHON_NOT_RUN = {
+    "docs/export.md:python2": "insightface is another project's package; tests/unit/test_deploy_pack.py",
+    "docs/gpu.md:python1": "needs a GPU; tests/unit/test_graphs.py",
+}
 SHORTENED: dict[str, list[tuple[str, str]]] = {
     "README.md:diff1": [("1_000_000", "100"), ("devices=8", "accelerator='cpu', devices=1, **quiet")],
     "README.md:python2": [
@@ -259,8 +262,13 @@ def _two_heads(names: dict[str, Any]) -> None:
     assert torch.isfinite(model.training_loss(model(images), (images, labels, labels % 3)))
 
 
+def _a_head(names: dict[str, Any]) -> None:
+    names |= {"head": names["PartialFC"](**names["head"]), "backbone": torch.nn.Linear(4, 16)}
+
+
 _BEFORE: dict[str, Callable[[dict[str, Any]], object]] = {
     "README.md:diff1": _resnet50,
+    "docs/gpu.md:python2": _a_head,
     "README.md:python1": lambda names: names["module"].training_step(names["batch"], 0).backward(),
 }
 _AFTERWARDS: dict[str, Callable[[dict[str, Any]], object]] = {
@@ -268,6 +276,7 @@ _AFTERWARDS: dict[str, Callable[[dict[str, Any]], object]] = {
     "README.md:python1": lambda names: names["optimizer"].step(),
     "README.md:python3": _two_heads,
     "docs/data.md:python2": lambda names: names["embedding"].norm(),
+    "docs/gpu.md:python2": lambda names: names["loss"].backward(),
     "docs/losses.md:python1": lambda names: _step(names, loss=names["Quadratic"](scale=8.0)),
     "docs/samplers.md:python2": lambda names: _step(names, sampler=names["Neighbours"](radius=2)),
 }

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from lightning_pfc.commands import plan
+from lightning_pfc.heads.softmax.matmul import has_fast_bfloat16
 from lightning_pfc.planning import MACHINES, Setup, advise, head_memory, head_seconds, host_memory, largest_classes
 from lightning_pfc.planning.advice import fits, pays_from, step_seconds
 from lightning_pfc.planning.published import insightface_table
@@ -35,14 +36,16 @@ MEASURED = [
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="memory is measured through /proc of Linux")
 def test_memory_is_within_15_percent_of_what_is_measured():
-    setups = [{**one, "device": "cpu"} for one in MEASURED]
+    # A processor without bfloat16 instructions multiplies copies in float32, more or fewer of them from run to run.
+    known = [one for one in MEASURED if one.get("precision") != "bfloat16" or has_fast_bfloat16()]
+    setups = [{**one, "device": "cpu"} for one in known]
     root = Path(__file__).parents[2]
     command = [sys.executable, "-m", "tests.unit.plan_measure"]
     done = subprocess.run(command, input=json.dumps(setups), capture_output=True, text=True, cwd=root, check=False)
     assert done.returncode == 0, done.stderr
     measured = json.loads(done.stdout.splitlines()[-1])
     planned = [head_memory(Setup(**one)).peak for one in setups]
-    found = {str(s): f"{p / m:.3f} of {m / 1e6:.0f} MB" for s, p, m in zip(MEASURED, planned, measured, strict=True)}
+    found = {str(s): f"{p / m:.3f} of {m / 1e6:.0f} MB" for s, p, m in zip(known, planned, measured, strict=True)}
     assert all(abs(p / m - 1) < 0.15 for p, m in zip(planned, measured, strict=True)), json.dumps(found, indent=1)
 
 
