@@ -20,10 +20,12 @@ from lightning_pfc.data.images import ImageTable
 from lightning_pfc.data.pictures.decoding import MAX_PIXELS
 from lightning_pfc.data.preprocessing import Preprocessing
 from lightning_pfc.storage.enclosure import Enclosure
+from lightning_pfc.storage.regular import read_regular
 
 _EMBEDDING_KEYS = ("emb", "embeddings", "features")
 _LABEL_KEYS = ("label", "labels", "identity")
 _NAME_KEYS = ("names", "name", "paths")
+_LONGEST_LIST = 1 << 30  # bytes
 
 
 @dataclass(frozen=True)
@@ -146,9 +148,11 @@ def of_identities(faces: FaceSet, path: str | os.PathLike[str]) -> FaceSet:
 
     Raises:
         FileNotFoundError: There is no such list.
-        FormatError: It is empty, or names an identity that the set has not.
+        FormatError: It is empty or no list, or names an identity that the set has not.
     """
-    wanted = dict.fromkeys(line for line in Path(path).read_text(encoding="utf-8").splitlines() if line)
+    with reading(path, "a list of identities, a name a line"):
+        text = read_regular(path, _LONGEST_LIST).decode("utf-8-sig")  # some editors put a mark before the first name
+    wanted = dict.fromkeys(line for line in text.splitlines() if line)
     if faces.identities is not None and faces.labels is not None:
         own = [str(faces.identities[label]) for label in faces.labels.tolist()]
     elif faces.names is not None and all("/" in name for name in faces.names):

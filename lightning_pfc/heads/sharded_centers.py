@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable
-from typing import Any
+from typing import Any, SupportsIndex
 
 import torch
 from torch import Tensor, nn
@@ -57,8 +58,10 @@ class ShardedCenters(nn.Module):
         placement: Placement,
     ) -> None:
         super().__init__()
+        if isinstance(seed, bool) or not isinstance(seed, SupportsIndex):
+            raise TypeError(f"seed={seed!r} must be a whole number.")
         self.num_classes = num_classes
-        self.seed = seed
+        self.seed = operator.index(seed)
         self.initial_centers = initial_centers
         self.row_folder, self.rows_on = placement.row_folder, placement.rows_on
         self._build_device = placement.device

@@ -376,3 +376,9 @@ def test_gradient_filter_keeps_its_tolerance(loss, rate):
         assert (want - got).norm() <= 5e-3 * want.norm()
     assert filtered[3] > exact[3]
     assert filtered[3] < 600
+
+
+@pytest.mark.parametrize("seed", ["x", 1.5, True, None])
+def test_a_seed_is_a_whole_number(seed):
+    with pytest.raises(TypeError, match="seed="):
+        PartialFC(embedding_dim=4, num_classes=9, loss=ArcFace(), seed=seed)
