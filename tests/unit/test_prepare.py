@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import pickle
 import threading
+from collections.abc import Callable
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -265,10 +267,20 @@ def _told(started: list[torch.device], rows: Tensor) -> Tensor:
     return rows.to("cpu")
 
 
+class _AtOnce:
+    """In place of the thread: tensors without storage are of one thread only."""
+
+    def submit(self, work: Callable[[], Tensor]) -> Future[Tensor]:
+        found: Future[Tensor] = Future()
+        found.set_result(work())
+        return found
+
+
 def test_on_a_gpu_the_host_waits_for_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """Fake tensors: centers on the host, all else on a GPU. Unprepared the forward waits for the row numbers."""
     started: list[torch.device] = []
     monkeypatch.setattr(staged_rows, "_on_its_way", lambda rows: (_told(started, rows), None))
+    monkeypatch.setattr(staged_rows, "_threads", [_AtOnce()])
     with FakeTensorMode(allow_non_fake_inputs=False), torch.no_grad():
         head = split_head(loss="arcface")
         labels = torch.empty(24, dtype=torch.int64, device=CUDA)
