@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from lightning_pfc.commands.output import may_be_cut_short
+from lightning_pfc.commands.pixels import add_max_pixels
 from lightning_pfc.data.errors import MissingLibraryError
 from lightning_pfc.data.format_names import READABLE, WRITABLE
-from lightning_pfc.data.pictures.decoding import MAX_PIXELS
 
 _DATA = """a data set: a folder of folders, a .rec file (or the folder of train.rec), a list (.lst .tsv .csv .txt), a
 parquet or Arrow file or a folder of these, WebDataset shards ('train-{000..123}.tar'), or what datasets.save_to_disk
@@ -109,16 +109,6 @@ def _add_allow(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _add_max_pixels(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--max-pixels",
-        type=int,
-        default=MAX_PIXELS,
-        metavar="N",
-        help="bound of what is decoded; a larger JPEG is decoded at a fraction of its size (%(default)s)",
-    )
-
-
 # convert
 
 
@@ -186,7 +176,7 @@ test set.""",
     parser.add_argument("--json", metavar="FILE", help="write all numbers")
     parser.add_argument("--list", metavar="FILE", help="write what is wrong as a .tsv")
     parser.add_argument("--workers", type=int, default=1, help="threads that decode (%(default)s)")
-    _add_max_pixels(parser)
+    add_max_pixels(parser)
 
 
 # make-bin
@@ -253,7 +243,7 @@ then 1.""",
     finding.add_argument(
         "--least-score", type=float, metavar="S", help="surer faces only, 0 to 1 (default: 0.7 YuNet, 0.5 SCRFD)"
     )
-    _add_max_pixels(parser)
+    add_max_pixels(parser)
     _add_allow(parser)
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
 

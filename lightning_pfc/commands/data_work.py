@@ -10,15 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from lightning_pfc.data.arrays import NpyFile, read_npy, read_npz
-from lightning_pfc.data.errors import reading
 from lightning_pfc.data.formats import EncodedImages, Subset, open_images
-from lightning_pfc.data.pictures.decoding import MOST_PIXELS
-from lightning_pfc.storage.regular import read_regular
+from lightning_pfc.data.tables import read_table, write_table
 from lightning_pfc.storage.whole_files import write_whole
 
-_MAX_TABLE = 1 << 30  # bytes
 _MOST_SAID = 20  # rejects on the terminal; the list has all
 
 
@@ -32,11 +30,16 @@ def convert(options: argparse.Namespace) -> int:
     from lightning_pfc.data.curation import convert as converting
 
     images = _open(options)
+    out = np.zeros(len(images), bool)  # both lists are of the set as it is
     if options.exclude:
-        excluded = _read_positions(Path(options.exclude), len(images))
-        images = Subset(images, np.setdiff1d(np.arange(len(images)), excluded))
+        out[_read_positions(options.exclude, len(images))] = True
     if options.exclude_identities:
-        images = _without_identities(images, options.exclude_identities)
+        out |= _of_identities(images, options.exclude_identities)
+    if out.all():
+        lists = " and ".join(path for path in (options.exclude, options.exclude_identities) if path)
+        raise ValueError(f"{lists}: every image of {images.source} is excluded, and nothing would be left.")
+    if out.any():
+        images = Subset(images, np.flatnonzero(~out))
     format = options.to or converting.guess_target(options.target)
     target = converting.convert(
         images,
@@ -51,7 +54,8 @@ def convert(options: argparse.Namespace) -> int:
     return 0
 
 
-def _without_identities(images: EncodedImages, path: str) -> EncodedImages:
+def _of_identities(images: EncodedImages, path: str) -> npt.NDArray[np.bool_]:
+    """Which images are of identities that a list names."""
     from lightning_pfc.data.overlap.listing import read_list
 
     names = {row.identity_a for row in read_list(path) if row.kind == "identity"}
@@ -61,19 +65,13 @@ def _without_identities(images: EncodedImages, path: str) -> EncodedImages:
     out = np.isin(images.labels, [numbers[name] for name in names])
     if out.all():
         raise ValueError(f"{path} names every identity of {images.source}: nothing would be left.")
-    return Subset(images, np.flatnonzero(~out))
+    return out
 
 
-def _read_positions(path: Path, count: int) -> np.ndarray[Any, np.dtype[np.int64]]:
-    with reading(path, "a table of images"):
-        lines = read_regular(path, _MAX_TABLE).decode("utf-8").splitlines()
-    columns = lines[0].split("\t") if lines else []
-    if "image" not in columns:
-        raise ValueError(f"{path}: the first line must name a column `image`, found {columns[:5]}.")
-    place = columns.index("image")
+def _read_positions(path: str, count: int) -> npt.NDArray[np.int64]:
     positions = []
-    for number, line in enumerate(lines[1:], start=2):
-        cell = line.split("\t")[place] if line.count("\t") >= place else ""
+    for number, cells in read_table(path, "a table of images", ("image",)):
+        cell = cells.get("image", "")
         if cell and not (cell.isascii() and cell.isdigit() and int(cell) < count):
             raise ValueError(f"{path}, line {number}: image {cell!r} is not one of the {count} positions.")
         if cell:  # lines about classes have none
@@ -94,7 +92,7 @@ def check(options: argparse.Namespace) -> int:
         against=against,
         workers=options.workers,
         progress=not options.quiet,
-        max_pixels=_checked_pixels(options.max_pixels),
+        max_pixels=options.max_pixels,
     )
     print(checking.describe(report))
     if options.png:
@@ -103,17 +101,9 @@ def check(options: argparse.Namespace) -> int:
         with write_whole(options.json, "w", encoding="utf-8") as file:
             json.dump(checking.summary(report), file, indent=1)
     if options.list:
-        with write_whole(options.list, "w", encoding="utf-8", newline="\n") as file:
-            file.write("image\treason\tplace\n")
-            for place, reason in checking.suspects(report):
-                file.write(f"{place}\t{reason}\t{images.locate(place)}\n")
+        rows = ((place, reason, images.locate(place)) for place, reason in checking.suspects(report))
+        write_table(options.list, ("image", "reason", "place"), rows)
     return 0 if report.is_clean else 1
-
-
-def _checked_pixels(value: int) -> int:
-    if not 1 <= value <= MOST_PIXELS:
-        raise ValueError(f"--max-pixels is {value}; it is 1 to {MOST_PIXELS}.")
-    return value
 
 
 def _open_other(path: str, allow: Sequence[str]) -> Any:
@@ -153,7 +143,7 @@ def align(options: argparse.Namespace) -> int:
         options.target,
         size=options.size,
         quality=options.quality,
-        max_pixels=_checked_pixels(options.max_pixels),
+        max_pixels=options.max_pixels,
         allow=options.allow,
         progress=not options.quiet,
     )
@@ -169,9 +159,7 @@ def _align_photos(options: argparse.Namespace) -> int:
     if options.landmarks is not None:
         raise ValueError(f"--detector finds the points itself: leave the table {options.landmarks} out.")
     detector = open_detector(options.detector, least_score=options.least_score)
-    cutter = FaceCutter(
-        detector, size=options.size, faces=options.faces, max_pixels=_checked_pixels(options.max_pixels)
-    )
+    cutter = FaceCutter(detector, size=options.size, faces=options.faces, max_pixels=options.max_pixels)
     report = align_photos(
         options.root,
         options.target,
@@ -212,16 +200,13 @@ def clean(options: argparse.Namespace) -> int:
         merge_above=options.merge_above,
         progress=not options.quiet,
     )
-    with write_whole(options.target, "w", encoding="utf-8", newline="\n") as file:
-        file.write("kind\timage\tclass\tcosine\tother_class\tother_cosine\n")
-        for k, place in enumerate(found.outliers.tolist()):
-            other = identities[found.nearest_class[k]]
-            own = identities[labels[place]]
-            file.write(
-                f"outlier\t{place}\t{own}\t{found.outlier_cosine[k]:.4f}\t{other}\t{found.nearest_cosine[k]:.4f}\n"
-            )
-        for (one, two), cosine in zip(found.merge.tolist(), found.merge_cosine.tolist(), strict=True):
-            file.write(f"merge\t\t{identities[one]}\t{cosine:.4f}\t{identities[two]}\t\n")
+    rows: list[Sequence[object]] = []
+    for k, place in enumerate(found.outliers.tolist()):
+        own, other = identities[labels[place]], identities[found.nearest_class[k]]
+        rows.append(("outlier", place, own, f"{found.outlier_cosine[k]:.4f}", other, f"{found.nearest_cosine[k]:.4f}"))
+    for (one, two), cosine in zip(found.merge.tolist(), found.merge_cosine.tolist(), strict=True):
+        rows.append(("merge", "", identities[one], f"{cosine:.4f}", identities[two], ""))
+    write_table(options.target, ("kind", "image", "class", "cosine", "other_class", "other_cosine"), rows)
     print(
         f"{options.target}: {len(found.outliers)} outliers among {len(labels)} images, {len(found.merge)} pairs of "
         "classes to "

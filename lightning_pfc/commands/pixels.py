@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from lightning_pfc.data.pictures.decoding import MAX_PIXELS, MOST_PIXELS
+from lightning_pfc.data.format_names import MAX_PIXELS, MOST_PIXELS
 
 
 def add_max_pixels(parser: argparse.ArgumentParser) -> None:

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from lightning_pfc.data.formats.base import EncodedImages
 from lightning_pfc.data.formats.subset import Subset
+from lightning_pfc.data.tables import write_table
 from lightning_pfc.data.verification import VerificationSet
-from lightning_pfc.storage.whole_files import write_whole
 
 _COUNT = 50
 _COLUMNS = ("kind", "image", "class", "cosine", "other_class", "name", "other_name")
@@ -55,8 +55,7 @@ def write_hard_pairs(folder: Path, name: str, part: VerificationSet, scores: Any
             names = [encoded.name(place) for place in places]
             lines.append((kind, image, own, f"{float(scores.score[row]):.4f}", other, *names))
     path = folder / f"hardest_pairs_{name}.tsv"
-    with write_whole(path, "w", encoding="utf-8", newline="\n") as file:
-        file.writelines("\t".join(" ".join(cell.split()) for cell in line) + "\n" for line in (_COLUMNS, *lines))
+    write_table(path, _COLUMNS, ([" ".join(cell.split()) for cell in line] for line in lines))
     return path
 
 

@@ -30,6 +30,21 @@ def test_there_are_commands() -> None:
     assert {"train", "eval", "data", "ckpt", "plan", "export", "gallery", "serve"} <= {name for name, _ in COMMANDS}
 
 
+def test_help_reads_no_pictures() -> None:
+    """Nothing that only the work needs is imported to tell what a command takes."""
+    code = """import importlib, sys
+for name in sys.argv[1:]:
+    try:
+        importlib.import_module(name).main(["--help"])
+    except SystemExit:
+        pass
+print([name for name in ("numpy", "PIL", "torch") if name in sys.modules], file=sys.stderr)"""
+    own = {name: module for name, module in COMMANDS if name not in ("train", "eval")}  # Hydra's import what they like
+    done = subprocess.run([sys.executable, "-c", code, *own.values()], capture_output=True, text=True, check=True)
+    assert done.stderr == "[]\n"
+    assert all(f"pfc-{name}" in done.stdout for name in own)
+
+
 @pytest.mark.skipif(not hasattr(os, "wait4"), reason="processor time of one child is a matter of POSIX")
 @pytest.mark.parametrize(("name", "module"), COMMANDS)
 def test_help_is_there_at_once(name: str, module: str) -> None:

@@ -181,6 +181,28 @@ def test_by_pixels(two: tuple[Path, Path], tmp_path: Path, capsys: pytest.Captur
     assert not (tmp_path / "no").exists()
 
 
+def test_pictures_and_identities_left_out_by_one_list(
+    two: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    a, _ = two
+    lists = tmp_path / "l.csv"
+    every = "".join(f"{image},picture,ann,x\n" for image in range(4))  # no picture of ann is left for the second list
+    words = ["convert", str(a), str(tmp_path / "out"), "--to", "folder", "--quiet"]
+    both = ["--exclude", str(lists), "--exclude-identities", str(lists)]
+    lists.write_text(f"image,kind,identity_a,identity_b\n{every},identity,ann,x\n4,picture,bob,x\n")
+    assert main([*words, *both]) == 0
+    assert os.listdir(tmp_path / "out") == ["bob"]
+    assert sorted(os.listdir(tmp_path / "out" / "bob")) == ["1.png", "2.png", "3.png"]
+    every += "".join(f"{image},picture,bob,x\n" for image in range(4, 8))
+    lists.write_text(f"image,kind,identity_a,identity_b\n{every}")
+    assert main([*words[:2], str(tmp_path / "no"), *words[3:], "--exclude", str(lists)]) == 2
+    assert "nothing would be left" in capsys.readouterr().err
+    lists.write_text(f'image,kind,identity_a,identity_b\n0,picture,"ann,x\n{every}')
+    assert main([*words[:2], str(tmp_path / "no"), *words[3:], "--exclude", str(lists)]) == 2
+    assert "no line of a table" in capsys.readouterr().err, "a quote that nobody closes swallows no lines"
+    assert not (tmp_path / "no").exists()
+
+
 def test_nothing_in_common(two: tuple[Path, Path], tmp_path: Path) -> None:
     a, b = two
     shutil.rmtree(b / "ann_b")
@@ -499,6 +521,8 @@ def test_names_of_any_kind_survive_the_list(tmp_path: Path) -> None:
     for which in "ab":
         for k, name in enumerate(names):
             put(scene(k), tmp_path / which / name / "1.png")
+    put(scene(50), tmp_path / "a" / '"other' / "1.png")
+    put(scene(50), tmp_path / "a" / '"other' / "2.png")
     for ending in ("tsv", "csv"):
         out = tmp_path / f"l.{ending}"
         assert main(["overlap", str(tmp_path / "a"), str(tmp_path / "b"), str(out), "--quiet"]) == 1
@@ -506,6 +530,14 @@ def test_names_of_any_kind_survive_the_list(tmp_path: Path) -> None:
         assert sorted((row.identity_a, row.identity_b) for row in rows if row.kind == "identity") == sorted(
             (name, name) for name in names
         )
+        words = ["convert", str(tmp_path / "a"), str(tmp_path / ending), "--to", "folder", "--quiet", "--exclude"]
+        assert main([*words, str(out)]) == 0
+        assert [sorted(path.name for path in (tmp_path / ending).glob("*/*"))] == [["1.png", "2.png"]]
+        checked = tmp_path / f"checked.{ending}"
+        assert main(["check", str(tmp_path / ending), "--list", str(checked), "--quiet"]) == 1
+        words = ["convert", str(tmp_path / ending), str(tmp_path / f"{ending}2"), "--to", "folder", "--quiet"]
+        assert main([*words, "--exclude", str(checked)]) == 0
+        assert len([*(tmp_path / f"{ending}2").glob("*/*")]) == 1
 
 
 def test_fingerprints_of_a_broken_picture(two: tuple[Path, Path]) -> None:

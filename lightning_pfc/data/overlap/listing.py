@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import csv
-import io
+import itertools
 import math
 import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from lightning_pfc.data.errors import reading
 from lightning_pfc.data.formats.base import EncodedImages
 from lightning_pfc.data.overlap.comparing import Found
-from lightning_pfc.storage.regular import read_regular
-from lightning_pfc.storage.whole_files import write_whole
+from lightning_pfc.data.tables import read_table, write_table
 
 COLUMNS = ("image", "image_b", "kind", "identity_a", "identity_b", "picture_a", "picture_b", "score", "how")
 KINDS = ("identity", "different", "name", "picture", "broken")
-_MAX_LIST = 1 << 30  # bytes
 
 
 class Row(NamedTuple):
@@ -55,17 +51,18 @@ def write_list(
     broken: tuple[list[tuple[int, str]], list[tuple[int, str]]] = ([], []),
 ) -> None:
     """Write the list, whole or not at all: tabs between the columns, or commas in a ``.csv``."""
-    with write_whole(path, "w", encoding="utf-8", errors="surrogateescape", newline="") as file:
-        writer = csv.writer(file, delimiter=_delimiter(path), lineterminator="\n")
-        writer.writerow(COLUMNS)
-        for row in _rows(a, b, found):
-            writer.writerow(row)
-        for images, reasons, column in ((a, broken[0], 0), (b, broken[1], 1)):
-            for image, reason in reasons:
-                pair = ["", ""], ["", ""], ["", ""]
-                pair[0][column], pair[1][column] = str(image), str(images.identities[images.labels[image]])
-                pair[2][column] = place_of(images, image)
-                writer.writerow([*pair[0], "broken", *pair[1], *pair[2], "", " ".join(reason.split())])
+    _check_name(path)
+    write_table(
+        path, COLUMNS, itertools.chain(_rows(a, b, found), _broken_rows(a, broken[0], 0), _broken_rows(b, broken[1], 1))
+    )
+
+
+def _broken_rows(images: EncodedImages, reasons: list[tuple[int, str]], column: int) -> Iterator[list[str]]:
+    for image, reason in reasons:
+        pair = ["", ""], ["", ""], ["", ""]
+        pair[0][column], pair[1][column] = str(image), str(images.identities[images.labels[image]])
+        pair[2][column] = place_of(images, image)
+        yield [*pair[0], "broken", *pair[1], *pair[2], "", " ".join(reason.split())]
 
 
 def _rows(a: EncodedImages, b: EncodedImages, found: Found) -> Iterator[list[str]]:
@@ -86,11 +83,9 @@ def _number(score: float) -> str:
     return "" if math.isnan(score) else f"{score:.4f}"
 
 
-def _delimiter(path: str | os.PathLike[str]) -> str:
-    suffix = Path(path).suffix.lower()
-    if suffix not in (".tsv", ".csv"):
+def _check_name(path: str | os.PathLike[str]) -> None:
+    if Path(path).suffix.lower() not in (".tsv", ".csv"):
         raise ValueError(f"{path}: a list is written as .tsv or .csv; name it so")
-    return "," if suffix == ".csv" else "\t"
 
 
 def read_list(path: str | os.PathLike[str]) -> list[Row]:
@@ -102,17 +97,9 @@ def read_list(path: str | os.PathLike[str]) -> list[Row]:
         FormatError: it is not there, or no text.
         ValueError: a column is missing, a kind is unknown, or a position is no number; names the line.
     """
-    delimiter = _delimiter(path)
-    with reading(path, "a list of pairs"):
-        text = read_regular(path, _MAX_LIST).decode("utf-8", errors="surrogateescape")
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
-    try:
-        columns = next(reader, [])
-        if missing := [name for name in ("identity_a", "identity_b") if name not in columns]:
-            raise ValueError(f"{path}: the first line must name a column {missing[0]}, found {columns[:5]}.")
-        return [_row(path, reader.line_num, dict(zip(columns, cells, strict=False))) for cells in reader if any(cells)]
-    except csv.Error as error:
-        raise ValueError(f"{path}, line {reader.line_num}: no line of a table: {error}.") from error
+    _check_name(path)
+    lines = read_table(path, "a list of pairs", ("identity_a", "identity_b"))
+    return [_row(path, number, cells) for number, cells in lines]
 
 
 def _row(path: str | os.PathLike[str], line: int, cells: dict[str, str]) -> Row:

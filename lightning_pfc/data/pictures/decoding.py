@@ -22,6 +22,7 @@ from PIL import TiffImagePlugin as _tiff  # noqa: F401
 from PIL import WebPImagePlugin as _webp  # noqa: F401
 
 from lightning_pfc.data.errors import BrokenImageError
+from lightning_pfc.data.format_names import MAX_PIXELS, MOST_PIXELS
 from lightning_pfc.data.pictures.headers import (
     FORMATS,
     JPEG_END,
@@ -37,8 +38,6 @@ from lightning_pfc.data.pictures.modes import to_bytes
 
 __all__ = ["FORMATS", "MAX_PIXELS", "MOST_PIXELS", "Decoded", "decode", "decode_whole", "dimensions", "is_plain_jpeg"]
 
-MOST_PIXELS = 1 << 27  # that max_pixels may be: Pillow refuses larger pictures
-MAX_PIXELS = 1 << 24  # decoded; a picture of 4096 x 4096. A damaged header must not fill the memory
 _BUFFERED = 8  # a JPEG that must be held whole may have this many times as many
 _SPACES = {1: "GRAY", 3: "RGB"}
 _REDUCTIONS = (8, 4, 2, 1)
