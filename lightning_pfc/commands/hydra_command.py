@@ -9,7 +9,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from lightning_pfc.commands.errors import cause, is_the_users
+from lightning_pfc.commands.listed_groups import one_copy_for_all_groups
 from lightning_pfc.config import config_dir, explain, register_resolvers, with_new_keys
 
 _log = logging.getLogger(__name__)
@@ -47,7 +48,8 @@ def run_application(
     """
     register_resolvers()
     typed = sys.argv[:]
-    with _hydra_raising() as before:
+    helping = not {"--help", "-h"}.isdisjoint(typed[1:])
+    with _hydra_raising() as before, one_copy_for_all_groups() if helping else nullcontext():
         try:
             sys.argv = [typed[0], *with_new_keys(prepare())]
             _application(name, config_name, work, before, typed)()
