@@ -182,16 +182,24 @@ def _handlers() -> dict[int, Any]:
 
 
 def _children() -> set[int]:
-    """Process ids of this process's children, without multiprocessing's own."""
-    tasks = Path("/proc/self/task")
-    if not tasks.exists():
+    """Process ids of this process's children, and of those that multiprocessing forks for it, without its own."""
+    if not Path("/proc/self/task").exists():
         return {process.pid for process in mp.active_children() if process.pid is not None}
     mp.active_children()  # collects the ones that have ended
-    found: set[int] = set()
-    for task in tasks.iterdir():
-        with contextlib.suppress(OSError):
-            found.update(int(pid) for pid in (task / "children").read_text().split())
+    found = _children_of("self")
+    for pid in list(found):
+        if "multiprocessing.forkserver" in _describe(pid):
+            found |= _children_of(pid)
     return {pid for pid in found if _is_running(pid)}
+
+
+def _children_of(pid: int | str) -> set[int]:
+    found: set[int] = set()
+    with contextlib.suppress(OSError):
+        for task in Path(f"/proc/{pid}/task").iterdir():
+            with contextlib.suppress(OSError):
+                found.update(int(child) for child in (task / "children").read_text().split())
+    return found
 
 
 def _is_running(pid: int) -> bool:

@@ -64,6 +64,13 @@ def test_the_import_alone_brings_nothing_along(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.parametrize("program", PROGRAMS[:2])
+def test_either_may_be_the_first_of_all(program: str, tmp_path: Path) -> None:
+    """Before torch, too."""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.fixture(scope="module")
 def failed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     command = [sys.executable, "-c", EACH, json.dumps(PROGRAMS)]
