@@ -30,11 +30,10 @@ ENTRIES: dict[str, str] = {
     "scale": "loss.scale=16",
     "rate": _SHORT,
     "four epochs": f"{_SHORT} trainer.max_epochs=4",
-    "rows": f"{_SHORT} trainer.max_epochs=4 optimizer.row_sparse=true",
-    "three epochs": f"{_SHORT} trainer.max_epochs=3 optimizer.row_sparse=true",
-    "vpl": f"loss=vpl loss.start=100 {_SHORT} trainer.max_epochs=3 optimizer.row_sparse=true",
-    "two epochs": f"{_SHORT} trainer.max_epochs=2 optimizer.row_sparse=true",
-    "batches of 128": f"{_SHORT} trainer.max_epochs=2 optimizer.row_sparse=true data.batch_size=128",
+    "three epochs": f"{_SHORT} trainer.max_epochs=3",
+    "vpl": f"loss=vpl loss.start=100 {_SHORT} trainer.max_epochs=3",
+    "two epochs": f"{_SHORT} trainer.max_epochs=2",
+    "batches of 128": f"{_SHORT} trainer.max_epochs=2 data.batch_size=128",
 }
 FIGURES = ("test/accuracy", "test/tar@far=1e-3", "heldout/accuracy", "heldout/tar@far=1e-3")
 
