@@ -46,6 +46,7 @@ class PartialFCModule(L.LightningModule):
 
     * :meth:`make_backbone`, :meth:`make_neck`, :meth:`make_head`: another network, another head;
     * :meth:`training_loss`: what is done with embeddings and batch, for instance the sum of two heads;
+    * :meth:`head_labels`: where the labels of ``head`` are in a batch, for centers that are kept on the host;
     * :meth:`configure_optimizers`, as in any LightningModule.
 
     Logged names, the same on every rank: ``train/loss`` (global mean), ``train/target_cosine`` (mean cosine of a sample
@@ -178,10 +179,23 @@ class PartialFCModule(L.LightningModule):
         embeddings: Tensor = self.neck(self.backbone(images))
         return embeddings
 
-    def on_train_batch_start(self, batch: Sequence[Any], batch_idx: int) -> None:
-        """Centers on the host are fetched while the backbone runs."""
-        if self.head.reads_from_host:
-            self.head.prepare(batch[1], batch.other if isinstance(batch, MixedBatch) else None)
+    def head_labels(self, batch: Any) -> tuple[Tensor, Tensor | None] | None:
+        """Labels (b,) of a batch that :attr:`head` will be given, and second ones or None; None where that is unknown.
+
+        Override it with :meth:`training_step` where a batch is no sequence (images, labels, ...): the tensors
+        themselves, the same that the head gets. None, on every rank alike, means that rows are not fetched ahead.
+        """
+        if isinstance(batch, MixedBatch):
+            return batch.labels, batch.other
+        if not isinstance(batch, list | tuple) or len(batch) < 2 or not isinstance(batch[1], Tensor):
+            return None
+        return batch[1], None
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Centers of :attr:`head` on the host are fetched while the backbone runs."""
+        labels = self.head_labels(batch) if self.head.reads_from_host else None
+        if labels is not None:
+            self.head.prepare(*labels)
 
     def training_step(self, batch: Sequence[Any], batch_idx: int) -> Tensor:
         """One step; the loss is the mean over the global batch and equal on all ranks."""

@@ -197,7 +197,8 @@ class BatchGatherer:
                 )
         if len({numbers[7] for numbers in answers}) > 1:
             raise ValueError(
-                "head.sample_rate, head.sampler or head.loss is not the same on every rank; set it on all of them."
+                "head.sample_rate, head.sampler or head.loss is not the same on every rank, or head.seed, "
+                "head.auxiliary_losses or head.check_finite; set it on all of them."
             )
         RowWatch.judge([numbers[5:7] for numbers in answers], self.comm)
         sizes = [numbers[0] for numbers in answers]

@@ -108,6 +108,7 @@ class DeferredCheck:
         self._labels: Tensor | None = None
         self._limits = (0, True)
         self._found: Tensor | None = None
+        self._captured = False
 
     def watch(self, embeddings: Tensor, labels: Tensor, num_classes: int, check_finite: bool) -> None:
         """Start checking a batch; nothing to do on the CPU, where :func:`batch_error` has looked already."""
@@ -118,6 +119,7 @@ class DeferredCheck:
         if self._found is None:
             self._found = torch.zeros_like(flags[0])
         if capturing(embeddings.device):
+            self._captured = True
             self._found.logical_or_(flags.any(0))
             self._limits = (num_classes, check_finite)
             return
@@ -140,10 +142,10 @@ class DeferredCheck:
         return value_error(bad_label, not_finite, labels, *self._limits)
 
     def replayed(self) -> Exception | None:
-        """The error of the replays since this was asked last; waits for the device."""
-        if self._found is None:
+        """The error of the replays since this was asked last; waits for the device where a step was captured."""
+        if self._found is None or not self._captured:
             return None
-        bad_label, not_finite = bool(self._found[0]), bool(self._found[1])
+        bad_label, not_finite = self._found.cpu().tolist()
         self._found.zero_()
         num_classes, check_finite = self._limits
         if bad_label:

@@ -7,18 +7,28 @@ what tensors were made for: other sizes, and a loss or sampler that keeps someth
 from __future__ import annotations
 
 import zlib
+from collections.abc import Iterable
+from pathlib import Path
 from typing import Any, cast
 
 from torch import nn
 
-from lightning_pfc.heads.options import check_options, check_weights
+from lightning_pfc.heads.options import (
+    as_auxiliary_losses,
+    as_seed,
+    check_options,
+    check_weights,
+    warn_of_idle_sampler,
+)
 from lightning_pfc.heads.sampling import Sampler, sampler_from_config
 from lightning_pfc.heads.sharded_centers import LOSS_PREFIX, MEMORY_PREFIX, SAMPLED_PREFIX, SAMPLER_PREFIX
 from lightning_pfc.losses import Loss, loss_from_config
+from lightning_pfc.losses.auxiliary import AuxiliaryLoss
 
-_SIZES = ("num_classes", "embedding_dim")
-_NUMBERS = ("sample_rate", "chunk_size", "gradient_filter", "memory_budget")
-_AGREED = ("sample_rate", "sampler", "loss")
+_MADE_FOR = frozenset({"num_classes", "embedding_dim", "rows_on", "row_folder"})
+_LIMITS = frozenset({"sample_rate", "chunk_size", "gradient_filter", "memory_budget", "check_finite"})
+_AGREED = ("sample_rate", "sampler", "loss", "seed", "auxiliary_losses", "check_finite")
+_WATCHED = _MADE_FOR | _LIMITS | frozenset(_AGREED)
 
 
 class ChangedOptions(nn.Module):
@@ -35,11 +45,13 @@ class ChangedOptions(nn.Module):
         self.options_code = self._code()
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if not self.__dict__.get("options_code") or name not in (*_SIZES, *_NUMBERS, *_AGREED):
+        if name not in _WATCHED or not self.__dict__.get("options_code"):
             super().__setattr__(name, value)
             return
         super().__setattr__(name, self._changed(name, value))
         self.options_code = self._code()
+        if name in ("sample_rate", "sampler"):
+            warn_of_idle_sampler(cast(Any, self).sampler, cast(Any, self).sample_rate)
 
     def _code(self) -> int:
         said = " ".join(f"{name}={getattr(self, name)}" for name in _AGREED)
@@ -52,31 +64,60 @@ class ChangedOptions(nn.Module):
             ValueError, TypeError: naming it, its value and the way out.
         """
         head = cast(Any, self)
-        if name in _SIZES:
-            if value != getattr(head, name):
-                raise ValueError(
-                    f"head.{name}={value}: this head was made for {getattr(head, name)}; make another with "
-                    f"{name}={value}."
-                )
-        elif name in _NUMBERS:
-            if name in ("sample_rate", "gradient_filter") and (
-                isinstance(value, bool) or not isinstance(value, int | float)
-            ):
-                raise TypeError(f"head.{name}={value!r} must be a number.")
-            now = {each: getattr(head, each) for each in _NUMBERS} | {name: value}
+        if name in _MADE_FOR:
+            return _as_made(head, name, value)
+        if name in _LIMITS:
+            now = {each: getattr(head, each) for each in _LIMITS} | {name: value}
             check_options(head.embedding_dim, head.num_classes, precision=head.precision, **now)
-        elif name == "sampler":
-            value = sampler_from_config(value)
-            check_weights(value, head.loss)
-            _check_kept(head, name, value, _kept_by_sampler(value, head))
-            head._sampler_cache.clear()
-        else:
-            value = loss_from_config(value)
-            check_weights(head.sampler, value)
-            if value.num_centers != head.loss.num_centers or value.has_bias != head.loss.has_bias:
-                raise ValueError(f"head.loss={value} has other centers or biases than {head.loss}; make another head.")
-            _check_kept(head, name, value, _kept_by_loss(value, head))
-        return value
+            return value
+        if name == "seed":
+            return as_seed(value)
+        if name == "auxiliary_losses":
+            return _changed_auxiliary(head, value)
+        return _changed_sampler(head, value) if name == "sampler" else _changed_loss(head, value)
+
+
+def _as_made(head: Any, name: str, value: Any) -> Any:
+    made = getattr(head, name)
+    if (Path(value) if name == "row_folder" and value is not None else value) != made:
+        raise ValueError(f"head.{name}={value}: this head was made for {made}; make another with {name}={value}.")
+    return made
+
+
+def _changed_sampler(head: Any, value: Any) -> Sampler:
+    sampler = sampler_from_config(value)
+    check_weights(sampler, head.loss)
+    _check_kept(head, "sampler", sampler, _kept_by_sampler(sampler, head))
+    head._sampler_cache.clear()
+    return sampler
+
+
+def _changed_loss(head: Any, value: Any) -> Loss:
+    loss = loss_from_config(value)
+    check_weights(head.sampler, loss)
+    if loss.num_centers != head.loss.num_centers or loss.has_bias != head.loss.has_bias:
+        raise ValueError(f"head.loss={loss} has other centers or biases than {head.loss}; make another head.")
+    _check_kept(head, "loss", loss, _kept_by_loss(loss, head))
+    check_memory((loss, *head.auxiliary_losses), head.embedding_dim)
+    return loss
+
+
+def _changed_auxiliary(head: Any, value: Any) -> tuple[AuxiliaryLoss, ...]:
+    losses = as_auxiliary_losses(value)
+    remembered = {MEMORY_PREFIX + name for part in losses for name in part.class_buffers(head.embedding_dim)}
+    _check_kept(head, "auxiliary_losses", list(losses), remembered)
+    check_memory((head.loss, *losses), head.embedding_dim)
+    return losses
+
+
+def check_memory(parts: Iterable[Loss | AuxiliaryLoss], embedding_dim: int) -> None:
+    """Raise for two losses of a head that would remember under one name."""
+    seen: set[str] = set()
+    for part in parts:
+        for name in part.class_buffers(embedding_dim):
+            if name in seen:
+                raise ValueError(f"two of the losses remember {name!r} of every class; leave one out: {part}.")
+            seen.add(name)
 
 
 def _kept_by_sampler(sampler: Sampler, head: Any) -> set[str]:

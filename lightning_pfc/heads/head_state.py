@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from lightning_pfc.distributed.collectives import summed_gradient
 from lightning_pfc.heads.center_init import initial_centers
-from lightning_pfc.heads.changed_options import ChangedOptions
+from lightning_pfc.heads.changed_options import ChangedOptions, check_memory
 from lightning_pfc.heads.kernel_choice import KernelChoice
 from lightning_pfc.heads.outside_graphs import outside_graphs
 from lightning_pfc.heads.product_precision import ProductPrecision
@@ -98,10 +98,11 @@ class HeadState(ChangedOptions, ShardedCenters):
 
         One exchange on the CPU the first time on a GPU; every rank must come here.
         """
-        known = self.kernel_choice.code
-        found = self.kernel_choice.settle(self.device, self.comm.agreement)
-        if self.kernel_choice.code != known:
-            self.kernels_code.fill_(self.kernel_choice.code)
+        found = self.kernel_choice.settled
+        if found is None:
+            found = self.kernel_choice.settle(self.device, self.comm.agreement)
+            if found is not None:
+                self.kernels_code.fill_(found.code)
         return found
 
     def _register_state(self) -> None:
@@ -122,10 +123,9 @@ class HeadState(ChangedOptions, ShardedCenters):
             self.register_parameter(LOSS_PREFIX + name, nn.Parameter(value.cpu()))
         wide = torch.promote_types(self.weight.dtype, torch.float32)
         parts: list[Loss | AuxiliaryLoss] = [self.loss, *self.auxiliary_losses]
+        check_memory(parts, self.embedding_dim)
         for part in parts:
             for name, shape in part.class_buffers(self.embedding_dim).items():
-                if hasattr(self, MEMORY_PREFIX + name):
-                    raise ValueError(f"two of the losses remember {name!r} of every class; leave one out: {part}.")
                 self._register_class_buffer(MEMORY_PREFIX + name, shape, wide)
 
     def _register_sampler_tensors(self) -> None:

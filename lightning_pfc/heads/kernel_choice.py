@@ -21,6 +21,7 @@ class KernelChoice:
 
     Attributes:
         word: the same.
+        settled: the operations that run as kernels; None before the first :meth:`settle` on a GPU.
 
     Raises:
         ValueError: for another word.
@@ -30,18 +31,18 @@ class KernelChoice:
         if word not in WORDS:
             raise ValueError(f"kernels={word!r} is unknown; use one of {', '.join(WORDS)}.")
         self.word = word
-        self._settled: Kernels | None = None
+        self.settled: Kernels | None = None
         self._kept: Kernels | None = None
 
     @property
     def code(self) -> int:
         """What a checkpoint keeps; see :attr:`lightning_pfc.kernels.choice.Kernels.code`. -1: nothing was chosen."""
-        known = self._settled or self._kept
+        known = self.settled or self._kept
         return NOT_CHOSEN if known is None else known.code
 
     def load(self, code: int) -> None:
         """Go on with what a checkpoint kept, as far as it can be had; the next :meth:`settle` sees to it."""
-        self._kept, self._settled = Kernels.of_code(code), None
+        self._kept, self.settled = Kernels.of_code(code), None
 
     def settle(self, device: torch.device, agreement: Agreement | None = None) -> Kernels | None:
         """The operations that run as kernels; None where there is nothing to choose: ``auto`` off a GPU.
@@ -56,9 +57,9 @@ class KernelChoice:
         Raises:
             ValueError: on every rank, for ``triton`` on a device where it cannot run.
         """
-        if self._settled is None and (self.word != "auto" or device.type == "cuda"):
-            self._settled = self._agree(device, agreement or Agreement())
-        return self._settled
+        if self.settled is None and (self.word != "auto" or device.type == "cuda"):
+            self.settled = self._agree(device, agreement or Agreement())
+        return self.settled
 
     def _agree(self, device: torch.device, agreement: Agreement) -> Kernels:
         if self.word == "torch":
@@ -77,4 +78,4 @@ class KernelChoice:
 
     def describe(self, device: torch.device) -> str:
         """What runs where, in a few words."""
-        return str(self._settled or choose("auto", device))
+        return str(self.settled or choose("auto", device))

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import operator
+from collections.abc import Mapping, Sequence
+from numbers import Real
+from typing import Any, SupportsIndex
+
 import torch
 
 from lightning_pfc.heads.sampling import Sampler, Uniform
 from lightning_pfc.heads.softmax.chunking import budget_bytes
 from lightning_pfc.ignored import warn_ignored
 from lightning_pfc.losses import Loss
+from lightning_pfc.losses.auxiliary import AuxiliaryLoss, auxiliary_loss_from_config
 
 
 def check_options(
@@ -18,12 +24,19 @@ def check_options(
     gradient_filter: float,
     memory_budget: int | str | None,
     precision: str,
+    check_finite: bool,
 ) -> None:
-    """Raise for a number out of its range."""
+    """Raise for a number out of its range, or what is no number."""
     if embedding_dim < 1:
         raise ValueError(f"embedding_dim={embedding_dim} must be at least 1.")
     if num_classes < 1:
         raise ValueError(f"num_classes={num_classes} must be at least 1.")
+    shares: dict[str, Any] = {"sample_rate": sample_rate, "gradient_filter": gradient_filter}
+    for name, value in shares.items():
+        if isinstance(value, bool) or not isinstance(value, Real):
+            raise TypeError(f"head.{name}={value!r} must be a number.")
+    if not isinstance(check_finite, bool):
+        raise TypeError(f"head.check_finite={check_finite!r} must be True or False.")
     if not 0.0 <= sample_rate <= 1.0:
         raise ValueError(f"sample_rate={sample_rate} must lie in [0, 1]; 1 is the exact softmax.")
     if chunk_size is not None and chunk_size < 1:
@@ -35,6 +48,20 @@ def check_options(
         raise ValueError(
             f"gradient_filter={gradient_filter} works in float32, and precision={precision!r}; leave one out."
         )
+
+
+def as_seed(seed: SupportsIndex) -> int:
+    """A whole number; TypeError for anything else."""
+    if isinstance(seed, bool) or not isinstance(seed, SupportsIndex):
+        raise TypeError(f"seed={seed!r} must be a whole number.")
+    return operator.index(seed)
+
+
+def as_auxiliary_losses(losses: Sequence[AuxiliaryLoss | str | Mapping[str, Any]]) -> tuple[AuxiliaryLoss, ...]:
+    """Each from itself, its name or a mapping; TypeError for what is no list of them."""
+    if isinstance(losses, str) or not isinstance(losses, Sequence):
+        raise TypeError(f"head.auxiliary_losses={losses!r} must be a list; [] for none.")
+    return tuple(auxiliary_loss_from_config(part) for part in losses)
 
 
 def check_filter(gradient_filter: float, device: torch.device) -> None:
@@ -52,13 +79,19 @@ def check_weights(sampler: Sampler, loss: Loss) -> None:
         )
 
 
-def warn_of_idle_sampler(sampler: Sampler, sample_rate: float) -> None:
+def check_sampling(sampler: Sampler, loss: Loss, sample_rate: float) -> None:
+    """Raise as :func:`check_weights`, warn as :func:`warn_of_idle_sampler`."""
+    check_weights(sampler, loss)
+    warn_of_idle_sampler(sampler, sample_rate, stacklevel=5)
+
+
+def warn_of_idle_sampler(sampler: Sampler, sample_rate: float, stacklevel: int = 4) -> None:
     """Say so where a sampler was chosen and no class is ever left out."""
     if not sampler.is_subsampling(sample_rate) and sampler != Uniform():
         warn_ignored(
             f"sampler={sampler}",
             f"sample_rate={sample_rate:g} takes every class in every step; give a rate below 1, or no sampler.",
-            stacklevel=4,
+            stacklevel=stacklevel,
         )
 
 

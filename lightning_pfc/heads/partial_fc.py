@@ -23,7 +23,7 @@ from lightning_pfc.heads.kernel_choice import KernelChoice
 from lightning_pfc.heads.loss_averages import LossAverages
 from lightning_pfc.heads.loss_pass import LossOutput, LossPass
 from lightning_pfc.heads.nearest_classes import best_classes, target_ranks
-from lightning_pfc.heads.options import as_dtype, check_filter, check_options, check_weights, warn_of_idle_sampler
+from lightning_pfc.heads.options import as_auxiliary_losses, as_dtype, check_filter, check_options, check_sampling
 from lightning_pfc.heads.placement import Place, Placement
 from lightning_pfc.heads.product_precision import ProductPrecision
 from lightning_pfc.heads.recomputation import Passes
@@ -38,7 +38,7 @@ from lightning_pfc.heads.softmax.top_classes import TopClasses
 from lightning_pfc.heads.wrapped import RowWatch
 from lightning_pfc.kernels.library import using
 from lightning_pfc.losses import Loss, loss_from_config
-from lightning_pfc.losses.auxiliary import AuxiliaryLoss, auxiliary_loss_from_config
+from lightning_pfc.losses.auxiliary import AuxiliaryLoss
 from lightning_pfc.renamed import warn_renamed
 
 
@@ -131,19 +131,19 @@ class PartialFC(ClassSampling):
         if additions:
             warn_renamed("PartialFC(additions=)", "auxiliary_losses=")
             auxiliary_losses = additions
-        check_options(embedding_dim, num_classes, sample_rate, chunk_size, gradient_filter, memory_budget, precision)
+        limits = (sample_rate, chunk_size, gradient_filter, memory_budget)
+        check_options(embedding_dim, num_classes, *limits, precision, check_finite)
         loss = loss_from_config(loss)
         start = initial_centers(init, init_std, loss.center_init, (num_classes, embedding_dim))
         placement = Placement(device, as_dtype(dtype), row_folder, rows_on)
         super().__init__(num_classes, embedding_dim * loss.num_centers, loss.has_bias, seed, start, placement)
         self.embedding_dim, self.loss, self.sample_rate = embedding_dim, loss, sample_rate
         self.memory_budget, self.chunk_size, self.gradient_filter = memory_budget, chunk_size, gradient_filter
-        self.auxiliary_losses = tuple(auxiliary_loss_from_config(part) for part in auxiliary_losses)
+        self.auxiliary_losses = as_auxiliary_losses(auxiliary_losses)
         self.check_finite, self.sampler = check_finite, sampler_from_config(sampler)
         self._products, self.kernel_choice = ProductPrecision(precision), KernelChoice(kernels)
         self._init_left_out = init is None and init_std is None
-        check_weights(self.sampler, loss)
-        warn_of_idle_sampler(self.sampler, sample_rate)
+        check_sampling(self.sampler, loss, sample_rate)
         self._register_state()
         self._forget_passes()
         self._start_life(comm)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable
-from typing import Any, SupportsIndex
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +16,7 @@ from lightning_pfc.distributed.owner import foreign_strategy_message, get_owner
 from lightning_pfc.distributed.shard import ClassShard
 from lightning_pfc.heads.birth import comm_at_birth, world_size
 from lightning_pfc.heads.center_init import InitialCenters
+from lightning_pfc.heads.options import as_seed
 from lightning_pfc.heads.placement import Placement
 from lightning_pfc.heads.unallocated import refuse_writes, refuse_written
 from lightning_pfc.heads.wrapped import watch_wrappers
@@ -58,10 +58,8 @@ class ShardedCenters(nn.Module):
         placement: Placement,
     ) -> None:
         super().__init__()
-        if isinstance(seed, bool) or not isinstance(seed, SupportsIndex):
-            raise TypeError(f"seed={seed!r} must be a whole number.")
         self.num_classes = num_classes
-        self.seed = operator.index(seed)
+        self.seed = as_seed(seed)
         self.initial_centers = initial_centers
         self.row_folder, self.rows_on = placement.row_folder, placement.rows_on
         self._build_device = placement.device

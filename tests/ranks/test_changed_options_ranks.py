@@ -26,7 +26,18 @@ def said(rank: int, world_size: int, name: str, value: Any) -> str:
     return ""
 
 
-@pytest.mark.parametrize(("name", "value"), [("sample_rate", 0.4), ("sampler", "positives_only"), ("loss", ArcFace())])
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("sample_rate", 0.4),
+        ("sampler", "positives_only"),
+        ("loss", ArcFace()),
+        ("seed", 1),
+        ("auxiliary_losses", ["supcon"]),
+        ("check_finite", False),
+    ],
+)
 def test_ranks_that_differ(ranks: RankPool, name: str, value: Any) -> None:
     for text in ranks.run(2, said, name, value):
         assert "head.sample_rate, head.sampler or head.loss is not the same on every rank" in text
+        assert f"head.{name}" in text

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,7 +11,8 @@ import torch
 from torch import Tensor
 
 from lightning_pfc import PartialFC
-from lightning_pfc.heads.sampling import Frequency, PositivesOnly, RateSchedule
+from lightning_pfc.heads.sampling import Frequency, PositivesOnly, RateSchedule, Uniform
+from lightning_pfc.ignored import IgnoredOptionWarning
 from lightning_pfc.losses import ArcFace, SubCenterArcFace
 
 MADE: dict[str, Any] = {"embedding_dim": 4, "num_classes": 50, "loss": "cosface", "sample_rate": 0.2}
@@ -43,6 +45,8 @@ def grown(head: PartialFC) -> Tensor:
         ("loss", {"name": "cosface", "margin": 0.1}),
         ("loss", ArcFace(margin=0.3)),
         ("chunk_size", 7),
+        ("auxiliary_losses", ["supcon"]),
+        ("auxiliary_losses", [{"name": "triplet", "weight": 2.0}]),
     ],
 )
 def test_a_change_is_followed(name: str, value: Any) -> None:
@@ -69,6 +73,14 @@ def test_a_change_is_followed(name: str, value: Any) -> None:
         ("embedding_dim", 8, "this head was made for 4"),
         ("chunk_size", 0, "chunk_size=0 must be at least 1"),
         ("gradient_filter", -1.0, "gradient_filter=-1.0 must lie in"),
+        ("seed", 1.5, "seed=1.5 must be a whole number"),
+        ("seed", True, "seed=True must be a whole number"),
+        ("check_finite", "no", "head.check_finite='no' must be True or False"),
+        ("auxiliary_losses", "supcon", "head.auxiliary_losses='supcon' must be a list"),
+        ("auxiliary_losses", ["nonsense"], "nonsense"),
+        ("auxiliary_losses", ["center"], "head.auxiliary_losses=.* keeps memory_center"),
+        ("rows_on", "host", "head.rows_on=host: this head was made for device"),
+        ("row_folder", "elsewhere", "head.row_folder=elsewhere: this head was made for None"),
     ],
 )
 def test_what_cannot_be_followed_is_refused_by_name(name: str, value: Any, said: str) -> None:
@@ -78,3 +90,56 @@ def test_what_cannot_be_followed_is_refused_by_name(name: str, value: Any, said:
         setattr(head, name, value)
     assert getattr(head, name) == before
     assert torch.equal(grown(head), grown(made()))
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("sample_rate", True, "head.sample_rate=True must be a number"),
+        ("sample_rate", "0.1", "head.sample_rate='0.1' must be a number"),
+        ("gradient_filter", "0", "head.gradient_filter='0' must be a number"),
+        ("seed", True, "seed=True must be a whole number"),
+        ("check_finite", 1, "head.check_finite=1 must be True or False"),
+        ("auxiliary_losses", "supcon", "head.auxiliary_losses='supcon' must be a list"),
+    ],
+)
+def test_a_head_is_not_made_with_what_could_not_be_set(name: str, value: Any, said: str) -> None:
+    with pytest.raises(TypeError, match=said):
+        made(**{name: value})
+
+
+def test_a_seed_that_is_set_draws_the_negatives_of_its_own() -> None:
+    head, other = made(), made(seed=5)
+    head.seed = 5
+    assert type(head.seed) is int
+    with torch.no_grad():
+        other.weight.copy_(head.weight)
+    assert torch.equal(grown(head), grown(other))
+    assert not torch.equal(grown(head), grown(made()))
+
+
+def test_what_was_made_so_may_be_said_again(tmp_path: Path) -> None:
+    head = made(row_folder=tmp_path)
+    head.row_folder = str(tmp_path)
+    assert head.row_folder == tmp_path
+    head.rows_on = "device"
+    head.auxiliary_losses = ()
+
+
+def test_a_memory_is_of_one_loss() -> None:
+    head = made(auxiliary_losses=["center"])
+    with pytest.raises(ValueError, match="two of the losses remember 'center' of every class"):
+        head.auxiliary_losses = ["center", {"name": "center", "weight": 0.1}]
+    head.auxiliary_losses = [{"name": "center", "weight": 0.1}]
+
+
+@pytest.mark.parametrize(("name", "value"), [("sample_rate", 1.0), ("sampler", Uniform(correction=True))])
+def test_a_sampler_that_idles_from_now_on_is_told_to_whoever_set_it(name: str, value: Any) -> None:
+    head = made(sampler=Uniform(correction=True)) if name == "sample_rate" else made(sample_rate=1.0)
+    with pytest.warns(IgnoredOptionWarning, match="sample_rate=1 takes every class in every step") as seen:
+        setattr(head, name, value)
+    assert seen[0].filename == __file__
+    with pytest.warns(IgnoredOptionWarning) as seen:
+        made_here = PartialFC(**{**MADE, "sample_rate": 1.0}, sampler=Uniform(correction=True))
+    assert seen[0].filename == __file__
+    assert made_here.sample_rate == 1.0

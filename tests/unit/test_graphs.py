@@ -171,6 +171,13 @@ def test_a_bad_label_in_a_replay_is_found_before_a_checkpoint(gpu: PretendedGPU)
     head.check()  # said once
 
 
+def test_without_a_graph_nothing_is_read_before_a_checkpoint() -> None:
+    """A tensor without values cannot be read, nor waited for."""
+    check = batch_checks.DeferredCheck()
+    check.watch(torch.empty(3, DIM, device="meta"), torch.empty(3, dtype=torch.int64, device="meta"), CLASSES, True)
+    assert check.replayed() is None
+
+
 @pytest.mark.parametrize(
     "wait", [lambda x: x.sum().item(), lambda x: x.nonzero(), lambda x: x.cpu(), lambda x: x.add_(torch.ones(3))]
 )

@@ -99,6 +99,14 @@ def test_a_run_goes_on_with_what_its_checkpoint_kept(as_if_on_a_gpu: Any) -> Non
     assert heir.settle_kernels() == choice.Kernels(frozenset(OPERATIONS), 100)
 
 
+def test_a_choice_that_is_settled_is_not_looked_at_again(as_if_on_a_gpu: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A step asks three times; the code is 17 searches in a list."""
+    head = make().to("cpu")
+    settled = head.settle_kernels()
+    monkeypatch.setattr(choice.Kernels, "code", property(lambda self: pytest.fail("computed again")))
+    assert head.settle_kernels() is settled
+
+
 def test_the_user_s_word_goes_before_the_checkpoint(as_if_on_a_gpu: Any) -> None:
     trained = make().to("cpu")
     trained.settle_kernels()

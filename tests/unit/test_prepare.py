@@ -10,12 +10,14 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
+import lightning as L
 import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.checkpoint import checkpoint
+from torch.utils.data import DataLoader
 
 from lightning_pfc import PartialFC, PartialFCModule
 from lightning_pfc.buffers import host_rows, staged_rows
@@ -26,7 +28,7 @@ from lightning_pfc.heads.sampling import PositivesOnly, Retrieval, Uniform
 from lightning_pfc.heads.softmax import class_chunks
 from lightning_pfc.optim import SparseSGD
 from tests.ranks import RankPool
-from tests.unit.test_fake_cuda import CUDA
+from tests.unit.test_fake_cuda import CUDA, NoWaiting
 from tests.unit.test_head_host_rows import split_head
 
 DIM, CLASSES, BATCH = 16, 120, 11
@@ -105,6 +107,51 @@ def test_the_module_of_this_package_prepares_its_batches(elsewhere: None, events
     head(x, labels, other, 0.3)
     assert events.count("gathered ahead") == 2
     assert "read when needed" not in events
+
+
+class ByName(PartialFCModule):
+    """Its batches are dicts, and it says nothing of where the labels are."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        loss: Tensor = self.head(self(batch["images"]), batch["labels"])
+        return loss
+
+
+class ByNameAndSaid(ByName):
+    def head_labels(self, batch: Any) -> tuple[Tensor, Tensor | None]:
+        return batch["labels"], None
+
+
+@pytest.mark.parametrize("cls", [ByName, ByNameAndSaid])
+@pytest.mark.parametrize("kept", ["rows_on", "row_folder"])
+def test_a_batch_may_be_a_dict(
+    elsewhere: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, cls: type[ByName], kept: str
+) -> None:
+    where = {"rows_on": "host"} if kept == "rows_on" else {"row_folder": tmp_path / "rows"}
+    module = cls(
+        backbone=nn.Flatten(), num_classes=CLASSES, embedding_dim=DIM, loss="arcface", neck="none",
+        input_size=(1, 1, DIM), head={"sample_rate": 0.3, **where}, optimizer={"name": "sgd", "lr": 0.1},
+    )  # fmt: skip
+    asked: list[Tensor] = []
+    prepare = PartialFC.prepare
+    monkeypatch.setattr(
+        PartialFC, "prepare", lambda self, labels, other=None: (asked.append(labels), prepare(self, labels, other))[1]
+    )
+    x, labels = batch(0)
+    data = [{"images": picture.reshape(1, 1, DIM), "labels": label} for picture, label in zip(x, labels, strict=True)]
+    trainer = L.Trainer(
+        max_epochs=1, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False, default_root_dir=tmp_path,
+    )  # fmt: skip
+    trainer.fit(module, DataLoader(data, batch_size=BATCH))  # type: ignore[arg-type]
+    assert int(module.head.step) == 1
+    assert [found.tolist() for found in asked] == ([labels.tolist()] if cls is ByNameAndSaid else [])
+
+
+@pytest.mark.parametrize("given", [torch.zeros(2, 3), {"labels": 1}, [torch.zeros(2, 3)], (torch.zeros(2), "a"), None])
+def test_labels_that_are_not_known_are_not_asked_for(given: Any) -> None:
+    module = PartialFCModule(backbone=nn.Flatten(), num_classes=9, embedding_dim=DIM, input_size=(1, 1, DIM))
+    assert module.head_labels(given) is None
 
 
 def run(comm: Comm | None, prepares: bool, way: str, **options: Any) -> list[Tensor]:
@@ -264,7 +311,7 @@ def test_rows_in_files_are_read_ahead(tmp_path: Path, monkeypatch: pytest.Monkey
 
 def _told(started: list[torch.device], rows: Tensor) -> Tensor:
     started.append(rows.device)
-    return rows.to("cpu")
+    return rows.to("cpu", non_blocking=True)
 
 
 class _AtOnce:
@@ -276,8 +323,8 @@ class _AtOnce:
         return found
 
 
-def test_on_a_gpu_the_host_waits_for_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fake tensors: centers on the host, all else on a GPU. Unprepared the forward waits for the row numbers."""
+def test_on_a_gpu_preparing_waits_for_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fake tensors: centers on the host, all else on a GPU. The forward still waits once, for the targets' rows."""
     started: list[torch.device] = []
     monkeypatch.setattr(staged_rows, "_on_its_way", lambda rows: (_told(started, rows), None))
     monkeypatch.setattr(staged_rows, "_threads", [_AtOnce()])
@@ -285,7 +332,8 @@ def test_on_a_gpu_the_host_waits_for_nothing(monkeypatch: pytest.MonkeyPatch) ->
         head = split_head(loss="arcface")
         labels = torch.empty(24, dtype=torch.int64, device=CUDA)
         assert head.reads_from_host
-        head.prepare(labels)
+        with NoWaiting():
+            head.prepare(labels)
         assert started == [CUDA]
         staged = head._prepared.sampled.staged
         value = head(torch.empty(24, DIM, device=CUDA), labels)
