@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from lightning_pfc.commands.output import may_be_cut_short
+from lightning_pfc.commands.overlap_defaults import DEFAULTS
 from lightning_pfc.commands.pixels import add_max_pixels
 from lightning_pfc.data.errors import MissingLibraryError
 from lightning_pfc.data.format_names import READABLE, WRITABLE
@@ -312,7 +313,7 @@ Exit status 0 if nothing is in both, 1 if something is.""",
     parser.add_argument("target", metavar="LIST", help="the .tsv or .csv to write")
     parser.add_argument("--png", metavar="FILE", help="the contact sheet (default: LIST with .png)")
     parser.add_argument(
-        "--near", type=int, default=24, metavar="BITS", help="that may differ in near duplicates (%(default)s)"
+        "--near", type=int, metavar="BITS", help=f"that may differ in near duplicates ({DEFAULTS['near']})"
     )
     parser.add_argument("--no-pixels", dest="pixels", action="store_false", help="compare embeddings only")
     embeddings = parser.add_argument_group("by embedding")
@@ -320,10 +321,10 @@ Exit status 0 if nothing is in both, 1 if something is.""",
     embeddings.add_argument(
         "--threshold", metavar="NAME|COS", help="of identities (default: the first of the export for pairs)"
     )
-    embeddings.add_argument("--same-picture", default="0.95", metavar="COS", help="of pictures, or none (%(default)s)")
+    embeddings.add_argument("--same-picture", metavar="COS", help=f"of pictures, or none ({DEFAULTS['same_picture']})")
     embeddings.add_argument("--flip", action="store_true", help="add the embedding of the mirror image")
     embeddings.add_argument("--fit", choices=("exact", "stretch", "crop", "pad"), help="of pictures of another size")
-    embeddings.add_argument("--batch-size", type=int, default=64, help="(%(default)s)")
+    embeddings.add_argument("--batch-size", type=int, help=f"({DEFAULTS['batch_size']})")
     parser.add_argument("--workers", type=int, default=1, help="threads that decode (%(default)s)")
 
 

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from typing_extensions import override
 
+from lightning_pfc.commands.overlap_defaults import DEFAULTS
 from lightning_pfc.data.formats import EncodedImages, open_images
 from lightning_pfc.data.overlap.comparing import Found, compare, same_embeddings, same_identities, same_pixels
 from lightning_pfc.data.overlap.cosines import Pairs
@@ -24,12 +25,13 @@ from lightning_pfc.data.overlap.merging import MergedImages, refuse_inside, refu
 from lightning_pfc.data.overlap.sheet import write_sheet
 from lightning_pfc.runs.thresholds import Thresholds
 
+_OF_EMBEDDINGS = ("threshold", "same_picture", "flip", "fit", "batch_size")
 _Broken = tuple[list[tuple[int, str]], list[tuple[int, str]]]
 
 
 def overlap(options: argparse.Namespace) -> int:
     """List the identities and pictures that two data sets have in common."""
-    _check(options)
+    options = _settled(options)
     a, b = _open(options.a, options.format, options), _open(options.b, options.format_b, options)
     refuse_same(a, b)
     target = Path(options.target)
@@ -60,6 +62,23 @@ def overlap(options: argparse.Namespace) -> int:
     return 1 if len(found.pictures.a) or len(found.identities.a) else 0
 
 
+def _settled(options: argparse.Namespace) -> argparse.Namespace:
+    """The options, with what was not given filled in; refused is what makes no sense, or changes nothing."""
+    filled = argparse.Namespace(**vars(options))
+    for name, value in DEFAULTS.items():
+        if getattr(filled, name) is None:
+            setattr(filled, name, value)
+    _check(filled)
+    for name in () if options.model is not None else _OF_EMBEDDINGS:
+        value = getattr(options, name)
+        if value is not None and value is not False:
+            word = f"--{name.replace('_', '-')}" + ("" if value is True else f" {value}")
+            raise ValueError(f"{word} is of embeddings: give what makes them, --model MODEL.")
+    if not options.pixels and options.near is not None:
+        raise ValueError(f"--near {options.near} is of pixels: leave --no-pixels out.")
+    return filled
+
+
 def _check(options: argparse.Namespace) -> None:
     if options.workers < 1:
         raise ValueError(f"--workers is {options.workers}; it is at least 1.")
@@ -67,8 +86,6 @@ def _check(options: argparse.Namespace) -> None:
         raise ValueError(f"--batch-size is {options.batch_size}; it is at least 1.")
     if not 0 <= options.near <= HASH_BITS // 4:
         raise ValueError(f"--near is {options.near}; of {HASH_BITS} bits 0 to {HASH_BITS // 4} may differ.")
-    if options.model is None and options.threshold is not None:
-        raise ValueError(f"--threshold {options.threshold} is of embeddings: give what makes them, --model MODEL.")
     if options.model is None and not options.pixels:
         raise ValueError("--no-pixels leaves nothing to compare: give --model MODEL.")
     if Path(options.target).suffix.lower() not in (".tsv", ".csv"):
@@ -136,8 +153,34 @@ class _Model(NamedTuple):
 def _open_model(options: argparse.Namespace) -> _Model:
     from lightning_pfc.deploy.embedders import open_embedder
 
-    threshold, flip, meaning = _threshold(options)
-    return _Model(open_embedder(options.model, flip=flip, fit=options.fit), threshold, meaning)
+    given = options.threshold
+    if given is not None and re.fullmatch(r"[-+]?[\d.]+(e[-+]?\d+)?", given):
+        value = _cosine("--threshold", given)
+        embedder = open_embedder(options.model, flip=options.flip, fit=options.fit)
+        return _Model(embedder, value, f"cosine {given}, which you gave")
+    known, adds = _known_of(options.model)
+    name = given or _first(options, known, options.flip or adds)
+    summed = known.get_named(name).flip == "sum"
+    if options.flip and not summed:
+        raise ValueError(
+            f"--flip: threshold {name!r} was chosen without mirror images; leave --flip out, or give a cosine, such as "
+            "--threshold 0.4."
+        )
+    exported: Any = open_embedder(options.model, flip=options.flip or (summed and not adds), fit=options.fit)
+    found = exported.recogniser.threshold(name)
+    meaning = f"cosine {found.value:.4f} ({name}: of pairs of pictures of two people {found.rate:.2g} are above it)"
+    return _Model(exported, found.value, meaning)
+
+
+def _first(options: argparse.Namespace, known: Thresholds, summed: bool) -> str:
+    """The first threshold of pairs; of sums with mirror images, where there will be no others."""
+    fitting = (name for name, t in known.items() if t.kind == "verification" and (t.flip == "sum" or not summed))
+    if name := next(fitting, None):
+        return name
+    raise ValueError(
+        f"{options.model} has no threshold of its own{' for sums with mirror images' * summed}: give a cosine, such as "
+        "--threshold 0.4, and look at what is said of it; or give a calibrated export."
+    )
 
 
 def _by_embedding(
@@ -162,32 +205,16 @@ def _by_embedding(
     return compare(a, b, pictures, alike, means, (one, two)), (left, right)
 
 
-def _threshold(options: argparse.Namespace) -> tuple[float, bool, str]:
-    """The cosine, whether it is of sums with mirror images, and what is known of it."""
-    if options.threshold is not None and re.fullmatch(r"[-+]?[\d.]+(e[-+]?\d+)?", options.threshold):
-        return _cosine("--threshold", options.threshold), options.flip, f"cosine {options.threshold}, which you gave"
-    known = _thresholds_of(options.model)
-    name = options.threshold or next((n for n, t in known.items() if t.kind == "verification"), None)
-    if name is None:
-        raise ValueError(
-            f"{options.model} has no threshold of its own: give a cosine, such as --threshold 0.4, and look at what is "
-            "said of it; or give a calibrated export."
-        )
-    found = known.get_named(name)
-    if found.kind != "verification":
-        raise ValueError(f"--threshold {name} is of searches in a gallery; one of pairs is needed, such as far=1e-6.")
-    meaning = f"cosine {found.value:.4f} ({name}: of pairs of pictures of two people {found.rate:.2g} are above it)"
-    return found.value, found.flip == "sum", meaning
-
-
-def _thresholds_of(model: str) -> Thresholds:
+def _known_of(model: str) -> tuple[Thresholds, bool]:
+    """The thresholds of a model, and whether it adds mirror images itself."""
     from lightning_pfc.deploy.description import FILE
     from lightning_pfc.deploy.folder import open_folder
     from lightning_pfc.runs.run_folder import Run
 
     if (Path(model) / FILE).is_file():
-        return open_folder(model).thresholds
-    return Run(Path(model)).thresholds if Path(model).is_dir() else Thresholds(source=model)
+        about = open_folder(model)
+        return about.thresholds, about.model.flip == "sum"
+    return (Run(Path(model)).thresholds if Path(model).is_dir() else Thresholds(source=model)), False
 
 
 def _embedded(

@@ -121,7 +121,7 @@ def _of_run(folder: Path, *, flip: bool, normalize: bool, fit: str | None, max_p
 
 class _Exported:
     def __init__(self, recogniser: Recogniser) -> None:
-        self._recogniser = recogniser
+        self.recogniser = recogniser
         self.width = recogniser.width
         self.model_id = recogniser.model_id
         self.alignment_size = recogniser.input_shape[1]
@@ -130,11 +130,11 @@ class _Exported:
 
     def prepare(self, picture: Picture) -> Pixels:
         """See :class:`PictureEmbedder`."""
-        return self._recogniser.prepare(picture)
+        return self.recogniser.prepare(picture)
 
     def embed_pixels(self, pixels: Pixels) -> Floats:
         """See :class:`PictureEmbedder`."""
-        return self._recogniser.embed_pixels(pixels)
+        return self.recogniser.embed_pixels(pixels)
 
 
 def _of_timm(name: str, *, flip: bool, normalize: bool, fit: str | None, max_pixels: int) -> PictureEmbedder:

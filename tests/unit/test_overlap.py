@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
 import os
 import shutil
@@ -288,9 +289,14 @@ def test_by_embedding(
 
 
 def test_a_threshold_by_name_or_none(
-    split: tuple[Path, Path], export_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    split: tuple[Path, Path],
+    export_folder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     from lightning_pfc.deploy.folder import open_folder
+    from lightning_pfc.deploy.recogniser import Recogniser
     from lightning_pfc.runs.thresholds import Threshold, Thresholds
 
     words = ["overlap", *map(str, split), str(tmp_path / "l.tsv"), "--quiet", "--no-pixels", "--same-picture", "none"]
@@ -304,6 +310,32 @@ def test_a_threshold_by_name_or_none(
     about.write(description)
     assert main([*words, "--model", str(calibrated)]) in (0, 1)
     assert "cosine 0.6100 (far=1e-3: of pairs of pictures of two people 0.001 are above it)" in capsys.readouterr().out
+    assert main([*words, "--model", str(calibrated), "--flip"]) in (0, 1)
+    assert "cosine 0.6100" in capsys.readouterr().out
+    adding = tmp_path / "adding"  # the network adds mirror images itself
+    shutil.copytree(calibrated, adding)
+    plain = dataclasses.replace(known, name="plain", flip="none")
+    both = Thresholds({"plain": plain, "far=1e-3": known})
+    itself = about.changed(model=dataclasses.replace(about.model, flip="sum"), thresholds=both)
+    itself.write(adding / description.name)
+    flips: list[bool] = []
+    load = Recogniser.load
+
+    def watched(*given: Any, flip: bool = False, **more: Any) -> Recogniser:
+        flips.append(flip)
+        return load(*given, flip=flip, **more)
+
+    monkeypatch.setattr(Recogniser, "load", watched)
+    for more in ([], ["--threshold", "far=1e-3"]):
+        assert main([*words, "--model", str(adding), *more]) in (0, 1)
+        assert "cosine 0.6100 (far=1e-3" in capsys.readouterr().out
+    assert flips == [False, False]
+    assert main([*words, "--model", str(adding), "--threshold", "plain"]) == 2
+    assert "'plain' was chosen with flip=none" in capsys.readouterr().err
+    about.changed(thresholds=both).write(description)
+    assert main([*words, "--model", str(calibrated), "--threshold", "plain", "--flip"]) == 2
+    assert "--flip: threshold 'plain' was chosen without mirror images" in capsys.readouterr().err
+    about.changed(thresholds=Thresholds({"far=1e-3": known})).write(description)
     assert main([*words, "--model", str(calibrated), "--threshold", "far=1e-9"]) == 2
     assert "There are: far=1e-3" in capsys.readouterr().err
     assert main([*words, "--model", str(export_folder), "--threshold", "-1"]) == 2
@@ -339,6 +371,11 @@ def test_pictures_without_identities(two: tuple[Path, Path], tmp_path: Path) -> 
         (["{a}", "{b}", "l.tsv", "--near", "200"], "--near is 200"),
         (["{a}", "{b}", "l.tsv", "--workers", "0"], "--workers is 0"),
         (["{a}", "{b}", "l.tsv", "--threshold", "0.4"], "--model MODEL"),
+        (["{a}", "{b}", "l.tsv", "--flip"], "--flip is of embeddings: give what makes them, --model MODEL"),
+        (["{a}", "{b}", "l.tsv", "--fit", "crop"], "--fit crop is of embeddings"),
+        (["{a}", "{b}", "l.tsv", "--batch-size", "64"], "--batch-size 64 is of embeddings"),
+        (["{a}", "{b}", "l.tsv", "--same-picture", "0.95"], "--same-picture 0.95 is of embeddings"),
+        (["{a}", "{b}", "l.tsv", "--no-pixels", "--model", "none", "--near", "0"], "--near 0 is of pixels"),
         (["{a}", "{b}", "l.tsv", "--no-pixels"], "leaves nothing to compare"),
         (["{a}", "{b}", "l.tsv", "--same-picture", "x"], "--same-picture is 'x'"),
         (["{a}", "{b}", "l.tsv", "--model", "none", "--threshold", "0.4"], "none: is not there"),
