@@ -29,7 +29,7 @@ from lightning_pfc.checkpoint.publish import prepare_folder, run_of
 from lightning_pfc.checkpoint.reader import read_checkpoint
 from lightning_pfc.losses import CosFace
 from lightning_pfc.optim import RowWiseAdagrad, SparseAdamW, SparseSGD
-from lightning_pfc.strategies import checkpoints
+from lightning_pfc.strategies import saving
 from tests.ranks import RankPool
 from tests.trainer.world import CLASSES, DIM, TheirModule, make_loader, make_trainer
 
@@ -235,8 +235,8 @@ class SavesLate(Callback):
 
 def saving_late(rank: int, world_size: int, path: str) -> Any:
     with pytest.MonkeyPatch.context() as patch:
-        late = SavesLate(path, checkpoints.save_folder)
-        patch.setattr(checkpoints, "save_folder", late.save_folder)
+        late = SavesLate(path, saving.save_folder)
+        patch.setattr(saving, "save_folder", late.save_folder)
         model = TheirModule(momentum=0.9)
         trainer = make_trainer(rank, world_size, callbacks=[late], strategy=PartialFCStrategy(async_save=True))
         trainer.fit(model, make_loader(rank, world_size, steps=5))

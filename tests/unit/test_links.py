@@ -8,10 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from lightning_pfc import PartialFCStrategy
 from lightning_pfc.checkpoint import publish
 from lightning_pfc.checkpoint.publish import remove, replace_link, settle_last
-from lightning_pfc.strategies import checkpoints
+from lightning_pfc.strategies import last_link
 
 Changes = Callable[[Path], None]
 
@@ -66,13 +65,13 @@ def test_a_guard_that_vanishes_is_settled(folder: Path) -> None:
 
 
 def test_a_guard_that_a_thread_makes_meanwhile_is_settled_later(monkeypatch: pytest.MonkeyPatch) -> None:
-    strategy = PartialFCStrategy()
-    strategy._guards = {Path("a"): "last"}
+    link = last_link.LastLink()
+    link._guards = {Path("a"): "last"}
 
     def settle(guard: Path, name: str) -> bool:
-        strategy._guards[Path("b")] = name
+        link._guards[Path("b")] = name
         return guard == Path("a")
 
-    monkeypatch.setattr(checkpoints, "settle_last", settle)
-    strategy._settle_last()
-    assert list(strategy._guards) == [Path("b")]
+    monkeypatch.setattr(last_link, "settle_last", settle)
+    link.settle()
+    assert list(link._guards) == [Path("b")]

@@ -1,0 +1,49 @@
+"""Where a training that goes on was: in its random numbers and in its data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from lightning_pfc.checkpoint.rng import restore_random_state
+
+
+class ResumedRandomState:
+    """The random state of a checkpoint, until the moment of training at which it was taken has come."""
+
+    def __init__(self) -> None:
+        self._state: dict[str, Any] | None = None
+        self._within_epoch = False
+
+    def take(self, state: dict[str, Any], checkpoint: Mapping[str, Any]) -> None:
+        """Keep what a checkpoint has; its loops say whether it was saved within an epoch."""
+        self._state = state
+        progress = checkpoint.get("loops", {}).get("fit_loop", {}).get("epoch_loop.batch_progress", {})
+        self._within_epoch = not progress.get("is_last_batch", True)
+
+    def restore_at_start(self) -> None:
+        """Of a checkpoint that was taken between two epochs: before the data loader draws."""
+        if not self._within_epoch:
+            self.restore()
+
+    def restore(self) -> None:
+        """Set the generators, unless that is done: the data loader of a running epoch has drawn its own by now."""
+        if self._state is not None:
+            restore_random_state(self._state)
+        self._state = None
+
+
+def put_loaders_in_place(trainer: Any) -> None:
+    """Give loaders the place in the data that a checkpoint has, if Lightning has not.
+
+    It does so when it sets the data up. Had the model it done before the checkpoint was read, by asking for
+    ``trainer.estimated_stepping_batches`` in ``configure_optimizers`` for one, then it never does, and the epoch
+    would begin anew.
+    """
+    if trainer is None:
+        return
+    loop = trainer.fit_loop
+    fetcher = loop._data_fetcher
+    if loop.restarting and loop._combined_loader_states_to_load and fetcher is not None:
+        loop._load_combined_loader_states()
+        iter(fetcher)
