@@ -177,6 +177,32 @@ def of_identities(faces: FaceSet, path: str | os.PathLike[str]) -> FaceSet:
     )
 
 
+def labels_of(faces: FaceSet) -> Tensor:
+    """The identity of each, (N,) int64.
+
+    Raises:
+        ValueError: The set does not say.
+    """
+    if faces.labels is None:
+        raise ValueError(f"{faces.source} names no identities (label), which this protocol needs")
+    return faces.labels
+
+
+def shared_labels(gallery: FaceSet, probes: FaceSet) -> tuple[Tensor, Tensor]:
+    """Labels of two sets in one numbering: by the folder in their names where both have one, else as they are."""
+    one, two = _folders(gallery), _folders(probes)
+    if one is None or two is None:
+        return labels_of(gallery), labels_of(probes)
+    number = {identity: i for i, identity in enumerate(sorted({*one, *two}))}
+    return torch.tensor([number[i] for i in one]), torch.tensor([number[i] for i in two])
+
+
+def _folders(faces: FaceSet) -> list[str] | None:
+    if faces.names is None or not all("/" in name for name in faces.names):
+        return None
+    return [name.split("/", 1)[0] for name in faces.names]
+
+
 def _npy_files(path: Path, allow: Paths) -> list[Path]:
     """``IDENTITY/NAME.npy``, each of them a regular file inside."""
     inside = Enclosure(path, allow)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -96,6 +97,32 @@ def _read_pairs(path: str | os.PathLike[str]) -> tuple[list[ListedPair], int]:
     if not pairs:
         raise FormatError("the list names no pair", path=path, offset=0)
     return pairs, folds
+
+
+def pairs_by_name(path: str | os.PathLike[str], names: Sequence[str], *, where: str) -> IndexedPairs:
+    """A list of pairs as rows of embeddings that have names.
+
+    Args:
+        path: The list, see :func:`read_pairs`.
+        names: Of the rows, with or without a suffix.
+        where: What the names come from, for the message.
+
+    Raises:
+        FormatError: An image of the list is not there, or as :func:`read_pairs`.
+    """
+    listed, folds = read_pairs(path)
+    row = {n: i for i, n in enumerate(names)}
+    row.update({Path(n).with_suffix("").as_posix(): i for n, i in list(row.items())})
+    missing = [n for pair in listed for n in pair[:2] if n not in row]
+    if missing:
+        raise FormatError(f"{len(missing)} images have no embedding in {where}, the first is {missing[0]!r}", path=path)
+    count = len(listed)
+    return IndexedPairs(
+        torch.tensor([row[p.first] for p in listed]),
+        torch.tensor([row[p.second] for p in listed]),
+        torch.tensor([p.same for p in listed]),
+        fold_of_pair(count, folds) if count >= folds > 1 else torch.full((count,), -1),
+    )
 
 
 class PairedImages:

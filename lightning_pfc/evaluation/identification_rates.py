@@ -1,0 +1,66 @@
+"""Probes against a gallery: what is reported of a search."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from lightning_pfc.evaluation.bootstrap import proportion_interval
+from lightning_pfc.evaluation.identification import (
+    DISTRACTOR,
+    identification_rate,
+    identified,
+    search,
+    tpir_at_fpir,
+)
+from lightning_pfc.evaluation.report import Measurement, ProtocolResult
+from lightning_pfc.metrics.verification import rate_name
+
+if TYPE_CHECKING:
+    from lightning_pfc.evaluation.evaluator import Evaluator
+
+
+def identify(
+    evaluator: Evaluator, name: str, probes: Tensor, probe_labels: Tensor, gallery: Tensor, gallery_labels: Tensor
+) -> ProtocolResult:
+    """The CMC of probes with a mate, and TPIR at FPIR where some have none.
+
+    Args:
+        evaluator: Whose settings are followed.
+        name: What the user calls the set.
+        probes: (P, D) embeddings that search.
+        probe_labels: Identity of each, (P,) int64.
+        gallery: (G, D) enrolled embeddings.
+        gallery_labels: Identity of each, (G,) int64, or ``DISTRACTOR``.
+    """
+    results = search(probes, probe_labels, gallery, gallery_labels, peers=evaluator.peers)
+    rank, who = results.rank[results.mated], probe_labels[results.mated]
+    found = cumulative_match(evaluator, rank, who) if len(rank) else []
+    strangers = int((~results.mated).sum())
+    for fpir in evaluator.settings.fpirs if strangers and len(rank) else ():
+        if fpir * strangers < 1:
+            continue
+        value, threshold = tpir_at_fpir(results, fpir)
+        interval = evaluator.interval(proportion_interval, identified(results, threshold), who)
+        found.append(Measurement(f"tpir@fpir={rate_name(fpir)}", value, interval, f"cos > {threshold:.4f}"))
+    distractors = int((gallery_labels == DISTRACTOR).sum())
+    text = (
+        f"{len(rank):,} probes with a mate and {strangers:,} without in a gallery of {len(gallery):,} images"
+        f"{f' ({distractors:,} distractors)' if distractors else ''}; intervals by identity, thresholds held"
+    )
+    return ProtocolResult(name, text, found)
+
+
+def cumulative_match(evaluator: Evaluator, rank: Tensor, who: Tensor) -> list[Measurement]:
+    """How often the mate is among the first k (CMC), for each k of the settings.
+
+    Args:
+        evaluator: Whose settings are followed.
+        rank: Of each probe's mate, (n,) int64; 0 is the first.
+        who: Identity of each probe, (n,) int64.
+    """
+    return [
+        Measurement(f"rank-{k}", identification_rate(rank, k), evaluator.interval(proportion_interval, rank < k, who))
+        for k in evaluator.settings.ranks
+    ]
