@@ -42,6 +42,8 @@ def this_machine() -> Machine:
         link=1e9,
         network=1e8,
         latency=200e-6,
+        bus=bandwidth,
+        host_bandwidth=bandwidth,
     )
 
 

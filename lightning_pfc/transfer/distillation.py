@@ -17,6 +17,8 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lightning_pfc.heads.birth import world_size
+
 
 class Teacher:
     """A frozen copy of a backbone, and the term that keeps its features.
@@ -60,9 +62,8 @@ class Teacher:
         apart = [1 - F.cosine_similarity(new.flatten(1).float(), self.features(x).float()) for x, new in pairs]
         total = torch.cat(apart).sum()
         count = torch.tensor(float(sum(len(each) for each in apart)), device=total.device)
-        ranks = 1
-        if dist.is_available() and dist.is_initialized():
-            ranks = dist.get_world_size()
+        ranks = world_size()
+        if ranks > 1:
             dist.all_reduce(count)
         return total * (ranks / count)
 

@@ -68,14 +68,15 @@ class FineTune(Callback):
             )
         if batch_norm not in _BATCH_NORMS:
             raise ValueError(f"batch_norm={batch_norm!r} must be 'keep', 'train' or None.")
-        if not l2_sp >= 0:
-            raise ValueError(f"l2_sp={l2_sp!r} must be 0 or more.")
-        if l2_sp and frozen_epochs is None and trained_blocks is None:
-            raise ValueError(f"l2_sp={l2_sp} pulls what moves, and frozen_epochs=None freezes the whole backbone.")
-        if not distill >= 0:
-            raise ValueError(f"distill={distill!r} must be 0 or more.")
-        if distill and frozen_epochs is None and trained_blocks is None:
-            raise ValueError(f"distill={distill} keeps what moves, and frozen_epochs=None freezes the whole backbone.")
+        all_frozen = frozen_epochs is None and trained_blocks is None
+        for name, weight, does in (("l2_sp", l2_sp, "pulls"), ("distill", distill, "keeps")):
+            if not weight >= 0:
+                raise ValueError(f"{name}={weight!r} must be 0 or more.")
+            if weight and all_frozen:
+                raise ValueError(
+                    f"{name}={weight} {does} what moves, and frozen_epochs=None freezes the whole backbone. Give "
+                    f"frozen_epochs or trained_blocks, or leave {name} out."
+                )
         self.frozen_epochs, self.trained_blocks = frozen_epochs, trained_blocks
         self.batch_norm, self.l2_sp = batch_norm, l2_sp
         self._frozen: list[nn.Parameter] = []
@@ -152,7 +153,9 @@ class FineTune(Callback):
     def _begin_distilling(self, module: L.LightningModule) -> None:
         if not module.automatic_optimization:
             raise ValueError(
-                f"finetune.distill={self.distill} adds to the loss that training_step returns; yours does not"
+                f"finetune.distill={self.distill} adds to the loss that training_step returns, and a module with "
+                "automatic_optimization=False steps by a loss of its own. Leave finetune.distill out, or let Lightning "
+                "take the step."
             )
         backbone = _backbone(module)
         self._teacher = Teacher(self.distill, backbone)

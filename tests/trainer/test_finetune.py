@@ -263,6 +263,14 @@ def fit_by_hand(rank: int, world_size: int) -> str:
     return ""
 
 
+def test_distillation_beside_steps_of_ones_own_is_refused_with_a_way_out() -> None:
+    model = Tuned()
+    model.automatic_optimization = False
+    trainer: Any = L.Trainer(logger=False, enable_checkpointing=False, accelerator="cpu")
+    with pytest.raises(ValueError, match=r"distill=1\.0 adds to the loss .* automatic_optimization=False .* Leave"):
+        FineTune(distill=1.0).on_fit_start(trainer, model)
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [
@@ -271,9 +279,9 @@ def fit_by_hand(rank: int, world_size: int) -> str:
         ({"trained_blocks": 2}, "frozen_epochs=0 freezes nothing"),
         ({"batch_norm": "freeze"}, "batch_norm='freeze' must be 'keep', 'train' or None"),
         ({"l2_sp": -0.1}, r"l2_sp=-0\.1 must be 0 or more"),
-        ({"l2_sp": 0.1, "frozen_epochs": None}, "freezes the whole backbone"),
+        ({"l2_sp": 0.1, "frozen_epochs": None}, "l2_sp=0.1 pulls .* freezes the whole backbone.* leave l2_sp out"),
         ({"distill": -1}, "distill=-1 must be 0 or more"),
-        ({"distill": 1.0, "frozen_epochs": None}, "freezes the whole backbone"),
+        ({"distill": 1.0, "frozen_epochs": None}, "distill=1.0 keeps .* the whole backbone.* leave distill out"),
     ],
 )  # fmt: skip
 def test_words_that_cannot_be(options: dict[str, Any], said: str) -> None:

@@ -170,13 +170,18 @@ LAUNCHED = ["cudaLaunchKernel"] * 40
         (["cudaMalloc"], "allocations"),
         (["cudaHostAlloc"], "allocations"),
         (["Memcpy DtoH (Device -> Pinned)"] * 41, "checks_a_step"),
+        (["cudaDeviceSynchronize"] * 2, "waits"),
+        (["cuCtxSynchronize"] * 2, "waits"),
+        (["cuStreamSynchronize"], "waits"),
+        (["cudaEventSynchronize"], "events_a_step"),
+        (["cuEventSynchronize"], "events_a_step"),
     ],
 )
 def test_a_wait_in_what_the_profiler_saw_falls_short(accept, seen, figure):
     device = importlib.import_module("acceptance.device")
     verdict = importlib.import_module("acceptance.verdict")
     usual = [*LAUNCHED, "cudaDeviceSynchronize", "Memcpy HtoD (Pageable -> Device)"]
-    usual += ["Memcpy DtoH (Device -> Pinned)"] * 40
+    usual += ["Memcpy DtoH (Device -> Pinned)", "cudaEventSynchronize", "cudaEventQuery", "cudaStreamWaitEvent"] * 40
     check = accept.CHECKS[6]
     assert verdict.judge(check, device.waits_among(usual, 40), check.least) == []
     (reason,) = verdict.judge(check, device.waits_among(usual + seen, 40), check.least)

@@ -111,8 +111,35 @@ def test_centers_on_the_host_take_its_memory_and_the_bus(optimizer):
     moved = head_seconds(there, MACHINES["h200"])["rows over the bus"]
     assert moved == pytest.approx(there.sampled_rows * 512 * 12 / MACHINES["h200"].bus)
     assert head_seconds(here, MACHINES["h200"])["rows over the bus"] == 0
+    chip, size = MACHINES["h200"], there.sampled_rows * 512
+    seconds, above = head_seconds(there, chip), head_seconds(here, chip)
+    assert seconds["rows gathered on the host"] == pytest.approx(8 * size / chip.host_bandwidth)
+    # the optimizer is where the rows are, and takes there what it takes on a CPU
+    read = above["optimizer"] * chip.bandwidth
+    read = read if there.is_dense else max(read, 24 * 4 * size)
+    assert seconds["optimizer"] == pytest.approx(read / chip.host_bandwidth)
+    assert seconds["optimizer"] > 50 * above["optimizer"]
+    assert seconds["finding rows"] > 0 == above["finding rows"] == above["rows gathered on the host"]
+    for same in ("matrix products", "scores", "centers", "drawing"):
+        assert seconds[same] == above[same]
+    assert head_seconds(there.but(rate=1.0), chip)["rows gathered on the host"] == 0, (
+        "all rows are taken where they are"
+    )
     assert host_memory(here).terms == host_memory(there.but(device="cpu")).terms == []
     assert head_memory(there.but(device="cpu")).peak == head_memory(here.but(device="cpu")).peak
+
+
+def test_a_chip_has_the_bus_and_the_host_of_its_time():
+    """Three quarters of PCIe 3, 4 or 5 x16; the eighth part of two processors' memory, of which 80 %."""
+    buses = {name: machine.bus / 0.75e9 for name, machine in MACHINES.items()}
+    assert buses["v100-32"] == buses["rtx2080ti"] == 15.75
+    assert buses["a100-80"] == buses["rtx4090"] == buses["l40s"] == 31.5
+    assert buses["h100-80"] == buses["h200"] == buses["b200"] == 63
+    hosts = {name: machine.host_bandwidth / 0.8e9 for name, machine in MACHINES.items()}
+    assert hosts["a100-80"] == pytest.approx(2 * 204.8 / 8)
+    assert hosts["h200"] == pytest.approx(2 * 307.2 / 8)
+    assert hosts["v100-32"] < hosts["a100-80"] < hosts["h200"] < hosts["b200"]
+    assert all(machine.host_bandwidth < machine.bandwidth / 5 for machine in MACHINES.values())
 
 
 def test_the_command_knows_the_host(capsys):

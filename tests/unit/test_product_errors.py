@@ -5,6 +5,10 @@ Against float64, on the sums of the softmax and on their gradients.
 
 from __future__ import annotations
 
+import importlib
+import json
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -141,3 +145,34 @@ def test_nobody_but_the_target(word: Any) -> None:
     assert (lse < -1e29).all()
     assert not x_grad.any()
     assert not w_grad.any()
+
+
+@pytest.fixture
+def recipe(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """``recipes/benchmarks/head/errors.py``, as it is run."""
+    folder = Path(__file__).parents[2] / "recipes" / "benchmarks" / "head"
+    monkeypatch.syspath_prepend(str(folder))
+    yield importlib.import_module("errors")
+    sys.modules.pop("errors")
+
+
+def test_the_table_of_errors_is_of_the_precisions_asked_for(
+    recipe: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With --table-only too, where the words of runs to come say nothing."""
+    head = PartialFC(embedding_dim=8, num_classes=20, loss="cosface").to("cpu")
+    x, labels = torch.randn(6, 8), torch.arange(6)
+
+    def train(*words: str) -> None:
+        given = dict(word.lstrip("+").split("=", 1) for word in words)
+        asked = given["callbacks.errors_of_run.precisions"].strip("'")
+        watch = recipe.ErrorsOfRun(given["callbacks.errors_of_run.file"], asked)
+        found = {when: recipe.errors_by_precision(head, x, labels, watch.words) for when in recipe.WHEN}
+        watch.file.write_text(json.dumps(found))
+
+    monkeypatch.setattr(recipe, "train", train)
+    words = ["errors.py", "--precision", "bfloat16,float16x3", "--table-only", "--out", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", words)
+    recipe.main()
+    rows = [line.split(" | ")[0].strip("| ") for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
+    assert rows == ["precision", "---", *["bfloat16"] * 3, *["float16x3"] * 3]

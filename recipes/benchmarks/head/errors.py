@@ -8,7 +8,8 @@ in float32.
 Usage: python recipes/benchmarks/head/errors.py [--precision float32,bfloat16] [--seeds 0,1,2] [--out FOLDER]
     [--table-only] [OVERRIDE ...]
 
-The table takes one default run; the rest, five precisions and three seeds, is 15 more.
+--precision says what both tables are of. The first takes one default run; the rest, five precisions and three seeds,
+is 15 more.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import json
 import os
 import statistics
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -38,11 +40,12 @@ class ErrorsOfRun(L.Callback):
 
     Args:
         file: where they go, as JSON.
+        precisions: with a comma between two.
     """
 
-    def __init__(self, file: str) -> None:
-        self.file, self.found = Path(file), {}  # type: ignore[var-annotated]
-        self._batch: tuple[Tensor, Tensor] | None = None
+    def __init__(self, file: str, precisions: str = ",".join(WORDS)) -> None:
+        self.file, self.words = Path(file), precisions.split(",")
+        self.found: dict[str, dict[str, dict[str, float]]] = {}
 
     def on_train_batch_start(self, trainer: L.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
         """Listen to the head where the step is one of the three."""
@@ -54,17 +57,19 @@ class ErrorsOfRun(L.Callback):
 
         def listen(head: PartialFC, given: tuple[Tensor, ...]) -> None:
             handle.remove()
-            self.found[name] = errors_by_precision(head, given[0].detach().float(), given[1])
+            self.found[name] = errors_by_precision(head, given[0].detach().float(), given[1], self.words)
             self.file.write_text(json.dumps(self.found, indent=1))
 
         handle = pl_module.head.register_forward_pre_hook(listen)
 
 
-def errors_by_precision(head: PartialFC, embeddings: Tensor, labels: Tensor) -> dict[str, dict[str, float]]:
+def errors_by_precision(
+    head: PartialFC, embeddings: Tensor, labels: Tensor, words: Sequence[str] = WORDS
+) -> dict[str, dict[str, float]]:
     """Relative errors of loss and gradients beside float64, and the least cosine of embeddings' gradients."""
     loss, x_grad, weight_grad = _step(head, "float32", torch.float64, embeddings, labels)
     table = {}
-    for word in WORDS:
+    for word in words:
         ours = _step(head, word, torch.float32, embeddings, labels)
         table[word] = {
             "loss": float((ours[0].double() - loss).abs() / loss.abs()),
@@ -113,6 +118,7 @@ def main() -> None:
     out.mkdir(parents=True, exist_ok=True)
     sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
     watch = ["+callbacks.errors_of_run._target_=errors.ErrorsOfRun", f"+callbacks.errors_of_run.file={out / FOUND}"]
+    watch += [f"+callbacks.errors_of_run.precisions='{args.precision}'"]
     train(*args.words, "head.precision=float32", *watch, f"output_dir={out / 'watched'}")
     print_errors(json.loads((out / FOUND).read_text()))
     if not args.table_only:
@@ -122,7 +128,7 @@ def main() -> None:
 def print_errors(found: dict[str, dict[str, dict[str, float]]]) -> None:
     """A line for each precision and time."""
     print("\n| precision | when | loss | dx | dw | least cosine of dx |\n| --- | --- | --- | --- | --- | --- |")
-    for word in WORDS:
+    for word in found[WHEN[0]]:
         for when in WHEN:
             row = found[when][word]
             print(f"| {word} | {when} | {row['loss']:.1e} | {row['dx']:.1e} | {row['dw']:.1e} | {row['cosine']:.6f} |")

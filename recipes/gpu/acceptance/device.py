@@ -18,6 +18,13 @@ from lightning_pfc import PartialFC
 from lightning_pfc.planning.work import WorkLog
 
 STEPS, REPLAYS = 20, 100
+WAITS_OF = (
+    ("cudaStreamSynchronize", "cuStreamSynchronize"),
+    ("cudaEventSynchronize", "cuEventSynchronize"),
+    ("cudaDeviceSynchronize", "cuCtxSynchronize"),
+)
+"""By which calls the host waits: for a stream, for an event, for the device."""
+_OF_THE_PROFILER = 2
 WAYS = ((0.1, False), (0.1, True), (1.0, True))
 """Rates, and whether rows are updated in the backward pass."""
 
@@ -67,15 +74,18 @@ def waits_among(names: Iterable[str], steps: int) -> dict[str, float]:
     """Figures of what a profiler saw during some steps.
 
     A copy to pinned memory is not waited for: one a step brings what was wrong with the batch before, which the next
-    step looks at. The profiler itself waits for the device, once before and once after.
+    step looks at, after an event that has long passed. The profiler itself waits for the device, once before and once
+    after.
     """
     seen = list(names)
     if not any(name.startswith(("cudaLaunchKernel", "cuLaunchKernel")) for name in seen):
         raise RuntimeError("the profiler saw no kernel started; it has no access to the counters of this GPU")
     back = [name for name in seen if name.startswith("Memcpy DtoH")]
     pinned = [name for name in back if "Pinned" in name]
+    streams, events, devices = (sum(name.startswith(kind) for name in seen) for kind in WAITS_OF)
     return {
-        "waits": float(sum(name.startswith("cudaStreamSynchronize") for name in seen)),
+        "waits": float(streams + max(0, devices - _OF_THE_PROFILER)),
+        "events_a_step": events / steps,
         "copies_back": float(len(back) - len(pinned)),
         "allocations": float(sum(name.startswith(("cudaMalloc", "cudaHostAlloc", "cudaFree")) for name in seen)),
         "checks_a_step": len(pinned) / steps,

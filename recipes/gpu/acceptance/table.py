@@ -45,7 +45,7 @@ CEILINGS = _least(bf16_tflops=0.0, tf32_tflops=0.0, chunk_tflops=0.0, copy_tb_s=
 MEMORY = _most(gb_B1024=0.4, gb_B8192=1.5, plan_B1024=0.15, plan_B8192=0.15)
 CERTAIN = (Bound("dx_1e-4", 1e-2), Bound("dx_1e-6", 1e-2))
 BUS = (*_least(share_of_bus=0.7), *_most(difference=1e-5))
-WAITS = _most(waits=0.0, copies_back=0.0, allocations=0.0, checks_a_step=1.0)
+WAITS = _most(waits=0.0, copies_back=0.0, allocations=0.0, checks_a_step=1.0, events_a_step=1.0)
 SANITIZER = "compute-sanitizer over the kernels"
 TRAINER = (Bound("failed_bf16-mixed", 0.0), Bound("failed_16-mixed", 0.0))
 
