@@ -100,7 +100,7 @@ def test_the_newest_checkpoint_is_complete_and_holds_more_than_weights(tmp_path:
 
 SCRIPT = """
 import os, signal, sys
-from lightning_pfc.commands import train, training
+from lightning_pfc.commands import train, trainer
 from lightning.pytorch.callbacks import Callback
 
 class Dies(Callback):
@@ -108,8 +108,8 @@ class Dies(Callback):
         if trainer.global_step == 25 and trainer.global_rank == 1 and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
             os.kill(os.getpid(), getattr(signal, os.environ["DIES_OF"]))
 
-plain = training._instantiate_each
-training._instantiate_each = lambda group: plain(group) + ([Dies()] if "checkpoint" in (group or {}) else [])
+plain = trainer._instantiate_each
+trainer._instantiate_each = lambda group: plain(group) + ([Dies()] if "checkpoint" in (group or {}) else [])
 train.main()
 """
 
