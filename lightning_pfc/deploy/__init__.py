@@ -8,7 +8,8 @@ from lightning_pfc.calibration.thresholds import NotCalibratedError, Threshold, 
 from lightning_pfc.deploy.errors import EngineError, ExportError, GateError, NoFaceError
 
 if TYPE_CHECKING:
-    from lightning_pfc.deploy.recogniser import Comparison, Match, Recogniser
+    from lightning_pfc.deploy.answers import Comparison, Match
+    from lightning_pfc.deploy.recogniser import Recogniser
     from lightning_pfc.runs.network import EmbeddingModel
 
 __all__ = [

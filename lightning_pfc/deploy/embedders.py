@@ -15,7 +15,8 @@ from lightning_pfc.deploy.engines import Floats
 from lightning_pfc.deploy.errors import ExportError
 from lightning_pfc.deploy.output import Output
 from lightning_pfc.deploy.pictures import Picture, Pixels, prepare
-from lightning_pfc.deploy.recogniser import Recogniser, unit
+from lightning_pfc.deploy.recogniser import Recogniser
+from lightning_pfc.deploy.vectors import unit
 from lightning_pfc.runs.network import fingerprint_of
 from lightning_pfc.storage.whole_files import sha256
 

@@ -7,53 +7,27 @@ import json
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from lightning_pfc.calibration.thresholds import Kind, NotCalibratedError, Threshold, Thresholds
 from lightning_pfc.data.pictures.decoding import MAX_PIXELS
+from lightning_pfc.deploy.answers import Comparison, Match
 from lightning_pfc.deploy.centers import CenterGallery
 from lightning_pfc.deploy.description import ModelDescription
-from lightning_pfc.deploy.engines import Engine, Floats, check_network, open_engine
-from lightning_pfc.deploy.errors import ExportError
-from lightning_pfc.deploy.folder import checked_file, open_folder
+from lightning_pfc.deploy.engines import Engine, Floats
+from lightning_pfc.deploy.folder import open_folder
+from lightning_pfc.deploy.opening import open_cutter, open_network
 from lightning_pfc.deploy.pictures import Picture, Pixels, cut_out, one_by_one, prepare
+from lightning_pfc.deploy.vectors import as_rows, unit
 from lightning_pfc.runs.hub import local_folder
 
 if TYPE_CHECKING:
     from lightning_pfc.faces import FaceCutter
 
 BATCH_SIZE = 64
-
-
-class Comparison(NamedTuple):
-    """Two pictures compared.
-
-    Attributes:
-        score: Cosine of their embeddings.
-        same: Whether it is above the threshold; None where the model was never calibrated.
-        far: False accept rate that the threshold stands for; None likewise.
-    """
-
-    score: float
-    same: bool | None
-    far: float | None
-
-
-class Match(NamedTuple):
-    """One answer of a search.
-
-    Attributes:
-        identity: Name of the class.
-        score: Cosine to it (its logit, for a loss without normalisation).
-        same: Whether it is above the threshold; None where there is none for this gallery.
-    """
-
-    identity: str
-    score: float
-    same: bool | None
 
 
 class Recogniser:
@@ -136,8 +110,8 @@ class Recogniser:
         description = open_folder(folder)
         if fit is not None:
             description = description.changed(preprocessing=description.preprocessing.changed(fit=fit))
-        network = _network(Path(folder), description, engine, threads)
-        cutter = _cutter(Path(folder), description, detector, threads, max_pixels) if photos else None
+        network = open_network(Path(folder), description, engine, threads)
+        cutter = open_cutter(Path(folder), description, detector, threads, max_pixels) if photos else None
         return cls(network, description, folder, flip=flip, normalize=normalize, cutter=cutter, max_pixels=max_pixels)
 
     @classmethod
@@ -310,55 +284,4 @@ class Recogniser:
 
     def _rows(self, things: list[Any]) -> Floats:
         """Embeddings (N, D) of pictures or of what already are embeddings."""
-        known = [isinstance(thing, np.ndarray) and thing.dtype.kind == "f" for thing in things]
-        pictures = [thing for thing, is_row in zip(things, known, strict=True) if not is_row]
-        made = iter(self.embed(pictures) if pictures else np.zeros((0, self.width), np.float32))
-        rows = [
-            np.asarray(thing, np.float32).reshape(-1) if is_row else next(made)
-            for thing, is_row in zip(things, known, strict=True)
-        ]
-        if wrong := [len(row) for row in rows if len(row) != self.width]:
-            raise ValueError(
-                f"an embedding of {wrong[0]} numbers is not of this model, whose embeddings have {self.width}"
-            )
-        if not all(np.isfinite(row).all() for row in rows):
-            raise ValueError("an embedding has numbers that are not finite, so nothing can be compared with it")
-        return np.stack(rows)
-
-
-def unit(rows: Floats) -> Floats:
-    """Rows of length one; a row of zeros stays."""
-    norms = np.sqrt(np.square(rows.astype(np.float64)).sum(1, keepdims=True))
-    return (rows / np.where(norms == 0, 1.0, norms)).astype(np.float32)
-
-
-def _cutter(
-    folder: Path,
-    description: ModelDescription,
-    detector: str | os.PathLike[str] | None,
-    threads: int,
-    max_pixels: int,
-) -> FaceCutter:
-    if detector is None and description.detector is None:
-        raise ExportError("has no face detector; give detector=FILE, or export with --detector FILE", folder)
-    from lightning_pfc.faces import FaceCutter, open_detector  # OpenCV, which aligned pictures do without
-
-    path = checked_file(folder, str(description.detector), description) if detector is None else Path(detector)
-    finder = open_detector(path, threads=threads)
-    return FaceCutter(finder, size=description.preprocessing.size[0], max_pixels=max_pixels)
-
-
-def _network(folder: Path, description: ModelDescription, engine: str | None, threads: int) -> Engine:
-    model = description.model
-    name = engine or ("torch" if model.kind == "pt2" else model.engine)
-    if name == "torch":
-        from lightning_pfc.deploy.torch_engine import TorchEngine  # builds a model of timm, which takes seconds
-
-        return TorchEngine.load(folder, description)
-    if model.kind != "onnx":
-        raise ValueError(f"engine={name!r}: {folder} holds no ONNX file ({model.file}); use engine='torch'")
-    path = checked_file(folder, model.file, description)
-    precision = model.precision if model.precision != "bfloat16" or name == "openvino" else "float32"
-    network = open_engine(name, path, threads=threads, precision=precision)
-    check_network(network, description.preprocessing.image_shape, model.width, path)
-    return network
+        return as_rows(things, self.width, self.embed)

@@ -21,7 +21,7 @@ from lightning_pfc.data.formats import open_images
 from lightning_pfc.data.pictures.decoding import decode
 from lightning_pfc.data.verification import make_pairs
 from lightning_pfc.deploy.embedders import open_embedder
-from lightning_pfc.deploy.recogniser import unit
+from lightning_pfc.deploy.vectors import unit
 from lightning_pfc.faces import FaceCutter, NoFaceError, open_detector
 from lightning_pfc.metrics.functional import tar_at_far
 
