@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from lightning_pfc.gallery.errors import GalleryError
 from lightning_pfc.gallery.postgres_database import PostgresDatabase
+from lightning_pfc.gallery.postgres_vectors import to_text
 from lightning_pfc.gallery.records import ModelRecord, Vectors, as_unit
 from lightning_pfc.gallery.store import Pending
 
@@ -47,11 +48,10 @@ def put(database: PostgresDatabase, vectors: Sequence[tuple[int, Vectors]]) -> N
         number = _next(database)
         width = database.rows("SELECT width FROM models WHERE id = %s", (number,))[0][0]
         for picture, vector in vectors:
-            text = "[" + ",".join(f"{value:.9g}" for value in as_unit(vector, width).tolist()) + "]"
             database.execute(
                 "INSERT INTO vectors SELECT %s, id, %s::vector FROM pictures WHERE id = %s "
                 "ON CONFLICT (model, picture) DO UPDATE SET vector = excluded.vector",
-                (number, text, picture),
+                (number, to_text(as_unit(vector, width)), picture),
             )
 
 

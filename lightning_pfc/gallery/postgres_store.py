@@ -12,15 +12,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from lightning_pfc.gallery import postgres_moving
+from lightning_pfc.gallery import postgres_care, postgres_moving, postgres_vectors
 from lightning_pfc.gallery.errors import GalleryError, IdentityExistsError, OtherModelError, UnknownIdentityError
 from lightning_pfc.gallery.names import check_name, metadata_json, unknown
 from lightning_pfc.gallery.postgres_database import PostgresDatabase
 from lightning_pfc.gallery.postgres_schema import TABLES, VERSION
+from lightning_pfc.gallery.postgres_vectors import BATCH, to_text
 from lightning_pfc.gallery.records import Identity, Match, ModelRecord, NewPicture, VectorBatch, Vectors, as_unit
 from lightning_pfc.gallery.store import Pending, Position
-
-BATCH = 1000
 
 
 class PostgresStore:
@@ -203,27 +202,11 @@ class PostgresStore:
 
     def verify(self) -> list[str]:
         """See :meth:`Store.verify`; the database looks after its own files."""
-        found = self.database.rows(
-            "SELECT p.id, v.picture IS NULL, coalesce(vector_dims(v.vector), 0), coalesce(vector_norm(v.vector), 0) "
-            "FROM pictures p LEFT JOIN vectors v ON v.picture = p.id AND v.model = %s "
-            "WHERE v.picture IS NULL OR vector_dims(v.vector) <> %s OR abs(vector_norm(v.vector) - 1) > 1e-3 "
-            "ORDER BY p.id",
-            (self.model_id, self.model.width),
-        )
-        return [
-            f"picture {picture} has no vector"
-            if absent
-            else f"picture {picture} has a vector of {width} numbers, length {length:g}"
-            for picture, absent, width, length in found
-        ]
+        return postgres_care.verify(self.database, self.model_id, self.model.width)
 
     def compact(self) -> None:
         """See :meth:`Store.compact`."""
-        with self.database.writing():
-            self.database.execute("DELETE FROM removals")
-            self.database.set("generation", int(self.database.settings()["generation"]) + 1)
-        with self.database.reading():
-            self.database.execute("VACUUM")
+        postgres_care.compact(self.database)
 
     def backup(self, folder: Path) -> None:
         """Not here.
@@ -235,12 +218,7 @@ class PostgresStore:
 
     def bytes_on_disk(self) -> int:
         """See :meth:`Store.bytes_on_disk`."""
-        return int(
-            self.database.rows(
-                "SELECT coalesce(sum(pg_total_relation_size(c.oid)), 0) FROM pg_class c JOIN pg_namespace n "
-                "ON n.oid = c.relnamespace WHERE n.nspname = 'pfc_gallery' AND c.relkind = 'r'"
-            )[0][0]
-        )
+        return postgres_care.bytes_on_disk(self.database)
 
     # --- questions ----------------------------------------------------------------------------------------------------
 
@@ -267,17 +245,7 @@ class PostgresStore:
 
     def nearest(self, unit: Vectors, k: int) -> list[Match]:
         """The ``k`` identities nearest to a unit vector (D,), found by the database; all vectors are looked at."""
-        pooled = "max" if self.pooling == "max" else "avg"
-        found = self.database.rows(
-            f"WITH scored AS (SELECT p.identity, p.id, -(v.vector <#> %s::vector) AS score FROM vectors v "
-            "JOIN pictures p ON p.id = v.picture WHERE v.model = %s), "
-            f"pooled AS (SELECT identity, {pooled}(score) AS score, (array_agg(id ORDER BY score DESC))[1] AS picture "
-            "FROM scored GROUP BY identity ORDER BY score DESC, identity LIMIT %s) "
-            "SELECT i.name, pooled.score, pooled.picture FROM pooled JOIN identities i ON i.id = pooled.identity "
-            "ORDER BY pooled.score DESC, i.id",
-            (_text(unit), self.model_id, k),
-        )
-        return [Match(name, float(score), int(picture)) for name, score, picture in found]
+        return postgres_vectors.nearest(self.database, self.model_id, self.pooling, unit, k)
 
     # --- for an index -------------------------------------------------------------------------------------------------
 
@@ -292,15 +260,7 @@ class PostgresStore:
 
     def vectors(self, since: Position) -> Iterator[VectorBatch]:
         """See :meth:`Store.vectors`."""
-        last = since.picture
-        while rows := self.database.rows(
-            "SELECT p.id, p.identity, v.vector::text FROM pictures p JOIN vectors v ON v.picture = p.id "
-            "WHERE v.model = %s AND p.id > %s ORDER BY p.id LIMIT %s",
-            (self.model_id, last, BATCH),
-        ):
-            last = rows[-1][0]
-            numbers = np.array([row[:2] for row in rows], dtype=np.int64)
-            yield VectorBatch(numbers[:, 0], numbers[:, 1], np.stack([_vector(row[2]) for row in rows]))
+        return postgres_vectors.stream(self.database, self.model_id, since.picture)
 
     def removed(self, since: Position) -> npt.NDArray[np.int64]:
         """See :meth:`Store.removed`."""
@@ -309,15 +269,7 @@ class PostgresStore:
 
     def vectors_of(self, pictures: npt.NDArray[np.int64]) -> Vectors:
         """See :meth:`Store.vectors_of`."""
-        rows = self.database.rows(
-            "SELECT picture, vector::text FROM vectors WHERE model = %s AND picture = ANY(%s)",
-            (self.model_id, pictures.tolist()),
-        )
-        found = {picture: _vector(text) for picture, text in rows}
-        gone = np.full(self.model.width, np.nan, dtype=np.float32)
-        return (
-            np.stack([found.get(picture, gone) for picture in pictures.tolist()]) if len(pictures) else gone[None][:0]
-        )
+        return postgres_vectors.of_pictures(self.database, self.model_id, self.model.width, pictures)
 
     def names_of(self, identities: npt.NDArray[np.int64]) -> dict[int, str]:
         """See :meth:`Store.names_of`."""
@@ -344,7 +296,7 @@ class PostgresStore:
         ).fetchone()
         if row is None:  # the identity has it already
             return
-        self.database.execute("INSERT INTO vectors VALUES (%s, %s, %s)", (self.model_id, row[0], _text(vector)))
+        self.database.execute("INSERT INTO vectors VALUES (%s, %s, %s)", (self.model_id, row[0], to_text(vector)))
         if picture.preview is not None:
             self.database.execute("INSERT INTO previews VALUES (%s, %s)", (row[0], picture.preview))
 
@@ -364,12 +316,3 @@ class PostgresStore:
             Identity(name, tuple(pictures), metadata if isinstance(metadata, dict) else json.loads(metadata))
             for name, metadata, pictures in rows
         ]
-
-
-def _text(vector: Vectors) -> str:
-    """A vector as pgvector reads it; nine digits bring a float32 back as it was."""
-    return "[" + ",".join(f"{value:.9g}" for value in vector.tolist()) + "]"
-
-
-def _vector(text: str) -> Vectors:
-    return np.array(json.loads(text), dtype=np.float32)
