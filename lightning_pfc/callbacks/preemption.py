@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 import signal
-import sys
-import threading
 from collections.abc import Sequence
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import lightning as L
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
-from lightning_utilities.core.rank_zero import rank_zero_warn
 
+from lightning_pfc.callbacks.process_end import end_after, end_process
 from lightning_pfc.callbacks.ranks import comm_of
+from lightning_pfc.callbacks.signal_handlers import SignalHandlers
 from lightning_pfc.checkpoint.publish import run_of
 from lightning_pfc.signals import CAUGHT, requeue_job, slurm_job, wants_requeue
 from lightning_pfc.strategies.pfc import PartialFCStrategy
@@ -99,8 +96,8 @@ class Preemption(Callback):
         self._agreed = 0
         self._batches = 0
         self._global_step = -1
-        self._before: dict[int, Any] = {}
         self._trainer: L.Trainer | None = None
+        self._handlers = SignalHandlers(self.signals, self._handle)
 
     # -- signals
 
@@ -109,45 +106,25 @@ class Preemption(Callback):
         self._trainer = trainer
         self._agreed, self._batches, self._global_step = 0, 0, -1
         trainer.callbacks = [c for c in trainer.callbacks if c is not self] + [self]  # type: ignore[attr-defined]
-        connector = getattr(trainer, "_signal_connector", None)
-        if connector is not None and hasattr(connector, "register_signal_handlers"):
-            connector.register_signal_handlers = self._install  # no instant in which Lightning's are in force
-        self._install()
+        self._handlers.replace_those_of(trainer)
+        self._handlers.install()
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Take the signals again, should anybody have taken them since."""
-        self._install()
+        self._handlers.install()
         self._global_step = trainer.global_step
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Give the signals back."""
-        self._restore()
+        self._trainer = None
+        self._handlers.restore()
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         """Give the signals back."""
-        self._restore()
-
-    def _install(self) -> None:
-        if threading.current_thread() is not threading.main_thread():
-            rank_zero_warn("Preemption: signals can only be handled in the main thread; this run ignores them.")
-            return
-        for each in self.signals:
-            before = signal.getsignal(each)
-            if before != self._handle:
-                self._before.setdefault(each, before)
-                signal.signal(each, self._handle)
-
-    def _restore(self) -> None:
-        connector = getattr(self._trainer, "_signal_connector", None)
-        if connector is not None:
-            vars(connector).pop("register_signal_handlers", None)
         self._trainer = None
-        if threading.current_thread() is threading.main_thread():
-            for number, handler in self._before.items():
-                signal.signal(number, handler if handler is not None else signal.SIG_DFL)
-            self._before = {}
+        self._handlers.restore()
 
-    def _handle(self, number: int, frame: FrameType | None) -> None:
+    def _handle(self, number: int) -> None:
         self._received = self._received or number
         strategy = self._trainer.strategy if self._trainer is not None else None
         if isinstance(strategy, PartialFCStrategy):
@@ -176,11 +153,8 @@ class Preemption(Callback):
 
     def _save_and_leave(self, trainer: L.Trainer, ranks: list[int]) -> None:
         number = self._agreed
-        for each in self.signals:
-            signal.signal(each, signal.SIG_IGN)
-        limit = threading.Timer(self.seconds, _give_up, (self.seconds,))
-        limit.daemon = True
-        limit.start()
+        self._handlers.ignore()
+        limit = end_after(self.seconds, f"Preemption: not done after {self.seconds:g} s; this process ends without.")
         path = self._path(trainer)
         trainer.save_checkpoint(path, weights_only=False)
         if isinstance(trainer.strategy, PartialFCStrategy):
@@ -195,24 +169,26 @@ class Preemption(Callback):
         requeued = bool(comm_of(trainer).agreement.exchange("preempted", [int(requeued)])[0][0])
         limit.cancel()
         if trainer.is_global_zero:
-            who = f"rank {', '.join(map(str, ranks))}" if trainer.world_size > 1 else "this process"
-            what = f"requeued job {slurm_job()}" if requeued else "leaving"
-            _log.info(
-                "%s reached %s: saved %s at step %d, %s.",
-                signal.Signals(number).name, who or "a rank", path, trainer.global_step, what,
-            )  # fmt: skip
-            if problem:
-                _log.warning(
-                    "Job %s could not be requeued (%s). Submit it again with ckpt_path=%s.", slurm_job(), problem, path
-                )
+            self._tell(trainer, ranks, path, requeued, problem)
         if requeued or _under_submitit():
             # Not an exception: a launcher that waits for a result would take the job for finished.
-            _flush(trainer)
-            os._exit(0 if requeued else 128 + number)
+            end_process(trainer, 0 if requeued else 128 + number)
         self._received = 0  # the same trainer may fit again
         if isinstance(trainer.strategy, PartialFCStrategy):
             trainer.strategy.raise_hand(0)
         raise Preempted(number, path)
+
+    def _tell(self, trainer: L.Trainer, ranks: list[int], path: Path, requeued: bool, problem: str) -> None:
+        who = f"rank {', '.join(map(str, ranks))}" if trainer.world_size > 1 else "this process"
+        what = f"requeued job {slurm_job()}" if requeued else "leaving"
+        _log.info(
+            "%s reached %s: saved %s at step %d, %s.",
+            signal.Signals(self._agreed).name, who or "a rank", path, trainer.global_step, what,
+        )  # fmt: skip
+        if problem:
+            _log.warning(
+                "Job %s could not be requeued (%s). Submit it again with ckpt_path=%s.", slurm_job(), problem, path
+            )
 
     def _requeues(self, number: int) -> bool:
         return self.requeue and wants_requeue(number)
@@ -247,14 +223,12 @@ class Preemption(Callback):
         number = self._received
         if not number or trainer.state.fn == "fit":
             return
-        for each in self.signals:
-            signal.signal(each, signal.SIG_IGN)
+        self._handlers.ignore()
         requeued = False
         if trainer.is_global_zero and self._requeues(number):
             requeued, problem = requeue_job()
             _log.info("%s: %s.", signal.Signals(number).name, problem or f"requeued job {slurm_job()}")
-        _flush(trainer)
-        os._exit(0 if requeued else 128 + number)
+        end_process(trainer, 0 if requeued else 128 + number)
 
     # -- afterwards
 
@@ -280,22 +254,3 @@ class Preemption(Callback):
 
 def _under_submitit() -> bool:
     return "SUBMITIT_EXECUTOR" in os.environ
-
-
-def _flush(trainer: L.Trainer) -> None:
-    """What an orderly exit would have done."""
-    for callback in trainer.callbacks:  # type: ignore[attr-defined]
-        if hasattr(callback, "say_goodbye"):
-            callback.say_goodbye()
-    for logger in trainer.loggers:
-        with contextlib.suppress(Exception):
-            logger.finalize("aborted")
-    logging.shutdown()
-    for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(Exception):
-            stream.flush()
-
-
-def _give_up(seconds: float) -> None:
-    print(f"Preemption: not done after {seconds:g} s; this process ends without.", file=sys.stderr, flush=True)
-    os._exit(1)

@@ -153,6 +153,10 @@ PRESETS: dict[str, Callable[..., Augment]] = {
 """What the peers' recipes do to faces, by name; see :func:`augmentation`."""
 
 
+KINDS = {"faces": "affine_flip", "objects": "affine_flip", "characters": "affine", "spectrograms": "none"}
+"""What pictures show, and the augmentation that leaves it what it is."""
+
+
 def augmentation(choice: str | Mapping[str, Any]) -> Augment:
     """An augmentation by name, or by a mapping of ``name`` and arguments, such as ``{name: camera, strength: 0.5}``.
 

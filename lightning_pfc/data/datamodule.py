@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from torch.utils.data import DataLoader
 
-from lightning_pfc.data.augment import Augment, augmentation, mirrors
+from lightning_pfc.data.augment import KINDS, Augment, augmentation, mirrors
 from lightning_pfc.data.batches import (
     BatchPlan,
     EvaluationBatches,
@@ -25,15 +25,13 @@ from lightning_pfc.data.mixing import Mix
 from lightning_pfc.data.numbering import numbered_as
 from lightning_pfc.data.orders import Order
 from lightning_pfc.data.preprocessing import Preprocessing
+from lightning_pfc.data.same_data import agree_on_data, in_group
 from lightning_pfc.data.samplers import Mixed, Sampler, Shuffled, make_sampler
 from lightning_pfc.data.several_labels import check_labels
 from lightning_pfc.data.source import EvaluationSet, IdentityData, LabelledSet, Source, Task
 from lightning_pfc.data.verification import VerificationSet
-from lightning_pfc.distributed.comm import Comm
-from lightning_pfc.distributed.owner import get_owner
 
 _log = logging.getLogger(__name__)
-_KINDS = {"faces": "affine_flip", "objects": "affine_flip", "characters": "affine", "spectrograms": "none"}
 
 
 class IdentityDataModule(L.LightningDataModule):
@@ -91,8 +89,8 @@ class IdentityDataModule(L.LightningDataModule):
         classes_of: str | os.PathLike[str] | None = None,
     ) -> None:
         super().__init__()
-        if kind is not None and kind not in _KINDS:
-            raise ValueError(f"kind={kind!r} is unknown; use {', '.join(_KINDS)}, or leave it out.")
+        if kind is not None and kind not in KINDS:
+            raise ValueError(f"kind={kind!r} is unknown; use {', '.join(KINDS)}, or leave it out.")
         if kind is not None and augment is not None:
             raise ValueError(f"kind={kind!r} chooses an augmentation, and augment is given too; leave one of them out.")
         for name, value, least in (
@@ -110,7 +108,7 @@ class IdentityDataModule(L.LightningDataModule):
         self.eval_batch_size = 4 * batch_size if eval_batch_size is None else eval_batch_size
         self.num_workers = num_workers
         if kind is not None:
-            augment = _KINDS[kind]
+            augment = KINDS[kind]
         self.augment = augmentation(augment) if isinstance(augment, str | Mapping) else augment
         if sampler is not None and repeats > 1:
             raise ValueError(
@@ -135,7 +133,7 @@ class IdentityDataModule(L.LightningDataModule):
         try:
             self.source.prepare()
         except Exception as error:
-            if not _in_group():
+            if not in_group():
                 raise
             self._failure = error
 
@@ -150,8 +148,8 @@ class IdentityDataModule(L.LightningDataModule):
             RuntimeError: if ranks opened different data.
         """
         if self._data is not None:
-            if _in_group() and not self._agreed:
-                self._agree(self._data, None)
+            if in_group() and not self._agreed:
+                self._agreed = agree_on_data(self._data, None)
             return
         failure, data = self._failure, None
         if failure is None:
@@ -164,27 +162,10 @@ class IdentityDataModule(L.LightningDataModule):
                     self.loader.check(data.train, self._augment(data))
             except Exception as error:
                 failure = error
-        self._agree(data, failure)
+        self._agreed = agree_on_data(data, failure)
         self._data = data
         if data is not None and data.description:
             _log.info("%s", data.description)
-
-    def _agree(self, data: IdentityData | None, failure: Exception | None) -> None:
-        if not _in_group():
-            if failure is not None:
-                raise failure
-            return
-        owner = get_owner()
-        comm = owner.comm if owner is not None and owner.comm is not None else Comm.from_group()
-        numbers = [] if data is None else [int(data.fingerprint[:15], 16), data.num_classes, data.num_images]
-        everyone = comm.agreement.exchange("data: setup", numbers, failure)
-        if different := [r for r, theirs in enumerate(everyone) if theirs != everyone[0]]:
-            raise RuntimeError(
-                f"Ranks {different} opened other data than rank 0 (rank 0: {everyone[0][1]} classes, {everyone[0][2]} "
-                f"images; rank {different[0]}: {everyone[different[0]][1]}, {everyone[different[0]][2]}). Every node "
-                "needs the same files, fonts and versions."
-            )
-        self._agreed = True
 
     @property
     def data(self) -> IdentityData:
@@ -338,13 +319,9 @@ class IdentityDataModule(L.LightningDataModule):
     def _rank(self) -> tuple[int, int]:
         if self.trainer is not None:
             return self.trainer.global_rank, self.trainer.world_size
-        return (dist.get_rank(), dist.get_world_size()) if _in_group() else (0, 1)
+        return (dist.get_rank(), dist.get_world_size()) if in_group() else (0, 1)
 
     def _device(self) -> torch.device:
         if self.trainer is not None:
             return self.trainer.strategy.root_device
         return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
-
-
-def _in_group() -> bool:
-    return dist.is_available() and dist.is_initialized()

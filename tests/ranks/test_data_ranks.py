@@ -115,7 +115,8 @@ def _differ(rank: int, world_size: int, early: bool) -> None:
     module.prepare_data()
     if early:  # as the command does: it opens the data before there are ranks, to build the head
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("lightning_pfc.data.datamodule._in_group", lambda: False)
+            for module_name in ("datamodule", "same_data"):
+                patch.setattr(f"lightning_pfc.data.{module_name}.in_group", lambda: False)
             module.setup("fit")
         assert module.num_classes == 5 + rank
     module.setup("fit")
