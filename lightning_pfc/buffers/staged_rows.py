@@ -1,34 +1,51 @@
-"""Rows of a table of the host, gathered by a thread while the device does something else."""
+"""Rows of a table of the host, fetched by a thread while the device does something else."""
 
 from __future__ import annotations
 
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from lightning_pfc.buffers import side_stream
 from lightning_pfc.buffers.host_rows import stage_pinned
 
+AHEAD_BYTES = 1 << 29
+"""Rows up to this size go to the device when they are fetched; more stay on the host, and go a chunk at a time."""
+PIECE_BYTES = 32 << 20
+"""Of rows that are gathered while the piece before is copied."""
+
 _threads: list[ThreadPoolExecutor] = []
+
+
+class _Fetched(NamedTuple):
+    """Rows (n, ...), and from when on the device may read them; None for rows that stay on the host."""
+
+    rows: Tensor
+    arrived: Any
+    is_there: bool
 
 
 class StagedRows:
     """Some rows of a table, as they were when this was made; of no use once the table has changed.
 
-    The thread waits for the row numbers, so that the caller need not, and gathers where a GPU fetches by itself.
+    A thread waits for the row numbers, so that the caller need not, gathers the rows where a GPU fetches them by
+    itself, and has them copied beside what the GPU computes.
 
     Args:
         table: (c, ...) on a CPU.
         rows: (n,) int64, on any device.
+        device: that will read them.
     """
 
-    def __init__(self, table: Tensor, rows: Tensor) -> None:
-        self._table, self._version = table, table._version
+    def __init__(self, table: Tensor, rows: Tensor, device: torch.device) -> None:
+        self._table, self._version, self._device = table, table._version, device
+        self._streams = side_stream.streams_of(device)
         self._rows, self._arrived = _on_its_way(rows)
         if not _threads:
             _threads.append(ThreadPoolExecutor(1, "staged rows"))
-        self._found: Future[Tensor] = _threads[0].submit(self._gather)
+        self._found: Future[_Fetched] = _threads[0].submit(self._gather)
 
     @property
     def index(self) -> Tensor:
@@ -37,21 +54,40 @@ class StagedRows:
             self._arrived.synchronize()
         return self._rows
 
-    def take(self, table: Tensor, low: int, high: int) -> Tensor | None:
+    def take(self, table: Tensor, low: int = 0, high: int | None = None) -> Tensor | None:
         """Rows ``low`` to ``high`` of those asked for; None where ``table`` is another one, or has changed since.
+
+        They are on the device, or on the host where they are too many (``AHEAD_BYTES``). Not to be written to.
 
         Args:
             table: the same, (c, ...).
             low: place of the first among the row numbers.
-            high: place after the last.
+            high: place after the last; None: to the end.
         """
         if table.data_ptr() != self._table.data_ptr() or table._version != self._version:
             return None
-        return self._found.result()[low:high]
+        found = self._found.result()
+        if found.is_there:
+            self._streams.follow(found.arrived, found.rows)
+        return found.rows[low:high]
+
+    def take_there(self, table: Tensor) -> Tensor | None:
+        """All of them, where they are on the device; see :meth:`take`."""
+        found = self.take(table)
+        return found if found is not None and found.device == self._device else None
 
     @torch.no_grad()
-    def _gather(self) -> Tensor:
-        return stage_pinned(self._table, self.index)
+    def _gather(self) -> _Fetched:
+        table, index = self._table, self.index
+        size = table[:1].numel() * table.element_size()
+        if index.shape[0] * size > AHEAD_BYTES:
+            return _Fetched(stage_pinned(table, index), None, is_there=False)
+        step = max(1, PIECE_BYTES // max(1, size))
+        with self._streams.beside():
+            out = table.new_empty((index.shape[0], *table.shape[1:]), device=self._device)
+            for low in range(0, index.shape[0], step):
+                out[low : low + step].copy_(stage_pinned(table, index[low : low + step]), non_blocking=True)
+            return _Fetched(out, self._streams.mark(), is_there=True)
 
 
 def _on_its_way(rows: Tensor) -> tuple[Tensor, Any]:

@@ -75,9 +75,9 @@ class ClassSampling(HeadState):
         """Begin what the labels of the next batch decide: call it when the batch arrives, before the backbone.
 
         The classes are drawn, and with centers on the host (``rows_on="host"``, ``row_folder``) their rows are fetched
-        by a thread while the backbone runs. The forward that is then given the same tensors uses them. Calling it
-        changes no number, and a batch that is thrown away costs what was done for it. Without effect in evaluation, at
-        rate 1, and for samplers that look at embeddings or centers.
+        by a thread while the backbone runs, and copied to the device beside what that computes. The forward that is
+        then given the same tensors uses them. Calling it changes no number, and a batch that is thrown away costs what
+        was done for it. Without effect in evaluation, at rate 1, and for samplers that look at embeddings or centers.
 
         Collectives over all ranks, which must all call it: one exchange on the CPU, one all-gather of labels.
 
@@ -106,7 +106,7 @@ class ClassSampling(HeadState):
         if sampled.index is None:
             return sampled
         if host_rows.is_offloaded(self.weight, self.device):
-            return replace(sampled, staged=StagedRows(self.weight.detach(), sampled.index))
+            return replace(sampled, staged=StagedRows(self.weight.detach(), sampled.index, self.device))
         files = row_files(self.weight)
         if files is not None:
             files.prefetch(sampled.index)

@@ -75,8 +75,9 @@ class PartialFC(ClassSampling):
         rows_on: "device": the centers are where the head is. "host": centers and their state in an optimizer stay in
             the host's memory (pinned where there is a GPU) or in ``row_folder``, and the head computes where the module
             is moved to: the sampled rows go there a chunk at a time and their gradients come back. The host then waits
-            for the GPU once in the forward pass (twice for a loss that asks for the targets' cosines first) and once in
-            the backward pass, or once a chunk with centers updated there. Never run on a GPU so far.
+            for the GPU once in the forward pass (twice for a loss that asks for the targets' cosines first; not at all
+            after :meth:`prepare`, if rows are at most 512 MiB) and once in the backward pass, or once a chunk with
+            centers updated there. Never run on a GPU so far.
         memory_budget: bytes of logits or exponentials kept from forward to backward, others are computed again; or
             ``"lean"`` (none), ``"fast"`` (all), None (:func:`~lightning_pfc.heads.softmax.chunking.budget_bytes`).
         chunk_size: classes in one pass of the inner loop; None chooses.

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import torch
 
+from lightning_pfc.buffers.staged_rows import PIECE_BYTES
 from lightning_pfc.heads.softmax.chunking import bytes_to_keep, chunk_width
 from lightning_pfc.keyed_random.permutation import Permutation
 from lightning_pfc.optim.rows import CHUNK_BYTES, DEFAULT_CHUNK_BYTES
@@ -60,17 +61,19 @@ class Memory(NamedTuple):
 
 def head_memory(setup: Setup) -> Memory:
     """What a rank needs on its device for its part of a head."""
-    return _memory([term for term in _terms(setup) if not (setup.is_offloaded and term.is_of_rows)])
+    kept = [term for term in _terms(setup) if not (setup.is_offloaded and term.is_of_rows)]
+    ahead = setup.ahead_bytes if setup.goes_ahead else 0
+    when = (FORWARD, BACKWARD)
+    return _memory([*kept, Term("rows fetched ahead", ahead, when, "k x D as stored, of the batch that has arrived")])
 
 
 def host_memory(setup: Setup) -> Memory:
     """What a rank needs of the host's memory for its part of a head, where ``rows_on`` is "host"; most of it pinned."""
     if not setup.is_offloaded:
         return _memory([])
-    size = setup.sampled_rows * setup.dim * BYTES[setup.dtype] if setup.sampled_rows < setup.rows else 0
-    ahead = Term(
-        "rows fetched ahead", size, (FORWARD, BACKWARD), "k x D as stored, of the batch that has arrived", True
-    )
+    size = min(setup.ahead_bytes, 2 * PIECE_BYTES) if setup.goes_ahead else setup.ahead_bytes
+    what = f"two pieces of {PIECE_BYTES >> 20} MiB" if setup.goes_ahead else "k x D as stored"
+    ahead = Term("rows fetched ahead", size, (FORWARD, BACKWARD), f"{what}, of the batch that has arrived", True)
     return _memory([*(term for term in _terms(setup) if term.is_of_rows), ahead])
 
 

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass, replace
 from typing import Any
 
+from lightning_pfc.buffers.staged_rows import AHEAD_BYTES
 from lightning_pfc.distributed.shard import ClassShard
 from lightning_pfc.heads.sampling.uniform_draw import capacity, class_budget
 from lightning_pfc.planning.words import BYTES, OPTIMIZERS, PRECISIONS
@@ -94,6 +95,17 @@ class Setup:
     def is_offloaded(self) -> bool:
         """Whether the centers are in another memory than the one that computes."""
         return self.rows_on == "host" and self.device != "cpu"
+
+    @property
+    def ahead_bytes(self) -> int:
+        """Of the rows that are fetched from the host when a batch arrives."""
+        subsamples = self.is_offloaded and self.sampled_rows < self.rows
+        return self.sampled_rows * self.dim * BYTES[self.dtype] if subsamples else 0
+
+    @property
+    def goes_ahead(self) -> bool:
+        """Whether they go to the device at once, and over the bus once."""
+        return 0 < self.ahead_bytes <= AHEAD_BYTES
 
     @property
     def product(self) -> str:

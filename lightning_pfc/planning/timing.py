@@ -31,8 +31,9 @@ def head_seconds(setup: Setup, machine: Machine) -> dict[str, float]:
         update = update if s.is_dense else max(update, _PASSES * 4 * k * s.dim)
     messages = head_traffic(s)
     drawn = 0.0 if s.budget >= s.classes else 60 * 8 * s.budget / machine.bandwidth
-    # rows come twice, forward and backward, and gradients go back in float32
-    bus = k * s.dim * (2 * stored + 4) / machine.bus if s.is_offloaded else 0.0
+    # rows come once where they go ahead, else twice, forward and backward; gradients go back in float32
+    times = 1 if s.goes_ahead else 2
+    bus = k * s.dim * (times * stored + 4) / machine.bus if s.is_offloaded else 0.0
     # read and written once more, where the bus takes them from; all rows need no gathering
     staged = 2 * stored * k * s.dim if s.is_offloaded and k < s.rows else 0
     return {

@@ -102,14 +102,21 @@ def test_centers_on_the_host_take_its_memory_and_the_bus(optimizer):
     here = Setup(classes=10_000_000, rate=0.01, batch=1024, optimizer=optimizer)
     there = here.but(rows_on="host")
     device, host, whole = head_memory(there), host_memory(there), head_memory(here)
-    fetched = {term.name: term.bytes for term in host.terms}.pop("rows fetched ahead")
-    assert fetched == here.sampled_rows * 512 * 4
+    fetched = [
+        {term.name: term.bytes for term in terms}.pop("rows fetched ahead") for terms in (device.terms, host.terms)
+    ]
+    assert fetched == [here.sampled_rows * 512 * 4, 64 << 20], "two pieces are on the way"
+    many = there.but(rate=0.1)  # more than go ahead
+    assert "rows fetched ahead" not in {term.name for term in head_memory(many).terms}
+    assert {term.name: term.bytes for term in host_memory(many).terms}["rows fetched ahead"] == many.sampled_rows * 2048
     both = {term.name: term.bytes for term in (*device.terms, *host.terms) if term.name != "rows fetched ahead"}
     assert both == {term.name: term.bytes for term in whole.terms}
     assert {term.name for term in host.terms} >= {"centers", "optimizer state", "gradient of the centers"}
     assert device.peak < 2e9 < 20e9 < host.peak
     moved = head_seconds(there, MACHINES["h200"])["rows over the bus"]
-    assert moved == pytest.approx(there.sampled_rows * 512 * 12 / MACHINES["h200"].bus)
+    assert moved == pytest.approx(there.sampled_rows * 512 * 8 / MACHINES["h200"].bus)
+    moved = head_seconds(many, MACHINES["h200"])["rows over the bus"]
+    assert moved == pytest.approx(many.sampled_rows * 512 * 12 / MACHINES["h200"].bus), "forward, backward, gradients"
     assert head_seconds(here, MACHINES["h200"])["rows over the bus"] == 0
     chip, size = MACHINES["h200"], there.sampled_rows * 512
     seconds, above = head_seconds(there, chip), head_seconds(here, chip)

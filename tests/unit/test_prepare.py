@@ -51,7 +51,7 @@ def events(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     seen: list[str] = []
     gather, read = StagedRows._gather, class_chunks.stage_pinned
 
-    def gathered(self: StagedRows) -> Tensor:
+    def gathered(self: StagedRows) -> Any:
         seen.append("gathered ahead")
         return gather(self)
 
@@ -324,7 +324,7 @@ class _AtOnce:
 
 
 def test_on_a_gpu_preparing_waits_for_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fake tensors: centers on the host, all else on a GPU. The forward still waits once, for the targets' rows."""
+    """Fake tensors: centers on the host, all else on a GPU. Nor does the forward, once the rows were fetched."""
     started: list[torch.device] = []
     monkeypatch.setattr(staged_rows, "_on_its_way", lambda rows: (_told(started, rows), None))
     monkeypatch.setattr(staged_rows, "_threads", [_AtOnce()])
@@ -336,6 +336,10 @@ def test_on_a_gpu_preparing_waits_for_nothing(monkeypatch: pytest.MonkeyPatch) -
             head.prepare(labels)
         assert started == [CUDA]
         staged = head._prepared.sampled.staged
-        value = head(torch.empty(24, DIM, device=CUDA), labels)
+        with NoWaiting():
+            value = head(torch.empty(24, DIM, device=CUDA), labels)
         assert value.device == CUDA
+        unprepared = split_head(loss="arcface")
+        with NoWaiting(), pytest.raises(AssertionError, match="the host waits"):
+            unprepared(torch.empty(24, DIM, device=CUDA), labels)
         assert staged.index.device.type == "cpu"

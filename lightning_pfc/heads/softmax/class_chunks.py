@@ -91,9 +91,12 @@ class ClassChunks:
         self.ranges = [(low, min(low + size, self.num_rows)) for low in range(0, self.num_rows, size)]
         self.width = max((high - low for low, high in self.ranges), default=0)
         gathers = self.index is not None or weight.dtype != x.dtype or self.offloaded
-        shape = (self.width, weight.shape[1])
-        self._centers = scratch(shape, x) if gathers else None
-        self._stored = scratch(shape, x, weight.dtype) if weight.dtype != x.dtype and not self.offloaded else None
+        self._gathers, self._shape = gathers, (self.width, weight.shape[1])
+        self._stored = scratch(self._shape, x, weight.dtype) if weight.dtype != x.dtype and not self.offloaded else None
+
+    @functools.cached_property
+    def _centers(self) -> Tensor:
+        return scratch(self._shape, self.x)
 
     @property
     def centers_per_class(self) -> int:
@@ -157,13 +160,15 @@ class ClassChunks:
         return slice(low, high) if self.index is None else self.index[low:high]
 
     def _read(self, low: int, high: int) -> Tensor:
-        if self._centers is None:
+        if not self._gathers:
             return self.weight[low:high]
-        out = self._centers[: high - low]
         if self.offloaded:
             staged = None if self.rows.staged is None else self.rows.staged.take(self.weight, low, high)
             found = stage_pinned(self.weight, self.stored_ids(low, high)) if staged is None else staged
-            return out.copy_(found, non_blocking=True)
+            if found is staged and (found.device, found.dtype) == (self.x.device, self.x.dtype):
+                return found
+            return self._centers[: high - low].copy_(found, non_blocking=True)
+        out = self._centers[: high - low]
         if self.index is None:
             return out.copy_(self.weight[low:high])
         if self._stored is None:

@@ -34,9 +34,13 @@ class OwnTargets:
 
     @classmethod
     def of(cls, x: Tensor, weight: Tensor, columns: Tensor, rows: SampledRows) -> OwnTargets:
-        """Of embeddings ``x`` (B, D). With centers on the host it waits for the device."""
+        """Of embeddings ``x`` (B, D). With centers on the host it waits for the device, unless they went ahead."""
         if takes_kernels(x) and weight.device == x.device:
             return cls(columns, weight.detach(), rows.index, None)
+        ahead = None if rows.staged is None else rows.staged.take_there(weight)
+        if ahead is not None and rows.staged is not None and ahead.shape[0] > 0:
+            found = ahead.index_select(0, columns.flatten().clamp(min=0)).to(x.dtype)
+            return cls(columns, weight, rows.staged.index, unit_rows(found)[0])
         index, ids = _stored_ids(weight, columns, rows, x.device)
         return cls(columns, weight, index, _unit_rows(weight, ids, x))
 

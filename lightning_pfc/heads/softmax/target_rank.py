@@ -46,7 +46,9 @@ def own_target_cosines(
         return x.new_zeros(targets.shape)
     local = targets.clamp(min=0).flatten()
     ids = local if rows.index is None else rows.index[local]
-    centers = take_rows(weight, ids, x.device).to(x.dtype).view(ids.shape[0], spec.centers_per_class, -1)
+    ahead = None if rows.staged is None else rows.staged.take_there(weight)
+    found = take_rows(weight, ids, x.device) if ahead is None else ahead.index_select(0, local)
+    centers = found.to(x.dtype).view(ids.shape[0], spec.centers_per_class, -1)
     value = torch.bmm(centers, x.repeat_interleave(targets.shape[1], 0)[:, :, None]).squeeze(2)
     if spec.normalize:
         value /= centers.norm(dim=2).clamp(min=NORM_EPS)
