@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import timedelta
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -18,9 +18,33 @@ import torch.distributed as dist
 from lightning_pfc.distributed.collectives import all_gather_rows
 
 _NUMBERS = 8  # int64 numbers in a message
-_TEXT = 960  # bytes of text in a message: the tag, or an error
-MESSAGE_BYTES = 8 * _NUMBERS + 8 + _TEXT
+_RIDING = 4  # and of somebody else who rides with it
+_TEXT = 920  # bytes of text in a message: the tag, or an error
+_HEAD = 8 * (1 + _NUMBERS + 1 + _RIDING)
+MESSAGE_BYTES = _HEAD + _TEXT
 _KINDS: tuple[type[Exception], ...] = (RuntimeError, ValueError, TypeError, FloatingPointError, OSError)
+
+
+class Rider(NamedTuple):
+    """Numbers that go with the next message, whoever sends it, on every rank alike.
+
+    Attributes:
+        numbers: up to 4 integers for the others.
+        judge: called on every rank with those of all ranks, by rank, each padded with zeros to 4; what it raises it has
+            to raise on every rank. It may use the control channel's group.
+    """
+
+    numbers: Sequence[int]
+    judge: Callable[[list[list[int]]], None]
+
+
+class _Message(NamedTuple):
+    """Kind of an error or -1, its text or the tag, numbers, and those of a rider; None: nobody rides."""
+
+    kind: int
+    text: str
+    numbers: list[int]
+    riding: list[int] | None
 
 
 class Agreement:
@@ -46,6 +70,8 @@ class Agreement:
         self.rank = rank
         self.world_size = world_size
         self.timeout = timeout
+        self.rider: Rider | None = None
+        """What goes with the next message, which takes it off; it stays until every rank has one."""
         self._store = store
         self._calls = 0
         self._raised: BaseException | None = None
@@ -69,7 +95,7 @@ class Agreement:
         try:
             return self._exchange(tag, values, error)
         except BaseException as failure:
-            self._raised = failure
+            self._raised, self.rider = failure, None
             raise
 
     def knows(self, error: BaseException) -> bool:
@@ -85,34 +111,40 @@ class Agreement:
         if len(values) > _NUMBERS:
             raise ValueError(f"values has {len(values)} numbers; at most {_NUMBERS} fit a message.")
         if self.group is None:
+            self.rider = None
             if error is not None:
                 raise error
             return [list(values) + [0] * (_NUMBERS - len(values))]
         self._calls += 1
-        mine = _pack(tag, values, error)
+        mine = _pack(tag, values, error, self.rider)
         start = time.monotonic()
         try:
             gathered = all_gather_rows(mine[None], self.world_size, self.group)
         except RuntimeError as failure:
             raise RuntimeError(self._absence(tag, time.monotonic() - start)) from (error or failure)
         messages = [_unpack(row) for row in gathered]
-        failed = [(r, kind, text) for r, (kind, text, _) in enumerate(messages) if kind >= 0]
+        failed = [(r, each.kind, each.text) for r, each in enumerate(messages) if each.kind >= 0]
         if failed:
             if error is not None:
                 raise error
             r, kind, text = failed[0]
             raise _KINDS[kind](f"rank {r}: {text}")
-        tags = [text for _, text, _ in messages]
+        rider, riding = self.rider, [each.riding for each in messages if each.riding is not None]
+        if rider is not None and len(riding) == len(messages):
+            self.rider = None
+            rider.judge(riding)
+        tags = [each.text for each in messages]
         if len(set(tags)) > 1:
             places = "; ".join(f"rank {r} is at '{text}'" for r, text in enumerate(tags))
             raise RuntimeError(
                 f"The ranks have left step with each other: {places}. Every rank must call the same things in the same "
                 "order: no head inside `if rank == 0`, no training_step that returns None on some ranks only."
             )
-        return [numbers for _, _, numbers in messages]
+        return [each.numbers for each in messages]
 
     def abort(self, error: BaseException, timeout: timedelta = timedelta(seconds=10)) -> None:
         """Tell the ranks that wait in :meth:`exchange` that this one has failed. Bounded in time; never raises."""
+        self.rider = None
         if self.group is None:
             return
         with contextlib.suppress(Exception):
@@ -143,19 +175,26 @@ class Agreement:
         return self  # a process group cannot be copied, and a copied head talks to the same ranks
 
 
-def _pack(tag: str, values: Sequence[int], error: BaseException | None) -> torch.Tensor:
+def _pack(tag: str, values: Sequence[int], error: BaseException | None, rider: Rider | None = None) -> torch.Tensor:
     kind = -1
     if error is not None:
         kind = next((i for i, cls in enumerate(_KINDS) if i and isinstance(error, cls)), 0)
         text = str(error) if kind else f"{type(error).__name__}: {error}"
     else:
         text = tag
-    numbers = torch.tensor([kind, *values, *[0] * (_NUMBERS - len(values))], dtype=torch.int64).view(torch.uint8)
+    riding = () if rider is None else rider.numbers
+    numbers = [kind, *_padded(values, _NUMBERS), int(rider is not None), *_padded(riding, _RIDING)]
+    head = torch.tensor(numbers, dtype=torch.int64).view(torch.uint8)
     raw = text.encode()[:_TEXT].decode(errors="ignore").encode()
-    return torch.cat([numbers, torch.tensor(list(raw.ljust(_TEXT, b"\0")), dtype=torch.uint8)])
+    return torch.cat([head, torch.tensor(list(raw.ljust(_TEXT, b"\0")), dtype=torch.uint8)])
 
 
-def _unpack(row: torch.Tensor) -> tuple[int, str, list[int]]:
-    numbers = row[: 8 * (_NUMBERS + 1)].clone().view(torch.int64).tolist()
-    text = bytes(row[8 * (_NUMBERS + 1) :].tolist()).rstrip(b"\0").decode(errors="replace")
-    return numbers[0], text, numbers[1:]
+def _padded(values: Sequence[int], length: int) -> list[int]:
+    return [*values, *[0] * (length - len(values))]
+
+
+def _unpack(row: torch.Tensor) -> _Message:
+    numbers = row[:_HEAD].clone().view(torch.int64).tolist()
+    text = bytes(row[_HEAD:].tolist()).rstrip(b"\0").decode(errors="replace")
+    values, (rides, *riding) = numbers[1 : 1 + _NUMBERS], numbers[1 + _NUMBERS :]
+    return _Message(numbers[0], text, values, riding if rides else None)

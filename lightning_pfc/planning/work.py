@@ -24,7 +24,7 @@ _NOTHING = {
     "record_stream", "lift_fresh", "_reshape_alias", "sparse_coo_tensor", "_sparse_coo_tensor_unsafe",
     "_sparse_coo_tensor_with_dims_and_tensors", "_coalesced_", "_nnz", "_indices", "_values", "is_coalesced",
     "_has_same_storage_numel", "is_same_size", "sym_size", "sym_stride", "sym_numel", "result_type",
-    "scalar_tensor", "_validate_sparse_coo_tensor_args", "sparse_resize_", "_sparse_coo_tensor_with_dims",
+    "device", "scalar_tensor", "_validate_sparse_coo_tensor_args", "sparse_resize_", "_sparse_coo_tensor_with_dims",
 }  # fmt: skip
 # read the rows that an index names, and not the whole of their first argument
 _GATHERS = {"index_select", "gather", "index", "embedding", "take"}

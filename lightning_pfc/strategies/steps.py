@@ -8,17 +8,20 @@ from typing import Any
 from lightning.pytorch.utilities.types import STEP_OUTPUT
 
 from lightning_pfc.distributed import Comm
+from lightning_pfc.distributed.agreement import Rider
 from lightning_pfc.distributed.leaving import stay_at_exit
 from lightning_pfc.strategies.checkpoints import CheckpointFolders
 from lightning_pfc.strategies.replicas import Replicas, ReplicaWatch
+from lightning_pfc.strategies.waiting import waits_before_head
 from lightning_pfc.strategies.wiring import Wiring, tell_apart
 
 
 class StepsTogether(CheckpointFolders):
-    """The steps of :class:`PartialFCStrategy`: two messages of 1 KiB each, on the CPU, where there is a head.
+    """The steps of :class:`PartialFCStrategy`, where there is a head: messages of 1 KiB each, on the CPU.
 
     Before a step the ranks compare, now and then, the bits of what they should have alike, and always which parameters
-    are trained; a change of those is followed. After it they compare what the step gave.
+    are trained; a change of those is followed. These numbers ride on the head's own message, but where a rank could
+    wait for another one before that (:mod:`lightning_pfc.strategies.waiting`). After it they compare what it gave.
     """
 
     replica_watch: ReplicaWatch | None = None
@@ -33,6 +36,7 @@ class StepsTogether(CheckpointFolders):
         self._told: BaseException | None = None
         self._hand = 0
         self._wiring: Wiring | None = None
+        self._steps_as_wired = 0
 
     @property
     def _module(self) -> Any:
@@ -69,6 +73,7 @@ class StepsTogether(CheckpointFolders):
         changed = now is not before
         if self.world_size > 1 and self._has_heads():
             changed = self._agree_on_start(now, changed)
+        self._steps_as_wired += 1
         if changed:
             now.check_held(before, self.optimizers)
             self._wire_again()
@@ -79,14 +84,23 @@ class StepsTogether(CheckpointFolders):
         step, watch = self._module.trainer.global_step, self.replica_watch
         replicas = Replicas(self._module, self.comm, self._apart) if watch is not None and watch.is_due(step) else None
         sums = replicas.totals() if replicas is not None else (0, 0)
-        said = self.comm.agreement.exchange("on_train_batch_start", [now.digest, int(changed), *sums])
-        if any(digest != now.digest for digest, *_ in said):
-            raise tell_apart(now.trained.values(), self.comm)
-        if watch is not None and replicas is not None:
-            watch.judge([(shared, copies) for _, _, shared, copies, *_ in said], replicas, self.comm, step)
-        return any(change for _, change, *_ in said)
+        found: list[int] = []
+
+        def judge(said: list[list[int]]) -> None:
+            if any(digest != now.digest for digest, *_ in said):
+                raise tell_apart(now.trained.values(), self.comm)
+            if watch is not None and replicas is not None:
+                watch.judge([(shared, copies) for _, _, shared, copies in said], replicas, self.comm, step)
+            found.extend(change for _, change, *_ in said)
+
+        agreement = self.comm.agreement
+        agreement.rider = Rider([now.digest, int(changed), *sums], judge)
+        if changed or waits_before_head(self.model, self._steps_as_wired):
+            agreement.exchange("on_train_batch_start")
+        return any(found)
 
     def _wire_again(self) -> None:
+        self._steps_as_wired = 0
         self.model = self._module
         gc.collect()  # the old wrapper goes, and with it the hooks that it has put on the parameters
         self._wire()
@@ -94,7 +108,7 @@ class StepsTogether(CheckpointFolders):
     def training_step(self, *args: Any, **kwargs: Any) -> STEP_OUTPUT:
         """Lightning's training step; with a sharded head, followed by one message of every rank to every rank (1 KiB).
 
-        Another such message goes before it, in :meth:`on_train_batch_start`.
+        Another such message goes before it, in :meth:`on_train_batch_start`, where one is needed there.
 
         Raises:
             Exception: of whatever a rank raised in its step, on every rank.
