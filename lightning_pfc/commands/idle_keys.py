@@ -29,8 +29,8 @@ def warn_idle_keys(config: DictConfig) -> None:
     if config.fit and config.finetune and _changes_nothing(config):
         warn_ignored(
             "finetune=base",
-            "all of the backbone is trained as ever; choose frozen, head_first, last_blocks, layer_decay, l2_sp or "
-            "distill, or set one of its keys.",
+            "all of the backbone is trained as ever; choose frozen, head_first, last_blocks, layer_decay, l2_sp, "
+            "distill or lora, or set one of its keys.",
         )
     if config.fit and not config.test and config.plots and not config.logger:
         warn_ignored("plots=true", "with test=false and no logger there is nothing to draw.")
@@ -38,7 +38,7 @@ def warn_idle_keys(config: DictConfig) -> None:
 
 def _changes_nothing(config: DictConfig) -> bool:
     """Whether a choice of ``finetune`` leaves everything as it would be without."""
-    idle = {"frozen_epochs": 0, "trained_blocks": None, "batch_norm": None, "l2_sp": 0, "distill": 0}
+    idle = {"frozen_epochs": 0, "trained_blocks": None, "batch_norm": None, "l2_sp": 0, "distill": 0, "lora": None}
     rates = (config.optimizer.get(key) for key in ("backbone_lr_scale", "layer_decay"))
     chosen = all(config.finetune.get(key, value) == value for key, value in idle.items())
     return chosen and all(rate in (None, 1) for rate in rates)

@@ -39,6 +39,10 @@ class MissingLibraryError(ImportError):
         super().__init__(message, name=library)
 
 
+_EXTRAS = {"faiss-cpu": "serve", "onnx": "export", "onnxruntime": "export", "peft": "lora", "psycopg[binary]": "serve"}
+"""The extra of this package that a library comes with, where it is not ``data``."""
+
+
 def missing_library(library: str, what: str) -> MissingLibraryError:
     """An error that says which library a format lacks and how to install it; to be raised by the caller.
 
@@ -46,9 +50,12 @@ def missing_library(library: str, what: str) -> MissingLibraryError:
         library: name of the distribution on the package index.
         what: what was asked for, the start of the sentence.
     """
+    extra = _EXTRAS.get(library, "data")
+    given = f"'{library}'" if "[" in library else library  # as a shell takes it
+    whole = "all data formats" if extra == "data" else "what belongs to it"
     return MissingLibraryError(
         f"{what} needs the library {library!r}, which is not installed. Install it with "
-        f"`pip install {library}`, or all data formats with `pip install 'lightning-pfc[data]'`.",
+        f"`pip install {given}`, or {whole} with `pip install 'lightning-pfc[{extra}]'`.",
         library=library,
     )
 

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
 import lightning as L
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.callbacks import Callback, WeightAveraging
 from lightning_utilities.core.rank_zero import rank_zero_info
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
 
+from lightning_pfc.checkpoint.errors import CheckpointError
 from lightning_pfc.ignored import warn_ignored
 from lightning_pfc.models.layers import layers_of
 from lightning_pfc.transfer.distillation import Listening, Teacher
 from lightning_pfc.transfer.l2_sp import StartingPoint
+from lightning_pfc.transfer.lora import Adapters, Lora, merge_adapters
 
 BatchNorms = Literal["keep", "train"]
 _BATCH_NORMS = (None, "keep", "train")
@@ -42,9 +44,13 @@ class FineTune(Callback):
         distill: weight of the distillation of features to those of the backbone that the run began with, see
             :mod:`~lightning_pfc.transfer.distillation`; 0: none. It needs a copy of it in memory and in checkpoints and
             one more forward a step, and is logged as ``train/distill``.
+        lora: small matrices beside layers of a backbone that is frozen to the end (``frozen_epochs=None``) are trained:
+            :class:`~lightning_pfc.transfer.Lora`, or its fields as a mapping; None: none. Checkpoints have the merged
+            weights, and a second copy of those layers to go on.
 
     Raises:
         ValueError: for values out of range, and words that contradict each other.
+        MissingLibraryError: for ``lora`` without peft.
     """
 
     def __init__(
@@ -55,6 +61,7 @@ class FineTune(Callback):
         batch_norm: BatchNorms | None = None,
         l2_sp: float = 0.0,
         distill: float = 0.0,
+        lora: Lora | Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
         if frozen_epochs is not None and (not isinstance(frozen_epochs, int) or frozen_epochs < 0):
@@ -72,11 +79,17 @@ class FineTune(Callback):
         for name, weight, does in (("l2_sp", l2_sp, "pulls"), ("distill", distill, "keeps")):
             if not weight >= 0:
                 raise ValueError(f"{name}={weight!r} must be 0 or more.")
-            if weight and all_frozen:
+            if weight and all_frozen and (name == "l2_sp" or lora is None):
                 raise ValueError(
                     f"{name}={weight} {does} what moves, and frozen_epochs=None freezes the whole backbone. Give "
                     f"frozen_epochs or trained_blocks, or leave {name} out."
                 )
+        self.lora = Lora(**lora) if isinstance(lora, Mapping) else lora
+        if lora is not None and (frozen_epochs is not None or trained_blocks is not None):
+            raise ValueError(
+                f"lora trains matrices beside layers that are frozen to the end: give frozen_epochs=None and no "
+                f"trained_blocks, not frozen_epochs={frozen_epochs} and trained_blocks={trained_blocks}."
+            )
         self.frozen_epochs, self.trained_blocks = frozen_epochs, trained_blocks
         self.batch_norm, self.l2_sp = batch_norm, l2_sp
         self._frozen: list[nn.Parameter] = []
@@ -85,6 +98,7 @@ class FineTune(Callback):
         self._teacher_weights: dict[str, Any] | None = None  # of a checkpoint
         self._teacher: Teacher | None = None
         self._listening: Listening | None = None
+        self._adapters: Adapters | None = None
 
     # --- what is trained ----------------------------------------------------------------------------------------------
 
@@ -97,6 +111,8 @@ class FineTune(Callback):
         if self.frozen_epochs is None:
             self._set_frozen(True)
             self._tell("are frozen to the end")
+        if self.lora is not None:
+            self._adapt(trainer, backbone, self.lora)
         if self.batch_norm is not None and not any(isinstance(each, _BatchNorm) for each in backbone.modules()):
             warn_ignored(f"finetune.batch_norm={self.batch_norm}", f"{type(backbone).__name__} has no batch norm.")
         if self.frozen_epochs:
@@ -106,6 +122,20 @@ class FineTune(Callback):
                     f"finetune.frozen_epochs={self.frozen_epochs}: with trainer.max_epochs={last} the backbone is "
                     "frozen to the end."
                 )
+
+    def _adapt(self, trainer: L.Trainer, backbone: nn.Module, lora: Lora) -> None:
+        if any(isinstance(each, WeightAveraging) for each in trainer.callbacks):  # type: ignore[attr-defined]
+            raise ValueError(
+                "finetune.lora: averages of weights (callbacks=ema) would be of merged ones, from which no run can go "
+                "on. Leave one of the two out."
+            )
+        if self._adapters is not None:  # of a fit that an error has ended
+            self._adapters.merge()
+        self._adapters = Adapters(backbone, lora)
+        rank_zero_info(
+            f"finetune.lora: {self._adapters.numel:,} numbers are trained beside {len(self._adapters.layers)} layers "
+            f"of the backbone ({','.join(lora.layers)}), of rank {lora.rank}."
+        )
 
     def _to_freeze(self, backbone: nn.Module) -> list[nn.Parameter]:
         named = {name: param for name, param in backbone.named_parameters() if param.requires_grad}
@@ -159,6 +189,8 @@ class FineTune(Callback):
             )
         backbone = _backbone(module)
         self._teacher = Teacher(self.distill, backbone)
+        if self._adapters is not None:
+            merge_adapters(self._teacher.network)
         if self._teacher_weights is not None:
             self._teacher.network.load_state_dict(self._teacher_weights)
         rank_zero_info(
@@ -193,6 +225,9 @@ class FineTune(Callback):
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Give the parameters back as they were."""
         if stage == "fit":
+            if self._adapters is not None:
+                self._adapters.merge()
+                self._adapters = None
             self._set_frozen(False)
             self._frozen = []
             if self._listening is not None:
@@ -206,24 +241,42 @@ class FineTune(Callback):
 
     def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Optimizer) -> None:
         """Add the gradient of L2-SP, before anything is clipped."""
+        if self._adapters is not None:
+            self._adapters.check_reached()
         if self._start is not None:
             held = {id(param) for group in optimizer.param_groups for param in group["params"]}
             params = {name: p for name, p in _backbone(pl_module).named_parameters() if id(p) in held}
             pl_module.log("train/l2_sp", self._start.pull(params), on_step=True, on_epoch=False)
 
     def state_dict(self) -> dict[str, Any]:
-        """The starting point: weights, or the whole network."""
-        weights = {} if self._start is None else {"start": self._start.start}
-        return weights if self._teacher is None else {**weights, "teacher": dict(self._teacher.network.state_dict())}
+        """The starting point: weights, or the whole network; and what adapters have learned."""
+        weights: dict[str, Any] = {} if self._start is None else {"start": self._start.start}
+        if self._teacher is not None:
+            weights["teacher"] = dict(self._teacher.network.state_dict())
+        if self._adapters is not None:
+            weights["lora"] = self._adapters.state_dict()
+        return weights
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """The starting point that the run began with; left where it is no longer asked for."""
+        """The starting point that the run began with; left where it is no longer asked for.
+
+        Raises:
+            CheckpointError: adapters are in one of the two, or are others.
+        """
         if self.l2_sp and "start" in state_dict:
             self._start = StartingPoint(self.l2_sp, state_dict["start"])
         if self.distill and "teacher" in state_dict:
             self._teacher_weights = state_dict["teacher"]
             if self._teacher is not None:
                 self._teacher.network.load_state_dict(self._teacher_weights)
+        if (self._adapters is None) != ("lora" not in state_dict):
+            has, this = ("no adapters", "has") if "lora" not in state_dict else ("adapters", "has none")
+            raise CheckpointError(
+                f"the checkpoint has {has} of LoRA, and this run {this}. Say finetune= as it was, or begin anew from "
+                "its weights: init_from=."
+            )
+        if self._adapters is not None:
+            self._adapters.load_state_dict(state_dict["lora"])
 
 
 def _backbone(module: nn.Module) -> nn.Module:

@@ -23,7 +23,7 @@ from tests.ranks import RankPool
 from tests.trainer.test_other_options import pfc_train
 from tests.trainer.world import TheirModule, make_loader, make_trainer
 
-WORDS = ["frozen", "head_first", "last_blocks", "layer_decay", "l2_sp", "distill"]
+WORDS = ["frozen", "head_first", "last_blocks", "layer_decay", "l2_sp", "distill", "lora"]
 
 
 class Tuned(TheirModule):
@@ -336,6 +336,8 @@ def test_every_recipe_composes(name: str, rates: tuple[float, int]) -> None:
 
 @pytest.mark.parametrize("word", WORDS)
 def test_every_word_composes(word: str) -> None:
+    if word == "lora":
+        pytest.importorskip("peft", reason="peft is not installed: pip install 'lightning-pfc[lora]'")
     config = compose([f"finetune={word}", "optimizer=sgd"])
     assert isinstance(instantiate(config.finetune), FineTune)
     module = instantiate(config.model, num_classes=9, input_size=[1, 32, 32], _convert_="all")
