@@ -11,7 +11,7 @@ from typing import Any
 from lightning_pfc.commands.output import may_be_cut_short
 
 _FROM = ("insightface", "adaface", "cvlface", "facenet-pytorch", "linear", "lvface", "mxnet", "plsc", "pml")
-_TO = ("insightface", "cvlface", "linear", "mxnet", "pml")
+_TO = ("insightface", "adaface", "cvlface", "facenet-pytorch", "linear", "mxnet", "plsc", "pml")
 
 _EPILOG = """examples
   pfc-ckpt inspect checkpoints/last.ckpt
@@ -110,12 +110,12 @@ def _add_others(commands: Any) -> None:
         type=int,
         help="how many there must be: tells of the last ranks' files missing, and of rows without a class",
     )
-    text = "Writes a head as another project keeps it."
+    text = "Writes a head, and a network where theirs has one, as another project keeps it."
     give = commands.add_parser("export", help=text, description=text)
     give.add_argument("--to", dest="project", choices=_TO, required=True, help="who is to read it")
-    give.add_argument("checkpoint", type=Path, help="the checkpoint: a folder, or a file of one process")
+    give.add_argument("checkpoint", type=Path, help="a checkpoint, or what pfc-ckpt import wrote")
     give.add_argument(
-        "output", type=Path, help="what to write: a folder of insightface, cvlface and mxnet, else a file"
+        "output", type=Path, help="what to write: a folder of insightface, cvlface, mxnet and plsc, else a file"
     )
     give.add_argument("--ranks", type=int, default=1, help="of a folder: how many ranks will read it (default 1)")
 

@@ -8,55 +8,28 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from lightning_pfc.checkpoint.reader import MODEL, CheckpointReader
+from lightning_pfc.interchange.exported import Exported
+from lightning_pfc.interchange.exported_networks import adaface, facenet_pytorch, plsc
 from lightning_pfc.interchange.mxnet_arrays import write_mxnet
+from lightning_pfc.interchange.ranges import even_ranges
 from lightning_pfc.interchange.writing import made_whole
-
-
-def _centers(source: CheckpointReader) -> str:
-    """The key of the one head's centers."""
-    heads = [key for key, entry in source.tensors.items() if _is_centers(key) and entry.by_class]
-    if len(heads) != 1:
-        names = ", ".join(key.removeprefix(MODEL) for key in heads) or "none"
-        raise ValueError(f"{source.path} should have the centers of one head; it has {names}.")
-    return heads[0]
-
-
-def _is_centers(key: str) -> bool:
-    return key.startswith(MODEL) and key.rpartition(".")[2] == "weight"
-
-
-def _rows(source: CheckpointReader, key: str, start: int, stop: int) -> Tensor:
-    return torch.cat(list(source.read(key, start, stop)))
 
 
 def insightface(checkpoint: Path, target: Path, ranks: int) -> str:
     """A folder with ``rank_N_softmax_weight.pt`` for each of ``ranks`` ranks, and ``backbone.pth``."""
-    source = CheckpointReader(checkpoint)
-    key = _centers(source)
-    total = source.tensors[key].shape[0]
-    if not 1 <= ranks <= total:
-        raise ValueError(f"--ranks={ranks} must lie in [1, {total}], the number of classes.")
-    backbone = {name.partition("backbone.")[2]: tensor for name, tensor in _weights(source) if "backbone." in name}
+    source = Exported(checkpoint)
+    ranges = even_ranges(source.num_classes, ranks)
     with made_whole(target) as made:
         made.mkdir()
-        for rank in range(ranks):
-            start = total // ranks * rank + min(rank, total % ranks)
-            rows = total // ranks + (rank < total % ranks)
-            torch.save(_rows(source, key, start, start + rows), made / f"rank_{rank}_softmax_weight.pt")
-        if backbone:
-            torch.save(backbone, made / "backbone.pth")
-    return f"{total} classes for {ranks} rank{'s' if ranks > 1 else ''}, {len(backbone)} tensors of the backbone"
+        for rank, (start, stop) in enumerate(ranges):
+            torch.save(source.rows(start, stop).clone(), made / f"rank_{rank}_softmax_weight.pt")
+        if source.backbone:
+            torch.save(source.backbone, made / "backbone.pth")
+    return source.say(_for_ranks(ranks), f"{len(source.backbone)} tensors of the backbone")
 
 
-def _weights(source: CheckpointReader) -> list[tuple[str, Tensor]]:
-    large = [(key.removeprefix(MODEL), source.whole(key)) for key in source.tensors if _is_backbone(key)]
-    small = [(name, value) for name, value in source.rest["state_dict"].items() if isinstance(value, Tensor)]
-    return [*large, *small]
-
-
-def _is_backbone(key: str) -> bool:
-    return key.startswith(MODEL + "backbone.")
+def _for_ranks(ranks: int) -> str:
+    return f"for {ranks} rank{'s' if ranks > 1 else ''}"
 
 
 def linear(checkpoint: Path, target: Path, ranks: int) -> str:
@@ -76,28 +49,24 @@ def pml(checkpoint: Path, target: Path, ranks: int) -> str:
 
 
 def _whole(checkpoint: Path) -> Tensor:
-    source = CheckpointReader(checkpoint)
-    return source.whole(_centers(source)).clone()
+    source = Exported(checkpoint)
+    return source.rows(0, source.num_classes).clone()
 
 
 def _in_equal_parts(checkpoint: Path, target: Path, ranks: int, write: Callable[[Path, int, Tensor], None]) -> str:
     """A folder with a file for each rank, all with as many rows: the last ones may be zeros, of no class."""
-    source = CheckpointReader(checkpoint)
-    key = _centers(source)
-    total = source.tensors[key].shape[0]
-    if not 1 <= ranks <= total:
-        raise ValueError(f"--ranks={ranks} must lie in [1, {total}], the number of classes.")
+    source = Exported(checkpoint)
+    total = source.num_classes
+    even_ranges(total, ranks)  # sees that there are as many classes
     each = -(-total // ranks)
     with made_whole(target) as made:
         made.mkdir()
         for rank in range(ranks):
             start, stop = min(rank * each, total), min((rank + 1) * each, total)
-            rows = _rows(source, key, start, stop) if start < stop else _rows(source, key, 0, 1)[:0]
+            rows = source.rows(start, stop) if start < stop else source.rows(0, 1)[:0]
             write(made, rank, torch.nn.functional.pad(rows, (0, 0, 0, each - len(rows))))
     left = each * ranks - total
-    return f"{total} classes for {ranks} rank{'s' if ranks > 1 else ''}" + (
-        f", rows of no class: {left}" if left else ""
-    )
+    return f"{total} classes {_for_ranks(ranks)}" + (f", rows of no class: {left}" if left else "")
 
 
 def mxnet(checkpoint: Path, target: Path, ranks: int) -> str:
@@ -120,9 +89,12 @@ def cvlface(checkpoint: Path, target: Path, ranks: int) -> str:
 
 EXPORTERS: dict[str, Callable[[Path, Path, int], str]] = {
     "insightface": insightface,
+    "adaface": adaface,
     "cvlface": cvlface,
+    "facenet-pytorch": facenet_pytorch,
     "linear": linear,
     "mxnet": mxnet,
+    "plsc": plsc,
     "pml": pml,
 }
 """How to write for a project, by its name; each returns what to say of it."""

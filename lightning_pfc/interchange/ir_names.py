@@ -1,4 +1,4 @@
-"""The IR networks of AdaFace and CVLface, tensor by tensor under the names of our IResNet, which computes the same."""
+"""The IR networks of AdaFace and CVLface under the names of our IResNet and back, tensor by tensor."""
 
 from __future__ import annotations
 
@@ -52,6 +52,64 @@ def as_iresnet(tensors: Mapping[str, Tensor], what: str, *, bgr: bool) -> dict[s
     if bgr:
         found["conv1.weight"] = found["conv1.weight"].flip(1)
     return found
+
+
+def as_ir(tensors: Mapping[str, Tensor], what: str, *, bgr: bool) -> dict[str, Tensor]:
+    """The other way: an IResNet under the names of an IR network, which computes the same.
+
+    Weight and bias of the last batch norm, which theirs has not, go into its statistics. The shortcut of the first
+    block must still be the one that changes nothing.
+
+    Args:
+        tensors: of the backbone, by its own names.
+        what: names it, for messages.
+        bgr: theirs sees blue first.
+
+    Raises:
+        ValueError: it is no IResNet, or theirs cannot compute it.
+    """
+    if "layer1.0.conv1.weight" not in tensors or "features.running_var" not in tensors:
+        raise ValueError(
+            f"{what} should have an IResNet as backbone, which an IR network can be made of, and has none."
+        )
+    first = "layer1.0.downsample"
+    for name, value in _unchanged(first, 64).items():
+        if not torch.equal(tensors[name].float(), value.float()):
+            raise ValueError(
+                f"{what}: {name} is a layer of the first shortcut, where an IR network only leaves out places; it "
+                "has been trained. Take --to insightface, whose networks have that layer."
+            )
+    stages = [[i for i in range(len(tensors)) if f"layer{n}.{i}.conv1.weight" in tensors] for n in (1, 2, 3, 4)]
+    before = [sum(map(len, stages[:n])) for n in range(4)]
+    outside = {ours: theirs for theirs, ours in {**_STEM, **_END}.items()}
+    inside = {ours: theirs for theirs, ours in _BLOCK.items()}
+    found = {}
+    for key, tensor in {**tensors, **_without_affine(tensors)}.items():
+        part, _, kind = key.rpartition(".")
+        block = re.fullmatch(r"layer(\d)\.(\d+)\.(.+)", part)
+        if part.startswith(first) or (part == "features" and kind in ("weight", "bias")):
+            continue
+        theirs = inside.get(block[3]) if block else outside.get(part)
+        if theirs is None:
+            raise ValueError(f"{what} has {key} in its backbone, which no IR network has.")
+        place = f"body.{before[int(block[1]) - 1] + int(block[2])}.{theirs}" if block else theirs
+        found[f"{place}.{kind}"] = tensor
+    if bgr:
+        found[FIRST] = found[FIRST].flip(1)
+    return found
+
+
+def _without_affine(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Statistics of the last batch norm, of which a weight of ones and a bias of zeros make the same."""
+    mean, variance = tensors["features.running_mean"], tensors["features.running_var"]
+    weight, bias = tensors["features.weight"].double(), tensors["features.bias"].double()
+    if bool((weight == 1).all()) and not bool(bias.any()):
+        return {}
+    deviation = (variance.double() + _EPS).sqrt() / weight
+    return {
+        "features.running_mean": (mean - deviation * bias).to(mean.dtype),
+        "features.running_var": (deviation.square() - _EPS).to(variance.dtype),
+    }
 
 
 def _places(tensors: Mapping[str, Tensor], what: str) -> dict[int, str]:

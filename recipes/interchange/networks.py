@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from lightning_pfc.commands.ckpt import main as pfc_ckpt
@@ -60,6 +60,24 @@ def imported(name: str, source: Path, folder: Path) -> dict[str, Tensor]:
     return found
 
 
+def exported(name: str, source: Path, folder: Path) -> Path:
+    out = folder / f"{name}-{source.stem}-exported"
+    if pfc_ckpt(["export", "--to", name, str(source), str(out)]):
+        raise SystemExit(f"{name}: not exported")
+    return out
+
+
+@torch.no_grad()
+def compare_back(what: str, theirs: Callable[[Tensor], Any], ours: nn.Module) -> None:
+    """Embeddings of their network, with what was written for it, beside ours."""
+    images = torch.rand(4, 3, 112, 112) * 2 - 1
+    expected = ours.eval()(images)
+    off = float((theirs(images) - expected).abs().max() / expected.abs().max())
+    print(f"{what}: theirs with ours is off by {off:.1e}")
+    if off > 1e-5:
+        raise SystemExit("They differ.")
+
+
 @torch.no_grad()
 def compare(what: str, ours: str, found: dict[str, Tensor], theirs: Callable[[Tensor], Any]) -> None:
     """Embeddings of ``ours`` with their weights beside theirs."""
@@ -86,6 +104,23 @@ def adaface(clone: Path, folder: Path) -> None:
             found = imported("adaface", folder / f"{theirs}.ckpt", folder)
             assert torch.equal(found["head.weight"], head.kernel.detach().t())
             compare(f"AdaFace {theirs}", ours, found, lambda x, net=net: _long(*net(x.flip(1))))  # type: ignore[misc]
+            adaface_back(theirs, ours, found, network, heads, folder)
+
+
+def adaface_back(theirs: str, ours: str, found: dict[str, Tensor], network: Any, heads: Any, folder: Path) -> None:
+    """A network of ours whose last batch norm has learned a bias, in theirs, loaded as their ``inference.py`` does."""
+    net: Any = create_backbone(ours)
+    net.load_state_dict({k.removeprefix("backbone."): v for k, v in found.items() if k.startswith("backbone.")})
+    torch.nn.init.normal_(net.features.bias)
+    state = {f"backbone.{k}": v for k, v in net.state_dict().items()} | {"head.weight": found["head.weight"]}
+    save_file(state, folder / f"{theirs}.safetensors")
+    written = torch.load(exported("adaface", folder / f"{theirs}.safetensors", folder), weights_only=True)["state_dict"]
+    again, head = network.build_model(theirs), heads.AdaFace(classnum=CLASSES)
+    again.load_state_dict({key[6:]: value for key, value in written.items() if key.startswith("model.")})
+    head.load_state_dict({key[5:]: value for key, value in written.items() if key.startswith("head.")})
+    assert torch.equal(head.kernel.detach(), found["head.weight"].t())
+    again.eval()
+    compare_back(f"AdaFace {theirs}", lambda x: _long(*again(x.flip(1))), net)
 
 
 def _long(unit: Tensor, norm: Tensor) -> Tensor:
@@ -126,7 +161,13 @@ def heads(folder: Path) -> None:
     net = InceptionResnetV1(classify=True, num_classes=CLASSES)
     torch.save(net.state_dict(), folder / "facenet.pt")
     found = imported("facenet-pytorch", folder / "facenet.pt", folder)
+    save_file(found, folder / "facenet-pytorch-back.safetensors")
     print(f"facenet-pytorch: head bit-equal: {torch.equal(found['head.weight'], net.logits.weight.detach())}")
+    again = InceptionResnetV1(classify=True, num_classes=CLASSES)
+    written = exported("facenet-pytorch", folder / "facenet-pytorch-back.safetensors", folder)
+    again.load_state_dict(torch.load(written, weights_only=True))
+    again.classify = net.classify = False
+    compare_back("facenet-pytorch", again.eval(), net)
     loss = ArcFaceLoss(CLASSES, DIM)
     torch.save(loss.state_dict(), folder / "pml.pt")
     equal = torch.equal(imported("pml", folder / "pml.pt", folder)["head.weight"], loss.W.detach().t())
@@ -135,10 +176,10 @@ def heads(folder: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("clones", nargs=3, type=Path, help="of AdaFace, CVLface and insightface")
+    parser.add_argument("clones", nargs="+", type=Path, help="of AdaFace, CVLface, insightface, or the first of them")
     clones = parser.parse_args().clones
     torch.manual_seed(0)
-    for run, clone in zip((adaface, cvlface, insightface), clones, strict=True):
+    for run, clone in zip((adaface, cvlface, insightface), clones, strict=False):
         with tempfile.TemporaryDirectory() as folder:
             run(clone.resolve(), Path(folder))
     with tempfile.TemporaryDirectory() as folder:

@@ -6,6 +6,7 @@
     paddle/bin/python recipes/interchange/other_frameworks.py plsc FOLDER PLSC
     mxnet/bin/python recipes/interchange/other_frameworks.py mxnet FOLDER
     python recipes/interchange/other_frameworks.py compare FOLDER
+    paddle/bin/python recipes/interchange/other_frameworks.py back FOLDER PLSC
 
 PLSC's own IResNet-18 is built and saved by its own code; of the rest of PLSC, which needs Paddle 2.4, a head's rows are
 written with ``paddle.save`` under its names. MXNet writes as Partial FC's ``memory_module.py`` does.
@@ -48,6 +49,22 @@ def plsc(folder: Path, clone: Path) -> None:
         content = {"state": {bank.name: {"exp_avg": bank * 2}}, "param_groups": groups}
         paddle.save(content, str(folder / "plsc" / f"latest_rank{rank}.pdopt"))
     np.save(folder / "plsc.npy", np.concatenate([bank.numpy() for bank in banks]))
+
+
+def back(folder: Path, clone: Path) -> None:
+    """What ``compare`` has exported, loaded by their own code; embeddings beside those of the network it came from."""
+    import paddle
+
+    net = their_network(clone, paddle).IResNet18(class_num=CLASSES)
+    net.load_pretrained(str(folder / "exported" / "latest"))
+    net.eval()
+    expected = np.load(folder / "embeddings.npy")
+    found = net(paddle.to_tensor(np.load(folder / "images.npy"))).numpy()
+    off = np.abs(found - expected).max() / np.abs(expected).max()
+    print(f"plsc: theirs with what was exported is off by {off:.1e}")
+    rows = paddle.load(str(folder / "exported" / "latest_rank1.pdparams"))["head.weight"].numpy()
+    equal = np.array_equal(rows, np.load(folder / "plsc.npy")[6:])
+    print(f"plsc: {len(rows)} exported centers of rank 1 bit-equal: {equal}")
 
 
 def their_network(clone: Path, paddle: Any) -> Any:
@@ -98,7 +115,8 @@ def compare(folder: Path) -> None:
     from lightning_pfc.commands.ckpt import main as pfc_ckpt
     from lightning_pfc.models.backbone import create_backbone
 
-    for name, source in (("plsc", "plsc"), ("mxnet", "mxnet"), ("mxnet", "model-0001.params")):
+    sources = (("plsc", "plsc"), ("mxnet", "mxnet"), ("mxnet", "model-0001.params"))
+    for name, source in [each for each in sources if (folder / each[1]).exists()]:
         out = folder / f"{source}.safetensors"
         if pfc_ckpt(["import", "--from", name, str(folder / source), str(out), "--classes", str(CLASSES)]) and (
             name == "plsc" or pfc_ckpt(["import", "--from", name, str(folder / source), str(out)])
@@ -116,17 +134,19 @@ def compare(folder: Path) -> None:
                 embedded = net.eval()(torch.from_numpy(np.load(folder / "images.npy")))
             expected = torch.from_numpy(np.load(folder / "embeddings.npy"))
             print(f"plsc: iresnet18 is off by {float((embedded - expected).abs().max() / expected.abs().max()):.1e}")
+            if pfc_ckpt(["export", "--to", name, "--ranks", "2", str(out), str(folder / "exported")]):
+                raise SystemExit(f"{name}: not exported")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["plsc", "mxnet", "compare"])
+    parser.add_argument("what", choices=["plsc", "mxnet", "compare", "back"])
     parser.add_argument("folder", type=Path)
     parser.add_argument("clone", type=Path, nargs="?", help="of PLSC")
     options = parser.parse_args()
     options.folder.mkdir(exist_ok=True)
-    if options.what == "plsc":
-        plsc(options.folder, options.clone)
+    if options.what in ("plsc", "back"):
+        (plsc if options.what == "plsc" else back)(options.folder, options.clone)
     else:
         {"mxnet": mxnet, "compare": compare}[options.what](options.folder)
 

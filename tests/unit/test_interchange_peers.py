@@ -213,6 +213,105 @@ def test_facenet_pytorch(tmp_path: Path) -> None:
     assert len(found) == 3
 
 
+def given(name: str, source: Path, out: Path, *words: str) -> None:
+    assert main(["export", "--to", name, *words, str(source), str(out)]) == 0
+
+
+def test_adaface_there_and_back_is_bit_equal(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    state = {f"model.{k}": v for k, v in ir18(32).state_dict().items()} | {"head.kernel": weights().t()}
+    torch.save({"state_dict": state, "epoch": 1}, tmp_path / "ada.ckpt")
+    taken("adaface", tmp_path / "ada.ckpt", tmp_path / "ours.safetensors")
+    given("adaface", tmp_path / "ours.safetensors", tmp_path / "again.ckpt")
+    again = torch.load(tmp_path / "again.ckpt", weights_only=True)["state_dict"]
+    assert {name for name in again if name not in state} == {"head.t", "head.batch_mean", "head.batch_std"}
+    assert all(torch.equal(again[name], value) for name, value in state.items())
+
+
+@torch.no_grad()
+def test_adaface_computes_what_ours_does(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Also where the last batch norm has learned a bias; not where the first shortcut has learned."""
+    torch.manual_seed(0)
+    net, images = ours(taken_ir18(tmp_path), 32), torch.randn(4, 3, 32, 32)
+    features: Any = net.features
+    features.bias.normal_()
+    ours_with_head = {f"backbone.{k}": v for k, v in net.state_dict().items()} | {"head.weight": weights()}
+    save_file(ours_with_head | {"neck.1.weight": torch.ones(2)}, tmp_path / "ours.safetensors")
+    given("adaface", tmp_path / "ours.safetensors", tmp_path / "theirs.ckpt")
+    assert "left out: the neck (1 tensors)" in capsys.readouterr().out
+    state = torch.load(tmp_path / "theirs.ckpt", weights_only=True)["state_dict"]
+    ir = ir18(32)
+    ir.load_state_dict({k.removeprefix("model."): v for k, v in state.items() if k.startswith("model.")})
+    expected = net(images)
+    torch.testing.assert_close(ir(images.flip(1)), expected, rtol=1e-5, atol=1e-5 * float(expected.abs().max()))
+    ours_with_head["backbone.layer1.0.downsample.0.weight"] = torch.rand(64, 64, 1, 1)
+    save_file(ours_with_head, tmp_path / "trained.safetensors")
+    told = refused_export("adaface", tmp_path / "trained.safetensors", tmp_path, capsys)
+    assert "layer1.0.downsample.0.weight is a layer of the first shortcut" in told
+
+
+def taken_ir18(folder: Path) -> dict[str, Tensor]:
+    return taken("cvlface", cvl_folder(folder / "hub", ir18(32), "RGB"), folder / "ir18.safetensors")
+
+
+def refused_export(name: str, source: Path, folder: Path, capsys: pytest.CaptureFixture[str]) -> str:
+    out = folder / "refused"
+    assert main(["export", "--to", name, str(source), str(out)]) == 2
+    assert not out.exists()
+    told = capsys.readouterr().err.strip()
+    assert "\n" not in told
+    return told
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_plsc_there_and_back_is_bit_equal(count: int, tmp_path: Path) -> None:
+    """Read back by our reader, and by pickle itself."""
+    prelu = {"prelu.weight": torch.rand(3), "bn.weight": torch.rand(3), "bn.bias": torch.rand(3)}
+    rest = {"bn.running_mean": torch.rand(3), "bn.num_batches_tracked": torch.tensor(4), "fc.weight": torch.rand(2, 3)}
+    mine = {f"backbone.{k}": v for k, v in (prelu | rest).items()} | {"head.weight": weights()}
+    save_file(mine, tmp_path / "ours.safetensors")
+    given("plsc", tmp_path / "ours.safetensors", tmp_path / "theirs", "--ranks", str(count))
+    found = taken("plsc", tmp_path / "theirs", tmp_path / "again.safetensors", "--classes", str(CLASSES))
+    assert set(mine) - set(found) == {"backbone.bn.num_batches_tracked"}
+    assert all(torch.equal(value, mine[name]) for name, value in found.items())
+    names = {path.name for path in (tmp_path / "theirs").iterdir()}
+    assert names == {"latest.pdparams", *(f"latest_rank{rank}.pdparams" for rank in range(count) if count > 1)}
+    plain = pickle.loads((tmp_path / "theirs" / "latest.pdparams").read_bytes())
+    assert set(plain) - {"head.weight"} == {"prelu._weight", "bn.weight", "bn.bias", "bn._mean", "fc.weight"}
+    assert plain["fc.weight"].shape == (3, 2)
+    assert np.array_equal(plain["fc.weight"].T, rest["fc.weight"].numpy())
+    assert plain["bn._mean"].dtype == np.float32
+    assert plain["bn._mean"].flags.writeable
+
+
+def test_facenet_there_and_back_is_bit_equal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    state = {"conv2d_1a.conv.weight": torch.rand(2, 3, 3, 3), "last_linear.weight": torch.rand(4, 2)}
+    state |= {"logits.weight": weights(), "logits.bias": torch.zeros(CLASSES)}
+    torch.save(state, tmp_path / "theirs.pt")
+    taken("facenet-pytorch", tmp_path / "theirs.pt", tmp_path / "ours.safetensors")
+    given("facenet-pytorch", tmp_path / "ours.safetensors", tmp_path / "again.pt")
+    again = torch.load(tmp_path / "again.pt", weights_only=True)
+    assert set(again) == set(state)
+    assert all(torch.equal(again[name], value) for name, value in state.items())
+    capsys.readouterr()
+    for name, said in (
+        ("facenet-pytorch", "should have an InceptionResnetV1 of facenet-pytorch as backbone"),
+        ("adaface", "should have an IResNet as backbone"),
+    ):
+        assert said in refused_export(name, checkpoint(tmp_path), tmp_path, capsys)
+
+
+def test_safetensors_without_a_head_say_what_they_are(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    save_file({"fc.weight": torch.ones(2, 3)}, tmp_path / "x.safetensors")
+    told = refused_export("linear", tmp_path / "x.safetensors", tmp_path, capsys)
+    assert "should be a checkpoint, or what pfc-ckpt import wrote, with head.weight" in told
+    assert "it is safetensors with fc.weight" in told
+    (tmp_path / "y.safetensors").write_bytes(b"no")
+    assert "is no safetensors file, or damaged" in refused_export(
+        "linear", tmp_path / "y.safetensors", tmp_path, capsys
+    )
+
+
 def evil_torch(path: Path) -> None:
     torch.save({"state_dict": Evil()}, path)
 
