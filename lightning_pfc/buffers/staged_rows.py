@@ -54,22 +54,17 @@ class StagedRows:
             self._arrived.synchronize()
         return self._rows
 
-    def take(self, table: Tensor, low: int = 0, high: int | None = None) -> Tensor | None:
-        """Rows ``low`` to ``high`` of those asked for; None where ``table`` is another one, or has changed since.
+    def take(self, table: Tensor) -> Tensor | None:
+        """The rows (n, ...); None where ``table`` is another one than was given, or has changed since.
 
         They are on the device, or on the host where they are too many (``AHEAD_BYTES``). Not to be written to.
-
-        Args:
-            table: the same, (c, ...).
-            low: place of the first among the row numbers.
-            high: place after the last; None: to the end.
         """
         if table.data_ptr() != self._table.data_ptr() or table._version != self._version:
             return None
         found = self._found.result()
         if found.is_there:
             self._streams.follow(found.arrived, found.rows)
-        return found.rows[low:high]
+        return found.rows
 
     def take_there(self, table: Tensor) -> Tensor | None:
         """All of them, where they are on the device; see :meth:`take`."""

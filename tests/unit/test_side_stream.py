@@ -88,6 +88,7 @@ def run(model: StreamModel, prepares: bool, in_backward: bool = False, **options
 
 
 KINDS: list[dict[str, Any]] = [
+    {"in_backward": True, "memory_budget": 0},
     {}, {"loss": "cosface"}, {"in_backward": True}, {"loss": "curricularface"}, {"loss": {"name": "vpl"}},
     {"dtype": "bfloat16"}, {"memory_budget": 0}, {"precision": "bfloat16"}, {"loss": "subcenter_arcface"},
 ]  # fmt: skip
@@ -117,13 +118,16 @@ def test_copies_are_given_before_the_backbone_and_waited_for_after_it(model: Str
     assert "waits" in model.log
 
 
-def test_nothing_goes_over_the_bus_twice(model: StreamModel, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("in_backward", [False, True])
+def test_nothing_goes_over_the_bus_twice(
+    model: StreamModel, monkeypatch: pytest.MonkeyPatch, in_backward: bool
+) -> None:
     def late(*args: Any) -> Tensor:
         raise AssertionError("read when it was needed")
 
     for module in (class_chunks, own_targets):
         monkeypatch.setattr(module, "stage_pinned", late)
-    run(model, True)
+    run(model, True, in_backward)
     with pytest.raises(AssertionError, match="read when it was needed"):
         run(model, False)
 

@@ -95,6 +95,14 @@ class ClassChunks:
         self._stored = scratch(self._shape, x, weight.dtype) if weight.dtype != x.dtype and not self.offloaded else None
 
     @functools.cached_property
+    def _ahead(self) -> Tensor | None:
+        """The rows (K, ...) that were fetched when the batch came, as they were when this pass began to read.
+
+        Chunks that an optimizer has stepped meanwhile are no reason to read the others again: a row is in one of them.
+        """
+        return None if self.rows.staged is None else self.rows.staged.take(self.weight)
+
+    @functools.cached_property
     def _centers(self) -> Tensor:
         return scratch(self._shape, self.x)
 
@@ -163,10 +171,12 @@ class ClassChunks:
         if not self._gathers:
             return self.weight[low:high]
         if self.offloaded:
-            staged = None if self.rows.staged is None else self.rows.staged.take(self.weight, low, high)
-            found = stage_pinned(self.weight, self.stored_ids(low, high)) if staged is None else staged
-            if found is staged and (found.device, found.dtype) == (self.x.device, self.x.dtype):
-                return found
+            if self._ahead is None:
+                found = stage_pinned(self.weight, self.stored_ids(low, high))
+            else:
+                found = self._ahead[low:high]
+                if (found.device, found.dtype) == (self.x.device, self.x.dtype):
+                    return found
             return self._centers[: high - low].copy_(found, non_blocking=True)
         out = self._centers[: high - low]
         if self.index is None:
