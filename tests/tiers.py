@@ -29,29 +29,33 @@ SMOKE = frozenset(
     }
 )
 
-# Run alone, after all others: they measure time, wait for what must happen within some, or start clusters.
+# Run alone, after all others: they measure time, or what they wait for must happen within seconds.
 ALONE = (
     "ranks/test_pool.py",
     "ranks/test_wire.py",
-    "trainer/test_errors.py",
-    "trainer/test_kill.py",
-    "trainer/test_preemption.py",
-    "trainer/test_restarts.py",
-    "trainer/test_slurm.py",
     "trainer/test_two_hosts.py",
     "trainer/test_watchdog.py",
     "unit/test_commands.py",
     "unit/test_cpu_matmul.py",
     "unit/test_door.py",
-    "unit/test_gallery_kills.py",
     "unit/test_heartbeat.py",
     "unit/test_launching.py",
     "unit/test_plan.py",
-    "unit/test_service.py",
     "unit/test_service_hostile.py",
+    "unit/test_signals.py",
+)
+# Run one at a time, beside files that do none of this, from the beginning: they start clusters, services and processes
+# that are killed, and spend most of their time waiting for them, within minutes.
+ONE_AT_A_TIME = (
+    "trainer/test_slurm.py",
+    "trainer/test_restarts.py",
+    "trainer/test_kill.py",
+    "trainer/test_preemption.py",
+    "trainer/test_errors.py",
+    "unit/test_service.py",
     "unit/test_service_page.py",
     "unit/test_serving_docs.py",
-    "unit/test_signals.py",
+    "unit/test_gallery_kills.py",
 )
 # Begun first, so that neither of two workers waits long for the other at the end.
 LONG = (

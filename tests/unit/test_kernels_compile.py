@@ -58,7 +58,7 @@ def faulty(name: str, size: int) -> Launch:
     return Launch(getattr(faulty_kernels, name), (1,), (tensor, tensor), {"SIZE": size, "num_warps": 1})
 
 
-@pytest.mark.parametrize(("name", "size", "said"), [("spills", 128, "spills"), ("breaks", 64, "does not compile")])
+@pytest.mark.parametrize(("name", "size", "said"), [("spills", 64, "spills"), ("breaks", 64, "does not compile")])
 def test_a_kernel_that_spills_or_breaks_is_noticed(name, size, said, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(cases, "compile_cases", lambda chip: [(name, faulty(name, size))])
     assert command.main(["--compile", "80", "--out", str(tmp_path)]) == 1

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.tiers import ALONE, LONG, SMOKE, TESTS, TIERS, is_in, tier_of
+from tests.tiers import ALONE, LONG, ONE_AT_A_TIME, SMOKE, TESTS, TIERS, is_in, tier_of
 
 
 def test_every_file_is_in_one_tier() -> None:
@@ -14,5 +14,5 @@ def test_every_file_is_in_one_tier() -> None:
 
 
 def test_lists_name_files_that_exist() -> None:
-    assert [name for name in (*SMOKE, *ALONE, *LONG) if not (TESTS / name).is_file()] == []
-    assert not set(ALONE) & set(LONG)
+    assert [name for name in (*SMOKE, *ALONE, *ONE_AT_A_TIME, *LONG) if not (TESTS / name).is_file()] == []
+    assert len({*ALONE, *ONE_AT_A_TIME, *LONG}) == len(ALONE) + len(ONE_AT_A_TIME) + len(LONG)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from types import SimpleNamespace
 from typing import Any
@@ -13,6 +14,7 @@ from tests.workers import TogetherThenAlone
 
 SHARED = [f"tests/unit/test_{letter}.py" for letter in "abcdefgh"]
 ALONE = [f"tests/{name}" for name in tiers.ALONE[:4]]
+APART = [f"tests/{name}" for name in tiers.ONE_AT_A_TIME[:3]]
 LONG = [f"tests/{name}" for name in tiers.LONG[:1]]
 
 
@@ -71,18 +73,28 @@ def play(tests: list[str], workers: int, seed: int) -> list[tuple[str, int]]:
 @pytest.mark.parametrize("seed", range(20))
 def test_all_are_run_once_and_those_that_measure_time_by_the_last_worker(workers: int, seed: int) -> None:
     rng = random.Random(seed)
-    files = [*SHARED, *ALONE, *LONG]
+    files = [*SHARED, *ALONE, *APART, *LONG]
     tests = [f"{file}::test_{n}" for file in files for n in range(rng.randint(1, 9))]
     ran = play(tests, workers, seed)
     assert sorted(test for test, _ in ran) == sorted(tests)
     assert {left for test, left in ran if test.split("::")[0] in ALONE} == {1}
     first = [tests[node.queue[0]].split("::")[0] for node in begin(tests, workers)[1]]
-    assert set(LONG) <= set(first)  # no worker waits long for the other at the end
+    assert first[:2] == [APART[0], LONG[0]][:workers]  # no worker waits long for the other at the end
     whole = [test.split("::")[0] for test, left in ran if left == 1]
     assert whole == sorted(whole, key=whole.index)  # a file is not taken up again
 
 
-@pytest.mark.parametrize("files", [SHARED, ALONE, SHARED[:1], ALONE[:1]])
+@pytest.mark.parametrize("workers", [2, 3])
+@pytest.mark.parametrize("seed", range(20))
+def test_no_two_files_that_start_clusters_are_under_way_at_once(workers: int, seed: int) -> None:
+    rng = random.Random(seed)
+    tests = [f"{file}::test_{n}" for file in [*SHARED, *APART] for n in range(rng.randint(1, 9))]
+    ran = [test.split("::")[0] for test, _ in play(tests, workers, seed)]
+    spans = sorted((ran.index(file), len(ran) - 1 - ran[::-1].index(file)) for file in APART)
+    assert all(end < begin for (_, end), (begin, _) in itertools.pairwise(spans))
+
+
+@pytest.mark.parametrize("files", [SHARED, ALONE, APART, SHARED[:1], ALONE[:1], APART[:1]])
 def test_one_kind_alone(files: list[str]) -> None:
     tests = [f"{file}::test" for file in files]
     assert sorted(test for test, _ in play(tests, 2, 0)) == sorted(tests)
