@@ -86,17 +86,7 @@ def rewrite_classes(path: Path, target: Path, pieces: Sequence[Piece], added: Se
     entries = {key: entry.with_rows(new) if entry.by_class else entry for key, entry in source.tensors.items()}
     folder = prepare_folder(target)
     try:
-        name = "rank-00000.safetensors"
-        offsets = {key: [0] * len(entry.shape) for key, entry in entries.items()}
-        header, starts = safetensors_header([(k, e.dtype, e.shape, e.nbytes) for k, e in entries.items()], offsets)
-        with BlockWriter(folder / name) as file:
-            file.write(header)
-            for key, entry in entries.items():
-                rows = _new_rows(source, key, pieces) if entry.by_class else source.parts(key)
-                for part in rows:
-                    for piece in tensor_bytes(part):
-                        file.write(piece)
-        files: dict[str, FileEntry] = {name: file.entry()}
+        tensors, files = _write_tensors(folder, source, entries, pieces)
         rest = _with_num_classes(source.rest, old, new)
         own = {key: value for key, value in rest.get(OWN, {}).items() if key not in ("random_state", KEY)}
         rest[OWN] = own
@@ -105,21 +95,38 @@ def rewrite_classes(path: Path, target: Path, pieces: Sequence[Piece], added: Se
             files |= [names.write(folder)]
             info[KEY] = names.facts
         files[small_name(0)] = save_small(folder / small_name(0), rest)
-        tensors = {
-            key: TensorEntry(
-                entry.dtype,
-                list(entry.shape),
-                entry.by_class,
-                [ChunkEntry(name, start, [0] * len(entry.shape), list(entry.shape))],
-            )
-            for (key, entry), start in zip(entries.items(), starts, strict=True)
-        }
         Manifest(tensors, files, 0, {**info, "rewritten_from": path.name}).write(folder)
         publish(folder, target)
     except BaseException:
         remove(folder)
         raise
     return new
+
+
+def _write_tensors(
+    folder: Path, source: CheckpointReader, entries: Mapping[str, TensorEntry], pieces: Sequence[Piece]
+) -> tuple[dict[str, TensorEntry], dict[str, FileEntry]]:
+    """All tensors in one file: what the manifest says of them, and of the file."""
+    name = "rank-00000.safetensors"
+    offsets = {key: [0] * len(entry.shape) for key, entry in entries.items()}
+    header, starts = safetensors_header([(k, e.dtype, e.shape, e.nbytes) for k, e in entries.items()], offsets)
+    with BlockWriter(folder / name) as file:
+        file.write(header)
+        for key, entry in entries.items():
+            rows = _new_rows(source, key, pieces) if entry.by_class else source.parts(key)
+            for part in rows:
+                for piece in tensor_bytes(part):
+                    file.write(piece)
+    tensors = {
+        key: TensorEntry(
+            entry.dtype,
+            list(entry.shape),
+            entry.by_class,
+            [ChunkEntry(name, start, [0] * len(entry.shape), list(entry.shape))],
+        )
+        for (key, entry), start in zip(entries.items(), starts, strict=True)
+    }
+    return tensors, {name: file.entry()}
 
 
 def _new_identities(

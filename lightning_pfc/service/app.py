@@ -64,7 +64,9 @@ def create_app(state: ServiceState, keys: Callable[[], Keys] = Keys) -> FastAPI:
     )
     app.state.service = state
     _add_errors(app)
-    _add_questions(app, state)
+    _add_state(app, state)
+    _add_pictures(app, state)
+    _add_schema(app)
     app.include_router(identities)
     app.include_router(page)
     app.add_middleware(Gate, keys=keys, limits=state.limits, telemetry=state.telemetry)
@@ -96,7 +98,9 @@ def _add_errors(app: FastAPI) -> None:
         app.add_exception_handler(kind, refused)
 
 
-def _add_questions(app: FastAPI, state: ServiceState) -> None:
+def _add_state(app: FastAPI, state: ServiceState) -> None:
+    """What may be asked of the service itself."""
+
     @app.get("/", include_in_schema=False)
     async def start() -> Response:
         return RedirectResponse("page/")
@@ -136,6 +140,10 @@ def _add_questions(app: FastAPI, state: ServiceState) -> None:
             "scores": recogniser.description.checks.get("scores"),
             "gallery": state.has_gallery,
         }
+
+
+def _add_pictures(app: FastAPI, state: ServiceState) -> None:
+    """What may be asked of pictures."""
 
     @app.post("/embed", openapi_extra=content_of(bodies.EmbedRequest))
     async def embed(
@@ -184,6 +192,10 @@ def _add_questions(app: FastAPI, state: ServiceState) -> None:
             threshold=None if first is None else first.threshold,
             rate=None if first is None else first.rate,
         )
+
+
+def _add_schema(app: FastAPI) -> None:
+    """The description, with bodies that are read by this package and not by FastAPI."""
 
     def openapi() -> dict[str, Any]:
         if app.openapi_schema is None:

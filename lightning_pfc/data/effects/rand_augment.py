@@ -48,35 +48,24 @@ _OPERATIONS = (
 )  # fmt: skip
 
 
+_MOVES = ("shear_x", "shear_y", "translate_x", "translate_y", "rotate")
+
+
 def _operate(image: Tensor, number: int, strength: float, sign: int) -> Tensor:
     """One operation on a (C, H, W) uint8 image, at a strength from 0 to 1 in a direction of +1 or -1."""
-    from torchvision.transforms import InterpolationMode
     from torchvision.transforms.v2 import functional as T
 
     kind = _OPERATIONS[number]
-    if kind in ("shear_x", "shear_y", "translate_x", "translate_y", "rotate"):
-        amount = sign * strength
-        angle = math.degrees(math.atan(0.3 * amount))
-        out = T.affine(
-            image,
-            angle=30.0 * amount if kind == "rotate" else 0.0,
-            translate=[
-                round(0.45 * amount * image.shape[2]) if kind == "translate_x" else 0,
-                round(0.45 * amount * image.shape[1]) if kind == "translate_y" else 0,
-            ],
-            scale=1.0,
-            shear=[angle if kind == "shear_x" else 0.0, angle if kind == "shear_y" else 0.0],
-            interpolation=InterpolationMode.BILINEAR,
-        )
-    elif kind in ("brightness", "color", "contrast", "sharpness"):
-        factor = 1.0 + 0.9 * sign * strength
-        adjust = {
-            "brightness": T.adjust_brightness,
-            "color": T.adjust_saturation,
-            "contrast": T.adjust_contrast,
-            "sharpness": T.adjust_sharpness,
-        }[kind]
-        out = adjust(image, factor)
+    if kind in _MOVES:
+        return _move(image, kind, sign * strength)
+    adjust = {
+        "brightness": T.adjust_brightness,
+        "color": T.adjust_saturation,
+        "contrast": T.adjust_contrast,
+        "sharpness": T.adjust_sharpness,
+    }
+    if kind in adjust:
+        out = adjust[kind](image, 1.0 + 0.9 * sign * strength)
     elif kind == "posterize":
         out = T.posterize(image, bits=8 - round(4 * strength))
     elif kind == "solarize":
@@ -87,4 +76,24 @@ def _operate(image: Tensor, number: int, strength: float, sign: int) -> Tensor:
         out = T.equalize(image)
     else:
         out = image
+    return torch.as_tensor(out)
+
+
+def _move(image: Tensor, kind: str, amount: float) -> Tensor:
+    """Slant, shift or turn by an amount from -1 to 1."""
+    from torchvision.transforms import InterpolationMode
+    from torchvision.transforms.v2 import functional as T
+
+    angle = math.degrees(math.atan(0.3 * amount))
+    out = T.affine(
+        image,
+        angle=30.0 * amount if kind == "rotate" else 0.0,
+        translate=[
+            round(0.45 * amount * image.shape[2]) if kind == "translate_x" else 0,
+            round(0.45 * amount * image.shape[1]) if kind == "translate_y" else 0,
+        ],
+        scale=1.0,
+        shear=[angle if kind == "shear_x" else 0.0, angle if kind == "shear_y" else 0.0],
+        interpolation=InterpolationMode.BILINEAR,
+    )
     return torch.as_tensor(out)

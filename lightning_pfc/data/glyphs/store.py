@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
 import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from queue import Empty, Queue
-from threading import Thread
 from typing import Any
 
 import numpy as np
@@ -24,6 +21,7 @@ from tqdm.auto import tqdm
 from lightning_pfc.data.arrays import NpyFile, read_npz
 from lightning_pfc.data.cache import build_once, cache_dir
 from lightning_pfc.data.errors import reading
+from lightning_pfc.data.glyphs.drawing import draw_all
 from lightning_pfc.data.glyphs.fonts import FontSet
 from lightning_pfc.storage.enclosure import Enclosure
 
@@ -154,76 +152,9 @@ def _draw_parts(fonts: FontSet, size: int, em: int, parts: Path, workers: int, p
         desc=f"Drawing {len(fonts.designs)} designs",
         disable=not progress,
     )
-    # Largest first, dealt out in turn: the processes end at about the same time.
-    todo.sort(key=lambda job: (job["start"] - job["stop"], job["target"]))
-    workers = max(1, min(workers, len(todo)))
-    shares = [todo[w::workers] for w in range(workers)]
-    script = Path(__file__).with_name("draw.py")
-    done: Queue[str] = Queue()
-    processes: list[subprocess.Popen[str]] = []
-    with bar:
-        try:
-            for share in shares if todo else []:
-                process = subprocess.Popen(
-                    [sys.executable, str(script)],
-                    stdin=subprocess.PIPE,
-                    stdout=subprocess.PIPE,
-                    stderr=subprocess.PIPE,
-                    text=True,
-                )
-                processes.append(process)
-                Thread(target=_feed, args=(process, share), daemon=True).start()
-                Thread(target=_listen, args=(process, done), daemon=True).start()
-            size_of = {job["target"]: job["stop"] - job["start"] for job in todo}
-            while size_of:
-                finished = _next(done)
-                if finished is None:
-                    _raise_if_failed(processes, parts)
-                else:
-                    bar.update(size_of.pop(finished, 0))
-        finally:
-            for process in processes:
-                process.terminate()
-            for process in processes:
-                process.wait()
-                for pipe in (process.stdout, process.stderr):
-                    if pipe is not None:
-                        pipe.close()
-
-
-def _next(done: Queue[str]) -> str | None:
-    try:
-        return done.get(timeout=0.2)
-    except Empty:
-        return None
-
-
-def _feed(process: subprocess.Popen[str], share: list[dict[str, Any]]) -> None:
-    assert process.stdin is not None
-    try:
-        process.stdin.write("".join(json.dumps(job) + "\n" for job in share))
-        process.stdin.close()
-    except (BrokenPipeError, ValueError):
-        pass  # the process has died; its exit status tells
-
-
-def _listen(process: subprocess.Popen[str], done: Queue[str]) -> None:
-    assert process.stdout is not None
-    try:
-        for line in process.stdout:
-            done.put(line.strip())
-    except ValueError:
-        pass  # closed by the parent, which is leaving
-
-
-def _raise_if_failed(processes: list[subprocess.Popen[str]], parts: Path) -> None:
-    for process in processes:
-        if process.poll() not in (None, 0):
-            assert process.stderr is not None
-            raise RuntimeError(
-                f"A process that draws glyphs ended with status {process.returncode}; finished parts are kept in "
-                f"{parts}, so the next run goes on from there. It said:\n{process.stderr.read().strip()[-2000:]}"
-            )
+    with bar, contextlib.closing(draw_all(todo, workers, parts)) as drawn:
+        for number in drawn:
+            bar.update(number)
 
 
 def _assemble(fonts: FontSet, parts: Path, size: int, em: int, target: Path, description: dict[str, Any]) -> None:
