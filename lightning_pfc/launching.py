@@ -7,7 +7,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 RANK_0 = "PFC_RANK_0"
 """The variable that holds the process id of rank 0, for the processes that it starts by itself."""
@@ -40,18 +40,25 @@ def _follow(parent: int) -> None:
     os._exit(1)
 
 
+def tell_while_waiting(text: str, over: Callable[[float], bool], clock: Callable[[], float] = time.monotonic) -> None:
+    """Say what is waited for, each time after twice as long, until it is over.
+
+    Args:
+        text: what.
+        over: waits for some seconds; whether it is over then.
+        clock: seconds that only grow.
+    """
+    started, pause = clock(), _FIRST_WORD
+    while not over(pause):
+        _say(f"{text}, for {clock() - started:.0f} s so far.")
+        pause *= 2
+
+
 @contextlib.contextmanager
-def saying_what_it_waits_for(text: str, first: float = _FIRST_WORD) -> Iterator[None]:
-    """In the block this process waits for others: say so after ``first`` seconds, and again ever more seldom."""
+def saying_what_it_waits_for(text: str) -> Iterator[None]:
+    """In the block this process waits for others: say so after ten seconds, and again ever more seldom."""
     over = threading.Event()
-
-    def tell() -> None:
-        started, pause = time.monotonic(), first
-        while not over.wait(pause):
-            _say(f"{text}, for {time.monotonic() - started:.0f} s so far.")
-            pause *= 2
-
-    threading.Thread(target=tell, name="waiting", daemon=True).start()
+    threading.Thread(target=tell_while_waiting, args=(text, over.wait), name="waiting", daemon=True).start()
     try:
         yield
     finally:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import Any
 
 import lightning as L
@@ -14,14 +15,18 @@ class Throughput(Callback):
 
     Ranks are taken to have batches of the same size; no collective is run.
 
+    Args:
+        clock: seconds that only grow.
+
     Attributes:
         samples: seen in training, over all ranks; a resumed run counts on from its checkpoint, here and below.
         seconds: spent in training, without validation and without the first step of each start.
         seconds_before: from the making of this callback to the checkpoint, in all starts before this one.
     """
 
-    def __init__(self) -> None:
-        self._born = time.perf_counter()
+    def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
+        self._clock = clock
+        self._born = clock()
         self._reset()
 
     def _reset(self) -> None:
@@ -38,7 +43,7 @@ class Throughput(Callback):
             "samples": self.samples,
             "seconds": self.seconds,
             "timed_samples": self._timed_samples,
-            "run_seconds": self.seconds_before + time.perf_counter() - self._born,
+            "run_seconds": self.seconds_before + self._clock() - self._born,
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -61,7 +66,7 @@ class Throughput(Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Count a batch: from the end of the batch before to the end of this one, so that loading counts."""
-        now = time.perf_counter()
+        now = self._clock()
         size = len(batch[0]) * trainer.world_size
         self.samples += size
         if self._mark is not None:

@@ -120,7 +120,7 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("which", choices=("oldest", "newest"))
     parser.add_argument("tests", nargs="*", default=TESTS, help="files below tests/ in place of the stated ones")
     parser.add_argument("--folder", type=Path, help="of the environment, which stays")
-    given = parser.parse_args(words)
+    given = parser.parse_intermixed_args(words)
     with tempfile.TemporaryDirectory(prefix="versions-") as temporary:
         folder = given.folder or Path(temporary)
         return run_tests(make_environment(folder.absolute(), given.which), given.tests)

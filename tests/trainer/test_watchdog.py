@@ -102,11 +102,13 @@ def run(rank: int, world_size: int, folder: str, case: str) -> None:
     options: dict[str, Any] = {"stalled_after": 4.0, "silent_after": 2.5, "patience": 1.0, "interval": 0.2}
     if case == "frozen":
         options["stalled_after"] = 60.0
-    trainer = make_trainer(rank, world_size, callbacks=[Notes(folder, rank, **options)])
+    notes = Notes(folder, rank, **options)
+    trainer = make_trainer(rank, world_size, callbacks=[notes])
     actions = {"killed": die, "frozen": freeze, "hangs in backward": hang, "raises in backward": fail}
 
     def act() -> None:
-        time.sleep(1.5)  # three batches take no time, and who has not come yet cannot be missed
+        while not (notes._heartbeat and notes._heartbeat.connected):  # who has not come yet cannot be missed
+            time.sleep(0.02)
         (Path(folder) / "acted").write_text(str(time.monotonic()))
         actions.get(case, hang)()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -97,13 +98,27 @@ def test_the_variable_is_there_while_processes_are_started_and_gone_after(monkey
 
 def test_who_waits_says_so_ever_more_seldom(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RANK", "3")
-    with launching.saying_what_it_waits_for("waiting for rank 0 at n1, port 25000", first=0.05):
-        time.sleep(0.5)
-    lines = capfd.readouterr().err.splitlines()
-    assert 2 <= len(lines) <= 3  # after 0.05, 0.15, 0.35 s
-    assert lines[0] == "rank 3: waiting for rank 0 at n1, port 25000, for 0 s so far."
-    time.sleep(0.3)
-    assert capfd.readouterr().err == ""
+    now = 1000.0
+
+    def over(seconds: float) -> bool:
+        nonlocal now
+        now += seconds
+        return now > 1200.0
+
+    launching.tell_while_waiting("waiting for rank 0 at n1, port 25000", over, lambda: now)
+    said = [f"rank 3: waiting for rank 0 at n1, port 25000, for {seconds} s so far." for seconds in (10, 30, 70, 150)]
+    assert capfd.readouterr().err.splitlines() == said
+
+
+def test_nothing_is_said_once_the_wait_is_over(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(launching, "_FIRST_WORD", 0.01)
+    with launching.saying_what_it_waits_for("waiting"):
+        wait_for(lambda: "waiting, for 0 s so far." in capfd.readouterr().err)
+        (thread,) = [each for each in threading.enumerate() if each.name == "waiting"]
+    thread.join(10.0)
+    assert not thread.is_alive()
 
 
 def test_who_waits_briefly_says_nothing(capfd: pytest.CaptureFixture[str]) -> None:

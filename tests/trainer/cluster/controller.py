@@ -65,7 +65,7 @@ class Cluster:
         return kept | here | {"PYTHONPATH": str(REPOSITORY), "PYTHONUNBUFFERED": "1"} | variables
 
     def attempt(
-        self, *command: str, folder: Path | None = None, timeout: float = 60, **variables: str
+        self, *command: str, folder: Path | None = None, timeout: float = 240, **variables: str
     ) -> subprocess.CompletedProcess[str]:
         """Run a command on the head."""
         enter = ["nsenter", "--target", self.inside, "--mount", "--net", "--uts", "--pid"]
@@ -78,7 +78,7 @@ class Cluster:
             check=False,
         )
 
-    def run(self, *command: str, folder: Path | None = None, timeout: float = 60, **variables: str) -> str:
+    def run(self, *command: str, folder: Path | None = None, timeout: float = 240, **variables: str) -> str:
         """The same; it must succeed."""
         done = self.attempt(*command, folder=folder, timeout=timeout, **variables)
         assert done.returncode == 0, done.stdout + done.stderr
