@@ -31,9 +31,9 @@ from lightning_pfc.data.effects import (
     Photometric,
     Place,
     RandAugment,
-    _operate,
     luma,
 )
+from lightning_pfc.data.effects.rand_augment import operate
 
 EVERY: list[Effect] = [
     Flip(probability=0.5),
@@ -141,11 +141,11 @@ def test_every_operation_of_randaugment_works(number: int) -> None:
     for channels in (1, 3):
         image = (faces(1, channels)[0] * 255).to(torch.uint8)
         for sign in (1, -1):
-            out = _operate(image, number, 0.5, sign)
+            out = operate(image, number, 0.5, sign)
             assert out.shape == image.shape
             assert out.dtype == torch.uint8
         if number and channels == 3:
-            assert not torch.equal(_operate(image, number, 0.9, 1), image)
+            assert not torch.equal(operate(image, number, 0.9, 1), image)
 
 
 @pytest.mark.parametrize("name", sorted(PRESETS))

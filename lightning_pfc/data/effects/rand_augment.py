@@ -38,7 +38,7 @@ class RandAugment(Effect):
         for i in range(len(images)):
             for n in range(self.operations):
                 kind, sign = numbers[i, 2 * n : 2 * n + 2].tolist()
-                out[i] = _operate(out[i], int(kind * len(_OPERATIONS)), self.magnitude / 30, 1 if sign < 0.5 else -1)
+                out[i] = operate(out[i], int(kind * len(_OPERATIONS)), self.magnitude / 30, 1 if sign < 0.5 else -1)
         return out.to(images.dtype).mul_(1.0 / 255.0)
 
 
@@ -51,7 +51,7 @@ _OPERATIONS = (
 _MOVES = ("shear_x", "shear_y", "translate_x", "translate_y", "rotate")
 
 
-def _operate(image: Tensor, number: int, strength: float, sign: int) -> Tensor:
+def operate(image: Tensor, number: int, strength: float, sign: int) -> Tensor:
     """One operation on a (C, H, W) uint8 image, at a strength from 0 to 1 in a direction of +1 or -1."""
     from torchvision.transforms.v2 import functional as T
 
