@@ -107,7 +107,12 @@ class ClassOrder:
             empty = int(np.flatnonzero(self.counts[:num_classes] == 0)[0]) if not self.counts.all() else -1
             raise ValueError(
                 f"labels must cover every class in [0, {num_classes}): "
-                + (f"class {empty} has no image." if empty >= 0 else f"label {labels.max()} is outside.")
+                + (
+                    f"class {empty} has no image, and class_balanced and identity_groups draw from every class. Take "
+                    "data.sampler=null, or leave out data.classes_of, which keeps classes of identities that are gone."
+                    if empty >= 0
+                    else f"label {labels.max()} is outside."
+                )
             )
         self.members = np.argsort(labels, kind="stable")
         self.starts = np.cumsum(self.counts) - self.counts

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lightning_pfc.data.errors import FormatError
-from lightning_pfc.storage.pickles import Name, PickleError, PickleReader, Span
+from lightning_pfc.storage.pickles import Name, PickleError, PickleReader, Span, shown
 from lightning_pfc.storage.positioned import PositionedFile
 
 
@@ -94,7 +94,7 @@ class _Reader(PickleReader):
         if isinstance(kind, (bytes, Span)):  # Python 2 has no text
             kind = self.bytes_of(kind)[:16].decode("latin-1")
         if not isinstance(kind, str) or kind not in _KINDS:
-            self.fail(f"an array of dtype {_short(kind)}; only uint8 and bool belong here")
+            self.fail(f"an array of dtype {shown(kind)}; only uint8 and bool belong here")
         return _DType(_KINDS[kind])
 
     def make_blank_array(self, arguments: tuple[Any, ...]) -> ByteArray:
@@ -146,8 +146,3 @@ _MAKERS: dict[str, Callable[[_Reader, tuple[Any, ...]], Any]] = {
     "scalar": _Reader.make_scalar,
     "frombuffer": _Reader.make_array,
 }
-
-
-def _short(value: Any) -> str:
-    """For a message; only text is written out, since tuples in tuples could be without end."""
-    return repr(value[:20]) if isinstance(value, str) else f"a {type(value).__name__}"

@@ -11,8 +11,8 @@ from torch import Tensor
 from lightning_pfc.interchange.files import as_matrix, as_tensors, describe, read_file
 from lightning_pfc.interchange.imported import HEAD, Imported, check_ranges, files_by_rank, take_backbone
 from lightning_pfc.interchange.ir_names import FIRST, as_iresnet
-from lightning_pfc.storage.regular import check_regular
-from lightning_pfc.storage.yaml_texts import MAX_YAML, parse_yaml, read_yaml
+from lightning_pfc.storage.regular import check_regular, read_regular
+from lightning_pfc.storage.yaml_texts import MAX_YAML, parse_yaml
 
 
 def _below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
@@ -96,7 +96,7 @@ def _color_space(path: Path) -> str:
     if check_regular(path).st_size > MAX_YAML:
         raise ValueError(f"{path} is no config of a model: it is larger than a megabyte.")
     try:
-        config: Any = parse_yaml(read_yaml(path))
+        config: Any = parse_yaml(read_regular(path, MAX_YAML).decode("utf-8"))
     except ValueError as error:
         raise ValueError(f"{path} is no YAML ({error}).") from error
     return str(config.get("color_space", "RGB")) if isinstance(config, Mapping) else "RGB"

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lightning_pfc.storage.pickles import Name, PickleError, PickleReader, Span
+from lightning_pfc.storage.pickles import Name, PickleError, PickleReader, Span, shown
 from lightning_pfc.storage.positioned import PositionedFile
 
 _DTYPES = {kind: np.dtype(f"<{kind}") for kind in ("f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1")}
@@ -101,7 +101,7 @@ class _ArrayReader(PickleReader):
             target.tensor = self.tensor(data, dtype, shape, "F" if by_column else "C")
         elif isinstance(target, np.dtype):
             if state[1] not in ("<", "|"):
-                self.refuse(f"numbers of byte order {_short(state[1])}")
+                self.refuse(f"numbers of byte order {shown(state[1])}")
         elif not isinstance(target, _Left):
             super().set_state(target, state)
 
@@ -132,7 +132,7 @@ class _ArrayReader(PickleReader):
 
     def dtype(self, kind: Any) -> np.dtype[Any]:
         if not isinstance(kind, str) or kind not in _DTYPES:
-            self.refuse(f"numbers of type {_short(kind)}")
+            self.refuse(f"numbers of type {shown(kind)}")
         return _DTYPES[kind]
 
     def known(self, dtype: Any) -> np.dtype[Any]:
@@ -157,8 +157,3 @@ class _ArrayReader(PickleReader):
                 made[id(value)] = found
             return made[id(value)]
         return None if isinstance(value, _Left | Name) else value
-
-
-def _short(value: Any) -> str:
-    """For a message; only text is written out, since tuples in tuples could be without end."""
-    return repr(value[:20]) if isinstance(value, str) else f"a {type(value).__name__}"

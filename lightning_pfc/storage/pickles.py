@@ -28,6 +28,11 @@ _MOST_PARTS = 64  # of a tuple that is a key
 _MOST_TUPLES = 10_000  # that are keys: theirs can be chosen so, too
 
 
+def shown(value: Any) -> str:
+    """For a message; only text is written out, since tuples in tuples could be without end."""
+    return repr(value[:20]) if isinstance(value, str) else f"a {type(value).__name__}"
+
+
 class PickleError(ValueError):
     """A pickle is damaged, or holds what it must not.
 

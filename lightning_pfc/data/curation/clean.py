@@ -8,6 +8,8 @@ import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
+from lightning_pfc.data.unit_rows import unit
+
 _ROWS = 1 << 15
 
 
@@ -46,8 +48,8 @@ def centers(
     for start in range(0, len(labels), _ROWS):
         rows = slice(start, start + _ROWS)
         chosen = np.ones(len(labels[rows]), bool) if keep is None else keep[rows]
-        np.add.at(out, labels[rows][chosen], _unit(embeddings[rows])[chosen])
-    return _unit(out)
+        np.add.at(out, labels[rows][chosen], unit(embeddings[rows])[chosen])
+    return unit(out)
 
 
 def find(
@@ -92,16 +94,9 @@ def find(
     center = centers(embeddings, labels, cosine >= outlier_below)
     cosine = _own_cosine(embeddings, labels, center)
     outliers = np.flatnonzero((cosine < outlier_below) & (counts[labels] > 2))
-    nearest, nearest_cosine = _nearest(_unit(embeddings[outliers]), center)
+    nearest, nearest_cosine = _nearest(unit(embeddings[outliers]), center)
     merge, merge_cosine = _close_centers(center, merge_above, progress)
     return Findings(outliers, cosine[outliers], nearest, nearest_cosine, merge, merge_cosine)
-
-
-def _unit(rows: npt.NDArray[np.floating]) -> npt.NDArray[np.float32]:
-    rows = np.asarray(rows, dtype=np.float32)
-    length = np.linalg.norm(rows, axis=1, keepdims=True)
-    unit: npt.NDArray[np.float32] = np.divide(rows, length, out=np.zeros_like(rows), where=length != 0)
-    return unit
 
 
 def _own_cosine(
@@ -110,7 +105,7 @@ def _own_cosine(
     out = np.empty(len(labels), np.float32)
     for start in range(0, len(labels), _ROWS):
         rows = slice(start, start + _ROWS)
-        out[rows] = np.einsum("nd,nd->n", _unit(embeddings[rows]), center[labels[rows]])
+        out[rows] = np.einsum("nd,nd->n", unit(embeddings[rows]), center[labels[rows]])
     return out
 
 

@@ -9,6 +9,8 @@ import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
+from lightning_pfc.data.unit_rows import unit
+
 Rows = npt.NDArray[np.float32]
 Places = npt.NDArray[np.int64]
 Block = Callable[[slice], Rows]
@@ -93,20 +95,6 @@ def _blocks(a: Block, count_a: int, b: Block, count_b: int, threshold: float, ba
             rows, columns = np.nonzero(products > threshold)
             yield Pairs(rows + start, columns + other, products[rows, columns])
             bar.update(products.size)
-
-
-def unit(rows: npt.NDArray[Any]) -> Rows:
-    """Rows of length one; zeros stay zeros.
-
-    Raises:
-        ValueError: a number is not finite.
-    """
-    rows = np.asarray(rows, np.float32)
-    length = np.linalg.norm(rows, axis=1, keepdims=True)
-    if not np.isfinite(length).all():
-        raise ValueError("the embedder gave numbers that are not finite.")
-    out: Rows = np.divide(rows, length, out=np.zeros_like(rows), where=length > 0)
-    return out
 
 
 def unit_rows(rows: npt.NDArray[Any]) -> Block:
