@@ -17,7 +17,7 @@ def verify(rank: int, world_size: int, seen: list[list[int]]) -> tuple[dict[str,
         if len(part):
             metrics.update(embeddings[part], part)
     values = {name: float(value) for name, value in metrics.compute().items()}
-    scores, _, _ = metrics["auc"].pair_scores()
+    scores, _, _ = metrics["auc"].pair_scores()  # type: ignore[operator]
     return values, len(scores)
 
 

@@ -72,7 +72,7 @@ def train(
             record["classes"].append((index + head.shard.start).tolist())
             return found
 
-        head._sample = spy  # type: ignore[method-assign]
+        head._sample = spy  # type: ignore[assignment, method-assign]
         for step in range(start, stop):
             x, labels = batch_of(case, step)
             value = head(x[own], labels[own])

@@ -562,7 +562,7 @@ class Resumable:
 
 def interrupted(rank: int, world_size: int, path: str, load: bool, save_at: int) -> Any:
     torch.manual_seed(rank)
-    model = Dropout(momentum=0.9, sample_rate=0.5)
+    model: Any = Dropout(momentum=0.9, sample_rate=0.5)
     model.path, model.save_at = path, save_at
     trainer = make_trainer(rank, world_size, max_epochs=2)
     loader = Resumable(make_loader(rank, world_size, steps=4))

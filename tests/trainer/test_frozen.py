@@ -265,7 +265,7 @@ def local_sgd(rank: int, world_size: int) -> list[Any]:
 
     class Look(Callback):
         def on_train_batch_end(self, *args: Any) -> None:
-            seen.append(model.backbone[0].weight.detach().clone())
+            seen.append(model.backbone[0].weight.detach().clone())  # type: ignore[operator]
 
     make_trainer(rank, world_size, strategy=strategy, callbacks=[Look()]).fit(model, make_loader(rank, world_size))
     return seen

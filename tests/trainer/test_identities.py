@@ -203,7 +203,7 @@ def test_a_folder_that_was_renamed(tmp_path: Path) -> None:
         for image in range(4):
             pixels = torch.randint(0, 255, (16, 16, 3), generator=generator, dtype=torch.uint8)
             Image.fromarray(pixels.numpy()).save(tmp_path / "faces" / f"p{number}" / f"{image}.png")
-    words = ("data=folder", f"data.source.path={tmp_path / 'faces'}", "data.source.test_share=0",
+    words: tuple[str, ...] = ("data=folder", f"data.source.path={tmp_path / 'faces'}", "data.source.test_share=0",
              "data.source.image_size=16", "data.batch_size=8")  # fmt: skip
     first = pfc_train(*words, "trainer.max_epochs=1", f"output_dir={tmp_path / 'a'}", base=False)
     assert first.returncode == 0, first.stderr

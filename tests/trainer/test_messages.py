@@ -95,7 +95,7 @@ class Drifts(TheirModule):
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         if batch_idx == 2 and self.global_rank == 1:
             with torch.no_grad():
-                self.backbone[0].weight[0, 0] += 1  # type: ignore[index]
+                self.backbone[0].weight[0, 0] += 1  # type: ignore[index, operator]
 
 
 class FreezesAlone(TheirModule):

@@ -104,7 +104,7 @@ def test_names_that_do_not_exist() -> None:
 
 def test_the_bn_neck_ends_in_a_fixed_scale() -> None:
     neck = create_neck("bn", 4, 6)
-    last = neck[-1]
+    last = neck[-1]  # type: ignore[index]
     assert last.weight.requires_grad is False
     assert torch.equal(last.weight, torch.ones(6))
     assert last.bias.requires_grad
@@ -166,7 +166,7 @@ def test_predicting_gives_embeddings(tmp_path: Path) -> None:
     module = PartialFCModule(**SMALL)
     loader = DataLoader(TensorDataset(torch.randn(6, 1, 8, 8)), batch_size=4)
     batches = trainer(tmp_path).predict(module, loader)
-    assert [tuple(batch.shape) for batch in batches] == [(4, 8), (2, 8)]
+    assert [tuple(batch.shape) for batch in batches] == [(4, 8), (2, 8)]  # type: ignore[union-attr]
 
 
 # --- subclasses, as the documentation shows them ----------------------------------------------------------------------
@@ -258,7 +258,7 @@ def test_a_backbone_given_as_a_module_is_not_stored(tmp_path: Path) -> None:
     fitter.fit(module, data())
     fitter.save_checkpoint(tmp_path / "model.ckpt")
     again = PartialFCModule.load_from_checkpoint(tmp_path / "model.ckpt", weights_only=True, backbone=network())
-    assert torch.equal(again.backbone[1].weight, module.backbone[1].weight)
+    assert torch.equal(again.backbone[1].weight, module.backbone[1].weight)  # type: ignore[index]
 
 
 def small(**words: Any) -> PartialFCModule:

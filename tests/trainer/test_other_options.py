@@ -63,7 +63,7 @@ def run(rank: int, world_size: int, load: str | None, save: str | None, until: i
         rates.append(model.trainer.optimizers[0].param_groups[0]["lr"])
         return step(*args)
 
-    model.training_step = training_step  # type: ignore[method-assign]
+    model.training_step = training_step  # type: ignore[assignment, method-assign]
     trainer = make_trainer(rank, world_size, max_steps=until, max_epochs=-1)
     said = ""
     with warnings.catch_warnings(record=True) as caught:

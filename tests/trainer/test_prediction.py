@@ -110,7 +110,7 @@ def test_trainer_predict_tells_classes_when_it_is_asked_to(run: Path) -> None:
     trainer = L.Trainer(accelerator="cpu", logger=False, enable_progress_bar=False)
     embeddings = trainer.predict(module, images)
     assert embeddings is not None
-    assert embeddings[0].shape == (3, 16)  # as ever
+    assert embeddings[0].shape == (3, 16)  # type: ignore[union-attr]  # as ever
     module.predict_top = 2
     [first, _] = trainer.predict(module, images) or []
     assert isinstance(first, TopClasses)

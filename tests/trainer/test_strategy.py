@@ -90,7 +90,7 @@ def test_clipping_by_value(ranks: RankPool, optimizer: Any) -> None:
 class ClipBackbone(TheirModule):
     """Writes down what clipping did to both parts."""
 
-    def configure_gradient_clipping(self, optimizer: Any, gradient_clip_val: Any = None, **kwargs: Any) -> None:
+    def configure_gradient_clipping(self, optimizer: Any, gradient_clip_val: Any = None, **kwargs: Any) -> None:  # type: ignore[override]
         assert self.head is not None
         shard = self.head.weight.grad.clone()
         self.clip_gradients(optimizer, gradient_clip_val, "norm")
@@ -142,9 +142,9 @@ class OverflowOnOneRank(TheirModule):
 
     def on_train_batch_end(self, *args: Any) -> None:
         assert self.head is not None
-        self.history.append(([p.detach().clone() for p in self.parameters()], self.scale()))
-        states = self.optimizers().optimizer.state.values()
-        self.kept.append([v.clone() for state in states for v in state.values() if isinstance(v, Tensor)])
+        self.history.append(([p.detach().clone() for p in self.parameters()], self.scale()))  # type: ignore[operator, union-attr]
+        states = self.optimizers().optimizer.state.values()  # type: ignore[union-attr]
+        self.kept.append([v.clone() for state in states for v in state.values() if isinstance(v, Tensor)])  # type: ignore[operator, union-attr]
 
     def scale(self) -> float:
         return self.trainer.precision_plugin.scaler.get_scale()
@@ -152,7 +152,7 @@ class OverflowOnOneRank(TheirModule):
 
 def fit_overflow(rank: int, world_size: int, optimizer: Any, clip: float | None) -> Any:
     model = OverflowOnOneRank(optimizer, momentum=0.9)
-    model.history, model.kept = [], []
+    model.history, model.kept = [], []  # type: ignore[assignment]
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**8, growth_interval=1000)
     plugin = MixedPrecision("16-mixed", "cpu", scaler)
     trainer = make_trainer(rank, world_size, plugins=[plugin], gradient_clip_val=clip)

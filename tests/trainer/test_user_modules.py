@@ -31,7 +31,7 @@ class Manual(TheirModule):
         self.automatic_optimization = False
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
-        optimizers = self.optimizers()
+        optimizers: Any = self.optimizers()
         loss = self.loss(batch)
         self.losses.append(loss.item())
         for optimizer in optimizers:

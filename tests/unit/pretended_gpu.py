@@ -31,7 +31,7 @@ class Elsewhere(Tensor):
         inner: its numbers.
     """
 
-    inner: Tensor
+    inner: Tensor  # type: ignore[assignment]
 
     @staticmethod
     def __new__(cls, inner: Tensor) -> Elsewhere:
@@ -51,7 +51,7 @@ class Elsewhere(Tensor):
         return f"Elsewhere({self.inner})"
 
     @classmethod
-    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # type: ignore[override]
         return _run(func, args, kwargs or {}, None)
 
 

@@ -120,7 +120,7 @@ def test_a_seed_that_is_set_draws_the_negatives_of_its_own() -> None:
 
 def test_what_was_made_so_may_be_said_again(tmp_path: Path) -> None:
     head = made(row_folder=tmp_path)
-    head.row_folder = str(tmp_path)
+    head.row_folder = str(tmp_path)  # type: ignore[assignment]
     assert head.row_folder == tmp_path
     head.rows_on = "device"
     head.auxiliary_losses = ()
@@ -129,8 +129,8 @@ def test_what_was_made_so_may_be_said_again(tmp_path: Path) -> None:
 def test_a_memory_is_of_one_loss() -> None:
     head = made(auxiliary_losses=["center"])
     with pytest.raises(ValueError, match="two of the losses remember 'center' of every class"):
-        head.auxiliary_losses = ["center", {"name": "center", "weight": 0.1}]
-    head.auxiliary_losses = [{"name": "center", "weight": 0.1}]
+        head.auxiliary_losses = ["center", {"name": "center", "weight": 0.1}]  # type: ignore[assignment]
+    head.auxiliary_losses = [{"name": "center", "weight": 0.1}]  # type: ignore[assignment]
 
 
 @pytest.mark.parametrize(("name", "value"), [("sample_rate", 1.0), ("sampler", Uniform(correction=True))])

@@ -98,7 +98,7 @@ def test_every_optimizer_takes_a_step(name: str, rate: float) -> None:
     model["head"] = PartialFC(embedding_dim=8, num_classes=20, loss="CosFace", sample_rate=rate)
     optimizer = create_optimizer(model, config, row_sparse=rate < 1, global_batch=4)
     assert {group["name"] for group in optimizer.param_groups} >= {"backbone", "head"}
-    before = model["backbone"].weight.detach().clone()
+    before = model["backbone"].weight.detach().clone()  # type: ignore[operator]
     model["head"](model["backbone"](torch.randn(4, 4)), torch.arange(4)).backward()
     optimizer.step()
     assert not torch.equal(before, model["backbone"].weight)  # type: ignore[arg-type]

@@ -153,7 +153,7 @@ def test_arrays_are_read_as_numpy_reads_them(tmp_path: Path, kind: str, shape: l
     rows = NpyFile(tmp_path / "a.npy")
     if array.ndim and len(array):
         np.testing.assert_array_equal(rows[np.array([len(array) - 1, 0])], array[[-1, 0]])
-        np.testing.assert_array_equal(rows[np.arange(len(array)) > 0], array[1:])
+        np.testing.assert_array_equal(rows[np.arange(len(array)) > 0], array[1:])  # type: ignore[index]
         for part in (slice(1, None), slice(None, None, 2), slice(2, 1)):
             np.testing.assert_array_equal(rows[part], array[part])
 
@@ -183,9 +183,9 @@ def test_the_boundary_lets_pass_what_is_documented() -> None:
             raise error
         assert caught.value.__cause__ is error
         assert len(str(caught.value).splitlines()) == 1
-    for error in (FileNotFoundError("gone"), FormatError("said"), KeyboardInterrupt()):
-        with pytest.raises(type(error)) as passed, reading("a.x", "a list"):
-            raise error
-        assert passed.value is error
+    for left in (FileNotFoundError("gone"), FormatError("said"), KeyboardInterrupt()):
+        with pytest.raises(type(left)) as passed, reading("a.x", "a list"):
+            raise left
+        assert passed.value is left
     with io.BytesIO(b"fine") as file, reading("a.x", "a list"):
         assert file.read() == b"fine"

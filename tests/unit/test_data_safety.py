@@ -447,7 +447,7 @@ def hostile(root: Path, outside: Path) -> dict[str, dict[str, Any]]:
         cases[f"align: {name}"] = {"kind": "align", "path": str(align), "target": str(root / "aligned")}
         if name in ("absolute", "above"):
             folder = root / f"hf file {name}"
-            table = outside / "data.arrow"
+            table = outside / "data.arrow"  # type: ignore[assignment]
             saved = make_saved(folder, os.path.relpath(table, folder) if name == "above" else str(table))
             cases[f"huggingface: file {name}"] = {"kind": "huggingface", "path": str(saved)}
             cases[f"onnx: {name}"] = {

@@ -52,7 +52,7 @@ def test_identities_with_one_picture_are_not_all_that_is_set_aside(tmp_path: Pat
     (tmp_path / "000").mkdir()
     (tmp_path / "000" / "0.jpg").write_bytes(jpeg())
     data = Files(path=tmp_path / "list.tsv", image_size=16, test_share=0.05, impostors=50).open()
-    assert (data.num_classes, int(data.test["test"].pairs.same.sum())) == (190, 5)
+    assert (data.num_classes, int(data.test["test"].pairs.same.sum())) == (190, 5)  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize(

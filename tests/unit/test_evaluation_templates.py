@@ -70,7 +70,7 @@ def test_proportion_interval_is_binomial_and_wider_for_clusters() -> None:
     hits = torch.arange(1000) < 900
     low, high = proportion_interval(hits, replicates=4000)
     half = 1.96 * np.sqrt(0.9 * 0.1 / 1000)
-    assert (low, high) == (pytest.approx(0.9 - half, abs=2e-3), pytest.approx(0.9 + half, abs=2e-3))
+    assert (low, high) == (pytest.approx(0.9 - half, abs=2e-3), pytest.approx(0.9 + half, abs=2e-3))  # type: ignore[comparison-overlap]
     # All errors sit with 10 of 100 people.
     wide = proportion_interval(hits, torch.arange(1000) // 10, replicates=2000)
     assert wide == pytest.approx(binom.ppf([0.025, 0.975], 100, 0.9) / 100, abs=0.011)

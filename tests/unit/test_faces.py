@@ -127,7 +127,7 @@ def test_a_folder_of_photos(
     monkeypatch.setattr(
         FaceCutter,
         "photo",
-        lambda self, data, *, where="": (seen.append(Path(str(where)).name), photo(self, data, where=where))[1],
+        lambda self, data, *, where="": (seen.append(Path(str(where)).name), photo(self, data, where=where))[1],  # type: ignore[func-returns-value]
     )
     assert main(words) == 1
     assert "1.jpg" not in seen

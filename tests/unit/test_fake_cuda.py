@@ -114,7 +114,7 @@ def make_head(loss: Any, rate: float, dtype: torch.dtype = torch.float32, **kwar
         new = torch.nn.Parameter(torch.empty(shape, dtype=parameter.dtype, device=CUDA))
         vars(new).update({key: value for key, value in vars(parameter).items() if key == "class_rows"})
         head._parameters[name] = new
-    head._ensure_storage = lambda: None  # a fake tensor passes for one without storage
+    head._ensure_storage = lambda: None  # type: ignore[method-assign]  # a fake tensor passes for one without storage
     for name, buffer in list(head._buffers.items()):
         if buffer is not None:
             head._buffers[name] = torch.empty(buffer.shape, dtype=buffer.dtype, device=CUDA)
@@ -229,7 +229,7 @@ def watch_engines(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, tuple[Any,
 
     def watch(function: Any) -> None:
         real = function.apply
-        monkeypatch.setattr(function, "apply", lambda *args: (seen.append((function, args)), real(*args))[1])
+        monkeypatch.setattr(function, "apply", lambda *args: (seen.append((function, args)), real(*args))[1])  # type: ignore[func-returns-value]
 
     watch(_KeptSoftmax)
     watch(_StreamedSoftmax)

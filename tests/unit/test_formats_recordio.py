@@ -134,7 +134,7 @@ def test_ranges_give_the_labels_of_large_files(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(module, "FULL_SCAN", 0)
     read: list[int] = []
     real = module.read_headers
-    monkeypatch.setattr(module, "read_headers", lambda r, o: (read.append(len(o)), real(r, o))[1])
+    monkeypatch.setattr(module, "read_headers", lambda r, o: (read.append(len(o)), real(r, o))[1])  # type: ignore[func-returns-value]
     assert RecordIOImages(tmp_path / "a.rec").labels.tolist() == labels
     assert read == [1, 3, 6]  # the first identity record, all three, and the ends of their ranges
 

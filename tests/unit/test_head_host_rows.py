@@ -111,7 +111,7 @@ class Copies(TorchDispatchMode):
 def split_head(**options: Any) -> PartialFC:
     """A head with its centers on a fake host and everything else on a fake GPU."""
     head = make(rows_on="host", **options)
-    head._ensure_storage = lambda: None
+    head._ensure_storage = lambda: None  # type: ignore[method-assign]
     for name, parameter in list(head._parameters.items()):
         if parameter is not None:
             place = torch.device("cpu") if name == "weight" else CUDA

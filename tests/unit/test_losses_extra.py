@@ -161,5 +161,5 @@ def test_vpl_mixes_in_what_was_seen_lately_and_only_in_training() -> None:
     assert second < first - 0.1, "the target's own embedding is most of its prototype"
     head(x, labels)
     torch.testing.assert_close(head.eval()(x, labels), plain.eval()(x, labels))
-    assert head.memory_seen.tolist() == [3.0, 0.0, 0.0, 3.0, 0.0, 0.0]
-    torch.testing.assert_close(head.memory_feature[3], torch.nn.functional.normalize(x[2], dim=0))
+    assert head.memory_seen.tolist() == [3.0, 0.0, 0.0, 3.0, 0.0, 0.0]  # type: ignore[operator]
+    torch.testing.assert_close(head.memory_feature[3], torch.nn.functional.normalize(x[2], dim=0))  # type: ignore[index]

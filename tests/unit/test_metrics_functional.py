@@ -141,7 +141,7 @@ def test_a_rate_that_whole_pairs_reach_takes_the_end_of_its_plateau(count: int, 
         tars.append(np.mean(d[test][s[test]] < threshold))
         fars.append(np.mean(d[test][~s[test]] < threshold))
     result = kfold_tar_at_far(distances, same, far)
-    assert (result.tar, result.far) == (
+    assert (result.tar, result.far) == (  # type: ignore[comparison-overlap]
         pytest.approx(np.mean(tars), abs=1e-12),
         pytest.approx(np.mean(fars), abs=1e-12),
     )

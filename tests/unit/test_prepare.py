@@ -80,7 +80,7 @@ def test_the_gather_begins_when_the_labels_are_known(elsewhere: None, events: li
     fetched = threading.Event()
     gather = StagedRows._gather
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(StagedRows, "_gather", lambda self: (gather(self), fetched.set())[0])
+        patch.setattr(StagedRows, "_gather", lambda self: (gather(self), fetched.set())[0])  # type: ignore[func-returns-value]
         x, labels = batch(0)
         head.prepare(labels)
         embeddings = backbone(x)
@@ -95,7 +95,7 @@ def test_the_module_of_this_package_prepares_its_batches(elsewhere: None, events
         backbone=nn.Flatten(), num_classes=CLASSES, embedding_dim=DIM, loss="arcface",
         head={"sample_rate": 0.3, "rows_on": "host"},
     )  # fmt: skip
-    module.make_neck = None
+    module.make_neck = None  # type: ignore[method-assign]
     x, labels = batch(0)
     head = module.head.to("cpu")
     module.on_train_batch_start([x, labels], 0)
@@ -135,7 +135,9 @@ def test_a_batch_may_be_a_dict(
     asked: list[Tensor] = []
     prepare = PartialFC.prepare
     monkeypatch.setattr(
-        PartialFC, "prepare", lambda self, labels, other=None: (asked.append(labels), prepare(self, labels, other))[1]
+        PartialFC,
+        "prepare",
+        lambda self, labels, other=None: (asked.append(labels), prepare(self, labels, other))[1],  # type: ignore[func-returns-value]
     )
     x, labels = batch(0)
     data = [{"images": picture.reshape(1, 1, DIM), "labels": label} for picture, label in zip(x, labels, strict=True)]
@@ -226,7 +228,7 @@ def prepare_and_count(rank: int, world_size: int) -> tuple[list[str], str, int]:
     exchange = comm.agreement.exchange
     x, labels = (tensor[rank::world_size] for tensor in batch(0))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(type(comm.agreement), "exchange", lambda self, tag, *a: (said.append(tag), exchange(tag, *a))[1])
+        patch.setattr(type(comm.agreement), "exchange", lambda self, tag, *a: (said.append(tag), exchange(tag, *a))[1])  # type: ignore[func-returns-value]
         head.prepare(labels)
         head(x, labels)
         said.append("|")

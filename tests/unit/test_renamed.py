@@ -119,8 +119,8 @@ def test_a_loss_of_before_that_remembers(said: list[str]) -> None:
     head = PartialFC(embedding_dim=4, num_classes=9, loss=Mine(), additions=[Extra()])
     x, labels = torch.randn(3, 4), torch.tensor([1, 2, 3])
     head(x, labels)
-    assert head.memory_feature[1].tolist() == [1.0] * 4
-    assert head.memory_seen.sum() == 3
+    assert head.memory_feature[1].tolist() == [1.0] * 4  # type: ignore[index]
+    assert head.memory_seen.sum() == 3  # type: ignore[operator]
     assert head.loss.row_memory(4) == {"feature": (4,)}
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         head.loss.nothing  # noqa: B018

@@ -200,7 +200,7 @@ def test_limits_come_before_decoding(export_folder: Path, encoded: dict[str, lis
     running = Running(export_folder, None, body=200_000, image=20_000, pictures=3, pixels=10_000, body_seconds=0.5)
     decoded: list[int] = []
     prepare = running.recogniser.prepare
-    monkeypatch.setattr(running.recogniser, "prepare", lambda data: decoded.append(1) or prepare(data))
+    monkeypatch.setattr(running.recogniser, "prepare", lambda data: decoded.append(1) or prepare(data))  # type: ignore[func-returns-value]
     good = next(iter(encoded.values()))[0]
     try:
         client = running.client
@@ -405,7 +405,7 @@ def test_from_a_folder_to_answers_and_a_clean_end(
         assert found["matches"][0]["identity"] == "id02"
         key = run("serve", str(export_folder), "--gallery", str(gallery), "--make-key", "k", "--scopes", "read,enrol")
         secret = key.stdout.strip()
-        refused = httpx.get(f"{url}/identities", trust_env=False, timeout=30)
+        refused = httpx.get(f"{url}/identities", trust_env=False, timeout=30)  # type: ignore[assignment]
         assert refused.status_code == 401  # the service that runs knows of the key
         headers = {"Authorization": f"Bearer {secret}"}
         assert httpx.get(f"{url}/identities", headers=headers, trust_env=False, timeout=30).status_code == 200

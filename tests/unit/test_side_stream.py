@@ -221,8 +221,8 @@ def test_what_is_asked_of_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
     device = torch.device("cuda", 3)
     monkeypatch.setattr(side_stream, "_known", {})
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "Stream", lambda on: (said.append(f"stream {on}"), Recorded(said))[1])
-    monkeypatch.setattr(torch.cuda, "current_stream", lambda on: (said.append(f"current {on}"), Recorded(said))[1])
+    monkeypatch.setattr(torch.cuda, "Stream", lambda on: (said.append(f"stream {on}"), Recorded(said))[1])  # type: ignore[func-returns-value]
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda on: (said.append(f"current {on}"), Recorded(said))[1])  # type: ignore[func-returns-value]
     tensor: Any = type("T", (), {"record_stream": lambda self, stream: said.append("kept")})()
     streams = side_stream.streams_of(device)
     assert side_stream.streams_of(device) is streams
