@@ -58,12 +58,12 @@ def requirements(project: dict[str, Any]) -> list[str]:
 
 
 def name_of(requirement: str) -> str:
-    """``torch`` of ``torch>=2.6``."""
+    """``torch`` of ``torch>=2.8``."""
     return re.split(r"[\s\[<>=!~;]", requirement, maxsplit=1)[0]
 
 
 def oldest(requirements: Iterable[str]) -> list[str]:
-    """``torch==2.6`` of ``torch>=2.6``.
+    """``torch==2.8`` of ``torch>=2.8``.
 
     Raises:
         ValueError: one has no lower bound.

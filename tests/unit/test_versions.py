@@ -10,7 +10,7 @@ from tests.nightly.versions import TESTS, TOOLS, name_of, oldest, read_project, 
 
 def test_every_dependency_has_a_lower_bound_and_every_tool_is_known() -> None:
     found = oldest(requirements(read_project()))
-    assert {"torch==2.6", "lightning==2.6.4", "pytest==8"} <= set(found)
+    assert {"torch==2.8", "lightning==2.6.4", "pytest==8"} <= set(found)
     assert {name_of(each) for each in found} >= set(TOOLS)
 
 
