@@ -18,7 +18,7 @@ import pytest
 
 from lightning_pfc.data.cache import cache_dir
 from lightning_pfc.data.errors import FormatError
-from lightning_pfc.data.glyphs import Glyphs, fonts, source, store
+from lightning_pfc.data.glyphs import Glyphs, drawing, fonts, source, store
 from lightning_pfc.data.glyphs.draw import draw_characters
 from lightning_pfc.data.glyphs.fonts import FontSet, Typeface, debian_fonts, matplotlib_fonts
 from lightning_pfc.data.glyphs.store import GlyphStore, open_store
@@ -162,13 +162,13 @@ def test_an_interrupted_build_goes_on_from_its_parts(tmp_path: Path, monkeypatch
     before = {p: p.stat().st_mtime_ns for p in parts[1:]}
     parts[0].unlink()
     drawn: list[int] = []
-    real = store.subprocess.Popen
+    real = drawing.subprocess.Popen
 
     def count(*args: Any, **kwargs: Any) -> Any:
         drawn.append(1)
         return real(*args, **kwargs)
 
-    monkeypatch.setattr(store.subprocess, "Popen", count)
+    monkeypatch.setattr(drawing.subprocess, "Popen", count)
     kept: list[bool] = []
     assemble = store._assemble
 
