@@ -13,7 +13,7 @@ from lightning_pfc.evaluation.bootstrap import auc_interval, tar_interval
 from lightning_pfc.evaluation.one_shot import one_shot
 from lightning_pfc.validation import ClosedSetEvaluation, VerificationEvaluation
 
-_REPLICATES, _FOR_AUC = 200, 100
+_REPLICATES = 200
 _FARS = {"1e-2": 1e-2, "1e-3": 1e-3}
 _PER_IDENTITY = 10  # pictures of trained identities that are embedded for the gap
 _MOST_TRAINED = 2000  # of them in all
@@ -70,7 +70,7 @@ def _of_unseen(evaluation: VerificationEvaluation, part: Any, metrics: dict[str,
             continue
         interval = tar_interval(scores.score, scores.same, far, who, replicates=_REPLICATES)
         verdict.intervals[f"{name}/tar@far={word}"] = list(interval)
-    low, high = auc_interval(scores.score, scores.same, who, replicates=_FOR_AUC)
+    low, high = auc_interval(scores.score, scores.same, who)
     verdict.intervals[f"{name}/auc"] = [low, high]
     if low <= 0.5:
         area = metrics.get(f"{name}/auc", math.nan)

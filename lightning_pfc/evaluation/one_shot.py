@@ -8,15 +8,13 @@ bootstrap would put an identity twice into the gallery, or leave a third of the 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from statistics import NormalDist
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lightning_pfc.evaluation.bootstrap import Interval
+from lightning_pfc.evaluation.bootstrap import Interval, log_odds_interval
 from lightning_pfc.evaluation.report import Measurement
 
 _MOST_SCORES = 1 << 28  # of all galleries together
@@ -86,14 +84,7 @@ def _search(unit: Tensor, identity: Tensor, known: Tensor, probes: Tensor, talli
 
 def _rate(tally: Tensor, level: float) -> tuple[float, Interval]:
     hits, searches, taken = tally
-    rate = float(hits.sum() / searches.sum())
-    size, tail = len(hits), (1 - level) / 2
-    if rate in (0.0, 1.0):  # as if each identity had searched once
-        edge = 1 - tail ** (1 / size)
-        return rate, Interval(0.0, edge) if rate == 0.0 else Interval(1 - edge, 1.0)
-    left = searches.sum() - searches
-    without = (hits.sum() - hits + taken) / left.clamp_min(1)
+    rate, size = float(hits.sum() / searches.sum()), len(hits)
+    without = (hits.sum() - hits + taken) / (searches.sum() - searches).clamp_min(1)
     spread = float(((without - without.mean()).square().sum() * (size - 1) / size).sqrt())
-    reach = NormalDist().inv_cdf(1 - tail) * spread / (rate * (1 - rate))
-    odds = math.log(rate / (1 - rate))
-    return rate, Interval(1 / (1 + math.exp(min(700.0, reach - odds))), 1 / (1 + math.exp(max(-700.0, -reach - odds))))
+    return rate, log_odds_interval(rate, spread, size, level)

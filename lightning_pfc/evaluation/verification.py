@@ -53,8 +53,8 @@ def verify_pairs(
     threshold = None
     if bool((pairs.fold >= 0).any()):
         found, threshold = _by_folds(evaluator, distances, pairs, sides)
-    replicates = min(200, evaluator.settings.replicates)
-    interval = evaluator.interval(auc_interval, scores, same, sides, replicates=replicates)
+    wanted = evaluator.settings.replicates > 0
+    interval = auc_interval(scores, same, sides, level=evaluator.settings.level) if wanted else None
     found.append(Measurement("auc", area_under_roc(scores, same), interval))
     found.append(Measurement("eer", equal_error_rate(scores, same)))
     found += _accept_rates(evaluator, scores, same, sides)

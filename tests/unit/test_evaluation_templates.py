@@ -5,11 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from scipy.stats import binom
-from sklearn.metrics import roc_curve
+from scipy.stats import binomtest
+from sklearn.metrics import roc_auc_score, roc_curve
 
 from lightning_pfc.evaluation.bootstrap import auc_interval, proportion_interval, ratio_interval, tar_interval
 from lightning_pfc.evaluation.templates import TemplateMode, template_features, template_scores, tpr_at_nearest_fpr
+from lightning_pfc.metrics.functional.curves import area_under_roc
 
 
 @pytest.mark.parametrize("norm", ["keep", "unit"])
@@ -73,8 +74,8 @@ def test_proportion_interval_is_binomial_and_wider_for_clusters() -> None:
     assert (low, high) == (pytest.approx(0.9 - half, abs=2e-3), pytest.approx(0.9 + half, abs=2e-3))  # type: ignore[comparison-overlap]
     # All errors sit with 10 of 100 people.
     wide = proportion_interval(hits, torch.arange(1000) // 10, replicates=2000)
-    assert wide == pytest.approx(binom.ppf([0.025, 0.975], 100, 0.9) / 100, abs=0.011)
-    assert ratio_interval(torch.tensor([9.0] * 50), torch.tensor([10] * 50)) == (0.9, 0.9)
+    assert wide == pytest.approx(binomtest(90, 100).proportion_ci(method="wilson"), abs=0.008)
+    assert ratio_interval(torch.tensor([9.0] * 50), torch.tensor([10] * 50)) == pytest.approx((0.9, 0.9), abs=1e-12)
 
 
 def slow_tar(scores: np.ndarray, same: np.ndarray, far: float) -> float:
@@ -100,7 +101,7 @@ def test_intervals_by_identity_hold_what_they_promise() -> None:
     """Of 95 % intervals by identity from 60 draws of people, most hold the number of all people; by pair, fewer."""
     rng = np.random.default_rng(3)
     quality = rng.normal(size=4000) * 1.2
-    truth, inside, inside_pairs = None, 0, 0
+    truth, area, inside, inside_pairs, areas = 0.0, 0.0, 0, 0, 0
     for trial in range(61):
         people = np.arange(4000) if trial == 0 else rng.integers(0, 4000, 100)
         a = np.repeat(np.arange(len(people)), 8)
@@ -110,6 +111,7 @@ def test_intervals_by_identity_hold_what_they_promise() -> None:
         same = np.arange(2 * len(a)) < len(a)
         if trial == 0:
             truth = slow_tar(scores, same, 0.1)
+            area = area_under_roc(torch.from_numpy(scores), torch.from_numpy(same))
             continue
         first, second = torch.from_numpy(np.tile(a, 2)), torch.from_numpy(np.concatenate([a, b]))
         tensors = torch.from_numpy(scores), torch.from_numpy(same)
@@ -117,19 +119,47 @@ def test_intervals_by_identity_hold_what_they_promise() -> None:
         inside += low <= truth <= high
         low, high = tar_interval(*tensors, 0.1, replicates=100)
         inside_pairs += low <= truth <= high
-    assert inside >= 50
-    assert inside_pairs < 45
+        low, high = auc_interval(*tensors, (first, second))
+        areas += low <= area <= high
+    assert inside >= 54
+    assert areas >= 54
+    assert inside_pairs <= 48
 
 
 @pytest.mark.parametrize("by_identity", [False, True])
-def test_auc_interval_holds_the_area(by_identity: bool) -> None:
+def test_auc_interval_is_as_wide_as_the_bootstrap_says(by_identity: bool) -> None:
     rng = np.random.default_rng(4)
+    people, owner = 200, np.arange(800) % 200
     same = np.arange(800) < 400
-    scores = torch.from_numpy((rng.normal(size=800) + 1.0 * same).round(1))
-    owner = torch.from_numpy(np.arange(800) % 400)
-    identities = (owner, torch.from_numpy(np.where(same, owner, (owner + 1) % 400))) if by_identity else None
-    low, high = auc_interval(scores, torch.from_numpy(same), identities, replicates=300)
-    assert 0.70 < low < 0.745 < 0.765 < high < 0.82
+    scores = (rng.normal(size=800) + 1.0 * same + 0.8 * rng.normal(size=people)[owner] * same).round(1)  # with ties
+    other = np.where(same, owner, (owner + 1 + np.arange(800) // 200) % people)
+    areas = []
+    for _ in range(600):  # the slow twin: draws them anew
+        if by_identity:
+            drawn = rng.multinomial(people, np.full(people, 1 / people))
+            weight = np.where(same, drawn[owner], drawn[owner] * drawn[other])
+        else:
+            weight = np.concatenate([np.bincount(rng.integers(0, 400, 400), minlength=400) for _ in range(2)])
+        areas.append(roc_auc_score(same, scores, sample_weight=weight))
+    area, spread = roc_auc_score(same, scores), np.std(areas)
+    odds, reach = np.log(area / (1 - area)), 1.96 * spread / (area * (1 - area))
+    identities = (torch.from_numpy(owner), torch.from_numpy(other)) if by_identity else None
+    found = auc_interval(torch.from_numpy(scores), torch.from_numpy(same), identities)
+    assert found == pytest.approx([1 / (1 + np.exp(-odds + reach)), 1 / (1 + np.exp(-odds - reach))], abs=0.004)
+    with pytest.warns(FutureWarning, match="replicates and seed have no effect"):
+        assert auc_interval(torch.from_numpy(scores), torch.from_numpy(same), identities, replicates=300) == found
+
+
+def test_perfect_scores_are_no_certainty() -> None:
+    """0 of 50 people in error: of that many trials with one outcome, the exact interval ends at 0.025^(1/50)."""
+    same, who = torch.arange(100) < 50, torch.arange(100) % 50
+    scores, sides = same.double() + torch.linspace(0, 0.1, 100), (who, torch.where(same, who, (who + 1) % 50))
+    expected = (pytest.approx(0.025 ** (1 / 50)), 1.0)
+    assert tar_interval(scores, same, 0.1, sides) == expected
+    assert auc_interval(scores, same, sides) == expected
+    assert ratio_interval(torch.full((50,), 2.0), torch.full((50,), 2)) == expected
+    assert proportion_interval(torch.ones(50, dtype=torch.bool)) == expected
+    assert tar_interval(scores, same, 1.0, sides) == (1.0, 1.0)  # every pair is accepted: nothing to be uncertain of
 
 
 def test_bad_levels_are_named() -> None:

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from lightning_pfc.evaluation.bootstrap import tar_interval
+from lightning_pfc.evaluation.bootstrap import auc_interval, tar_interval
 from lightning_pfc.evaluation.one_shot import one_shot
-from lightning_pfc.metrics.functional.curves import tar_at_far
+from lightning_pfc.metrics.functional.curves import area_under_roc, tar_at_far
 
 
 def population(identities: int, each: int, width: int, noise: float) -> torch.Tensor:
@@ -76,9 +76,13 @@ def test_the_interval_of_tar_covers_it_too() -> None:
         return (rows @ rows.T)[first, second], labels[first] == labels[second], (labels[first], labels[second])
 
     truth = float(np.mean([float(tar_at_far(*pairs(200)[:2], 1e-2).tar) for _ in range(8)]))
-    inside = 0
+    area = float(np.mean([area_under_roc(*pairs(200)[:2]) for _ in range(8)]))
+    inside, areas = 0, 0
     for seed in range(50):
         scores, same, who = pairs(40)
         found = tar_interval(scores, same, 1e-2, who, replicates=100, seed=seed)
         inside += found.low <= truth <= found.high
-    assert 44 <= inside <= 50
+        low, high = auc_interval(scores, same, who)
+        areas += low <= area <= high
+    assert 45 <= inside <= 50
+    assert 45 <= areas <= 50
