@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from lightning_pfc.calibration.thresholds import NotCalibratedError, Threshold, Thresholds
+from lightning_pfc.runs.thresholds import NotCalibratedError, Threshold, Thresholds
 
 __all__ = ["NotCalibratedError", "Threshold", "Thresholds"]

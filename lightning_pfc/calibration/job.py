@@ -9,21 +9,21 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from lightning_pfc.calibration.gathering import KINDS, gather
-from lightning_pfc.calibration.identification import check_identification, choose_identification
-from lightning_pfc.calibration.material import Material
-from lightning_pfc.calibration.thresholds import Threshold, Thresholds
-from lightning_pfc.calibration.verification import (
+from lightning_pfc.calibration.choose_identification import check_identification, choose_identification
+from lightning_pfc.calibration.choose_verification import (
     LEAST_FALSE_ACCEPTS,
     Draws,
     check,
     choose,
     independent_accepts,
 )
+from lightning_pfc.calibration.gathering import KINDS, gather
+from lightning_pfc.calibration.material import Material
 from lightning_pfc.data.preprocessing import Flip
 from lightning_pfc.evaluation.evaluator import Evaluator
 from lightning_pfc.metrics.functional.checks import check_rate
 from lightning_pfc.runs.run_folder import THRESHOLDS, read_thresholds
+from lightning_pfc.runs.thresholds import Threshold, Thresholds
 from lightning_pfc.storage.whole_files import write_json
 
 _log = logging.getLogger(__name__)

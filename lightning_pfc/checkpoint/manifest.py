@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from lightning_pfc.checkpoint.errors import CheckpointError
-from lightning_pfc.checkpoint.layout import check_layout
+from lightning_pfc.checkpoint.manifest_check import check_layout
 from lightning_pfc.storage.regular import open_regular
 
 MANIFEST = "manifest.json"

@@ -16,7 +16,6 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from lightning_pfc.calibration.job import Calibrate, calibrate, target_of, write_thresholds
-from lightning_pfc.calibration.thresholds import Threshold
 from lightning_pfc.config import compose
 from lightning_pfc.evaluation.evaluator import PROTOCOLS, Evaluator, missing_files
 from lightning_pfc.evaluation.peers import Peers
@@ -24,6 +23,7 @@ from lightning_pfc.evaluation.report import ProtocolResult, as_json, draw, print
 from lightning_pfc.report import versions
 from lightning_pfc.runs.network import load_network
 from lightning_pfc.runs.run_folder import Run
+from lightning_pfc.runs.thresholds import Threshold
 from lightning_pfc.storage.whole_files import sha256, write_json
 
 _log = logging.getLogger(__name__)

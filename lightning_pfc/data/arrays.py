@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lightning_pfc.data.errors import FormatError, reading
-from lightning_pfc.data.sizes import check_unpacked
+from lightning_pfc.data.unpack_limit import check_unpacked
 from lightning_pfc.storage.positioned import PositionedFile
 from lightning_pfc.storage.regular import open_file
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from lightning_pfc.calibration.thresholds import NotCalibratedError, Threshold, Thresholds
 from lightning_pfc.deploy.errors import EngineError, ExportError, GateError, NoFaceError
+from lightning_pfc.runs.thresholds import NotCalibratedError, Threshold, Thresholds
 
 if TYPE_CHECKING:
     from lightning_pfc.deploy.answers import Comparison, Match

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lightning_pfc.calibration.thresholds import Threshold
 from lightning_pfc.deploy.description import FILE, ModelDescription
+from lightning_pfc.runs.thresholds import Threshold
 
 _USE = """```python
 from lightning_pfc.deploy import Recogniser

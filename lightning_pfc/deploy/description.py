@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, is_dataclass, replace
 from typing import Any, Literal, cast
 
-from lightning_pfc.calibration.thresholds import Thresholds
 from lightning_pfc.data.preprocessing import Preprocessing
 from lightning_pfc.deploy.errors import ExportError
 from lightning_pfc.deploy.precisions import PRECISIONS
 from lightning_pfc.runs.plain import Reader, is_file_name, read_json
+from lightning_pfc.runs.thresholds import Thresholds
 from lightning_pfc.storage.whole_files import write_json
 
 FORMAT, VERSION = "lightning-pfc export", 1

@@ -14,7 +14,6 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from lightning_pfc.calibration.thresholds import Thresholds
 from lightning_pfc.data.preprocessing import METADATA_KEY, Preprocessing
 from lightning_pfc.deploy.card import write_card
 from lightning_pfc.deploy.class_centers import write_centers
@@ -33,6 +32,7 @@ from lightning_pfc.deploy.samples import Samples, open_samples
 from lightning_pfc.deploy.torch_engine import TorchEngine
 from lightning_pfc.runs.network import EmbeddingModel
 from lightning_pfc.runs.run_folder import Run
+from lightning_pfc.runs.thresholds import Thresholds
 
 MODEL = {"onnx": "model.onnx", "pt2": "model.pt2"}
 _CHECKED = 256  # pictures

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from lightning_pfc.calibration.thresholds import Kind, NotCalibratedError, Threshold, Thresholds
 from lightning_pfc.data.pictures.decoding import MAX_PIXELS
 from lightning_pfc.deploy.answers import Comparison, Match
 from lightning_pfc.deploy.centers import CenterGallery
@@ -23,6 +22,7 @@ from lightning_pfc.deploy.opening import open_cutter, open_network
 from lightning_pfc.deploy.pictures import Picture, Pixels, cut_out, one_by_one, prepare
 from lightning_pfc.deploy.vectors import as_rows, unit
 from lightning_pfc.runs.hub import local_folder
+from lightning_pfc.runs.thresholds import Kind, NotCalibratedError, Threshold, Thresholds
 
 if TYPE_CHECKING:
     from lightning_pfc.faces import FaceCutter

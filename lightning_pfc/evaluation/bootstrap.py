@@ -211,15 +211,16 @@ def auc_interval(
     area = area_under_roc(scores, same)
     values, flags = scores.cpu().numpy(), same.cpu().numpy()
     genuine, impostor = values[flags], values[~flags]
-    moves = np.empty(len(values))  # how far the area moves, for each pair that counted once more
+    moves: Floats = np.empty(len(values))  # how far the area moves, for each pair that counted once more
     moves[flags] = (_share_below(genuine, impostor) - area) / len(genuine)
     moves[~flags] = (1 - _share_below(impostor, genuine) - area) / len(impostor)
-    units = min(len(genuine), len(impostor))
+    units, sums = min(len(genuine), len(impostor)), moves
     if identities is not None:
         units, first, second = _numbered(identities)
-        of_first, of_second = np.bincount(first, moves, units), np.bincount(second, np.where(flags, 0.0, moves), units)
-        moves = of_first + of_second
-    return log_odds_interval(area, math.sqrt(float((moves**2).sum()) * units / max(1, units - 1)), units, level)
+        other = np.where(flags, 0.0, moves)  # both pictures of a genuine pair are of one identity
+        both = np.bincount(first, moves, units), np.bincount(second, other, units)
+        sums = np.add(*both, dtype=np.float64)
+    return log_odds_interval(area, math.sqrt(float((sums**2).sum()) * units / max(1, units - 1)), units, level)
 
 
 def _share_below(scores: Floats, others: Floats) -> Floats:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from lightning_pfc.calibration.thresholds import Threshold
 from lightning_pfc.deploy.recogniser import Recogniser
 from lightning_pfc.gallery.records import Match
+from lightning_pfc.runs.thresholds import Threshold
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from typing_extensions import Self
 from lightning_pfc.gallery.errors import GalleryError, OtherModelError, UnknownIdentityError
 from lightning_pfc.gallery.followers import Searcher, follower
 from lightning_pfc.gallery.records import GalleryInfo, Identity, Match, ModelRecord, NewPicture, as_unit
-from lightning_pfc.gallery.schema import VERSION
+from lightning_pfc.gallery.sqlite_schema import VERSION
 from lightning_pfc.gallery.sqlite_store import SqliteStore
 from lightning_pfc.gallery.store import Store
 

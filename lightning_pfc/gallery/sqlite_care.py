@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from lightning_pfc.gallery.errors import GalleryError
-from lightning_pfc.gallery.schema import DATABASE, explained, sync_folder
 from lightning_pfc.gallery.sqlite_file import SqliteFile
+from lightning_pfc.gallery.sqlite_schema import DATABASE, explained, sync_folder
 
 _BATCH = 1000
 

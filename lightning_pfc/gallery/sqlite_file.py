@@ -14,7 +14,7 @@ import numpy as np
 
 from lightning_pfc.gallery.errors import GalleryBusyError, NotAGalleryError, OtherModelError
 from lightning_pfc.gallery.records import ModelRecord, Vectors
-from lightning_pfc.gallery.schema import explained, open_database, transaction
+from lightning_pfc.gallery.sqlite_schema import explained, open_database, transaction
 
 _MODEL_SHIFT = 40
 _PATIENCE = 10.0  # seconds, for a process that reads while the log is to be emptied

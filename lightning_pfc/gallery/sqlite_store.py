@@ -18,8 +18,8 @@ from lightning_pfc.gallery import sqlite_care, sqlite_moving
 from lightning_pfc.gallery.errors import GalleryError, IdentityExistsError, UnknownIdentityError
 from lightning_pfc.gallery.names import check_name, metadata_json, unknown
 from lightning_pfc.gallery.records import Identity, ModelRecord, NewPicture, VectorBatch, Vectors, as_unit
-from lightning_pfc.gallery.schema import DATABASE, create_database
 from lightning_pfc.gallery.sqlite_file import SqliteFile
+from lightning_pfc.gallery.sqlite_schema import DATABASE, create_database
 from lightning_pfc.gallery.store import Pending, Position
 
 BATCH = 1000

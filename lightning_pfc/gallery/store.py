@@ -1,4 +1,7 @@
-"""What keeps a gallery: identities, pictures, vectors. The truth from which every index is made."""
+"""What a store of a gallery does: identities, pictures, vectors, the truth from which every index is made.
+
+``sqlite_store`` and ``postgres_store`` do it.
+"""
 
 from __future__ import annotations
 

@@ -10,12 +10,12 @@ from typing import TypeVar
 
 import numpy as np
 
-from lightning_pfc.calibration.thresholds import NotCalibratedError, Threshold
 from lightning_pfc.deploy.pictures import prepare
 from lightning_pfc.deploy.recogniser import Recogniser
 from lightning_pfc.gallery import Gallery, NewPicture
 from lightning_pfc.gallery.deciding import search_threshold
 from lightning_pfc.gallery.previews import preview_of
+from lightning_pfc.runs.thresholds import NotCalibratedError, Threshold
 from lightning_pfc.service.batcher import Batcher, Pixels, Rows
 from lightning_pfc.service.errors import RequestError
 from lightning_pfc.service.limits import Limits

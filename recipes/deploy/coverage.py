@@ -20,9 +20,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from lightning_pfc.calibration.identification import check_identification, choose_identification
+from lightning_pfc.calibration.choose_identification import check_identification, choose_identification
+from lightning_pfc.calibration.choose_verification import Draws, check, choose
 from lightning_pfc.calibration.material import Material
-from lightning_pfc.calibration.verification import Draws, check, choose
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

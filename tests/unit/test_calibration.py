@@ -11,19 +11,19 @@ import numpy as np
 import pytest
 import torch
 
+from lightning_pfc.calibration.choose_identification import check_identification, choose_identification
+from lightning_pfc.calibration.choose_verification import Draws, UnresolvedRateError, check, choose, pairs_above
 from lightning_pfc.calibration.gathering import some_of_each
-from lightning_pfc.calibration.identification import check_identification, choose_identification
 from lightning_pfc.calibration.job import Calibrate, write_thresholds
 from lightning_pfc.calibration.material import Material
 from lightning_pfc.calibration.spread import Accepts, replicates, variance
-from lightning_pfc.calibration.thresholds import Threshold, Thresholds
 from lightning_pfc.calibration.trials import AllPairs, ListedPairs, Searches, Trials
-from lightning_pfc.calibration.verification import Draws, UnresolvedRateError, check, choose, pairs_above
 from lightning_pfc.commands.eval import evaluate
 from lightning_pfc.deploy import Recogniser
 from lightning_pfc.deploy.export import export_run
 from lightning_pfc.runs.errors import ExportError
 from lightning_pfc.runs.run_folder import Run, read_thresholds
+from lightning_pfc.runs.thresholds import Threshold, Thresholds
 
 QUICK = Draws(replicates=300)
 

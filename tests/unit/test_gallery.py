@@ -30,7 +30,7 @@ from lightning_pfc.gallery import (
 )
 from lightning_pfc.gallery.deciding import decide
 from lightning_pfc.gallery.records import Match
-from lightning_pfc.gallery.schema import DATABASE
+from lightning_pfc.gallery.sqlite_schema import DATABASE
 
 MODEL = ModelRecord("a" * 64, 32, "export")
 

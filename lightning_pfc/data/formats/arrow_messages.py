@@ -11,7 +11,7 @@ import struct
 from collections.abc import Iterator
 
 from lightning_pfc.data.errors import FormatError
-from lightning_pfc.data.sizes import ALWAYS, TIMES, check_unpacked
+from lightning_pfc.data.unpack_limit import ALWAYS, TIMES, check_unpacked
 from lightning_pfc.storage.positioned import PositionedFile
 
 MAGIC = b"ARROW1"

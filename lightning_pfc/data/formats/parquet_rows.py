@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning_pfc.data.errors import FormatError
-from lightning_pfc.data.sizes import check_unpacked
+from lightning_pfc.data.unpack_limit import check_unpacked
 from lightning_pfc.storage.regular import check_regular
 
 _LIMIT = 1 << 26  # bytes and elements in the footer

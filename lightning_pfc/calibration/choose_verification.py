@@ -20,13 +20,13 @@ from lightning_pfc.calibration.spread import (
     scaled,
     variance,
 )
-from lightning_pfc.calibration.thresholds import Threshold
 from lightning_pfc.calibration.trials import AllPairs, Floats, Ints, ListedPairs
 from lightning_pfc.evaluation.all_pairs import all_pairs_tar
 from lightning_pfc.evaluation.blockwise import UnitRows, entries_above, true_float32
 from lightning_pfc.evaluation.bootstrap import proportion_interval, ratio_interval
 from lightning_pfc.metrics.functional import tar_at_far
 from lightning_pfc.metrics.verification import rate_name
+from lightning_pfc.runs.thresholds import Threshold
 
 LEAST_FALSE_ACCEPTS = 30
 _BLOCK = 2048

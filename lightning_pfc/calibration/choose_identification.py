@@ -15,14 +15,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lightning_pfc.calibration.choose_verification import LEAST_FALSE_ACCEPTS, Draws, UnresolvedRateError
 from lightning_pfc.calibration.material import Material
 from lightning_pfc.calibration.spread import Accepts, quantiles, replicates, scaled, variance
-from lightning_pfc.calibration.thresholds import Threshold
 from lightning_pfc.calibration.trials import Floats, Ints, Searches
-from lightning_pfc.calibration.verification import LEAST_FALSE_ACCEPTS, Draws, UnresolvedRateError
 from lightning_pfc.evaluation.blockwise import UnitRows, entries_above, true_float32
 from lightning_pfc.evaluation.bootstrap import ratio_interval
 from lightning_pfc.metrics.verification import rate_name
+from lightning_pfc.runs.thresholds import Threshold
 
 _BLOCK = 2048
 _SAMPLE = 2048
@@ -103,7 +103,7 @@ def check_identification(
         draws: Of the bootstrap.
 
     Returns:
-        As :func:`~lightning_pfc.calibration.verification.check`.
+        As :func:`~lightning_pfc.calibration.choose_verification.check`.
     """
     draws, gallery = draws or Draws(), threshold.gallery or 1
     if second.labels is None or len(second.numbered()[1]) <= gallery:
