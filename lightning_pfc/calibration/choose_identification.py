@@ -20,7 +20,7 @@ from lightning_pfc.calibration.material import Material
 from lightning_pfc.calibration.spread import Accepts, quantiles, replicates, scaled, variance
 from lightning_pfc.calibration.trials import Floats, Ints, Searches
 from lightning_pfc.evaluation.blockwise import UnitRows, entries_above, true_float32
-from lightning_pfc.evaluation.bootstrap import ratio_interval
+from lightning_pfc.evaluation.intervals import ratio_interval
 from lightning_pfc.metrics.verification import rate_name
 from lightning_pfc.runs.thresholds import Threshold
 
@@ -64,13 +64,7 @@ def choose_identification(
     ends = [found.threshold(min(fpir * math.exp(-end), 0.9)) for end in quantiles(own, draws.level)]
     rate = found.rate(value)
     hits, trials = found.identified(value)
-    interval = ratio_interval(
-        torch.from_numpy(hits),
-        torch.from_numpy(trials),
-        level=draws.level,
-        replicates=draws.replicates,
-        seed=draws.seed,
-    )
+    interval = ratio_interval(torch.from_numpy(hits), torch.from_numpy(trials), level=draws.level)
     return Threshold(
         name=f"fpir={rate_name(fpir)}@{gallery}",
         kind="identification",

@@ -23,7 +23,7 @@ from lightning_pfc.calibration.spread import (
 from lightning_pfc.calibration.trials import AllPairs, Floats, Ints, ListedPairs
 from lightning_pfc.evaluation.all_pairs import all_pairs_tar
 from lightning_pfc.evaluation.blockwise import UnitRows, entries_above, true_float32
-from lightning_pfc.evaluation.bootstrap import proportion_interval, ratio_interval
+from lightning_pfc.evaluation.intervals import proportion_interval, ratio_interval
 from lightning_pfc.metrics.functional import tar_at_far
 from lightning_pfc.metrics.verification import rate_name
 from lightning_pfc.runs.thresholds import Threshold
@@ -229,7 +229,7 @@ class _All(_Pairs):
 
     def accept_interval(self, value: float, draws: Draws) -> tuple[float, float]:
         hits, trials = self._genuine_hits(value)
-        found = ratio_interval(hits, trials, level=draws.level, replicates=draws.replicates, seed=draws.seed)
+        found = ratio_interval(hits, trials, level=draws.level)
         return found.low, found.high
 
     def accepts(self, value: float) -> Accepts:
@@ -275,7 +275,7 @@ class _Listed(_Pairs):
     def accept_interval(self, value: float, draws: Draws) -> tuple[float, float]:
         who = None if self._sides is None else torch.from_numpy(self._sides[0])[self._same]
         hits = self._scores[self._same] > value
-        found = proportion_interval(hits, who, level=draws.level, replicates=draws.replicates, seed=draws.seed)
+        found = proportion_interval(hits, who, level=draws.level)
         return found.low, found.high
 
     def accepts(self, value: float) -> Accepts | None:

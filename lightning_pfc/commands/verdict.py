@@ -9,11 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lightning_pfc.evaluation.bootstrap import auc_interval, tar_interval
+from lightning_pfc.evaluation.intervals import auc_interval, tar_interval
 from lightning_pfc.evaluation.one_shot import one_shot
 from lightning_pfc.validation import ClosedSetEvaluation, VerificationEvaluation
 
-_REPLICATES = 200
 _FARS = {"1e-2": 1e-2, "1e-3": 1e-3}
 _PER_IDENTITY = 10  # pictures of trained identities that are embedded for the gap
 _MOST_TRAINED = 2000  # of them in all
@@ -68,7 +67,7 @@ def _of_unseen(evaluation: VerificationEvaluation, part: Any, metrics: dict[str,
                 f"false accept rate of {far:.1%}; {math.ceil(1 / far):,} are the least."
             )
             continue
-        interval = tar_interval(scores.score, scores.same, far, who, replicates=_REPLICATES)
+        interval = tar_interval(scores.score, scores.same, far, who)
         verdict.intervals[f"{name}/tar@far={word}"] = list(interval)
     low, high = auc_interval(scores.score, scores.same, who)
     verdict.intervals[f"{name}/auc"] = [low, high]

@@ -13,7 +13,7 @@ from tqdm import trange
 from lightning_pfc.data.preprocessing import Preprocessing
 from lightning_pfc.data.verification import VerificationSet
 from lightning_pfc.deploy.engines import Engine
-from lightning_pfc.evaluation.bootstrap import tar_interval
+from lightning_pfc.evaluation.intervals import tar_interval
 from lightning_pfc.metrics.functional import cosine_from_squared_distance, pair_squared_distances, tar_at_far
 from lightning_pfc.metrics.verification import rate_name
 
@@ -68,7 +68,7 @@ def figures_of(scores: Tensor, name: str, part: VerificationSet) -> list[Figure]
         if far * impostors < 10 or not bool(pairs.same.any()):
             continue
         point = tar_at_far(scores, pairs.same, far)
-        interval = tar_interval(scores, pairs.same, far, sides, replicates=200)
+        interval = tar_interval(scores, pairs.same, far, sides)
         found.append(Figure(f"{name}/tar@far={rate_name(far)}", point.tar, interval.low, interval.high))
     return found
 

@@ -15,13 +15,13 @@ from lightning_pfc.data.images import ImageTable
 from lightning_pfc.data.preprocessing import Flip, Preprocessing
 from lightning_pfc.evaluation.all_pairs import all_pairs_tar
 from lightning_pfc.evaluation.bins import BinImages
-from lightning_pfc.evaluation.bootstrap import ratio_interval
 from lightning_pfc.evaluation.embedders import Embedder, embed_images, preprocessing_of
 from lightning_pfc.evaluation.faces import EncodedFaces, FaceSet, labels_of, of_identities, open_faces, shared_labels
 from lightning_pfc.evaluation.group_gaps import compare_groups
 from lightning_pfc.evaluation.identification import DISTRACTOR, rank_among_distractors
 from lightning_pfc.evaluation.identification_rates import cumulative_match, identify
 from lightning_pfc.evaluation.ijb import evaluate_ijb
+from lightning_pfc.evaluation.intervals import ratio_interval
 from lightning_pfc.evaluation.one_shot import one_shot
 from lightning_pfc.evaluation.pairs import IndexedPairs, PairedImages, pairs_by_name
 from lightning_pfc.evaluation.peers import Peers
@@ -48,8 +48,6 @@ class Evaluator:
         self.embedder = embedder
         self.settings = settings or EvaluationSettings()
         self.peers = peers or Peers.current()
-        s = self.settings
-        self._draws: dict[str, Any] = {"level": s.level, "replicates": s.replicates, "seed": s.seed}
 
     def run(self, name: str, protocol: str | os.PathLike[str] | Mapping[str, Any]) -> ProtocolResult:
         """Run one protocol.
@@ -203,11 +201,11 @@ class Evaluator:
 
     # --- details -----------------------------------------------------------------------------------------------------
 
-    def interval(self, function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
-        """An interval by one of the functions of ``evaluation.bootstrap``, or None when none are wanted."""
+    def interval(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """An interval by one of the functions of ``evaluation.intervals``, or None when none are wanted."""
         if not self.settings.replicates:
             return None
-        return function(*arguments, **{**self._draws, **options})
+        return function(*arguments, level=self.settings.level)
 
     def input_size(self, name: str) -> tuple[int, int, int]:
         """(C, H, W) that the model wants."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from lightning_pfc.evaluation.bootstrap import proportion_interval
+from lightning_pfc.evaluation.intervals import proportion_interval
 from lightning_pfc.evaluation.report import Measurement, ProtocolResult, ScoredPairs
 from lightning_pfc.metrics.functional import tar_at_far
 from lightning_pfc.metrics.verification import rate_name

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from lightning_pfc.evaluation.bootstrap import proportion_interval
 from lightning_pfc.evaluation.identification import (
     DISTRACTOR,
     identification_rate,
@@ -14,6 +13,7 @@ from lightning_pfc.evaluation.identification import (
     search,
     tpir_at_fpir,
 )
+from lightning_pfc.evaluation.intervals import proportion_interval
 from lightning_pfc.evaluation.report import Measurement, ProtocolResult
 from lightning_pfc.metrics.verification import rate_name
 

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lightning_pfc.evaluation.bootstrap import Interval, log_odds_interval
+from lightning_pfc.evaluation.intervals import Interval, interval_of
 from lightning_pfc.evaluation.report import Measurement
 
 _MOST_SCORES = 1 << 28  # of all galleries together
@@ -84,7 +84,7 @@ def _search(unit: Tensor, identity: Tensor, known: Tensor, probes: Tensor, talli
 
 def _rate(tally: Tensor, level: float) -> tuple[float, Interval]:
     hits, searches, taken = tally
-    rate, size = float(hits.sum() / searches.sum()), len(hits)
+    rate = float(hits.sum() / searches.sum())
     without = (hits.sum() - hits + taken) / (searches.sum() - searches).clamp_min(1)
-    spread = float(((without - without.mean()).square().sum() * (size - 1) / size).sqrt())
-    return rate, log_odds_interval(rate, spread, size, level)
+    moves = (without.mean() - without) * (len(hits) - 1) / len(hits)
+    return rate, interval_of(rate, moves.numpy(), level)

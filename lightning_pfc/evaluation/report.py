@@ -13,7 +13,7 @@ from rich.table import Table
 from torch import Tensor
 
 from lightning_pfc.data.images import ImageTable
-from lightning_pfc.evaluation.bootstrap import Interval
+from lightning_pfc.evaluation.intervals import Interval
 from lightning_pfc.evaluation.pairs import IndexedPairs
 from lightning_pfc.metrics.functional import roc_curve
 from lightning_pfc.plots import plot_det, plot_hardest_pairs, plot_roc, plot_score_histogram
@@ -25,7 +25,7 @@ class Measurement(NamedTuple):
     Attributes:
         name: Without the name of the set, for example ``accuracy``.
         value: The number.
-        interval: Where it would lie with other people or pairs, see ``evaluation.bootstrap``; None where there is none.
+        interval: Where it would lie with other people or pairs, see ``evaluation.intervals``; None where there is none.
         note: What a reader must know beside it.
     """
 

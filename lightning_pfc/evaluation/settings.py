@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from lightning_pfc.data.pictures.decoding import MAX_PIXELS
 from lightning_pfc.data.preprocessing import Fit, Flip, Resampling
+from lightning_pfc.ignored import warn_ignored
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,9 +26,9 @@ class EvaluationSettings:
         fpirs: False positive identification rates.
         batch_size: Pictures at once.
         num_workers: Processes that decode pictures.
-        level: Share of replicates inside an interval.
-        replicates: Bootstrap replicates; 0 makes no intervals.
-        seed: Of the bootstrap.
+        level: Of confidence of the intervals.
+        replicates: 0 makes no intervals; how many has no effect any more, since nothing is drawn for them.
+        seed: Of the galleries that ``one_shot`` draws.
     """
 
     flip: Flip | None = None
@@ -43,3 +44,11 @@ class EvaluationSettings:
     level: float = 0.95
     replicates: int = 1000
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.replicates < 0:
+            raise ValueError(
+                f"replicates={self.replicates} must be 0, which makes no intervals, or 1000, for intervals"
+            )
+        if self.replicates not in (0, 1000):
+            warn_ignored(f"replicates={self.replicates}", "nothing is drawn for intervals; 0 leaves them out", 4)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from lightning_pfc.data.images import ImageTable
-from lightning_pfc.evaluation.bootstrap import auc_interval, proportion_interval, tar_interval
+from lightning_pfc.evaluation.intervals import auc_interval, proportion_interval, tar_interval
 from lightning_pfc.evaluation.pairs import IndexedPairs
 from lightning_pfc.evaluation.report import Measurement, ProtocolResult, ScoredPairs
 from lightning_pfc.metrics.functional import (
@@ -53,8 +53,7 @@ def verify_pairs(
     threshold = None
     if bool((pairs.fold >= 0).any()):
         found, threshold = _by_folds(evaluator, distances, pairs, sides)
-    wanted = evaluator.settings.replicates > 0
-    interval = auc_interval(scores, same, sides, level=evaluator.settings.level) if wanted else None
+    interval = evaluator.interval(auc_interval, scores, same, sides)
     found.append(Measurement("auc", area_under_roc(scores, same), interval))
     found.append(Measurement("eer", equal_error_rate(scores, same)))
     found += _accept_rates(evaluator, scores, same, sides)

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import torch
 from scipy.stats import binomtest
+from scipy.stats import t as student
 from sklearn.metrics import roc_auc_score, roc_curve
 
-from lightning_pfc.evaluation.bootstrap import auc_interval, proportion_interval, ratio_interval, tar_interval
+from lightning_pfc.evaluation.intervals import _student, auc_interval, proportion_interval, ratio_interval, tar_interval
 from lightning_pfc.evaluation.templates import TemplateMode, template_features, template_scores, tpr_at_nearest_fpr
 from lightning_pfc.metrics.functional.curves import area_under_roc
 
@@ -69,11 +70,11 @@ def test_nearest_point_is_the_published_one(digits: int | None) -> None:
 
 def test_proportion_interval_is_binomial_and_wider_for_clusters() -> None:
     hits = torch.arange(1000) < 900
-    low, high = proportion_interval(hits, replicates=4000)
+    low, high = proportion_interval(hits)
     half = 1.96 * np.sqrt(0.9 * 0.1 / 1000)
     assert (low, high) == (pytest.approx(0.9 - half, abs=2e-3), pytest.approx(0.9 + half, abs=2e-3))  # type: ignore[comparison-overlap]
     # All errors sit with 10 of 100 people.
-    wide = proportion_interval(hits, torch.arange(1000) // 10, replicates=2000)
+    wide = proportion_interval(hits, torch.arange(1000) // 10)
     assert wide == pytest.approx(binomtest(90, 100).proportion_ci(method="wilson"), abs=0.008)
     assert ratio_interval(torch.tensor([9.0] * 50), torch.tensor([10] * 50)) == pytest.approx((0.9, 0.9), abs=1e-12)
 
@@ -92,7 +93,7 @@ def test_tar_interval_is_the_one_of_real_resampling() -> None:
         genuine, impostor = rng.choice(scores[same], 1000), rng.choice(scores[~same], 2000)
         values.append(slow_tar(np.concatenate([genuine, impostor]), same, 0.01))
     expected = np.quantile(values, [0.025, 0.975])
-    got = tar_interval(torch.from_numpy(scores), torch.from_numpy(same), 0.01, replicates=4000)
+    got = tar_interval(torch.from_numpy(scores), torch.from_numpy(same), 0.01)
     assert got == pytest.approx(expected, abs=0.012)
     assert got.low < slow_tar(scores, same, 0.01) < got.high
 
@@ -115,9 +116,9 @@ def test_intervals_by_identity_hold_what_they_promise() -> None:
             continue
         first, second = torch.from_numpy(np.tile(a, 2)), torch.from_numpy(np.concatenate([a, b]))
         tensors = torch.from_numpy(scores), torch.from_numpy(same)
-        low, high = tar_interval(*tensors, 0.1, (first, second), replicates=100)
+        low, high = tar_interval(*tensors, 0.1, (first, second))
         inside += low <= truth <= high
-        low, high = tar_interval(*tensors, 0.1, replicates=100)
+        low, high = tar_interval(*tensors, 0.1)
         inside_pairs += low <= truth <= high
         low, high = auc_interval(*tensors, (first, second))
         areas += low <= area <= high
@@ -126,28 +127,56 @@ def test_intervals_by_identity_hold_what_they_promise() -> None:
     assert inside_pairs <= 48
 
 
+def by_student(value: float, spread: float, freedom: float) -> tuple[float, float]:
+    odds, reach = np.log(value / (1 - value)), student.ppf(0.975, freedom) * spread / (value * (1 - value))
+    return 1 / (1 + np.exp(reach - odds)), 1 / (1 + np.exp(-reach - odds))
+
+
 @pytest.mark.parametrize("by_identity", [False, True])
-def test_auc_interval_is_as_wide_as_the_bootstrap_says(by_identity: bool) -> None:
+def test_intervals_are_as_wide_as_drawing_says(by_identity: bool) -> None:
+    """The slow twin draws identities (or pairs) anew, with the threshold found anew."""
     rng = np.random.default_rng(4)
-    people, owner = 200, np.arange(800) % 200
-    same = np.arange(800) < 400
-    scores = (rng.normal(size=800) + 1.0 * same + 0.8 * rng.normal(size=people)[owner] * same).round(1)  # with ties
-    other = np.where(same, owner, (owner + 1 + np.arange(800) // 200) % people)
-    areas = []
-    for _ in range(600):  # the slow twin: draws them anew
+    people, count = 200, 4000
+    owner = np.arange(count) % people
+    same = np.arange(count) < 1000
+    scores = rng.normal(size=count) + 1.0 * same + 0.8 * rng.normal(size=people)[owner] * same
+    scores = scores.round(2)  # with ties
+    other = np.where(same, owner, (owner + 1 + np.arange(count) // people) % people)
+    areas, rates = [], []
+    for _ in range(500):
         if by_identity:
             drawn = rng.multinomial(people, np.full(people, 1 / people))
             weight = np.where(same, drawn[owner], drawn[owner] * drawn[other])
         else:
-            weight = np.concatenate([np.bincount(rng.integers(0, 400, 400), minlength=400) for _ in range(2)])
+            weight = np.concatenate([np.bincount(rng.integers(0, n, n), minlength=n) for n in (1000, 3000)])
         areas.append(roc_auc_score(same, scores, sample_weight=weight))
-    area, spread = roc_auc_score(same, scores), np.std(areas)
-    odds, reach = np.log(area / (1 - area)), 1.96 * spread / (area * (1 - area))
+        rates.append(slow_tar(np.repeat(scores, weight), np.repeat(same, weight), 0.1))
     identities = (torch.from_numpy(owner), torch.from_numpy(other)) if by_identity else None
-    found = auc_interval(torch.from_numpy(scores), torch.from_numpy(same), identities)
-    assert found == pytest.approx([1 / (1 + np.exp(-odds + reach)), 1 / (1 + np.exp(-odds - reach))], abs=0.004)
-    with pytest.warns(FutureWarning, match="replicates and seed have no effect"):
-        assert auc_interval(torch.from_numpy(scores), torch.from_numpy(same), identities, replicates=300) == found
+    given = torch.from_numpy(scores), torch.from_numpy(same)
+    freedom = 150 if by_identity else 1000
+    found = auc_interval(*given, identities)
+    assert found == pytest.approx(by_student(roc_auc_score(same, scores), float(np.std(areas)), freedom), abs=0.003)
+    assert tar_interval(*given, 0.1, identities) == pytest.approx(
+        by_student(slow_tar(scores, same, 0.1), float(np.std(rates)), freedom), abs=0.012
+    )
+    with pytest.warns(FutureWarning, match="auc_interval draws nothing any more: replicates have no effect"):
+        assert auc_interval(*given, identities, replicates=300) == found  # type: ignore[call-arg]
+
+
+@pytest.mark.parametrize("freedom", [2, 3, 8, 30, 1e6])
+def test_quantiles_of_student(freedom: float) -> None:
+    assert _student(0.975, freedom) == pytest.approx(student.ppf(0.975, freedom), rel=0.01)
+    assert _student(0.95, freedom) == pytest.approx(student.ppf(0.95, freedom), rel=0.01)
+
+
+def test_few_people_who_make_all_errors_widen_an_interval() -> None:
+    """One of 100 people in error at 10 of 10 trials, or 10 of them at 1: as many errors, another certainty."""
+    trials = torch.full((100,), 10)
+    of_one, of_ten = trials.clone(), trials.clone()
+    of_one[0], of_ten[:10] = 0, 9
+    one, ten = ratio_interval(of_one, trials), ratio_interval(of_ten, trials)
+    assert one.high - one.low > 5 * (ten.high - ten.low)
+    assert one.low < 0.9 < one.high < 1
 
 
 def test_perfect_scores_are_no_certainty() -> None:
@@ -165,7 +194,5 @@ def test_perfect_scores_are_no_certainty() -> None:
 def test_bad_levels_are_named() -> None:
     with pytest.raises(ValueError, match="level=95"):
         proportion_interval(torch.ones(3, dtype=torch.bool), level=95)
-    with pytest.raises(ValueError, match="replicates=1"):
-        proportion_interval(torch.ones(3, dtype=torch.bool), replicates=1)
     with pytest.raises(ValueError, match="at least one is needed"):
         proportion_interval(torch.ones(0, dtype=torch.bool))

@@ -20,9 +20,9 @@ from lightning_pfc.commands.eval import evaluate
 from lightning_pfc.data.formats import FormatError
 from lightning_pfc.distributed import ClassShard, Comm
 from lightning_pfc.evaluation import EvaluationSettings, Evaluator, Peers, TorchEmbedder, embed_images, write_bin
-from lightning_pfc.evaluation.bootstrap import Interval
 from lightning_pfc.evaluation.faces import open_faces
 from lightning_pfc.evaluation.identification import identification_rate, search
+from lightning_pfc.evaluation.intervals import Interval
 from lightning_pfc.evaluation.report import Measurement, ProtocolResult, print_table
 from lightning_pfc.metrics.functional import kfold_accuracy, pair_squared_distances, tar_at_far
 from lightning_pfc.report import print_results
@@ -101,9 +101,7 @@ def values(result: Any) -> dict[str, float]:
 
 @pytest.mark.parametrize("flip", ["none", "sum"])
 def test_bin_and_list_give_the_numbers_by_hand(folder: Path, flip: Any) -> None:
-    evaluator = Evaluator(
-        embedder(), EvaluationSettings(flip=flip, fars=(0.1, 0.02, 1e-4), replicates=20, batch_size=7)
-    )
+    evaluator = Evaluator(embedder(), EvaluationSettings(flip=flip, fars=(0.1, 0.02, 1e-4), batch_size=7))
     listed = evaluator.run("a", {"type": "pairs", "path": str(folder / "pairs.txt"), "images": str(folder / "images")})
     packed = evaluator.run("b", str(folder / "set.bin"))
     lines = [line.split("\t") for line in (folder / "pairs.txt").read_text().splitlines()[1:]]
@@ -136,7 +134,7 @@ def test_the_module_is_left_as_it_was(folder: Path) -> None:
 
 
 def test_identification_over_folders_and_embeddings(folder: Path, tmp_path: Path) -> None:
-    evaluator = Evaluator(embedder(), EvaluationSettings(flip="none", ranks=(1, 3), fpirs=(0.2,), replicates=20))
+    evaluator = Evaluator(embedder(), EvaluationSettings(flip="none", ranks=(1, 3), fpirs=(0.2,)))
     faces = open_faces(folder / "images", (3, SIZE, SIZE))
     rows = embed_images(embedder(), faces.images, flip="none")  # type: ignore[arg-type]
     assert faces.labels is not None
@@ -166,7 +164,7 @@ def test_identification_over_folders_and_embeddings(folder: Path, tmp_path: Path
 
 
 def test_groups_report_gaps(folder: Path) -> None:
-    evaluator = Evaluator(embedder(), EvaluationSettings(flip="none", replicates=20, fars=(0.1,)))
+    evaluator = Evaluator(embedder(), EvaluationSettings(flip="none", fars=(0.1,)))
     listed = {"type": "pairs", "path": str(folder / "pairs.txt"), "images": str(folder / "images")}
     found = values(
         evaluator.run("rfw", {"type": "groups", "of": {"one": listed, "two": str(folder / "set.bin")}, "far": 0.1})
@@ -213,7 +211,7 @@ def test_ijb_folder(folder: Path, tmp_path: Path) -> None:
             return torch.nn.functional.adaptive_avg_pool2d(images, 3).flatten(1)
 
     evaluator = Evaluator(
-        TorchEmbedder(Small(), (3, 112, 112)), EvaluationSettings(flip="none", ranks=(1,), fpirs=(0.2,), replicates=10)
+        TorchEmbedder(Small(), (3, 112, 112)), EvaluationSettings(flip="none", ranks=(1,), fpirs=(0.2,))
     )
     result = evaluator.run("ijbc", {"type": "ijb", "root": str(tmp_path), "feature_norm": "unit"})
     found = values(result)
@@ -273,7 +271,6 @@ def test_evaluate_from_python(folder: Path, tmp_path: Path, capsys: pytest.Captu
         f"+protocols.all={{type: all_pairs, path: {path}}}",
         f"+protocols.open={{type: open_set, path: {path}}}",
         f"output_dir={tmp_path / 'run'}",
-        "settings.replicates=20",
     )
     written = json.loads((tmp_path / "run" / "results.json").read_text())
     assert written["metrics"] == results["metrics"]
@@ -357,7 +354,6 @@ def test_checkpoint_to_numbers(folder: Path, tmp_path: Path) -> None:
         f"ckpt_path={tmp_path / 'last.ckpt'}",
         f"+protocols.set={folder / 'set.bin'}",
         f"output_dir={tmp_path / 'run'}",
-        "settings.replicates=20",
     )
     assert 0.4 < results["metrics"]["set/accuracy"] <= 1
     names = {path.name for path in (tmp_path / "run" / "plots").iterdir()}

@@ -22,7 +22,7 @@ from torch import Tensor
 from tqdm import trange
 
 from lightning_pfc.evaluation.all_pairs import all_pairs_tar
-from lightning_pfc.evaluation.bootstrap import Interval, auc_interval, ratio_interval, tar_interval
+from lightning_pfc.evaluation.intervals import Interval, auc_interval, ratio_interval, tar_interval
 from lightning_pfc.evaluation.one_shot import one_shot
 from lightning_pfc.metrics.functional.curves import area_under_roc
 
@@ -94,10 +94,10 @@ def _judged(rows: Tensor, labels: Tensor, fars: Sequence[float]) -> Iterator[tup
     scores, same, who = _pairs(rows, labels)
     held = all_pairs_tar(rows, labels, fars)
     for number, far in enumerate(fars):
-        yield f"tar@far={far:g}", tar_interval(scores, same, far, who, replicates=200)
+        yield f"tar@far={far:g}", tar_interval(scores, same, far, who)
         interval = ratio_interval(held.accepted_by_identity[number], held.pairs_by_identity)
         yield f"tar@far={far:g}, all_pairs: at the threshold found", interval
-    yield "auc", auc_interval(scores, same, who, replicates=100)
+    yield "auc", auc_interval(scores, same, who)
     for found in one_shot(rows, labels):
         assert found.interval is not None
         yield found.name, found.interval
