@@ -25,6 +25,7 @@ from lightning_pfc.other_names import own_name
 from lightning_pfc.renamed import warn_renamed
 
 RUN_DIR_VARIABLE = "PFC_RUN_DIR"
+_FLAGS = {"no": "false", "off": "false", "n": "false", "yes": "true", "on": "true", "y": "true", "none": "null"}
 _EARLIER_KEYS = {"model.head_options": "head", "model.sample_rate": "head.sample_rate", "model.seed": "head.seed"}
 
 
@@ -98,6 +99,7 @@ def compose(
     """
     register_resolvers()
     words = with_new_keys(overrides)
+    check_flags(words, config_name)
     search = [f"file://{Path(folder).resolve()}" for folder in config_dirs]
     extra = [f"hydra.searchpath=[{','.join(search)}]"] if search else []
     GlobalHydra.instance().clear()
@@ -129,6 +131,28 @@ def new_key(key: str) -> str:
         if f"{key}.".startswith(f"{old}."):
             return new + key.removeprefix(old)
     return key
+
+
+def check_flags(words: Iterable[str], config_name: str = "train") -> None:
+    """See that no flag is given as a word that Hydra takes for a text, which would count as true.
+
+    Args:
+        words: the overrides.
+        config_name: which of the main configs.
+
+    Raises:
+        ValueError: for ``key=no`` (yes, on, off, None) where the config has true, false, a number or null.
+    """
+    words = list(words)
+    for word in words:
+        key, _, value = word.partition("=")
+        meant = _FLAGS.get(value.lower())
+        if meant is None or (config_dir() / key).is_dir():
+            continue
+        config = _composed(config_name, [f"{group}={option}" for group, option in _choices(words).items()])
+        before = None if config is None else OmegaConf.select(config, key.lstrip("+"), default="")
+        if isinstance(before, bool | int | float) or (before is None and config is not None and value == "None"):
+            raise ValueError(f"{word}: Hydra takes {value} for a text; write {key}={meant}.")
 
 
 def explain(error: BaseException, config_name: str = "train", words: Sequence[str] | None = None) -> str:

@@ -14,6 +14,7 @@ import torch
 from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
 
+from lightning_pfc.checked import check_arguments
 from lightning_pfc.checkpoint.opening import load_module
 from lightning_pfc.data.mixing import MixedBatch
 from lightning_pfc.data.preprocessing import METADATA_KEY, Preprocessing
@@ -109,6 +110,7 @@ class PartialFCModule(L.LightningModule):
         head_options: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
+        check_arguments(PartialFCModule, locals())
         short = ["sample_rate", "seed", "head_options"]  # of head, where they are kept
         self.save_hyperparameters(ignore=[*short, *(["backbone"] if isinstance(backbone, nn.Module) else [])])
         options = head_arguments(head, sample_rate, seed, head_options)

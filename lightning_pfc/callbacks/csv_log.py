@@ -13,11 +13,13 @@ from lightning.pytorch.loggers.logger import Logger
 from lightning_utilities.core.rank_zero import rank_zero_only
 from typing_extensions import override
 
+from lightning_pfc.checked import checked
 from lightning_pfc.storage.whole_files import write_whole
 
 _log = logging.getLogger(__name__)
 
 
+@checked
 class CSVLogger(Logger):
     """Writes ``SAVE_DIR/metrics.csv``: one row per logged step, one column per name, empty where nothing was logged.
 

@@ -14,12 +14,14 @@ from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
 from lightning_pfc.callbacks.between_steps import log_numbers, stop_clocks
+from lightning_pfc.checked import checked
 from lightning_pfc.heads.partial_fc import PartialFC, iter_heads
 from lightning_pfc.metrics.centers import NORM_RANGE, CenterDiagnostics, Collision, SampleDiagnostics, worst_collisions
 from lightning_pfc.plots.classes import plot_counts
 from lightning_pfc.storage.whole_files import write_json
 
 
+@checked
 class ClassDiagnostics(Callback):
     """Measures centers and samples of every Partial FC head at the end of training epochs. Works in any Trainer.
 

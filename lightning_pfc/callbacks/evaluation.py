@@ -14,6 +14,7 @@ from torch import Tensor
 
 from lightning_pfc.callbacks.between_steps import log_numbers, stop_clocks
 from lightning_pfc.callbacks.ranks import comm_of
+from lightning_pfc.checked import checked
 from lightning_pfc.data.preprocessing import Preprocessing
 from lightning_pfc.evaluation.embedders import preprocessing_of
 from lightning_pfc.evaluation.evaluator import Evaluator, check_protocol, missing_files
@@ -23,6 +24,7 @@ from lightning_pfc.evaluation.settings import EvaluationSettings
 from lightning_pfc.storage.whole_files import write_json
 
 
+@checked
 class EvaluateProtocols(Callback):
     """Runs any protocols of ``pfc-eval`` every so many optimizer steps, and at the end of training.
 

@@ -15,6 +15,7 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning_pfc.callbacks.process_end import end_after, end_process
 from lightning_pfc.callbacks.ranks import comm_of
 from lightning_pfc.callbacks.signal_handlers import SignalHandlers
+from lightning_pfc.checked import checked
 from lightning_pfc.checkpoint.publish import run_of
 from lightning_pfc.signals import CAUGHT, requeue_job, slurm_job, wants_requeue
 from lightning_pfc.strategies.pfc import PartialFCStrategy
@@ -37,6 +38,7 @@ class Preempted(SystemExit):
         self.path = path
 
 
+@checked
 class Preemption(Callback):
     """Saves and leaves when a signal says that the machine is going to be taken away.
 

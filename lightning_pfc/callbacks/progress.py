@@ -10,7 +10,10 @@ import lightning as L
 from lightning.pytorch.callbacks import RichProgressBar
 from typing_extensions import override
 
+from lightning_pfc.checked import checked
 
+
+@checked
 class ProgressBar(RichProgressBar):
     """Lightning's bar on a terminal; elsewhere one line every ``seconds``, with the same numbers.
 

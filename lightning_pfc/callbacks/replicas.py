@@ -8,6 +8,7 @@ import lightning as L
 from lightning.pytorch.callbacks import Callback
 
 from lightning_pfc.callbacks.ranks import comm_of
+from lightning_pfc.checked import checked
 from lightning_pfc.distributed.bits import bit_sum
 from lightning_pfc.strategies.pfc import PartialFCStrategy
 from lightning_pfc.strategies.replicas import ReplicaWatch
@@ -15,6 +16,7 @@ from lightning_pfc.strategies.replicas import ReplicaWatch
 __all__ = ["ReplicaCheck", "bit_sum"]
 
 
+@checked
 class ReplicaCheck(Callback):
     """Compares the replicated parameters of all ranks every N steps, bit for bit.
 

@@ -11,10 +11,12 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning_utilities.core.rank_zero import rank_zero_info
 from typing_extensions import override
 
+from lightning_pfc.checked import checked
 from lightning_pfc.checkpoint.publish import give_second_name, run_of
 from lightning_pfc.checkpoint.remote import is_address
 
 
+@checked
 class RunCheckpoint(ModelCheckpoint):
     """Takes the arguments of ``ModelCheckpoint`` and has its files, with two differences.
 

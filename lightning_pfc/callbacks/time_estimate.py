@@ -10,10 +10,13 @@ import lightning as L
 from lightning.pytorch.callbacks import Callback, Timer
 from lightning_utilities.core.rank_zero import rank_zero_info
 
+from lightning_pfc.checked import checked
+
 _DAYS = 48 * 3600.0
 _MANY_CLASSES = 100_000
 
 
+@checked
 class TimeEstimate(Callback):
     """Says once, after some batches, how long an epoch and the rest of the run take; what is cheaper if it is days.
 

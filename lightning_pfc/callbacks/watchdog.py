@@ -19,6 +19,7 @@ from lightning.pytorch.callbacks import Callback
 
 from lightning_pfc.callbacks.preemption import Preempted
 from lightning_pfc.callbacks.ranks import comm_of
+from lightning_pfc.checked import checked
 from lightning_pfc.distributed.comm import shared_store
 from lightning_pfc.distributed.heartbeat import Heartbeat, Kind, Pace, Pulse
 
@@ -26,6 +27,7 @@ _log = logging.getLogger(__name__)
 _meetings = itertools.count()
 
 
+@checked
 class Watchdog(Callback):
     """Ends this process when another rank has died, is cut off or stands still, and says which one and where it was.
 

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from lightning_pfc.checkpoint.manifest import ChunkEntry, FileEntry, Manifest, TensorEntry
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,200}")
+_SMALL = re.compile(r"rank-\d+\.pt")  # pickles of everything but tensors
 _MOST_RANKS = 1 << 20
 _MOST_NUMBERS = 1 << 60  # of a tensor: what an address can reach
 
@@ -73,7 +74,7 @@ def _check_file(name: str, entry: FileEntry, block: int, own_name: str) -> None:
 
 def _check_tensor(key: str, tensor: TensorEntry, files: Mapping[str, FileEntry]) -> None:
     tensor.itemsize  # noqa: B018 - raises for a dtype that is not known
-    if not _is_shape(tensor.shape) or math.prod(tensor.shape) > _MOST_NUMBERS:
+    if not _is_shape(tensor.shape) or math.prod(max(1, length) for length in tensor.shape) > _MOST_NUMBERS:
         raise ValueError(f"the shape of {key!r} is {_short(tensor.shape)}")
     if not isinstance(tensor.by_class, bool) or (tensor.by_class and not tensor.shape):
         raise ValueError(f"by_class of {key!r} is {_short(tensor.by_class)} for the shape {tensor.shape}")
@@ -94,8 +95,8 @@ def _check_tensor(key: str, tensor: TensorEntry, files: Mapping[str, FileEntry])
 
 
 def _check_chunk(key: str, chunk: ChunkEntry, tensor: TensorEntry, files: Mapping[str, FileEntry]) -> None:
-    if not isinstance(chunk.file, str) or chunk.file not in files:
-        raise ValueError(f"{key!r} lies in {_short(chunk.file)}, which is not a file of this checkpoint")
+    if not isinstance(chunk.file, str) or chunk.file not in files or _SMALL.fullmatch(chunk.file):
+        raise ValueError(f"{key!r} lies in {_short(chunk.file)}, which is not a file of tensors of this checkpoint")
     dimensions = len(tensor.shape)
     for name, value in (("offset", chunk.offset), ("shape", chunk.shape)):
         if not _is_shape(value) or len(value) != dimensions:

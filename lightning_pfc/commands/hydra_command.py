@@ -21,7 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from lightning_pfc.commands.errors import cause, is_the_users
 from lightning_pfc.commands.listed_groups import one_copy_for_all_groups
-from lightning_pfc.config import config_dir, explain, register_resolvers, with_new_keys
+from lightning_pfc.config import check_flags, config_dir, explain, register_resolvers, with_new_keys
 
 _log = logging.getLogger(__name__)
 _FULL_ERROR = "HYDRA_FULL_ERROR"
@@ -52,6 +52,7 @@ def run_application(
     with _hydra_raising() as before, one_copy_for_all_groups() if helping else nullcontext():
         try:
             sys.argv = [typed[0], *with_new_keys(prepare())]
+            check_flags(sys.argv[1:], config_name)
             _application(name, config_name, work, before, typed)()
         except Exception as error:
             known = isinstance(error, HydraException | OmegaConfBaseException | ValueError | OSError)

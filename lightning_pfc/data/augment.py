@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from lightning_pfc.checked import checked
 from lightning_pfc.data.camera import CameraAugmentation, to_unit_
 from lightning_pfc.data.counter import UInts, stream, uniform
 from lightning_pfc.data.effects import (
@@ -33,6 +34,7 @@ Augment = Callable[[Tensor, UInts], Tensor]
 """(b, C, H, W) uint8 images and (b,) uint64 keys to (b, C, H, W) float32 in [-1, 1]."""
 
 
+@checked
 @dataclass(frozen=True, kw_only=True)
 class RandomFlip:
     """Mirror left and right: all that the published Partial FC recipes do to faces.

@@ -9,11 +9,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lightning_pfc.checked import checked
 from lightning_pfc.data.counter import UInts, noise, uniform
 
 _DRAWS = 12  # uniform numbers per image
 
 
+@checked
 @dataclass(frozen=True, kw_only=True)
 class CameraAugmentation:
     """Random camera effects on small grey or colour pictures, bright on black; every one can be switched off by 0.

@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 from torch.utils.data import DataLoader
 
+from lightning_pfc.checked import check_arguments
 from lightning_pfc.data.augment import KINDS, Augment, augmentation, mirrors
 from lightning_pfc.data.batches import (
     BatchPlan,
@@ -89,6 +90,7 @@ class IdentityDataModule(L.LightningDataModule):
         classes_of: str | os.PathLike[str] | None = None,
     ) -> None:
         super().__init__()
+        check_arguments(IdentityDataModule, locals())
         if kind is not None and kind not in KINDS:
             raise ValueError(f"kind={kind!r} is unknown; use {', '.join(KINDS)}, or leave it out.")
         if kind is not None and augment is not None:

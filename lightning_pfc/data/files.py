@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
+from lightning_pfc.checked import checked
 from lightning_pfc.data.augment import RandomFlip
 from lightning_pfc.data.counter import stream
 from lightning_pfc.data.entries import folders_in
@@ -34,6 +35,7 @@ _log = logging.getLogger(__name__)
 _CHUNK = 64
 
 
+@checked
 @dataclass(frozen=True, kw_only=True)
 class Files:
     """Labelled images on disk, in any format of :mod:`lightning_pfc.data.formats`.

@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from lightning_pfc.checked import checked
 from lightning_pfc.data.images import ImageTable, Labels
 from lightning_pfc.data.preprocessing import Preprocessing
 from lightning_pfc.data.source import EvaluationSet, IdentityData, Names, Part, Source
@@ -104,6 +105,7 @@ class JoinedNames:
         return f"{self.prefixes[part]}/{self.names[part][index - int(self.bounds[part])]}"
 
 
+@checked
 @dataclass(frozen=True, kw_only=True)
 class Joint:
     """Several sources trained on at once.

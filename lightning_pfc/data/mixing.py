@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lightning_pfc.checked import checked
 from lightning_pfc.data.counter import UInts
 
 
@@ -28,6 +29,7 @@ class MixedBatch(NamedTuple):
     share: Tensor
 
 
+@checked
 @dataclass(frozen=True, kw_only=True)
 class Mix:
     """Mixes neighbours of a batch: picture 2i with picture 2i + 1, and the other way round.

@@ -76,7 +76,7 @@ class Preprocessing:
         if isinstance(size, str) or not isinstance(size, Sequence) or len(size) != 2 or not all(map(_is_edge, size)):
             raise ValueError(f"size is {size!r}; it is (height, width), of 1 to {MAX_EDGE} pixels each.")
         object.__setattr__(self, "size", (int(size[0]), int(size[1])))
-        if self.channels not in (1, 3):
+        if isinstance(self.channels, bool) or self.channels not in (1, 3):
             raise ValueError(f"channels is {self.channels!r}; use 3 (colours) or 1 (grey).")
         for name in ("mean", "std"):
             object.__setattr__(self, name, self._numbers(name, getattr(self, name)))

@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Protocol
 
 import numpy as np
 
+from lightning_pfc.checked import checked
 from lightning_pfc.data.orders import ClassOrder, MixedOrder, Order, ShuffledOrder
 from lightning_pfc.data.source import IdentityData
 
@@ -19,6 +20,7 @@ class Sampler(Protocol):
         """The order in which ``world_size`` ranks draw ``data``, each taking ``batch_size`` images a step."""
 
 
+@checked
 @dataclass(frozen=True, kw_only=True)
 class Shuffled:
     """Every image once an epoch.
@@ -35,6 +37,7 @@ class Shuffled:
         return ShuffledOrder(data.num_images, seed, self.repeats)
 
 
+@checked
 @dataclass(frozen=True, kw_only=True)
 class ClassBalanced:
     """Every class as often as every other.
@@ -51,6 +54,7 @@ class ClassBalanced:
         return ClassOrder(np.asarray(data.labels), data.num_classes, seed=seed, length=self.length)
 
 
+@checked
 @dataclass(frozen=True, kw_only=True)
 class IdentityGroups:
     """Global batches of P identities with K images each, P being the global batch over K; no identity twice in a batch.
@@ -86,6 +90,7 @@ class IdentityGroups:
         )
 
 
+@checked
 @dataclass(frozen=True, kw_only=True)
 class Mixed:
     """The data sets of a joint source in fixed shares, in every batch and on every rank.

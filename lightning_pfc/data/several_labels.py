@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import default_collate
 
+from lightning_pfc.checked import checked
 from lightning_pfc.data.source import IdentityData
 
 
@@ -72,6 +73,7 @@ def pad_labels(labels: Sequence[Sequence[int]], width: int | None = None) -> Ten
     return out
 
 
+@checked
 class CollateSeveralLabels:
     """What ``DataLoader(collate_fn=)`` makes of samples ``(picture, class ids)``: pictures (b, ...) and labels (b, P).
 

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from lightning_pfc.checked import checked
 from lightning_pfc.data.augment import RandomFlip
 from lightning_pfc.data.counter import normal, stream
 from lightning_pfc.data.source import IdentityData, LabelledSet, Task
@@ -98,6 +99,7 @@ class SyntheticImages:
         return (127.5 + 40.0 * smooth).clamp_(0, 255).to(torch.uint8)
 
 
+@checked
 @dataclass(frozen=True, kw_only=True)
 class Synthetic:
     """Separable classes that nobody has to download; any number of them, since nothing is stored.

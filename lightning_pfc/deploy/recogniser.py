@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from lightning_pfc.checked import checked
 from lightning_pfc.data.pictures.decoding import MAX_PIXELS
 from lightning_pfc.deploy.answers import Comparison, Match
 from lightning_pfc.deploy.centers import CenterGallery
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 BATCH_SIZE = 64
 
 
+@checked
 class Recogniser:
     """An exported model, ready to use. :meth:`load` makes one.
 

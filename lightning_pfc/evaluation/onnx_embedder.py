@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lightning_pfc.checked import checked
 from lightning_pfc.data.errors import FormatError, missing_library
 from lightning_pfc.data.onnx_files import mended
 from lightning_pfc.data.preprocessing import METADATA_KEY, Preprocessing
@@ -21,6 +22,7 @@ _TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(do
 _PIXELS = "tensor(uint8)"
 
 
+@checked
 class OnnxEmbedder:
     """An ONNX model through onnxruntime.
 

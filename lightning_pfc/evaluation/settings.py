@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from lightning_pfc.checked import checked
 from lightning_pfc.data.pictures.decoding import MAX_PIXELS
 from lightning_pfc.data.preprocessing import Fit, Flip, Resampling
 from lightning_pfc.ignored import warn_ignored
 
 
+@checked
 @dataclass(frozen=True, kw_only=True)
 class EvaluationSettings:
     """What all protocols share.

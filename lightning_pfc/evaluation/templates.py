@@ -9,10 +9,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lightning_pfc.checked import checked
 from lightning_pfc.metrics.functional.checks import check_rate, check_scored_pairs
 from lightning_pfc.metrics.functional.curves import cumulative_counts
 
 
+@checked
 @dataclass(frozen=True, kw_only=True)
 class TemplateMode:
     """How images become a template; part of every number's name, because results of different modes do not compare.

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from lightning_pfc.checked import checked
 from lightning_pfc.distributed.comm import Comm
 from lightning_pfc.heads.batch import BatchGatherer, GlobalBatch
 from lightning_pfc.heads.batch_checks import DeferredCheck
@@ -42,6 +43,7 @@ from lightning_pfc.losses.auxiliary import AuxiliaryLoss
 from lightning_pfc.renamed import warn_renamed
 
 
+@checked
 class PartialFC(ClassSampling):
     """A margin-softmax head whose class centers are sharded over ranks (arXiv:2010.05222, arXiv:2203.15565).
 
@@ -151,9 +153,8 @@ class PartialFC(ClassSampling):
 
     def _forget_passes(self) -> None:
         """Nothing is under way: at the start, and in a copy."""
-        self._deferred, self._passes, self._row_watch = DeferredCheck(), Passes(), RowWatch()
+        self._deferred, self._passes, self._row_watch, self._prepared = DeferredCheck(), Passes(), RowWatch(), None
         self._blends: list[weakref.ref[BlendedCenters]] = []
-        self._prepared = None
         self._loss_hooks: OrderedDict[int, Callable[[LossOutput], None]] = OrderedDict()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -202,13 +203,12 @@ class PartialFC(ClassSampling):
         self._ensure_storage()
         check_filter(self.gradient_filter, embeddings.device)
         with no_autocast(embeddings.device), using(self.settle_kernels()):
-            batch, ready = self._gather(embeddings, labels, "PartialFC.forward", other, share), None
-            if self._prepared is not None:
-                ready = self._take_prepared(labels, other)
+            batch = self._gather(embeddings, labels, "PartialFC.forward", other, share)
+            ready = None if self._prepared is None else self._take_prepared(labels, other)
             now = (self._passes.first_of(batch) if self.training else None) or self._new_pass(batch, ready)
             output = self._loss_pass().compute_loss(batch, now)
-        if self.training and not now.again:
-            self._passes.keep(now, batch, output.loss)
+        self._passes.keep(now, batch, output.loss)
+        if now.moves_on:
             self.step += 1
             self._read_ahead()
         for hook in self._loss_hooks.values():

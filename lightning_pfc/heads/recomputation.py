@@ -70,15 +70,22 @@ class Passes:
     def keep(self, first: Pass, batch: GlobalBatch, loss: Tensor) -> None:
         """Remember a training forward where it may be computed again: under ``no_grad``, or with its tensors in care.
 
+        One that is itself computed again is remembered where a region within a region will compute it once more.
+
         Args:
             first: what it decided.
             batch: what it was given.
             loss: what it gave; the memory lives as long as its graph.
         """
         has_hooks = _saved_tensor_hooks() is not None
-        if torch.is_grad_enabled() and not has_hooks:
+        if not first.training or (torch.is_grad_enabled() and not has_hooks):
             return
-        kept = _Kept(first, _Fingerprint.of(batch), weakref.ref(frame) if (frame := _region()) is not None else None)
+        region = _region()
+        if first.again:
+            if torch.is_grad_enabled() and self._is_known(region):
+                return
+            region = region if torch.is_grad_enabled() else None
+        kept = _Kept(first, _Fingerprint.of(batch), weakref.ref(region) if region is not None else None)
         if torch.is_grad_enabled() and loss.grad_fn is not None:
             metadata: Any = loss.grad_fn.metadata
             metadata["lightning_pfc"] = kept
@@ -86,28 +93,34 @@ class Passes:
             self._without_graph.append(kept)
         self._kept = [ref for ref in self._kept if ref() is not None] + [weakref.ref(kept)]
 
+    def _is_known(self, region: Any) -> bool:
+        return region is None or any(kept.is_of(region) for kept in self._newest_first())
+
     def first_of(self, batch: GlobalBatch) -> Pass | None:
         """The pass that is being computed again; None if this forward is a new one. The same on every rank.
 
         Of forwards with the same labels and embeddings it is the last one that was not computed again yet, which is the
-        order of a backward pass. On an accelerator the host waits for the comparison, except in a CUDA graph.
+        order of a backward pass; of several in one region the first one, since a region is run from its start. On an
+        accelerator the host waits for the comparison, except in a CUDA graph.
         """
         if not _in_backward():
             return None
-        region = _region()
+        region, task = _region(), torch._C._current_graph_task_id()
         mine = _Fingerprint.of(batch)
         best: tuple[int, int, _Kept] | None = None
         for kept in self._newest_first():
-            if region is not None and kept.region is not None:
-                likeness = 3 if kept.region() is region else 0
+            if region is not None and kept.is_of(region):  # it is run in the order in which it was: the oldest first
+                likeness, turn = 3, -int(kept.task == task)
+            elif region is not None and kept.region is not None:
+                continue
             else:
-                likeness = kept.fingerprint.likeness(mine)
-            if likeness and (best is None or (likeness, -kept.uses) > best[:2]):
-                best = (likeness, -kept.uses, kept)
+                likeness, turn = kept.fingerprint.likeness(mine), -kept.uses
+            if likeness and (best is None or (likeness, turn) > best[:2] or (likeness, turn) == (3, best[1])):
+                best = (likeness, turn, kept)
         if best is None:
             return None
         found = best[2]
-        found.uses += 1
+        found.uses, found.task = found.uses + 1, task
         first = found.first
         return replace(first, again=True)
 
@@ -123,6 +136,10 @@ class _Kept:
     fingerprint: _Fingerprint
     region: weakref.ref[Any] | None
     uses: int = 0
+    task: int = -1  # the backward pass that has computed it again last
+
+    def is_of(self, region: Any) -> bool:
+        return self.region is not None and self.region() is region
 
 
 @dataclass(frozen=True, eq=False)

@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor
 from typing_extensions import Self
 
+from lightning_pfc.checked import checked
 from lightning_pfc.losses.base import CenterInit, Loss
 from lightning_pfc.losses.batch_info import BatchInfo, LogitSums, State
 from lightning_pfc.registry import from_config
@@ -21,6 +22,7 @@ _NEUTRAL: dict[str, dict[str, float]] = {
 }
 
 
+@checked
 @dataclass(frozen=True, kw_only=True)
 class MarginWarmup(Loss):
     """``loss`` with its margins scaled by ``w = clip((step - start) / steps, 0, 1)``, from no margin to the full one.

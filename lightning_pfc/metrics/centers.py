@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
+from lightning_pfc.checked import checked
 from lightning_pfc.distributed.collectives import all_reduce
 from lightning_pfc.heads.partial_fc import PartialFC
 from lightning_pfc.metrics.nearest_centers import (
@@ -39,6 +40,7 @@ NORM_RANGE = (-4.0, 4.0)  # decimal logarithm
 _BIRTH_ROWS = 8192
 
 
+@checked
 class CenterDiagnostics(Metric):
     """State of the class centers: MICS, lengths, dead and colliding classes.
 
@@ -116,6 +118,7 @@ class CenterDiagnostics(Metric):
         }
 
 
+@checked
 class SampleDiagnostics(Metric):
     """Samples against centers: APCS, AMNCS split into hard samples and noise, and the lengths of embeddings.
 

@@ -8,9 +8,12 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
+from lightning_pfc.checked import checked
+
 _NEVER = torch.iinfo(torch.int64).max
 
 
+@checked
 class ShardedTopK(Metric):
     """Share of samples whose own class is among the ``k`` best of ALL classes of all ranks.
 
@@ -74,6 +77,7 @@ class ShardedTopK(Metric):
         return (self.best[seen] < self.k).sum().double() / seen.sum()
 
 
+@checked
 class MeanTargetCosine(Metric):
     """Mean cosine of a sample to the center of its own class (the APCS of the Partial FC papers).
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from torchmetrics import Metric, MetricCollection
 from torchmetrics.utilities import rank_zero_warn
 
+from lightning_pfc.checked import checked
 from lightning_pfc.metrics.functional.checks import check_rate
 from lightning_pfc.metrics.functional.curves import area_under_roc, tar_at_far
 from lightning_pfc.metrics.functional.kfold import fold_of_pair, kfold_accuracy
@@ -55,6 +56,7 @@ def _equal(one: Tensor, other: Tensor) -> bool:
     return one.shape == other.shape and torch.equal(one, other)
 
 
+@checked
 class VerificationMetric(Metric):
     """Base of the metrics over pairs: collects embeddings by image index.
 
@@ -203,6 +205,7 @@ class VerificationMetric(Metric):
         rank_zero_warn(message)
 
 
+@checked
 class VerificationAccuracy(VerificationMetric):
     """k-fold verification accuracy, see :func:`~lightning_pfc.metrics.functional.kfold.kfold_accuracy`.
 
@@ -241,6 +244,7 @@ class VerificationAccuracy(VerificationMetric):
         return kfold_accuracy(distances, same, num_folds=self.num_folds, thresholds=self.thresholds, fold=fold).mean
 
 
+@checked
 class TARAtFAR(VerificationMetric):
     """True accept rate over all pairs at a false accept rate, exact; see ``functional.curves.tar_at_far``.
 
@@ -258,6 +262,7 @@ class TARAtFAR(VerificationMetric):
         return tar_at_far(-distances, same, self.far).tar
 
 
+@checked
 class VerificationAUC(VerificationMetric):
     """Area under the verification ROC, exact, ties count one half; see ``functional.curves.area_under_roc``."""
 

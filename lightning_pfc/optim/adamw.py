@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.optim.adamw import adamw
 from torch.optim.optimizer import ParamsT
 
+from lightning_pfc.checked import checked
 from lightning_pfc.optim.base import RowSparseOptimizer, check_options
 from lightning_pfc.optim.storage import SCALE_SUFFIX, RowStorage, state_storage
 
@@ -17,6 +18,7 @@ MEAN, SQUARE, LAST = "exp_avg", "exp_avg_sq", "last_step"
 MissedSteps = Literal["skip", "decay"]
 
 
+@checked
 class SparseAdamW(RowSparseOptimizer):
     """AdamW on the rows of the gradient only.
 

@@ -84,6 +84,7 @@ def create_optimizer(
         raise ValueError(_unknown("optimizer", name, optimizer_names()))
     if "lr" not in arguments:
         raise ValueError(f"optimizer {name!r} needs lr, the learning rate.")
+    _check_flags(name, arguments)
     wanted = arguments.pop("row_sparse", None)
     if wanted and name not in ROW_SPARSE:
         raise ValueError(
@@ -92,7 +93,7 @@ def create_optimizer(
         )
     if wanted is False and name in _ONLY_ROW_SPARSE:
         warn_ignored("row_sparse=False", f"{name} always steps by rows.")
-    sparse = name in _ONLY_ROW_SPARSE or (name in ROW_SPARSE and (row_sparse if wanted is None else bool(wanted)))
+    sparse = name in _ONLY_ROW_SPARSE or (name in ROW_SPARSE and (row_sparse if wanted is None else wanted))
     factory = ROW_SPARSE[name] if sparse else _torch_optimizers()[name]
     if name == "adamw":
         _settle_missed_steps(arguments, sparse)
@@ -112,6 +113,16 @@ def create_optimizer(
     optimizer = factory(groups, lr=lr, weight_decay=weight_decay, **arguments)  # type: ignore[call-arg]
     refuse_thawed(optimizer, {name: param for name, param in module.named_parameters() if not param.requires_grad})
     return optimizer
+
+
+def _check_flags(name: str, arguments: Mapping[str, Any]) -> None:
+    """See that what is true or false is no word, which would count as true."""
+    known = [inspect.signature(parameter_groups), inspect.signature((_torch_optimizers() | ROW_SPARSE)[name])]
+    flags = {key for each in known for key, p in each.parameters.items() if isinstance(p.default, bool)}
+    for key in flags | {"row_sparse"}:
+        value = arguments.get(key)
+        if value is not None and not isinstance(value, bool) and value not in (0, 1):
+            raise TypeError(f"optimizer {name!r}: {key}={value!r} must be True or False.")
 
 
 def _settle_missed_steps(arguments: dict[str, Any], sparse: bool) -> None:

@@ -9,10 +9,12 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 from typing_extensions import override
 
+from lightning_pfc.checked import checked
 from lightning_pfc.optim.base import check_options
 from lightning_pfc.optim.sgd import SparseSGD
 
 
+@checked
 class LARS(SparseSGD):
     """SGD with momentum and a rate of its own for each layer (You et al., arXiv:1708.03888, eq. 6).
 

@@ -9,12 +9,14 @@ from torch import Tensor
 from torch.optim.adagrad import adagrad
 from torch.optim.optimizer import ParamsT
 
+from lightning_pfc.checked import checked
 from lightning_pfc.optim.base import RowSparseOptimizer, check_options
 from lightning_pfc.optim.storage import RowStorage, state_storage
 
 ROW_SUM, SUM = "row_sum", "sum"
 
 
+@checked
 class RowWiseAdagrad(RowSparseOptimizer):
     """Adagrad whose state is one number per row: the sum of the mean squares of the row's gradients.
 

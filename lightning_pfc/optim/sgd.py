@@ -9,12 +9,14 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 from torch.optim.sgd import sgd
 
+from lightning_pfc.checked import checked
 from lightning_pfc.optim.base import RowSparseOptimizer, check_options
 from lightning_pfc.optim.storage import SCALE_SUFFIX, RowStorage, state_storage
 
 MOMENTUM = "momentum_buffer"
 
 
+@checked
 class SparseSGD(RowSparseOptimizer):
     """SGD with momentum, Nesterov's or plain, and weight decay on the rows of the gradient only.
 

@@ -7,11 +7,13 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from lightning_pfc.buffers.staged_rows import AHEAD_BYTES
+from lightning_pfc.checked import checked
 from lightning_pfc.distributed.shard import ClassShard
 from lightning_pfc.heads.sampling.uniform_draw import capacity, class_budget
 from lightning_pfc.planning.words import BYTES, OPTIMIZERS, PRECISIONS
 
 
+@checked
 @dataclass(frozen=True, kw_only=True)
 class Setup:
     """A head, its optimizer and the ranks that share it.

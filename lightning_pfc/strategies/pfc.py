@@ -17,6 +17,7 @@ from torch import nn
 from torch.distributed.constants import default_pg_timeout
 from torch.nn.parallel import DistributedDataParallel
 
+from lightning_pfc.checked import checked
 from lightning_pfc.checkpoint.gather import gather_rows
 from lightning_pfc.distributed import Comm
 from lightning_pfc.distributed.leaving import leave_at_exit
@@ -36,6 +37,7 @@ Clip = Literal["global", "backbone"]
 _APART = "post_localSGD_hook"  # replicas differ between two averages
 
 
+@checked
 class PartialFCStrategy(StepsTogether, StartTogether):
     """Distributed data parallel training in which each rank keeps its own classes of every :class:`PartialFC` head.
 

@@ -98,6 +98,9 @@ class Differences:
         self._changed: list[tuple[int, int, str, Any, Any]] = []
         before = records or [{"groups": [_options(g) for g in state["param_groups"]]} for state in states]
         for number, (old, new) in enumerate(zip(before, configured, strict=False)):
+            if old.get("name", new["name"]) != new["name"]:  # of one kind: a row-sparse form and the one of torch
+                said = f"{old['name']} in the checkpoint, {new['name']} in this run (row_sparse)"
+                self.said.append(f"optimizer: {said}, in force: this run's")
             for index, (was, now) in enumerate(zip(old["groups"], new["groups"], strict=False)):
                 for key in sorted(was.keys() & now.keys()):
                     if was[key] != now[key]:

@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
 
+from lightning_pfc.checked import checked
 from lightning_pfc.checkpoint.errors import CheckpointError
 from lightning_pfc.ignored import warn_ignored
 from lightning_pfc.models.layers import layers_of
@@ -23,6 +24,7 @@ BatchNorms = Literal["keep", "train"]
 _BATCH_NORMS = (None, "keep", "train")
 
 
+@checked
 class FineTune(Callback):
     """Says what of ``module.backbone`` is trained. Neck and head always are.
 

@@ -95,10 +95,10 @@ def test_what_cannot_be_followed_is_refused_by_name(name: str, value: Any, said:
 @pytest.mark.parametrize(
     ("name", "value", "said"),
     [
-        ("sample_rate", True, "head.sample_rate=True must be a number"),
-        ("sample_rate", "0.1", "head.sample_rate='0.1' must be a number"),
-        ("gradient_filter", "0", "head.gradient_filter='0' must be a number"),
-        ("seed", True, "seed=True must be a whole number"),
+        ("sample_rate", True, "sample_rate must be a number"),
+        ("sample_rate", "0.1", "sample_rate must be a number"),
+        ("gradient_filter", "0", "gradient_filter must be a number"),
+        ("seed", True, "seed must be a whole number"),
         ("check_finite", 1, "head.check_finite=1 must be True or False"),
         ("auxiliary_losses", "supcon", "head.auxiliary_losses='supcon' must be a list"),
     ],

@@ -122,6 +122,8 @@ LAYOUTS: dict[str, tuple[Callable[[Any], object], str]] = {
     "half a row": (lambda c: _chunk(c).update(offset=[0, 4]), "not whole rows"),
     "true for one": (lambda c: _weight(c).update(shape=[50, True]), "the shape of"),
     "a huge shape": (lambda c: _weight(c).update(shape=[1 << 62, 8]), "the shape of"),
+    "a huge shape without rows": (lambda c: _weight(c).update(shape=[0, 10**30], chunks=[]), "the shape of"),
+    "rows in a pickle": (lambda c: _chunk(c).update(file=SMALL, start=0), "not a file of tensors"),
     "a float": (lambda c: _weight(c).update(shape=[50.0, 8]), "the shape of"),
     "an unknown dtype": (lambda c: _weight(c).update(dtype=["F32"]), "dtype"),
     "another dtype": (lambda c: _weight(c).update(dtype="F64"), "lie in the same bytes|ends behind"),

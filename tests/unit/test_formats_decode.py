@@ -198,8 +198,8 @@ def test_large_jpegs_are_decoded_small() -> None:
 def test_arguments_are_checked() -> None:
     images = RecordIOImages(GOLDEN / "mxnet_flat.rec")
     for arguments, message in (
-        ({"fit": "fill"}, "fit is 'fill'"),
-        ({"on_broken": "black"}, "on_broken is 'black'"),
+        ({"fit": "fill"}, "fit='fill'"),
+        ({"on_broken": "black"}, "on_broken='black'"),
         ({"max_broken": 3}, "max_broken is 3"),
     ):
         with pytest.raises(ValueError, match=message):

@@ -245,7 +245,7 @@ def test_every_start_by_name() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"init": "ones"}, "init='ones' must be one of normal, unit"),
+        ({"init": "ones"}, "init must be one of 'normal', 'unit'"),
         ({"init_std": 0.0}, "init_std=0.0 must be above 0"),
         ({"init": "unit", "init_std": 0.1}, "init_std=0.1 has no effect with init='unit'"),
     ],

@@ -156,6 +156,43 @@ def test_compiled(way: str) -> None:
     torch._dynamo.reset()
 
 
+def nested(inner: bool, outer: bool) -> Forward:
+    """A region within a region: what is computed again there is computed a third time."""
+
+    def forward(head: PartialFC, net: nn.Module, x: Tensor, labels: Tensor) -> Tensor:
+        region = lambda x: checkpoint(head, net(x), labels, use_reentrant=inner) * 1.0  # noqa: E731
+        return checkpoint(region, x.requires_grad_(), use_reentrant=outer)
+
+    return forward
+
+
+@pytest.mark.parametrize("outer", [False, True])
+@pytest.mark.parametrize("inner", [False, True])
+@pytest.mark.parametrize("case", ["uniform", "averages", "memory"])
+def test_a_region_within_a_region(case: str, inner: bool, outer: bool) -> None:
+    for order in (one_by_one, thrown_away, together, *([] if outer else [in_order])):
+        compare(case, nested(inner, outer), order)
+
+
+def called_twice(scale: float, region: bool | None) -> Forward:
+    """One region with two forwards, of two batches or of the same one."""
+
+    def forward(head: PartialFC, net: nn.Module, x: Tensor, labels: Tensor) -> Tensor:
+        both = lambda x: head(net(x), labels) + head(net(x) * scale, labels)  # noqa: E731
+        return both(x) if region is None else checkpoint(both, x.requires_grad_(), use_reentrant=region)
+
+    return forward
+
+
+@pytest.mark.parametrize("scale", [1.0, 2.0])
+@pytest.mark.parametrize("case", ["uniform", "averages", "memory"])
+def test_two_forwards_in_one_region(case: str, scale: float) -> None:
+    for order in (one_by_one, thrown_away, together, in_order):
+        want, got = (run(case, called_twice(scale, region), order) for region in (None, False))
+        for name, value in want.items():
+            torch.testing.assert_close(got[name], value, rtol=1e-5, atol=1e-6, msg=lambda m, name=name: f"{name}: {m}")
+
+
 def test_step_counts_forwards() -> None:
     for way in WAYS.values():
         assert run("uniform", way, one_by_one)["step"] == 4

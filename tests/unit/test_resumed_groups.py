@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from lightning_pfc.checkpoint import CheckpointError
-from lightning_pfc.strategies.resumed import check_same_groups
+from lightning_pfc.optim import SparseSGD
+from lightning_pfc.strategies.resumed import Differences, check_same_groups, describe_optimizers
 
 
 def test_other_groups_are_refused() -> None:
@@ -23,3 +24,12 @@ def test_other_groups_are_refused() -> None:
     ):
         with pytest.raises(CheckpointError, match=rf"SGD has its parameters in groups of {sizes}.*init_from="):
             check_same_groups([there.state_dict()], [here])
+
+
+def test_the_row_sparse_form_is_another_option() -> None:
+    layer = nn.Linear(2, 2)
+    dense, sparse = torch.optim.SGD(layer.parameters(), lr=0.1), SparseSGD(layer.parameters(), lr=0.1)
+    there, here = describe_optimizers([dense]), describe_optimizers([sparse])
+    assert Differences(there, [dense.state_dict()], there).said == []
+    [said] = Differences(there, [dense.state_dict()], here).said
+    assert said == "optimizer: SGD in the checkpoint, SparseSGD in this run (row_sparse), in force: this run's"

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from lightning_pfc.checked import checked
 from lightning_pfc.data.augment import Augment
 from lightning_pfc.data.batches import TrainingBatches
 from lightning_pfc.data.dali.encoded import EncodedBatches, tables_of
@@ -27,6 +28,7 @@ def has_dali() -> bool:
         return False
 
 
+@checked
 @dataclass(frozen=True, kw_only=True)
 class Dali:
     """Training batches by DALI; evaluation goes on with the plain loader.

@@ -10,6 +10,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from lightning_pfc.checked import checked
 from lightning_pfc.data.errors import BrokenImageError, FormatError, TooManyBrokenImagesError
 from lightning_pfc.data.formats.base import EncodedImages
 from lightning_pfc.data.formats.kept import KeptPictures
@@ -21,6 +22,7 @@ _log = logging.getLogger(__name__)
 OnBroken = Literal["raise", "skip"]
 
 
+@checked
 class DecodedImages:
     """Decodes images by the batch, all to one size; those of a small set once. Works in loader workers of any kind.
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from typing_extensions import override
 
+from lightning_pfc.checked import checked
 from lightning_pfc.data.entries import files_below, folders_in
 from lightning_pfc.data.errors import FormatError, reading
 from lightning_pfc.data.formats.base import EncodedImages, contiguous_labels
@@ -43,6 +44,7 @@ def read_image_file(
         raise FormatError(f"the image cannot be read: {error.strerror or error}", path=where) from error
 
 
+@checked
 class FolderImages(EncodedImages):
     """A folder of folders: each one directly under ``root`` that holds an image, at any depth, is a class.
 

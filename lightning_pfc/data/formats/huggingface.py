@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from typing_extensions import override
 
+from lightning_pfc.checked import checked
 from lightning_pfc.data.errors import FormatError, missing_library, reading
 from lightning_pfc.data.formats.arrow import ArrowRows
 from lightning_pfc.data.formats.base import EncodedImages, contiguous_labels
@@ -26,6 +27,7 @@ from lightning_pfc.data.formats.parquet import ParquetImages, require_pyarrow
 from lightning_pfc.storage.enclosure import Enclosure, as_paths
 
 
+@checked
 class HuggingFaceImages(EncodedImages):
     """A split of a data set with an image and a label column.
 

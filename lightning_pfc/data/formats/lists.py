@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 from typing_extensions import override
 
+from lightning_pfc.checked import checked
 from lightning_pfc.data.errors import FormatError, reading
 from lightning_pfc.data.formats.base import EncodedImages, contiguous_labels
 from lightning_pfc.data.formats.folder import IMAGE_SUFFIXES, Paths, read_image_file
@@ -25,6 +26,7 @@ MAX_LIST = 16 << 30  # bytes
 MAX_LINE = 1 << 16  # bytes
 
 
+@checked
 class ListImages(EncodedImages):
     """Images named in a text file, one a line.
 

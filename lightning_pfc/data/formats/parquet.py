@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from typing_extensions import override
 
+from lightning_pfc.checked import checked
 from lightning_pfc.data.entries import files_below
 from lightning_pfc.data.errors import FormatError, missing_library, reading
 from lightning_pfc.data.formats.arrow import ArrowRows
@@ -28,6 +29,7 @@ Rows = ParquetRows | ArrowRows
 Keys = list[str] | npt.NDArray[np.int64]
 
 
+@checked
 class ParquetImages(EncodedImages):
     """One or many Parquet or Arrow IPC files with an image and a label column.
 

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from typing_extensions import override
 
+from lightning_pfc.checked import checked
 from lightning_pfc.data.errors import FormatError, reading
 from lightning_pfc.data.formats.base import EncodedImages, contiguous_labels
 from lightning_pfc.data.formats.folder import Paths
@@ -27,6 +28,7 @@ from lightning_pfc.storage.enclosure import Enclosure, as_paths
 FULL_SCAN = 1 << 20  # up to this many images every header is read: seconds at most, and nothing is taken on trust
 
 
+@checked
 class RecordIOImages(EncodedImages):
     """A ``.rec`` file of labelled images, told apart by what stands at key 0.
 

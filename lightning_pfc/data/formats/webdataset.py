@@ -14,6 +14,7 @@ from typing import Any, cast
 import numpy as np
 from typing_extensions import override
 
+from lightning_pfc.checked import checked
 from lightning_pfc.data.entries import is_hidden, is_hidden_path
 from lightning_pfc.data.errors import FormatError, missing_library, reading
 from lightning_pfc.data.formats.base import EncodedImages, contiguous_labels
@@ -29,6 +30,7 @@ MAX_TEXT = 1 << 20  # bytes
 MAX_NAME = 1 << 12  # bytes of a name; file systems allow no more
 
 
+@checked
 class WebDatasetImages(EncodedImages):
     """Local shards with an image (``.jpg``, ``.png``, ...) and a label per sample.
 

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from lightning_pfc.checked import checked
 from lightning_pfc.data.camera import CameraAugmentation
 from lightning_pfc.data.counter import stream
 from lightning_pfc.data.glyphs.fonts import INSTALL_HINT, FontSet, debian_fonts, matplotlib_fonts, pip_fonts
@@ -26,6 +27,7 @@ _log = logging.getLogger(__name__)
 Preset = Literal["auto", "pip", "large", "matplotlib"]
 
 
+@checked
 @dataclass(frozen=True, kw_only=True)
 class Glyphs:
     """Characters drawn from installed fonts.

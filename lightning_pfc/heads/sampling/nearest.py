@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import lightning_pfc.heads.sampling.ivf_index as ivf_index
+from lightning_pfc.checked import checked
 from lightning_pfc.heads.sampling.background_index import BackgroundCells, BackgroundFaiss, has_faiss
 from lightning_pfc.heads.sampling.base import Drawn, Sampler
 from lightning_pfc.heads.sampling.context import SamplingContext
@@ -18,6 +19,7 @@ from lightning_pfc.heads.sampling.sampled_classes import distinct
 _PARTS = 10  # in how many portions classes get their cells anew between two moves of the pivots
 
 
+@checked
 @dataclass(frozen=True, kw_only=True)
 class Retrieval(Sampler):
     """The classes whose centers are nearest to the batch's embeddings, up to the budget.
@@ -116,6 +118,7 @@ class Retrieval(Sampler):
         return {} if self.index == "faiss" else {"cell": ((), torch.int32)}
 
 
+@checked
 @dataclass(frozen=True, kw_only=True)
 class Mixed(Retrieval):
     """A share of the negatives by retrieval, the others drawn evenly from what is left.

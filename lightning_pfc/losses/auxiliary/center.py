@@ -7,9 +7,11 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from lightning_pfc.checked import checked
 from lightning_pfc.losses.auxiliary.base import AuxiliaryLoss, unit
 
 
+@checked
 @dataclass(frozen=True, kw_only=True)
 class Center(AuxiliaryLoss):
     """``1/2 |x_i - c_y|^2``, with centers of its own that follow the embeddings (center loss, ECCV 2016, eq. 2 to 4).

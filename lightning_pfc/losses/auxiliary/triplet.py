@@ -9,9 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lightning_pfc.checked import checked
 from lightning_pfc.losses.auxiliary.base import AuxiliaryLoss, masked_mean, same_identity, unit
 
 
+@checked
 @dataclass(frozen=True, kw_only=True)
 class Triplet(AuxiliaryLoss):
     """``max(d(a, p) - d(a, n) + m, 0)`` for every row a, the farthest row p of its identity and the nearest other n.
