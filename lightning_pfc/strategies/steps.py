@@ -6,11 +6,13 @@ import gc
 from typing import Any
 
 from lightning.pytorch.utilities.types import STEP_OUTPUT
+from torch import Tensor
 
 from lightning_pfc.distributed import Comm
 from lightning_pfc.distributed.agreement import Rider
 from lightning_pfc.distributed.leaving import stay_at_exit
 from lightning_pfc.strategies.checkpoints import CheckpointFolders
+from lightning_pfc.strategies.loss_uses import LossUses
 from lightning_pfc.strategies.replicas import Replicas, ReplicaWatch
 from lightning_pfc.strategies.waiting import waits_before_head
 from lightning_pfc.strategies.wiring import Wiring, tell_apart
@@ -37,6 +39,7 @@ class StepsTogether(CheckpointFolders):
         self._hand = 0
         self._wiring: Wiring | None = None
         self._steps_as_wired = 0
+        self._loss_uses = LossUses()
 
     @property
     def _module(self) -> Any:
@@ -121,7 +124,13 @@ class StepsTogether(CheckpointFolders):
             raise
         if self.world_size > 1 and self._has_heads():
             self._agree_on_output(output)
+            self._loss_uses.look(output, self._named_shards(), self._module.trainer.global_step)
         return output
+
+    def _named_shards(self) -> dict[str, Tensor]:
+        return {
+            f"{name}.{key}": value for name, head in self._iter_heads() for key, value in head.sharded_tensors().items()
+        }
 
     def _agree_on_output(self, output: STEP_OUTPUT) -> None:
         try:

@@ -16,9 +16,8 @@ from lightning_pfc.optim.rows import is_summed
 if TYPE_CHECKING:
     from lightning_pfc.distributed import Comm
 
-_REDUCTIONS = frozenset(
-    {"amax", "amin", "dist", "dot", "frobenius_norm", "max", "mean", "min", "norm", "prod", "std", "sum", "var"}
-)
+_PICK = frozenset({"__getitem__", "select", "take", "index_select", "squeeze"})  # one number, and not one of all
+_JOIN = frozenset({"cat", "concat", "concatenate", "hstack", "vstack", "stack"})
 _told: set[str] = set()
 
 
@@ -113,14 +112,24 @@ def _values(tensor: Tensor) -> Tensor:
 
 
 def _followed(func: Any, args: tuple[Any, ...], result: Any) -> Any:
-    """Copies of the gradient are gradients of the shard too; a single number made of it is this rank's alone."""
-    first = args[0] if args else None
-    if type(result) is not Tensor or not isinstance(first, ShardGradient):
+    """What has all of the shard's numbers, or one for each row, is of the shard too; what is made of all is told."""
+    first, name = args[0] if args else None, getattr(func, "__name__", "")
+    if type(result) is not Tensor or not result.is_floating_point():
         return result
-    if result.shape == first.shape and result.is_sparse == first.is_sparse:
-        return _marked(result, first.comm) if result.is_floating_point() else result
-    if result.dim() == 0 and getattr(func, "__name__", "") in _REDUCTIONS:
-        _warn(func.__name__)
+    if name in _JOIN and isinstance(first, list | tuple) and any(isinstance(each, ShardGradient) for each in first):
+        _warn(name)
+    if not isinstance(first, ShardGradient):
+        if result.dim() == 0 and any(isinstance(each, ShardGradient) for each in args):  # einsum, and the like
+            _warn(name)
+        return result
+    if result.is_sparse == first.is_sparse and (
+        result.shape == first.shape or (not result.is_sparse and result.numel() == first.numel())
+    ):
+        return _marked(result, first.comm)
+    if result.dim() and (name in ("values", "_values") or result.shape[:1] == first.shape[:1]):
+        return _marked(result, first.comm)
+    if result.dim() == 0 and first.numel() > 1 and name not in _PICK and not name.startswith("new_"):
+        _warn(name)
     return result
 
 
