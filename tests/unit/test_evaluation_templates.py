@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -183,7 +185,7 @@ def test_perfect_scores_are_no_certainty() -> None:
     """0 of 50 people in error: of that many trials with one outcome, the exact interval ends at 0.025^(1/50)."""
     same, who = torch.arange(100) < 50, torch.arange(100) % 50
     scores, sides = same.double() + torch.linspace(0, 0.1, 100), (who, torch.where(same, who, (who + 1) % 50))
-    expected = (pytest.approx(0.025 ** (1 / 50)), 1.0)
+    expected: Any = (pytest.approx(0.025 ** (1 / 50)), 1.0)
     assert tar_interval(scores, same, 0.1, sides) == expected
     assert auc_interval(scores, same, sides) == expected
     assert ratio_interval(torch.full((50,), 2.0), torch.full((50,), 2)) == expected
