@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import difflib
+import math
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -48,7 +50,8 @@ def create_backbone(
         input_size: (C, H, W) of the images; C of any number (timm adapts pretrained weights). Models that are built for
             one size (vision transformers, the face backbones) are built for this one. None: what the model's weights
             were trained on.
-        pretrained: load timm's pretrained weights (a download).
+        pretrained: load timm's pretrained weights (a download). Pictures come scaled to [-1, 1]; weights that were
+            trained on another scale are warned of.
         options: further arguments of ``timm.create_model``, such as ``drop_path_rate``.
 
     Raises:
@@ -75,7 +78,24 @@ def create_backbone(
         ) from error
     except TypeError as error:
         raise ValueError(f"backbone {name!r} does not take the options {dict(options or {})}: {error}") from error
+    if pretrained:
+        _warn_of_scale(name, model)
     return model
+
+
+def _warn_of_scale(name: str, model: nn.Module) -> None:
+    """Say that the pixels will be others than those that timm notes for the weights."""
+    noted = getattr(model, "pretrained_cfg", None) or {}
+    mean, std = (noted.get(key) for key in ("mean", "std"))
+    if not mean or not std or all(math.isclose(value, 0.5) for value in (*mean, *std)):
+        return
+    warnings.warn(
+        f"The weights of backbone {name!r} were trained on pixels less {tuple(mean)}, over {tuple(std)}; here they "
+        "come less 0.5, over 0.5. Training adapts the network to that, but layers that are kept frozen "
+        "(finetune=frozen, lora) see other pixels than they know: train all layers, or choose weights that timm notes "
+        "with 0.5 and 0.5.",
+        stacklevel=3,
+    )
 
 
 def native_input_size(model: nn.Module) -> InputSize:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import pytest
 import timm
 import torch
@@ -182,3 +184,18 @@ def test_a_neckless_module_gets_the_embedding(name: str) -> None:
         model = create_backbone(name, input_size=(1, 64, 64), options={"embedding_dim": 128})
     assert output_width(model, (1, 64, 64)) == 128
     assert isinstance(create_neck("none", 128, 128), nn.Identity)
+
+
+@pytest.mark.parametrize(("name", "other"), [("resnet18", True), ("vit_tiny_patch16_224.augreg_in21k", False)])
+def test_weights_that_know_another_scale_of_pixels_are_warned_of(
+    name: str, other: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    create = timm.create_model
+    monkeypatch.setattr(timm, "create_model", lambda *a, pretrained, **k: create(*a, **k))  # nothing is downloaded
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        create_backbone(name, input_size=(3, 224, 224), pretrained=True)
+        create_backbone(name, input_size=(3, 224, 224))
+    found = [str(each.message) for each in said if "were trained on pixels less" in str(each.message)]
+    assert len(found) == other
+    assert not other or "(0.485, 0.456, 0.406)" in found[0]
