@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import math
+import os
 import sys
 import types
 import typing
@@ -97,7 +98,7 @@ def _read(annotation: Any, names: dict[str, Any]) -> _Allowed | None:
 
 
 def _problem(value: Any, allowed: _Allowed) -> str | None:
-    if (value is None and allowed.none) or any(type(value) is type(word) and value == word for word in allowed.words):
+    if (value is None and allowed.none) or any(_equals(value, word) for word in allowed.words):
         return None
     if any(_is(value, kind) for kind in allowed.kinds):
         return None
@@ -106,13 +107,17 @@ def _problem(value: Any, allowed: _Allowed) -> str | None:
     return ("one of " if allowed.words else "") + " or ".join(texts)
 
 
+def _equals(value: Any, word: Any) -> bool:
+    return isinstance(value, type(word)) and isinstance(value, bool) == isinstance(word, bool) and bool(value == word)
+
+
 def _is(value: Any, kind: type) -> bool:
     if kind is bool:  # numpy's too, and the numbers that stand for them
         return type(value).__name__ in ("bool", "bool_") or (type(value) is int and value in (0, 1))
     if isinstance(value, bool):
         return False
-    if kind is int:
-        return isinstance(value, SupportsIndex)
+    if kind is int:  # and 2e9, which configs make a float of
+        return isinstance(value, SupportsIndex) or (isinstance(value, float) and value.is_integer())
     if kind is float:
         return isinstance(value, SupportsFloat) and not (isinstance(value, float) and math.isnan(value))
-    return isinstance(value, kind)
+    return isinstance(value, (kind, os.PathLike))

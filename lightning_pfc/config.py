@@ -151,7 +151,7 @@ def check_flags(words: Iterable[str], config_name: str = "train") -> None:
             continue
         config = _composed(config_name, [f"{group}={option}" for group, option in _choices(words).items()])
         before = None if config is None else OmegaConf.select(config, key.lstrip("+"), default="")
-        if isinstance(before, bool | int | float) or (before is None and config is not None and value == "None"):
+        if isinstance(before, bool) or (value == "None" and config is not None and not isinstance(before, str)):
             raise ValueError(f"{word}: Hydra takes {value} for a text; write {key}={meant}.")
 
 

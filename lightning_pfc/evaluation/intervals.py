@@ -62,14 +62,15 @@ def _drew_before(function: Callable[_P, Interval]) -> Callable[_P, Interval]:
     return called
 
 
-def interval_of(value: float, moves: Floats, level: float = 0.95) -> Interval:
+def interval_of(value: float, moves: Floats, level: float = 0.95, trials: int | None = None) -> Interval:
     """Interval of a share, from how far it moves where a unit counts once more.
 
     Args:
         value: The share that was found, in [0, 1].
-        moves: Of each identity (or pair), (n,). They say nothing where the share is 0 or 1, since nothing was seen to
-            vary: the interval is then the exact one of ``n`` trials with one outcome.
+        moves: Of each identity (or pair), (n,).
         level: Of confidence.
+        trials: How many of them could have failed or not; None: all. It counts where the share is 0 or 1 and nothing
+            was seen to vary: the interval is then the exact one of so many trials with one outcome.
 
     Returns:
         The interval, within [0, 1].
@@ -81,8 +82,10 @@ def interval_of(value: float, moves: Floats, level: float = 0.95) -> Interval:
         raise ValueError(f"level={level} must lie in (0, 1), for example 0.95")
     count, tail = len(moves), (1 - level) / 2
     if value in (0.0, 1.0):
-        edge = 1 - tail ** (1 / count)
+        edge = 1 - tail ** (1 / (trials or count))
         return Interval(0.0, edge) if value == 0.0 else Interval(1 - edge, 1.0)
+    if count == 1:
+        return Interval(0.0, 1.0)  # of one identity nothing can be said of others
     square = np.square(moves - moves.mean())
     total = float(square.sum())
     if not total > 0:
@@ -132,11 +135,13 @@ def ratio_interval(hits: Tensor, trials: Tensor, *, level: float = 0.95) -> Inte
         The interval.
 
     Raises:
-        ValueError: On unequal lengths or no trial at all.
+        ValueError: On unequal lengths, no trial at all, or more successes than trials.
     """
     if hits.shape != trials.shape or not float(trials.sum()) > 0:
         raise ValueError("hits and trials must have one entry per cluster, and there must be a trial")
     top, bottom = hits.double().cpu().numpy(), trials.double().cpu().numpy()
+    if (top > bottom).any():
+        raise ValueError(f"hits has {top[top > bottom][0]:g} in a cluster of {bottom[top > bottom][0]:g} trials")
     top, bottom = top[bottom > 0], bottom[bottom > 0]
     value = float(top.sum() / bottom.sum())
     return interval_of(value, (top - value * bottom) / bottom.sum(), level)
@@ -154,7 +159,7 @@ def tar_interval(
     """Interval of the true accept rate at a false accept rate; the threshold moves with the data.
 
     A genuine pair moves the rate by itself, an impostor pair by moving the threshold: by how much is read from the
-    rates at half and at twice as many false accepts.
+    rates at half and at twice as many false accepts. Where not one is allowed, the threshold moves as if one was.
 
     Args:
         scores: Similarities, (P,).
@@ -180,13 +185,15 @@ def tar_interval(
     def rate(accepted: int) -> float:
         return 1 - float(np.searchsorted(genuine, impostor[accepted], side="right")) / len(genuine)
 
-    value, above = rate(allowed), values > impostor[allowed]
+    value, accepted = rate(allowed), values > impostor[allowed]
+    above = accepted[~flags] if accepted[~flags].any() else values[~flags] >= impostor[allowed]
     fewer, more = allowed // 2, min(2 * allowed + 1, len(impostor) - 1)
     slope = (rate(more) - rate(fewer)) * len(impostor) / max(1, more - fewer)
     return interval_of(
         value,
-        _moves(flags, above[flags] - value, -slope * (above[~flags] - above[~flags].mean()), identities),
+        _moves(flags, accepted[flags] - value, -slope * (above - above.mean()), identities),
         level,
+        _trials(flags, identities),
     )
 
 
@@ -212,13 +219,21 @@ def auc_interval(
     Raises:
         ValueError: As ``area_under_roc``, or on a level outside (0, 1).
     """
+    scores, same = check_scored_pairs(scores.detach(), same, "scores")
     area = area_under_roc(scores, same)
     values, flags = scores.cpu().numpy(), same.cpu().numpy()
     genuine, impostor = values[flags], values[~flags]
     moves = _moves(
         flags, _share_below(genuine, impostor) - area, 1 - _share_below(impostor, genuine) - area, identities
     )
-    return interval_of(area, moves, level)
+    return interval_of(area, moves, level, _trials(flags, identities))
+
+
+def _trials(flags: Flags, identities: tuple[Tensor, Tensor] | None) -> int:
+    """How many genuine pairs there are, or identities that have one; impostors where they are fewer."""
+    if identities is None:
+        return int(min(flags.sum(), (~flags).sum()))
+    return len(torch.unique(identities[0].cpu()[torch.from_numpy(flags)]))
 
 
 def _moves(flags: Flags, of_genuine: Floats, of_impostor: Floats, identities: tuple[Tensor, Tensor] | None) -> Floats:

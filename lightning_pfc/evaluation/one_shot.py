@@ -87,4 +87,4 @@ def _rate(tally: Tensor, level: float) -> tuple[float, Interval]:
     rate = float(hits.sum() / searches.sum())
     without = (hits.sum() - hits + taken) / (searches.sum() - searches).clamp_min(1)
     moves = (without.mean() - without) * (len(hits) - 1) / len(hits)
-    return rate, interval_of(rate, moves.numpy(), level)
+    return rate, interval_of(rate, moves.numpy(), level, int((searches > 0).sum()))

@@ -105,6 +105,11 @@ def _without_affine(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     weight, bias = tensors["features.weight"].double(), tensors["features.bias"].double()
     if bool((weight == 1).all()) and not bool(bias.any()):
         return {}
+    if not bool((weight > 0).all()):
+        raise ValueError(
+            f"features.weight has {int((weight <= 0).sum())} numbers of 0 or below, which the batch norm of AdaFace, "
+            "without weights, cannot have: export to insightface instead."
+        )
     deviation = (variance.double() + _EPS).sqrt() / weight
     return {
         "features.running_mean": (mean - deviation * bias).to(mean.dtype),

@@ -252,7 +252,9 @@ class FineTune(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """The starting point: weights, or the whole network; and what adapters have learned."""
-        weights: dict[str, Any] = {} if self._start is None else {"start": self._start.start}
+        weights: dict[str, Any] = {"lora": None}  # never empty: what is empty is not loaded either, nor compared
+        if self._start is not None:
+            weights["start"] = self._start.start
         if self._teacher is not None:
             weights["teacher"] = dict(self._teacher.network.state_dict())
         if self._adapters is not None:
@@ -271,14 +273,15 @@ class FineTune(Callback):
             self._teacher_weights = state_dict["teacher"]
             if self._teacher is not None:
                 self._teacher.network.load_state_dict(self._teacher_weights)
-        if (self._adapters is None) != ("lora" not in state_dict):
-            has, this = ("no adapters", "has") if "lora" not in state_dict else ("adapters", "has none")
+        adapters = state_dict.get("lora")
+        if (self._adapters is None) != (adapters is None):
+            has, this = ("no adapters", "has") if adapters is None else ("adapters", "has none")
             raise CheckpointError(
                 f"the checkpoint has {has} of LoRA, and this run {this}. Say finetune= as it was, or begin anew from "
                 "its weights: init_from=."
             )
-        if self._adapters is not None:
-            self._adapters.load_state_dict(state_dict["lora"])
+        if self._adapters is not None and adapters is not None:
+            self._adapters.load_state_dict(adapters)
 
 
 def _backbone(module: nn.Module) -> nn.Module:

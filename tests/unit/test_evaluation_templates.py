@@ -191,6 +191,33 @@ def test_perfect_scores_are_no_certainty() -> None:
     assert ratio_interval(torch.full((50,), 2.0), torch.full((50,), 2)) == expected
     assert proportion_interval(torch.ones(50, dtype=torch.bool)) == expected
     assert tar_interval(scores, same, 1.0, sides) == (1.0, 1.0)  # every pair is accepted: nothing to be uncertain of
+    more, many = torch.cat([scores, torch.zeros(5000)]), torch.cat([same, torch.zeros(5000, dtype=torch.bool)])
+    assert tar_interval(more, many, 0.1) == expected  # impostors are no trials of this rate
+    assert auc_interval(more, many) == expected
+    one, other = (torch.cat([side, 100 + torch.arange(5000) % 700]) for side in sides)
+    assert tar_interval(more, many, 0.1, (one, other)) == expected  # nor is who has no genuine pair
+    assert ratio_interval(torch.tensor([5]), torch.tensor([10])) == (0.0, 1.0)
+    with pytest.raises(ValueError, match="hits has 12 in a cluster of 10"):
+        ratio_interval(torch.tensor([12, 1]), torch.tensor([10, 10]))
+
+
+def test_flags_may_be_numbers_and_scores_of_any_kind() -> None:
+    same, scores = torch.arange(40) % 2 == 0, torch.linspace(-1, 1, 40).roll(7)
+    found = auc_interval(scores, same)
+    assert auc_interval(scores, same.int()) == found
+    assert auc_interval(scores.double().requires_grad_(), same) == pytest.approx(found, abs=1e-6)
+    auc_interval(scores.bfloat16(), same)
+
+
+def test_no_false_accept_is_allowed_and_yet_the_threshold_moves() -> None:
+    """1,000 impostors at 1e-4: the threshold is the highest of them, and that is luck."""
+    rng = np.random.default_rng(0)
+    same, inside = torch.arange(2000) < 1000, 0
+    for _ in range(40):
+        scores = torch.from_numpy(rng.normal(size=2000) + 3.0 * same.numpy())
+        low, high = tar_interval(scores, same, 1e-4)
+        inside += low <= 0.4 <= high  # P(N(3, 1) > 3.24), the median of the highest of 1,000, is 0.405
+    assert inside >= 20
 
 
 def test_bad_levels_are_named() -> None:

@@ -126,7 +126,7 @@ class Options:
     [
         ({"flag": "no"}, "Options(flag='no'): flag must be True or False."),
         ({"flag": 2}, "Options(flag=2): flag must be True or False."),
-        ({"count": 2.0}, "Options(count=2.0): count must be a whole number or None."),
+        ({"count": 2.5}, "Options(count=2.5): count must be a whole number or None."),
         ({"share": "0.5"}, "Options(share='0.5'): share must be a number."),
         ({"share": float("nan")}, "Options(share=nan): share must be a number."),
         ({"word": "three"}, "Options(word='three'): word must be one of 'one', 'two' or None."),
@@ -142,6 +142,7 @@ def test_the_message_names_argument_value_and_way_out(given: dict[str, Any], tex
 def test_what_is_of_the_kind_is_taken() -> None:
     Options(flag=np.True_, count=np.int64(3), share=np.float32(0.5), word="two", either="x", other=object())  # type: ignore[arg-type]
     Options(flag=1, share=1, count=torch.tensor(3))  # type: ignore[arg-type]
+    Options(count=2e9, word=np.str_("one"), either=Path("x"))  # type: ignore[arg-type]
     Options()
     with pytest.raises(TypeError, match="unexpected keyword argument 'colour'"):
         Options(colour=1)  # type: ignore[call-arg]
