@@ -9,17 +9,24 @@ from typing import Any
 
 from torch import Tensor
 
-_ELEMENTS = {"Pow", "Abs", "Mul", "Neg", "Add", "Sub", "Div", "Clone", "View", "UnsafeView", "Reshape", "ToCopy", "Cat"}
-_SUMS = {"Add", "Mul", "Neg", "Sub", "Div", "Stack", "Cat", "Sum", "View", "Reshape", "ToCopy", "Squeeze", "Unsqueeze"}
+_MOVES = {"Clone", "View", "UnsafeView", "Reshape", "ToCopy", "Cat", "Squeeze", "Unsqueeze"}
+_LINEAR = {"Add", "Mul", "Neg", "Sub", "Div"}
+_CURVES = {"Pow", "Abs", "Exp", "Log", "Sqrt", "Rsqrt", "Relu", "Sigmoid", "Tanh", "Softplus", "Sin", "Cos", "Erf"}
+_ELEMENTS = (
+    _MOVES | _LINEAR | _CURVES | {"Clamp", "ClampMin", "ClampMax", "Expand", "Permute", "T", "Transpose", "Where"}
+)
+_SUMS = _MOVES | _LINEAR | {"Stack", "Sum", "Mean"}  # of totals, each of which is one number of all ranks
+_LOSSES = {"MseLoss", "SmoothL1Loss", "HuberLoss", "Dot"}  # which add up, if their reduction says so
 
 
 class LossUses:
-    """Looks at the graph of a loss now and then: after 0, 1, 2, 4, 8, ... steps."""
+    """Looks at the graph of a loss now and then: after 0, 1, 2, 4, 8, ... batches."""
 
     def __init__(self) -> None:
         self._told: set[tuple[str, str]] = set()
+        self._batches = 0
 
-    def look(self, output: Any, shards: Mapping[str, Tensor], step: int) -> None:
+    def look(self, output: Any, shards: Mapping[str, Tensor]) -> None:
         """Warn once of each shard that the loss reduces by anything but a sum of its numbers.
 
         A sum is right: each rank adds the gradients of its own rows. No collective.
@@ -27,10 +34,10 @@ class LossUses:
         Args:
             output: what ``training_step`` gave.
             shards: parameters of which every rank has other rows, by name.
-            step: how many there were before.
         """
+        batch, self._batches = self._batches, self._batches + 1
         loss = output.get("loss") if isinstance(output, Mapping) else output
-        if step & (step - 1) or not isinstance(loss, Tensor) or loss.grad_fn is None:
+        if batch & (batch - 1) or not isinstance(loss, Tensor) or loss.grad_fn is None:
             return
         for name, operation in reduced_shards(loss, shards):
             if (name, operation) not in self._told:
@@ -73,7 +80,7 @@ def _graph(root: Any) -> tuple[dict[Any, list[Any]], list[Any]]:
 
 
 def _reduction(leaf: Any, above: Mapping[Any, list[Any]]) -> str | None:
-    """The first operation on the way to the loss that is neither one of single numbers nor a sum of them all."""
+    """The first operation on the way to the loss that is neither of single numbers or rows nor a sum of them all."""
     pending, seen = [(leaf, False)], set()
     while pending:
         node, summed = pending.pop()
@@ -82,11 +89,32 @@ def _reduction(leaf: Any, above: Mapping[Any, list[Any]]) -> str | None:
                 continue
             seen.add((user, summed))
             operation = re.sub(r"Backward\d*$", "", type(user).__name__)
-            total = not summed and operation == "Sum" and type(user).__name__ == "SumBackward0"
-            if not total and operation not in (_SUMS if summed else _ELEMENTS):
+            total = not summed and _is_total(user, operation, leaf.variable.dim())
+            if not (total or operation in (_SUMS if summed else _ELEMENTS) or (not summed and _is_of_rows(user))):
                 return operation
             pending.append((user, summed or total))
     return None
+
+
+def _is_total(node: Any, operation: str, dims: int) -> bool:
+    """Whether it adds up all numbers."""
+    if operation == "Sum":
+        return len(_dims(node) or range(dims)) == dims
+    return operation in _LOSSES and getattr(node, "_saved_reduction", 2) == 2
+
+
+def _is_of_rows(node: Any) -> bool:
+    """Whether it makes one number of each row, which other rows do not change."""
+    dims = _dims(node)
+    return bool(dims) and all(dim != 0 for dim in dims)
+
+
+def _dims(node: Any) -> tuple[int, ...]:
+    """The dimensions that it reduces, where it says so; empty: all, or unknown."""
+    saved = getattr(node, "_saved_dim", None)
+    if saved is None or isinstance(saved, int):
+        return () if saved is None else (saved,)
+    return tuple(dim - 2 * (dim & 1 << 63) for dim in saved)  # -1 is saved without its sign
 
 
 def _message(name: str, operation: str) -> str:

@@ -124,7 +124,7 @@ class StepsTogether(CheckpointFolders):
             raise
         if self.world_size > 1 and self._has_heads():
             self._agree_on_output(output)
-            self._loss_uses.look(output, self._named_shards(), self._module.trainer.global_step)
+            self._loss_uses.look(output, self._named_shards())
         return output
 
     def _named_shards(self) -> dict[str, Tensor]:

@@ -9,7 +9,7 @@ from typing import Any, cast
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import normalize
+from torch.nn.functional import mse_loss, normalize, relu
 from torch.nn.utils import parameters_to_vector
 from torch.utils.checkpoint import checkpoint
 
@@ -33,6 +33,10 @@ class Model(nn.Module):
         return {f"head.{name}": value for name, value in self.head.named_parameters()}
 
 
+def weight(model: nn.Module) -> Tensor:
+    return cast("Any", model).head.weight  # type: ignore[no-any-return]
+
+
 RIGHT: dict[str, Penalty] = {
     "nothing": lambda m: 0.0,
     "squares": lambda m: 0.1 * sum(p.pow(2).sum() for p in m.parameters()),
@@ -40,6 +44,13 @@ RIGHT: dict[str, Penalty] = {
     "absolutes": lambda m: 0.1 * torch.stack([p.abs().sum() for p in m.parameters()]).sum(),
     "vector": lambda m: parameters_to_vector(m.parameters()).square().sum() * 2 - 1,
     "backbone": lambda m: cast("Any", m).backbone.weight.norm(),
+    "by rows": lambda m: weight(m).pow(2).sum(1).sum(),
+    "both dimensions": lambda m: weight(m).sum((0, 1)),
+    "lengths": lambda m: weight(m).norm(dim=1).sum() + (weight(m).norm(dim=-1) - 1).pow(2).sum(),
+    "elements": lambda m: relu(weight(m)).sum() + weight(m).exp().sum() + weight(m).T.pow(2).sum(),
+    "a loss": lambda m: mse_loss(weight(m), torch.zeros_like(weight(m)), reduction="sum"),
+    "dot": lambda m: weight(m).flatten().dot(weight(m).flatten()),
+    "mean of totals": lambda m: torch.stack([p.pow(2).sum() for p in m.parameters()]).mean(),
 }
 REDUCED: dict[str, tuple[Penalty, str]] = {
     "lasso": (lambda m: sum(p.norm() for p in m.parameters()), "LinalgVectorNorm"),
@@ -51,6 +62,9 @@ REDUCED: dict[str, tuple[Penalty, str]] = {
         lambda m: (normalize(cast("Any", m).head.weight) @ normalize(cast("Any", m).head.weight).T).sum(),
         "ClampMin|Mm|LinalgVectorNorm|Expand|T",
     ),
+    "mean of a loss": (lambda m: mse_loss(weight(m), torch.zeros_like(weight(m))), "MseLoss"),
+    "lengths of columns": (lambda m: weight(m).norm(dim=0).sum(), "LinalgVectorNorm"),
+    "mean of lengths": (lambda m: weight(m).norm(dim=1).mean(), "Mean"),
     "middle": (lambda m: cast("Any", m).head.weight.sum(0).pow(2).sum(), "Sum"),
 }
 
@@ -88,9 +102,9 @@ def test_it_is_said_once_with_the_name() -> None:
     model, uses = Model(), LossUses()
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        for step in (0, 1, 2, 3):
-            uses.look({"loss": model.loss() + model.head.weight.norm()}, model.shards(), step)
-        uses.look(None, model.shards(), 0)
+        for _ in range(4):
+            uses.look({"loss": model.loss() + model.head.weight.norm()}, model.shards())
+        uses.look(None, model.shards())
     [said] = [str(w.message) for w in caught]
     assert "LinalgVectorNorm of head.weight" in said
     assert "shard" in said
