@@ -7,20 +7,25 @@ no loss at all; and nothing may be counted, drawn or remembered twice.
 
 from __future__ import annotations
 
+import sys
 import weakref
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from types import FrameType
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import BackwardCFunction
 
 from lightning_pfc.heads.batch import GlobalBatch
 from lightning_pfc.heads.sampling.sampled_classes import SampledClasses
 from lightning_pfc.heads.softmax.blended_centers import BlendedCenters
 
-_WITHOUT_GRAPH = 32  # forwards under no_grad that are remembered; those with a graph are for as long as it lives
+_OUTSIDE = (
+    32  # forwards under no_grad that are remembered outside autograd functions; all others while their graph lives
+)
 
 
 def _in_backward() -> bool:
@@ -65,7 +70,8 @@ class Passes:
 
     def __init__(self) -> None:
         self._kept: list[weakref.ref[_Kept]] = []
-        self._without_graph: deque[_Kept] = deque(maxlen=_WITHOUT_GRAPH)
+        self._outside: deque[_Kept] = deque(maxlen=_OUTSIDE)
+        self._again: list[_Kept] = []  # under no_grad, of the backward pass that is running
 
     def keep(self, first: Pass, batch: GlobalBatch, loss: Tensor) -> None:
         """Remember a training forward where it may be computed again: under ``no_grad``, or with its tensors in care.
@@ -89,8 +95,12 @@ class Passes:
         if torch.is_grad_enabled() and loss.grad_fn is not None:
             metadata: Any = loss.grad_fn.metadata
             metadata["lightning_pfc"] = kept
+        elif first.again:
+            self._again.append(kept)
+        elif (context := _autograd_context()) is not None:
+            vars(context).setdefault("lightning_pfc", []).append(kept)
         else:
-            self._without_graph.append(kept)
+            self._outside.append(kept)
         self._kept = [ref for ref in self._kept if ref() is not None] + [weakref.ref(kept)]
 
     def _is_known(self, region: Any) -> bool:
@@ -104,6 +114,7 @@ class Passes:
         accelerator the host waits for the comparison, except in a CUDA graph.
         """
         if not _in_backward():
+            self._again.clear()
             return None
         region, task = _region(), torch._C._current_graph_task_id()
         mine = _Fingerprint.of(batch)
@@ -171,6 +182,21 @@ def _saved_tensor_hooks() -> tuple[Any, ...] | None:
     """The hooks that take the tensors in care which autograd saves now; None for none."""
     hooks: tuple[Any, ...] | None = torch._C._autograd._top_saved_tensors_default_hooks(True)
     return hooks
+
+
+def _autograd_context() -> Any:
+    """The ``ctx`` of the outermost autograd function that is running, which lives as long as its graph; None outside.
+
+    ``torch.utils.checkpoint(use_reentrant=True)`` is one, and so are those of other libraries. What runs within has no
+    graph of its own. There is no door to it, but it is the first argument of its ``forward`` and ``backward``.
+    """
+    found = None
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        if frame.f_code.co_varnames[:1] == ("ctx",) and isinstance(frame.f_locals.get("ctx"), BackwardCFunction):
+            found = frame.f_locals["ctx"]
+        frame = frame.f_back
+    return found
 
 
 def _region() -> Any:

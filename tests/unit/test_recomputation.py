@@ -122,11 +122,11 @@ def run(case: str, forward: Forward, order: Callable[..., Iterable[Tensor]]) -> 
     return tensors | {f"{name}.grad": grad for name, grad in grads.items()} | {"loss": torch.stack(losses)}
 
 
-def compare(case: str, forward: Forward, order: Callable[..., Iterable[Tensor]]) -> None:
+def compare(case: str, forward: Forward, order: Callable[..., Iterable[Tensor]], atol: float = 1e-6) -> None:
     want, got = run(case, plain, order), run(case, forward, order)
     assert want.keys() == got.keys()
     for name, value in want.items():
-        torch.testing.assert_close(got[name], value, rtol=1e-5, atol=1e-6, msg=lambda m, name=name: f"{name}: {m}")
+        torch.testing.assert_close(got[name], value, rtol=1e-5, atol=atol, msg=lambda m, name=name: f"{name}: {m}")
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -193,6 +193,35 @@ def test_two_forwards_in_one_region(case: str, scale: float) -> None:
             torch.testing.assert_close(got[name], value, rtol=1e-5, atol=1e-6, msg=lambda m, name=name: f"{name}: {m}")
 
 
+def many(number: int) -> Callable[..., Iterable[Tensor]]:
+    """Forwards of as many batches before one backward pass, and once more: nothing of the first ones may be left."""
+
+    def order(forward: Forward, head: PartialFC, net: nn.Module) -> Iterable[Tensor]:
+        for start in (0, number):
+            losses = [forward(head, net, *batch(start + i)) for i in range(number)]
+            torch.stack(losses).sum().backward()
+            yield from losses
+
+    return order
+
+
+MANY = {
+    "reentrant": (WAYS["head, reentrant"], 40),
+    "everything, reentrant": (WAYS["everything, reentrant"], 40),
+    "reentrant in reentrant": (nested(True, True), 20),
+    "reentrant in reentrant, more": (nested(True, True), 40),
+    "reentrant in another": (nested(True, False), 20),
+    "another in reentrant": (nested(False, True), 20),
+    "compiled": (compiled(WAYS["head, reentrant"]), 40),
+}
+
+
+@pytest.mark.parametrize(("case", "way"), [*(("uniform", way) for way in MANY), ("memory", "reentrant in reentrant")])
+def test_many_regions_before_a_backward_pass(case: str, way: str) -> None:
+    forward, number = MANY[way]
+    compare(case, forward, many(number), atol=1e-5)  # of sums in another order
+
+
 def test_step_counts_forwards() -> None:
     for way in WAYS.values():
         assert run("uniform", way, one_by_one)["step"] == 4
@@ -216,7 +245,18 @@ def test_nothing_is_kept_of_what_is_gone() -> None:
         checkpoint(head, x.requires_grad_(), labels, use_reentrant=False)
         checkpoint(head, x, labels, use_reentrant=True)
         head(x, labels).backward()
-    assert len(head._passes._kept) <= 33
+    assert len([*head._passes._newest_first()]) == 0
+    with torch.no_grad():
+        for number in range(100):
+            head(*batch(number))
+    assert len([*head._passes._newest_first()]) == 32
+    losses = [nested(True, True)(head, nn.Linear(DIM, DIM), *batch(number)) for number in range(20)]
+    assert len([*head._passes._newest_first()]) == 52
+    torch.stack(losses).sum().backward()
+    assert len(head._passes._again) == 20
+    losses.clear()
+    head(*batch(0))
+    assert len([*head._passes._newest_first()]) == 32
 
 
 def test_memory_as_it_was_when_several_forwards_come_before_the_backward_passes() -> None:
