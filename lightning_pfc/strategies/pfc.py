@@ -60,12 +60,15 @@ class PartialFCStrategy(StepsTogether, StartTogether):
             refuses other ones or another order; "names" moves rows, and those of optimizers, to where their names are
             now: new identities get new centers, those of identities that have vanished are left out; "position"
             compares nothing: row i is class i.
+        start_message: whether ranks tell each other of errors at the start of a step. ``"auto"``: where DDP, or a
+            ``SyncBatchNorm``, could wait there for a rank that does not come. ``"always"``: in every step, for a model
+            with a collective of your own before its head.
         timeout: how long a rank waits for the others in any collective.
         start_method: ``"popen"`` (the script is run again for each process) or ``"spawn"``.
         kwargs: everything else that ``DDPStrategy`` and ``DistributedDataParallel`` take.
 
     Raises:
-        ValueError: if ``clip`` or ``match`` has a value that does not exist.
+        ValueError: if ``clip``, ``match`` or ``start_message`` has a value that does not exist.
     """
 
     def __init__(
@@ -77,6 +80,7 @@ class PartialFCStrategy(StepsTogether, StartTogether):
         fall_back: bool = False,
         check_replicas: Literal["raise", "warn", "off"] = "raise",
         match: Literal["names", "position"] | None = None,
+        start_message: Literal["auto", "always"] = "auto",
         timeout: timedelta = default_pg_timeout,
         start_method: Literal["popen", "spawn", "fork", "forkserver"] = "popen",
         **kwargs: Any,
@@ -92,6 +96,9 @@ class PartialFCStrategy(StepsTogether, StartTogether):
         self._async_save = async_save
         self._fall_back = fall_back
         self._match = check_match(match)
+        if start_message not in ("auto", "always"):
+            raise ValueError(f"start_message={start_message!r} must be 'auto' or 'always'.")
+        self.start_message = start_message
 
     # -- the process group and the heads
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from typing import Any
+from typing import Any, Literal
 
 from lightning.pytorch.utilities.types import STEP_OUTPUT
 from torch import Tensor
@@ -29,6 +29,9 @@ class StepsTogether(CheckpointFolders):
     replica_watch: ReplicaWatch | None = None
     """When replicas are compared, and what follows; None: never."""
 
+    start_message: Literal["auto", "always"] = "auto"
+    """Whether what rides on the head's message has one of its own in every step, or where it is needed."""
+
     raised_hands: list[int] | None = None
     """What every rank raised its hand with in the last step; None where no message was sent."""
 
@@ -38,7 +41,6 @@ class StepsTogether(CheckpointFolders):
         self._told: BaseException | None = None
         self._hand = 0
         self._wiring: Wiring | None = None
-        self._steps_as_wired = 0
         self._loss_uses = LossUses()
 
     @property
@@ -76,7 +78,6 @@ class StepsTogether(CheckpointFolders):
         changed = now is not before
         if self.world_size > 1 and self._has_heads():
             changed = self._agree_on_start(now, changed)
-        self._steps_as_wired += 1
         if changed:
             now.check_held(before, self.optimizers)
             self._wire_again()
@@ -98,12 +99,11 @@ class StepsTogether(CheckpointFolders):
 
         agreement = self.comm.agreement
         agreement.rider = Rider([now.digest, int(changed), *sums], judge)
-        if changed or waits_before_head(self.model, self._steps_as_wired):
+        if changed or self.start_message == "always" or waits_before_head(self.model):
             agreement.exchange("on_train_batch_start")
         return any(found)
 
     def _wire_again(self) -> None:
-        self._steps_as_wired = 0
         self.model = self._module
         gc.collect()  # the old wrapper goes, and with it the hooks that it has put on the parameters
         self._wire()

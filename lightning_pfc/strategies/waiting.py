@@ -6,28 +6,36 @@ import os
 from typing import Any
 
 import torch.distributed as dist
+from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-_BEGINNING = 2  # steps; in the second one DDP agrees on its buckets
 _BLOCKING = ("TORCH_NCCL_BLOCKING_WAIT", "NCCL_BLOCKING_WAIT")
 
 
-def waits_before_head(model: Any, steps: int) -> bool:
+def waits_before_head(model: Any) -> bool:
     """Whether the host may wait for other ranks between the start of a step and the message of its first head.
 
     The broadcast of buffers with which DDP begins a forward pass is waited for on a CPU; NCCL's is given to the GPU,
-    and the host goes on to the head, where it hears of errors.
+    and the host goes on to the head, where it hears of errors. Before a forward pass DDP agrees on its buckets once,
+    and ``SyncBatchNorm`` on the numbers of rows, which its host reads. The same on every rank.
 
     Args:
         model: what the strategy calls.
-        steps: that it was called before.
     """
     if not isinstance(model, DistributedDataParallel):
         return False
-    if steps < _BEGINNING:
+    if _agrees_on_buckets(model) or (model.will_sync_module_buffers() and _host_waits(model)):  # type: ignore[no-untyped-call]
         return True
-    sends_buffers: bool = model.will_sync_module_buffers()  # type: ignore[no-untyped-call]
-    return sends_buffers and _host_waits(model)
+    return any(isinstance(module, nn.SyncBatchNorm) for module in model.modules())
+
+
+def _agrees_on_buckets(model: DistributedDataParallel) -> bool:
+    """Whether DDP still has to: it does in the forward after the first backward whose gradients it averaged.
+
+    With accumulated gradients that is not the second one. With ``find_unused_parameters`` it never does.
+    """
+    never = model.find_unused_parameters and not model.static_graph
+    return not (never or model._has_rebuilt_buckets)
 
 
 def _host_waits(model: DistributedDataParallel) -> bool:

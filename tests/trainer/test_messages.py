@@ -22,14 +22,16 @@ BATCHES, SIZES = 5, (4, 3, 5)
 START, HEAD, END = "on_train_batch_start", "PartialFC.forward", "training_step"
 
 
-def make(rank: int, world_size: int, broadcasts: bool) -> Any:
+def make(rank: int, world_size: int, broadcasts: bool, accumulated: int = 1, **options: Any) -> Any:
     """DDP sends buffers from rank 0 before each forward pass, unless that is switched off."""
-    strategy = PartialFCStrategy(broadcast_buffers=broadcasts)
-    return make_trainer(rank, world_size, num_sanity_val_steps=0, strategy=strategy)
+    strategy = PartialFCStrategy(broadcast_buffers=broadcasts, **options)
+    return make_trainer(
+        rank, world_size, num_sanity_val_steps=0, strategy=strategy, accumulate_grad_batches=accumulated
+    )
 
 
 def fit(
-    rank: int, world_size: int, kind: type[TheirModule], broadcasts: bool = True, **patched: bool
+    rank: int, world_size: int, kind: type[TheirModule], broadcasts: bool = True, **options: Any
 ) -> tuple[list[str], list[Tensor]]:
     """The messages of a fit by their tags, and what was trained."""
     said: list[str] = []
@@ -41,13 +43,15 @@ def fit(
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Agreement, "exchange", listen)
-        if "waits" in patched:
-            patch.setattr(steps, "waits_before_head", lambda model, number: patched["waits"])
-        if "host_waits" in patched:
-            patch.setattr(waiting, "_host_waits", lambda model: patched["host_waits"])
+        if (waits := options.pop("waits", None)) is not None:
+            patch.setattr(steps, "waits_before_head", lambda model: waits)
+        if (host_waits := options.pop("host_waits", None)) is not None:
+            patch.setattr(waiting, "_host_waits", lambda model: host_waits)
         torch.manual_seed(0)
         module = kind()
-        make(rank, world_size, broadcasts).fit(module, make_loader(rank, world_size, BATCHES, SIZES[:world_size]))
+        make(rank, world_size, broadcasts, **options).fit(
+            module, make_loader(rank, world_size, BATCHES, SIZES[:world_size])
+        )
     steps_only = [tag for tag in said if tag in (START, HEAD, END)]
     return steps_only, [value.clone() for value in module.state_dict().values()]
 
@@ -58,12 +62,21 @@ def fit(
         ({}, [START, HEAD, END]),
         ({"host_waits": False}, [HEAD, END]),  # as NCCL's broadcast
         ({"broadcasts": False}, [HEAD, END]),
+        ({"broadcasts": False, "start_message": "always"}, [START, HEAD, END]),
+        ({"broadcasts": False, "accumulated": 2}, [HEAD, END]),
+        ({"broadcasts": False, "accumulated": 3}, [HEAD, END]),
     ],
 )
-def test_messages_of_a_step(ranks: RankPool, options: dict[str, bool], late: list[str]) -> None:
-    """In the first two steps DDP itself may wait for others, so the start of a step has a message of its own."""
+def test_messages_of_a_step(ranks: RankPool, options: dict[str, Any], late: list[str]) -> None:
+    """Until the forward after the first step of the optimizer DDP may wait for others, so a start has its message."""
+    first = 1 + options.get("accumulated", 1)
     for said, _ in ranks.run(2, partial(fit, kind=TheirModule, **options), timeout=60):
-        assert said == [START, HEAD, END] * 2 + late * (BATCHES - 2)
+        assert said == [START, HEAD, END] * first + late * (BATCHES - first)
+
+
+def test_without_buckets_to_agree_on_there_is_no_message(ranks: RankPool) -> None:
+    for said, _ in ranks.run(2, partial(fit, kind=TheirModule, broadcasts=False, find_unused_parameters=True)):
+        assert said == [HEAD, END] * BATCHES
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3])
@@ -110,11 +123,17 @@ class RaisesBetween(TheirModule):
             raise OSError("the disk has gone")
 
 
-KINDS = {"drifts": Drifts, "freezes": FreezesAlone, "raises": RaisesBetween}
+class RaisesEarly(TheirModule):
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        if batch_idx == 2 and self.global_rank == 1:
+            raise OSError("the disk has gone")
 
 
-def fails(rank: int, world_size: int, kind: str) -> tuple[str, bool]:
-    trainer = make(rank, world_size, broadcasts=False)
+KINDS = {"drifts": Drifts, "freezes": FreezesAlone, "raises": RaisesBetween, "raises early": RaisesEarly}
+
+
+def fails(rank: int, world_size: int, kind: str, accumulated: int = 1, **options: Any) -> tuple[str, bool]:
+    trainer = make(rank, world_size, broadcasts=False, accumulated=accumulated, **options)
     try:
         trainer.fit(KINDS[kind](), make_loader(rank, world_size, BATCHES, SIZES))
         text = ""
@@ -138,6 +157,13 @@ def test_what_rides_is_named_on_every_rank(ranks: RankPool, kind: str, said: str
         assert is_cleared, "nothing of it rides with a later message"
     if kind == "raises":
         assert results[0][0] == results[2][0] == "OSError: rank 1: the disk has gone"
+
+
+@pytest.mark.parametrize("accumulated", [1, 2, 3])
+def test_an_error_while_ddp_agrees_on_its_buckets(ranks: RankPool, accumulated: int) -> None:
+    """That of batch 2 is before the forward in which it does, with gradients of two batches accumulated."""
+    said = [text for text, _ in ranks.run(2, partial(fails, kind="raises early", accumulated=accumulated), timeout=60)]
+    assert said == ["OSError: rank 1: the disk has gone", "OSError: the disk has gone"]
 
 
 def ride(rank: int, world_size: int) -> list[Any]:
@@ -172,28 +198,34 @@ def test_riders(ranks: RankPool) -> None:
 
 
 def test_where_a_host_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    def made(cuda: bool, syncs: bool = True) -> Any:
+    def waits(cuda: bool, syncs: bool = True, child: nn.Module | None = None, **options: bool) -> bool:
         model = DistributedDataParallel.__new__(DistributedDataParallel)
         nn.Module.__init__(model)
         vars(model).update(
             modules_buffers=[types.SimpleNamespace(is_cuda=cuda)],
             process_group=None,
             will_sync_module_buffers=lambda: syncs,
+            **{"find_unused_parameters": False, "static_graph": False, "_has_rebuilt_buckets": True, **options},
         )
-        return model
+        model.module = nn.Sequential(child or nn.BatchNorm1d(1))
+        return waiting.waits_before_head(model)
 
     backend = "nccl"
     monkeypatch.setattr(dist, "get_backend", lambda group=None: backend)
     for name in waiting._BLOCKING:
         monkeypatch.delenv(name, raising=False)
-    assert not waiting.waits_before_head(nn.Linear(1, 1), 0), "no DDP"
-    assert waiting.waits_before_head(made(cuda=True), 1), "it agrees on its buckets"
-    assert not waiting.waits_before_head(made(cuda=True), 2)
-    assert waiting.waits_before_head(made(cuda=False), 2)
-    assert not waiting.waits_before_head(made(cuda=False, syncs=False), 2)
+    assert not waiting.waits_before_head(nn.Linear(1, 1)), "no DDP"
+    assert waits(cuda=True, _has_rebuilt_buckets=False), "it agrees on its buckets"
+    assert waits(cuda=True, _has_rebuilt_buckets=False, find_unused_parameters=True, static_graph=True)
+    assert not waits(cuda=True, _has_rebuilt_buckets=False, find_unused_parameters=True), "it never does"
+    assert not waits(cuda=True)
+    assert waits(cuda=True, child=nn.SyncBatchNorm(1))
+    assert waits(cuda=False)
+    assert not waits(cuda=False, syncs=False)
+    assert waits(cuda=False, syncs=False, child=nn.SyncBatchNorm(1))
     backend = "gloo"
-    assert waiting.waits_before_head(made(cuda=True), 2)
+    assert waits(cuda=True)
     backend = "cpu:gloo,cuda:nccl"
-    assert not waiting.waits_before_head(made(cuda=True), 2)
+    assert not waits(cuda=True)
     monkeypatch.setenv("TORCH_NCCL_BLOCKING_WAIT", "1")
-    assert waiting.waits_before_head(made(cuda=True), 2)
+    assert waits(cuda=True)
