@@ -100,7 +100,7 @@ def _read(annotation: Any, names: dict[str, Any]) -> _Allowed | None:
 def _problem(value: Any, allowed: _Allowed) -> str | None:
     if (value is None and allowed.none) or any(_equals(value, word) for word in allowed.words):
         return None
-    if any(_is(value, kind) for kind in allowed.kinds):
+    if any(is_kind(value, kind) for kind in allowed.kinds):
         return None
     texts = [", ".join(map(repr, allowed.words))] if allowed.words else []
     texts += [_WORDS[kind] for kind in allowed.kinds] + ["None"] * allowed.none
@@ -111,7 +111,8 @@ def _equals(value: Any, word: Any) -> bool:
     return isinstance(value, type(word)) and isinstance(value, bool) == isinstance(word, bool) and bool(value == word)
 
 
-def _is(value: Any, kind: type) -> bool:
+def is_kind(value: Any, kind: type) -> bool:
+    """Whether a value passes for a flag, whole number, number or text, so that ``kind(value)`` is what was meant."""
     if kind is bool:  # numpy's too, and the numbers that stand for them
         return type(value).__name__ in ("bool", "bool_") or (type(value) is int and value in (0, 1))
     if isinstance(value, bool):

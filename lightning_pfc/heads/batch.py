@@ -11,6 +11,7 @@ from torch import Tensor
 
 from lightning_pfc.distributed.collectives import all_gather_uneven, gather_batch
 from lightning_pfc.distributed.comm import Comm
+from lightning_pfc.heads.agreed_options import AgreedOptions
 from lightning_pfc.heads.batch_checks import DeferredCheck, batch_error, second_label_error
 from lightning_pfc.heads.several_labels import without_gaps
 from lightning_pfc.heads.wrapped import RowWatch
@@ -109,7 +110,7 @@ class BatchGatherer:
         embedding_dim, num_classes, check_finite: what a good batch is.
         training: must be the same on every rank.
         one_label: gives the error for labels (b, P), if there must be one a row; told whether there are second ones.
-        options_code: of the head; the same on every rank.
+        options: of the head; the same on every rank.
     """
 
     comm: Comm
@@ -120,7 +121,7 @@ class BatchGatherer:
     check_finite: bool
     training: bool
     one_label: Callable[[Tensor, bool], Exception | None]
-    options_code: int
+    options: AgreedOptions
 
     def gather(
         self, embeddings: Tensor, labels: Tensor, tag: str, other: Tensor | None = None, share: Tensor | float = 1.0
@@ -175,7 +176,7 @@ class BatchGatherer:
         self, embeddings: Tensor, tag: str, two_labels: bool, positives: int, error: Exception | None
     ) -> list[int]:
         """The batch size of every rank. One exchange on the CPU, which also tells of errors."""
-        mine = [0, int(self.training), 0, int(two_labels), positives, 0, 0, self.options_code]
+        mine = [0, int(self.training), 0, int(two_labels), positives, 0, 0, self.options.code]
         if error is None:
             try:
                 rows = self.look()
@@ -196,10 +197,7 @@ class BatchGatherer:
                     "be the same."
                 )
         if len({numbers[7] for numbers in answers}) > 1:
-            raise ValueError(
-                "head.sample_rate, head.sampler or head.loss is not the same on every rank, or head.seed, "
-                "head.auxiliary_losses or head.check_finite; set it on all of them."
-            )
+            raise self.options.tell_apart(self.comm)
         RowWatch.judge([numbers[5:7] for numbers in answers], self.comm)
         sizes = [numbers[0] for numbers in answers]
         if sum(sizes) == 0:

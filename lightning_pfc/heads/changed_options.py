@@ -6,15 +6,16 @@ what tensors were made for: other sizes, and a loss or sampler that keeps someth
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, cast
 
 from torch import nn
 
+from lightning_pfc.heads.agreed_options import AgreedOptions
 from lightning_pfc.heads.options import (
     as_auxiliary_losses,
+    as_plain,
     as_seed,
     check_options,
     check_weights,
@@ -27,35 +28,31 @@ from lightning_pfc.losses.auxiliary import AuxiliaryLoss
 
 _MADE_FOR = frozenset({"num_classes", "embedding_dim", "rows_on", "row_folder"})
 _LIMITS = frozenset({"sample_rate", "chunk_size", "gradient_filter", "memory_budget", "check_finite"})
-_AGREED = ("sample_rate", "sampler", "loss", "seed", "auxiliary_losses", "check_finite")
-_WATCHED = _MADE_FOR | _LIMITS | frozenset(_AGREED)
+_AGREED = frozenset({"sampler", "loss", "seed", "auxiliary_losses"})
+_WATCHED = _MADE_FOR | _LIMITS | _AGREED
 
 
 class ChangedOptions(nn.Module):
     """Looks at options that are set once the head is complete.
 
     Attributes:
-        options_code: a number that tells heads apart whose ranks would draw or compute something else.
+        agreed_options: what must be the same on every rank; None until the head is complete.
     """
 
-    options_code = 0
+    agreed_options: AgreedOptions | None = None
 
     def _settle_options(self) -> None:
         """From now on a change is looked at."""
-        self.options_code = self._code()
+        self.agreed_options = AgreedOptions.of(self)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if name not in _WATCHED or not self.__dict__.get("options_code"):
-            super().__setattr__(name, value)
+        if name not in _WATCHED or self.agreed_options is None:
+            super().__setattr__(name, as_plain(name, value))
             return
         super().__setattr__(name, self._changed(name, value))
-        self.options_code = self._code()
+        self.agreed_options = AgreedOptions.of(self)
         if name in ("sample_rate", "sampler"):
             warn_of_idle_sampler(cast(Any, self).sampler, cast(Any, self).sample_rate)
-
-    def _code(self) -> int:
-        said = " ".join(f"{name}={getattr(self, name)}" for name in _AGREED)
-        return 1 + zlib.crc32(said.encode())
 
     def _changed(self, name: str, value: Any) -> Any:
         """What an option becomes.
@@ -69,7 +66,7 @@ class ChangedOptions(nn.Module):
         if name in _LIMITS:
             now = {each: getattr(head, each) for each in _LIMITS} | {name: value}
             check_options(head.embedding_dim, head.num_classes, precision=head.precision, **now)
-            return value
+            return as_plain(name, value)
         if name == "seed":
             return as_seed(value)
         if name == "auxiliary_losses":

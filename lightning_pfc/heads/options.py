@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Mapping, Sequence
-from numbers import Real
-from typing import Any, SupportsIndex
+from typing import Any, SupportsFloat, SupportsIndex
 
 import torch
 
+from lightning_pfc.checked import is_kind
 from lightning_pfc.heads.sampling import Sampler, Uniform
 from lightning_pfc.heads.softmax.chunking import budget_bytes
 from lightning_pfc.ignored import warn_ignored
@@ -31,12 +31,8 @@ def check_options(
         raise ValueError(f"embedding_dim={embedding_dim} must be at least 1.")
     if num_classes < 1:
         raise ValueError(f"num_classes={num_classes} must be at least 1.")
-    shares: dict[str, Any] = {"sample_rate": sample_rate, "gradient_filter": gradient_filter}
-    for name, value in shares.items():
-        if isinstance(value, bool) or not isinstance(value, Real):
-            raise TypeError(f"head.{name}={value!r} must be a number.")
-    if not isinstance(check_finite, bool):
-        raise TypeError(f"head.check_finite={check_finite!r} must be True or False.")
+    sample_rate, gradient_filter = as_plain("sample_rate", sample_rate), as_plain("gradient_filter", gradient_filter)
+    as_plain("check_finite", check_finite)
     if not 0.0 <= sample_rate <= 1.0:
         raise ValueError(f"sample_rate={sample_rate} must lie in [0, 1]; 1 is the exact softmax.")
     if chunk_size is not None and chunk_size < 1:
@@ -48,6 +44,28 @@ def check_options(
         raise ValueError(
             f"gradient_filter={gradient_filter} works in float32, and precision={precision!r}; leave one out."
         )
+
+
+def as_plain(name: str, value: Any) -> Any:
+    """A flag or a share as Python's own ``bool`` or ``float``, from numpy's, 0 and 1, or a tensor of one number.
+
+    Anything else is given back. The rule for what passes is that of constructors, :mod:`lightning_pfc.checked`.
+
+    Raises:
+        TypeError: for a value of another kind; NaN is a number out of range.
+    """
+    if name == "check_finite":
+        if not is_kind(value, bool):
+            raise TypeError(f"head.check_finite={value!r} must be True or False.")
+        return bool(value)
+    if name not in ("sample_rate", "gradient_filter"):
+        return value
+    if isinstance(value, bool) or not isinstance(value, SupportsFloat):
+        raise TypeError(f"head.{name}={value!r} must be a number.")
+    try:
+        return float(value)
+    except (TypeError, ValueError, RuntimeError):  # a tensor of several
+        raise TypeError(f"head.{name}={value!r} must be a number.") from None
 
 
 def as_seed(seed: SupportsIndex) -> int:

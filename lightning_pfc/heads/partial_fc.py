@@ -225,7 +225,7 @@ class PartialFC(ClassSampling):
         self, embeddings: Tensor, labels: Tensor, tag: str, other: Tensor | None = None, share: Tensor | float = 1.0
     ) -> GlobalBatch:
         several = partial(several_labels_error, loss=self.loss, auxiliary=bool(self.auxiliary_losses), tag=tag)
-        facts = (self.embedding_dim, self.num_classes, self.check_finite, self.training, several, self.options_code)
+        facts = (self.embedding_dim, self.num_classes, self.check_finite, self.training, several, self.agreed_options)
         gatherer = BatchGatherer(self.comm, self._deferred, partial(self._row_watch.numbers, self), *facts)
         return gatherer.gather(embeddings, labels, tag, other, share)
 

@@ -6,6 +6,7 @@ import copy
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -76,6 +77,8 @@ def test_a_change_is_followed(name: str, value: Any) -> None:
         ("seed", 1.5, "seed=1.5 must be a whole number"),
         ("seed", True, "seed=True must be a whole number"),
         ("check_finite", "no", "head.check_finite='no' must be True or False"),
+        ("check_finite", 2, "head.check_finite=2 must be True or False"),
+        ("sample_rate", torch.ones(2), "head.sample_rate=.* must be a number"),
         ("auxiliary_losses", "supcon", "head.auxiliary_losses='supcon' must be a list"),
         ("auxiliary_losses", ["nonsense"], "nonsense"),
         ("auxiliary_losses", ["center"], "head.auxiliary_losses=.* keeps memory_center"),
@@ -99,13 +102,35 @@ def test_what_cannot_be_followed_is_refused_by_name(name: str, value: Any, said:
         ("sample_rate", "0.1", "sample_rate must be a number"),
         ("gradient_filter", "0", "gradient_filter must be a number"),
         ("seed", True, "seed must be a whole number"),
-        ("check_finite", 1, "head.check_finite=1 must be True or False"),
+        ("check_finite", 2, "check_finite must be True or False"),
+        ("check_finite", torch.tensor(True), "check_finite must be True or False"),
+        ("sample_rate", torch.ones(2), "head.sample_rate=.* must be a number"),
         ("auxiliary_losses", "supcon", "head.auxiliary_losses='supcon' must be a list"),
     ],
 )
 def test_a_head_is_not_made_with_what_could_not_be_set(name: str, value: Any, said: str) -> None:
     with pytest.raises(TypeError, match=said):
         made(**{name: value})
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "kept"),
+    [
+        ("check_finite", 1, True),
+        ("check_finite", 0, False),
+        ("check_finite", np.False_, False),
+        ("sample_rate", torch.tensor(0.5), 0.5),
+        ("sample_rate", np.float32(0.5), 0.5),
+        ("sample_rate", 1, 1.0),
+        ("gradient_filter", np.array(0.25), 0.25),
+    ],
+)
+def test_what_stands_for_a_flag_or_a_number_becomes_one(name: str, value: Any, kept: Any) -> None:
+    head = made()
+    setattr(head, name, value)
+    for found in (getattr(head, name), getattr(made(**{name: value}), name)):
+        assert found == kept
+        assert type(found) is type(kept)
 
 
 def test_a_seed_that_is_set_draws_the_negatives_of_its_own() -> None:
