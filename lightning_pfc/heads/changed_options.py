@@ -36,17 +36,17 @@ class ChangedOptions(nn.Module):
     """Looks at options that are set once the head is complete.
 
     Attributes:
-        agreed_options: what must be the same on every rank; None until the head is complete.
+        agreed_options: what must be the same on every rank; empty until the head is complete.
     """
 
-    agreed_options: AgreedOptions | None = None
+    agreed_options = AgreedOptions({}, 0)
 
     def _settle_options(self) -> None:
         """From now on a change is looked at."""
         self.agreed_options = AgreedOptions.of(self)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if name not in _WATCHED or self.agreed_options is None:
+        if name not in _WATCHED or not self.agreed_options.code:
             super().__setattr__(name, as_plain(name, value))
             return
         super().__setattr__(name, self._changed(name, value))
