@@ -189,7 +189,7 @@ def test_nobody_has_given_them() -> None:
         module.head(torch.randn(4, DIM), torch.arange(4))
     module.load_state_dict(Small(init=None).to("cpu").state_dict())
     assert module.head(torch.randn(4, DIM), torch.arange(4)).isfinite()
-    with pytest.raises(ValueError, match="must be one of normal, unit, kaiming, xavier, class_means"):
+    with pytest.raises(ValueError, match="must be one of 'normal', 'unit', 'kaiming', 'xavier', 'class_means'"):
         Small(init="means")
 
 

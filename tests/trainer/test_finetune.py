@@ -277,7 +277,7 @@ def test_distillation_beside_steps_of_ones_own_is_refused_with_a_way_out() -> No
         ({"frozen_epochs": -1}, "frozen_epochs=-1 must be 0 or more"),
         ({"trained_blocks": 0, "frozen_epochs": 1}, "trained_blocks=0 must be at least 1"),
         ({"trained_blocks": 2}, "frozen_epochs=0 freezes nothing"),
-        ({"batch_norm": "freeze"}, "batch_norm='freeze' must be 'keep', 'train' or None"),
+        ({"batch_norm": "freeze"}, "batch_norm must be one of 'keep', 'train' or None"),
         ({"l2_sp": -0.1}, r"l2_sp=-0\.1 must be 0 or more"),
         ({"l2_sp": 0.1, "frozen_epochs": None}, "l2_sp=0.1 pulls .* freezes the whole backbone.* leave l2_sp out"),
         ({"distill": -1}, "distill=-1 must be 0 or more"),

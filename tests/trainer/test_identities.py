@@ -129,7 +129,7 @@ def test_by_position_where_the_user_says_so_or_nobody_knows(ranks: RankPool, tmp
     assert ranks.run(1, go, "fit", NAMES, unnamed, None, None) == [""]
     content = torch.load(unnamed, weights_only=True)
     assert identities.KEY not in content[OWN]
-    with pytest.raises(ValueError, match=r"head\.match='maybe' does not exist"):
+    with pytest.raises(ValueError, match="match must be one of 'names', 'position' or None"):
         go(0, 1, "fit", None, None, None, "maybe")
 
 
