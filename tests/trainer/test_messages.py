@@ -204,6 +204,7 @@ def test_where_a_host_waits(monkeypatch: pytest.MonkeyPatch) -> None:
         vars(model).update(
             modules_buffers=[types.SimpleNamespace(is_cuda=cuda)],
             process_group=None,
+            parameters_to_ignore=set(),
             will_sync_module_buffers=lambda: syncs,
             **{"find_unused_parameters": False, "static_graph": False, "_has_rebuilt_buckets": True, **options},
         )
