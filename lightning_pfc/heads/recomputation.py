@@ -23,9 +23,8 @@ from lightning_pfc.heads.batch import GlobalBatch
 from lightning_pfc.heads.sampling.sampled_classes import SampledClasses
 from lightning_pfc.heads.softmax.blended_centers import BlendedCenters
 
-_OUTSIDE = (
-    32  # forwards under no_grad that are remembered outside autograd functions; all others while their graph lives
-)
+# forwards under no_grad that are remembered outside autograd functions; all others are while their graph lives
+_OUTSIDE = 32
 
 
 def _in_backward() -> bool:

@@ -124,9 +124,9 @@ def test_intervals_by_identity_hold_what_they_promise() -> None:
         inside_pairs += low <= truth <= high
         low, high = auc_interval(*tensors, (first, second))
         areas += low <= area <= high
-    assert inside >= 54
-    assert areas >= 54
-    assert inside_pairs <= 48
+    assert inside >= 57
+    assert areas >= 56
+    assert inside_pairs <= 46  # three in four
 
 
 def by_student(value: float, spread: float, freedom: float) -> tuple[float, float]:
