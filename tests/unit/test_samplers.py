@@ -387,8 +387,8 @@ def test_static_shapes_weigh_the_same_classes():
 def test_the_example_of_the_documentation_is_the_one_tested_here():
     """Every sampler has its row, and the code shown is the class above."""
     text = (Path(__file__).parents[2] / "docs" / "samplers.md").read_text()
-    for name in S.sampler_names():
-        assert f"| `{name}` |" in text or name == "Neighbours"
+    for name in set(S.sampler_names()) & set(S.__all__):  # tests make some of their own
+        assert f"| `{name}` |" in text
     shown = text.split("class Neighbours(Sampler):")[1].split("```")[0].split()
     here = inspect.getsource(Neighbours).split("class Neighbours(S.Sampler):")[1].split()
     assert shown == here
