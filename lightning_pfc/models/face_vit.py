@@ -75,7 +75,8 @@ class FaceViT(Embedder):
         self.patch_embed = PatchEmbed(self.img_size, patch_size, in_chans, embed_dim)
         tokens = self.patch_embed.num_patches
         self.pos_embed = nn.Parameter(torch.zeros(1, tokens, embed_dim))
-        self.mask_token = nn.Parameter(torch.zeros(1, 1, embed_dim))
+        # Trained only where masks reach it: DDP refuses a parameter without a gradient.
+        self.mask_token = nn.Parameter(torch.zeros(1, 1, embed_dim), requires_grad=mask_ratio > 0)
         self.pos_drop = nn.Dropout(drop_rate)
         self.blocks = nn.ModuleList(
             Block(
