@@ -20,29 +20,11 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue
 
+from lightning_pfc.config_words import check_flags, choices, composed, config_dir, own_folders, with_new_keys
 from lightning_pfc.distributed.jobs import job_name
 from lightning_pfc.other_names import own_name
-from lightning_pfc.renamed import warn_renamed
 
 RUN_DIR_VARIABLE = "PFC_RUN_DIR"
-_FLAGS = {"no": "false", "off": "false", "n": "false", "yes": "true", "on": "true", "y": "true", "none": "null"}
-_EARLIER_KEYS = {"model.head_options": "head", "model.sample_rate": "head.sample_rate", "model.seed": "head.seed"}
-
-
-def config_dir() -> Path:
-    """The folder of configs: inside the installed package, or ``conf/`` beside it in a checkout.
-
-    Raises:
-        FileNotFoundError: if the installation is incomplete.
-    """
-    package = Path(__file__).resolve().parent
-    for folder in (package / "conf", package.parent / "conf"):
-        if (folder / "train.yaml").is_file():
-            return folder
-    raise FileNotFoundError(
-        f"The configs of lightning_pfc are missing: neither {package / 'conf'} nor {package.parent / 'conf'} has a "
-        "train.yaml. Install the package again."
-    )
 
 
 def register_resolvers() -> None:
@@ -92,7 +74,7 @@ def compose(
     Args:
         overrides: as on the command line: ``"loss=arcface"``, ``"head.sample_rate=0.1"``.
         config_name: which of the main configs.
-        config_dirs: folders of your own, searched before those of the package.
+        config_dirs: folders of your own, searched before that of the package.
 
     Raises:
         ValueError: for a group, an option or a key that does not exist, saying what does.
@@ -100,59 +82,12 @@ def compose(
     register_resolvers()
     words = with_new_keys(overrides)
     check_flags(words, config_name)
-    search = [f"file://{Path(folder).resolve()}" for folder in config_dirs]
-    extra = [f"hydra.searchpath=[{','.join(search)}]"] if search else []
     GlobalHydra.instance().clear()
-    with initialize_config_dir(str(config_dir()), version_base="1.3"):
+    with own_folders(config_dirs), initialize_config_dir(str(config_dir()), version_base="1.3"):
         try:
-            return hydra_compose(config_name, overrides=[*words, *extra])
+            return hydra_compose(config_name, overrides=words)
         except HydraException as error:
             raise ValueError(explain(error, config_name, words)) from error
-
-
-def with_new_keys(words: Iterable[str]) -> list[str]:
-    """Overrides with keys under their present names; each that was given up is named once."""
-    return [_with_new_key(word) for word in words]
-
-
-def _with_new_key(word: str) -> str:
-    key, equals, value = word.partition("=")
-    name = key.lstrip("+")
-    new = new_key(name)
-    if not equals or new == name:
-        return word
-    warn_renamed(name, new)
-    return f"{key[: len(key) - len(name)]}{new}={value}"
-
-
-def new_key(key: str) -> str:
-    """What a key of a config is called now."""
-    for old, new in _EARLIER_KEYS.items():
-        if f"{key}.".startswith(f"{old}."):
-            return new + key.removeprefix(old)
-    return key
-
-
-def check_flags(words: Iterable[str], config_name: str = "train") -> None:
-    """See that no flag is given as a word that Hydra takes for a text, which would count as true.
-
-    Args:
-        words: the overrides.
-        config_name: which of the main configs.
-
-    Raises:
-        ValueError: for ``key=no`` (yes, on, off, None) where the config has true, false, a number or null.
-    """
-    words = list(words)
-    for word in words:
-        key, _, value = word.partition("=")
-        meant = _FLAGS.get(value.lower())
-        if meant is None or (config_dir() / key).is_dir():
-            continue
-        config = _composed(config_name, [f"{group}={option}" for group, option in _choices(words).items()])
-        before = None if config is None else OmegaConf.select(config, key.lstrip("+"), default="")
-        if isinstance(before, bool) or (value == "None" and config is not None and not isinstance(before, str)):
-            raise ValueError(f"{word}: Hydra takes {value} for a text; write {key}={meant}.")
 
 
 def explain(error: BaseException, config_name: str = "train", words: Sequence[str] | None = None) -> str:
@@ -182,7 +117,7 @@ def explain(error: BaseException, config_name: str = "train", words: Sequence[st
         r"No match in the defaults list.*'([^']+)'", text
     ):
         key = full_key[1] if full_key else match[1].lstrip("+~")
-        chosen = _choices(words)
+        chosen = choices(words)
         existing = _siblings(key, config_name, chosen)
         *parents, name = key.split(".")
         where = f"{'.'.join(parents)} has no key {name}" if parents else f"There is no key or group {name}"
@@ -237,30 +172,15 @@ def _options(group: str) -> list[str]:
     return sorted(path.relative_to(folder).with_suffix("").as_posix() for path in files if path.parent.name[:1] != "_")
 
 
-def _choices(words: Sequence[str]) -> dict[str, str]:
-    """The options of groups that the overrides choose."""
-    pairs = (word.partition("=")[::2] for word in words)
-    return {key: value for key, value in pairs if value and (config_dir() / key).is_dir()}
-
-
 def _siblings(key: str, config_name: str, chosen: Mapping[str, str]) -> list[str]:
     """Keys beside ``key`` in the config with the options that were chosen, and no other override."""
-    node: Any = _composed(config_name, [f"{group}={option}" for group, option in chosen.items()])
+    node: Any = composed(config_name, [f"{group}={option}" for group, option in chosen.items()])
     if node is None:
-        node = _composed(config_name, [])
+        node = composed(config_name, [])
     for part in key.split(".")[:-1]:
         node = OmegaConf.select(node, part) if isinstance(node, DictConfig) else None
     groups = [p.name for p in config_dir().iterdir() if p.is_dir()] if "." not in key else []
     return sorted({*(str(k) for k in node), *groups}) if isinstance(node, DictConfig) else []
-
-
-def _composed(config_name: str, words: Sequence[str]) -> DictConfig | None:
-    GlobalHydra.instance().clear()
-    with initialize_config_dir(str(config_dir()), version_base="1.3"):
-        try:
-            return hydra_compose(config_name, overrides=list(words))
-        except HydraException:
-            return None
 
 
 def _default_option(group: str, config_name: str) -> str:

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import difflib
+import itertools
 import math
+import os
 import re
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Any, TypeVar, cast
+from typing import Any, ClassVar, TypeVar, cast
+
+_COUNT = itertools.count(1)
 
 
 @dataclass(frozen=True, kw_only=True)  # itself one: LightningCLI takes what derives from anything else for a class path
@@ -16,6 +21,12 @@ class Configurable:
 
     A subclass checks its arguments in ``__post_init__``; each message names the argument, its value and the range.
     """
+
+    _defined_as: ClassVar[int] = 0  # the how manieth of all subclasses: of two with one name, which is the later
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        cls._defined_as = next(_COUNT)
 
     def _check_number(
         self,
@@ -65,14 +76,30 @@ Kind = TypeVar("Kind", bound=Configurable)
 
 
 def registered_subclasses(base: type[Kind]) -> dict[str, type[Kind]]:
-    """Every subclass that has been imported, by its name in lower case and without underscores."""
-    found: dict[str, type[Kind]] = {}
-    pending = list(base.__subclasses__())
+    """Every subclass that has been imported, by its name in lower case and without underscores.
+
+    Where several have a name, the first that was defined; :func:`from_config` refuses such a name.
+    """
+    return {word: classes[0] for word, classes in _subclasses_by_word(base).items()}
+
+
+def _subclasses_by_word(base: type[Kind]) -> dict[str, list[type[Kind]]]:
+    """The classes that a word may mean; of one that was defined again, by a reload or a notebook's cell, the last."""
+    found: dict[str, dict[tuple[str, str], type[Kind]]] = {}
+    pending, classes = list(base.__subclasses__()), set()
     while pending:
         cls = pending.pop()
-        found[_word(cls.__name__)] = cls
+        classes.add(cls)
         pending += cls.__subclasses__()
-    return found
+    for cls in sorted(classes, key=lambda cls: cls._defined_as):
+        found.setdefault(_word(cls.__name__), {})[_place(cls)] = cls
+    return {word: list(places.values()) for word, places in found.items()}
+
+
+def _place(cls: type) -> tuple[str, str]:
+    """Where a class is defined: its file, since a script that is also imported has two module names, or its module."""
+    file = getattr(sys.modules.get(cls.__module__), "__file__", None)
+    return os.path.realpath(file) if file else cls.__module__, cls.__qualname__
 
 
 def from_config(base: type[Kind], config: str | Mapping[str, Any] | Kind) -> Kind:
@@ -84,21 +111,27 @@ def from_config(base: type[Kind], config: str | Mapping[str, Any] | Kind) -> Kin
             :meth:`Configurable.to_config` gives.
 
     Raises:
-        ValueError: for an unknown name, saying what exists.
+        ValueError: for an unknown name, saying what exists; for one that classes from several places have, naming them.
         TypeError: for an argument that the subclass does not have.
     """
     if isinstance(config, base):
         return config
     arguments = {"name": config} if isinstance(config, str) else dict(cast("Mapping[str, Any]", config))
     name = str(arguments.pop("name", ""))
-    known = registered_subclasses(base)
-    if _word(name) not in known:
-        close = difflib.get_close_matches(_word(name), known, n=1)
-        hint = f" Did you mean {known[close[0]].__name__}?" if close else ""
-        names = ", ".join(sorted(cls.__name__ for cls in known.values()))
-        kind = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", base.__name__).lower()
+    known, word = _subclasses_by_word(base), _word(name)
+    kind = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", base.__name__).lower()
+    if word not in known:
+        close = difflib.get_close_matches(word, known, n=1)
+        hint = f" Did you mean {known[close[0]][0].__name__}?" if close else ""
+        names = ", ".join(sorted(classes[0].__name__ for classes in known.values()))
         raise ValueError(f"{kind} {name!r} does not exist.{hint} There are: {names}.")
-    return known[_word(name)](**arguments)
+    if len(known[word]) > 1:
+        places = " and ".join(f"{cls.__module__}.{cls.__qualname__}" for cls in known[word])
+        raise ValueError(
+            f"{kind} {name!r} may be {places}; nothing says which is meant. Give one of them another name; an object "
+            "in place of the word is taken as it is, but a checkpoint keeps the word alone."
+        )
+    return known[word][0](**arguments)
 
 
 def _word(name: str) -> str:

@@ -19,6 +19,10 @@ BEGIN, END = "<!-- made by python -m tests.architecture -->", "<!-- end of what 
 OF_NO_FOLDER = {
     "start": ("What runs when the package is imported, and what Lightning is told then.", {"__init__", "registration"}),
     "processes": ("Signals and the end of processes, before anything large is imported.", {"launching", "signals"}),
+    "config": (
+        "The configs: where they lie, how they are composed, and what is said when a name does not exist.",
+        {"config", "config_words"},
+    ),
     "names": (
         "Names: of others' when they come, of ours when they are asked for, and those that were given up.",
         {"after_import", "lazy", "moved", "renamed", "strategy_names"},

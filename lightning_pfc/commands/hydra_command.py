@@ -21,7 +21,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from lightning_pfc.commands.errors import cause, is_the_users
 from lightning_pfc.commands.listed_groups import one_copy_for_all_groups
-from lightning_pfc.config import check_flags, config_dir, explain, register_resolvers, with_new_keys
+from lightning_pfc.config import explain, register_resolvers
+from lightning_pfc.config_words import check_flags, config_dir, own_folders, typed_folders, with_new_keys
 
 _log = logging.getLogger(__name__)
 _FULL_ERROR = "HYDRA_FULL_ERROR"
@@ -53,7 +54,8 @@ def run_application(
         try:
             sys.argv = [typed[0], *with_new_keys(prepare())]
             check_flags(sys.argv[1:], config_name)
-            _application(name, config_name, work, before, typed)()
+            with own_folders(typed_folders(sys.argv[1:])):
+                _application(name, config_name, work, before, typed)()
         except Exception as error:
             known = isinstance(error, HydraException | OmegaConfBaseException | ValueError | OSError)
             known = known and not isinstance(error, BrokenPipeError)  # whoever read has left, and need not be told

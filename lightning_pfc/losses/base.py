@@ -80,6 +80,15 @@ class Loss(Configurable):
     linear_negatives: ClassVar[bool] = True  # negative_logits is `scale * cosine` (but for the filter)
     softplus_negatives: ClassVar[bool] = False  # the head sums softplus(z) instead of z in `negative_sum`
     center_init: ClassVar[CenterInit] = "normal"  # how the loss's authors begin, where the head is not told
+    neutral_margins: ClassVar[Mapping[str, float]] = {  # at which a margin of this name does nothing
+        "margin": 0.0,
+        "lower_margin": 0.0,
+        "upper_margin": 0.0,
+        "std": 0.0,
+        "m1": 1.0,
+        "m2": 0.0,
+        "m3": 0.0,
+    }
     versioned_defaults: ClassVar[Mapping[str, Mapping[int, Any]]] = {}  # what None means, by argument and version
 
     _left_out: ClassVar[tuple[str, ...]] = ()  # of the versioned arguments, those that were None; set on the instance

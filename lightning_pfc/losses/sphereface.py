@@ -34,6 +34,7 @@ class SphereFace(Loss):
     beyond_pi: BeyondPi | None = None
     margin_grad: MarginGrad = "exact"
 
+    neutral_margins: ClassVar[Mapping[str, float]] = {"margin": 1.0}
     versioned_defaults: ClassVar[Mapping[str, Mapping[int, Any]]] = {"beyond_pi": {1: "cosine", 2: "psi"}}
 
     def __post_init__(self) -> None:

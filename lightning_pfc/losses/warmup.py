@@ -15,12 +15,6 @@ from lightning_pfc.losses.base import CenterInit, Loss
 from lightning_pfc.losses.batch_info import BatchInfo, LogitSums, State
 from lightning_pfc.registry import from_config
 
-# The value at which an argument of this name does nothing, by class where it is not the usual one.
-_NEUTRAL: dict[str, dict[str, float]] = {
-    "": {"margin": 0.0, "m1": 1.0, "m2": 0.0, "m3": 0.0, "lower_margin": 0.0, "upper_margin": 0.0, "std": 0.0},
-    "SphereFace": {"margin": 1.0},
-}
-
 
 @checked
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +67,7 @@ class MarginWarmup(Loss):
     @property
     def _margins(self) -> dict[str, float]:
         """Names of the inner loss's margins and their neutral values."""
-        neutral = _NEUTRAL[""] | _NEUTRAL.get(type(self.inner).__name__, {})
+        neutral = self.inner.neutral_margins
         return {f.name: neutral[f.name] for f in fields(self.inner) if f.name in neutral}
 
     def _warmed(self, batch: BatchInfo) -> Loss:

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from omegaconf import DictConfig, OmegaConf
 
-from lightning_pfc.config import config_dir
+from lightning_pfc.config_words import config_dir
 from lightning_pfc.data.formats.base import EncodedImages
 from lightning_pfc.data.pictures.decoding import decode, dimensions
 from lightning_pfc.data.verification import LEAST

@@ -18,7 +18,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from lightning_pfc.config import config_dir, new_key
+from lightning_pfc.config_words import config_dir, new_key
 from lightning_pfc.runs.records import newest_record
 from lightning_pfc.storage.regular import read_regular
 

@@ -23,11 +23,28 @@ def describe_optimizers(optimizers: Sequence[Optimizer]) -> list[Record]:
         optimizers: before they have taken a step; schedules may have been made.
 
     Returns:
-        Of each optimizer ``name`` and ``groups``, the options of each group in plain values.
+        Of each optimizer ``name``, ``packages`` that it is made of, and ``groups``, the options of each group in plain
+        values.
     """
     return [
-        {"name": type(each).__name__, "groups": [_options(group) for group in each.param_groups]} for each in optimizers
+        {
+            "name": type(each).__name__,
+            "packages": _packages(each),
+            "groups": [_options(group) for group in each.param_groups],
+        }
+        for each in optimizers
     ]
+
+
+def _packages(optimizer: Optimizer) -> list[str]:
+    """Where its class and those that it builds on come from; this package's keep the state that torch's do."""
+    bases = [cls for cls in type(optimizer).__mro__ if issubclass(cls, Optimizer) and cls is not Optimizer]
+    return sorted({cls.__module__.partition(".")[0].replace("lightning_pfc", "torch") for cls in bases})
+
+
+def _strangers(there: Sequence[str], here: Sequence[str]) -> bool:
+    """Whether two optimizers of one name are of different libraries; users may move their own class as they like."""
+    return bool(there) and not set(there) & set(here) and not {"torch", "timm"}.isdisjoint([*there, *here])
 
 
 def check_same_optimizers(checkpoint: Mapping[str, Any], records: Any, optimizers: Sequence[Optimizer]) -> None:
@@ -54,6 +71,12 @@ def check_same_optimizers(checkpoint: Mapping[str, Any], records: Any, optimizer
             raise CheckpointError(
                 f"the checkpoint was made with the optimizer {there}, and this run has {here}, which cannot go on from "
                 f"its state. {_WAY_OUT}"
+            )
+    for record, each in zip(records or (), optimizers, strict=False):
+        if _strangers(packages := record.get("packages", ()), _packages(each)):
+            raise CheckpointError(
+                f"the checkpoint was made with the {record['name']} of {', '.join(packages)}, and this run has the "
+                f"{type(each).__name__} of {', '.join(_packages(each))}, which cannot go on from its state. {_WAY_OUT}"
             )
 
 

@@ -18,6 +18,7 @@ from lightning_pfc.losses import Loss, loss_from_config
 from lightning_pfc.models.backbone import create_backbone
 from lightning_pfc.optim.factory import create_optimizer, create_scheduler
 from lightning_pfc.runs.resuming import as_it_was, earlier_run
+from tests import console
 
 PARTS = {"base", "face"}  # what the others stand on
 
@@ -157,6 +158,21 @@ def test_a_folder_of_ones_own_extends_the_groups(tmp_path: Path) -> None:
     (tmp_path / "loss").mkdir()
     (tmp_path / "loss" / "mine.yaml").write_text("name: CosFace\nmargin: 0.123\n")
     assert compose(["loss=mine"], config_dirs=[tmp_path]).loss.margin == 0.123
+
+
+def test_a_folder_of_ones_own_comes_before_the_packages(tmp_path: Path) -> None:
+    """A file of the user's that had a name of the package's was not read, and nothing said so."""
+    folders = [tmp_path / "first", tmp_path / "second"]
+    for folder, margin in zip(folders, (0.123, 0.3), strict=True):
+        (folder / "loss").mkdir(parents=True)
+        (folder / "loss" / "arcface.yaml").write_text(f"name: CosFace\nmargin: {margin}\n")
+    assert compose(["loss=arcface"], config_dirs=folders).loss == {"name": "CosFace", "margin": 0.123}
+    for flag in (["--config-dir", str(folders[1])], [f"-cd={folders[1]}"], [f"--config-dir={folders[1]}"]):
+        said = console.run("lightning_pfc.commands.train", *flag, "loss=arcface", "--cfg", "job", "--package", "loss")
+        assert said.stdout.splitlines()[-2:] == ["name: CosFace", "margin: 0.3"], said.stderr
+    missing = console.run("lightning_pfc.commands.train", "--config-dir", str(tmp_path / "none"), "--cfg", "job")
+    assert missing.returncode == 1
+    assert missing.stderr.splitlines()[-1].endswith("none' not found")
 
 
 def test_optimizers_and_schedules_name_what_exists() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -177,5 +178,22 @@ def test_words_that_hydra_takes_for_texts_are_no_flags(word: str, mended: str) -
         compose([word])
 
 
+@pytest.mark.parametrize(
+    ("word", "mended"),
+    [
+        ("+trainer.benchmark_all=no", "write false"),
+        ("++trainer.new={x: {flag: Off}, text: 'no'}", "trainer.new.x.flag is; write false"),
+        ("+trainer.new=None", "write null"),
+        ("data.drop_last=no,yes", "write data.drop_last=false"),
+        ("data.drop_last=choice(true,on)", "write data.drop_last=true"),
+        ("+callbacks.checkpoint={save_last: on}", "write callbacks.checkpoint.save_last=true"),
+    ],
+)
+def test_such_words_under_new_keys_in_sweeps_and_within_braces(word: str, mended: str) -> None:
+    with pytest.raises(ValueError, match=f"{re.escape(word)}: Hydra takes .* for a text.*{mended}"):
+        check_flags(["loss=of_my_own", word])
+
+
 def test_the_same_words_where_they_are_words() -> None:
-    check_flags(["logger=none", "choices=none", "profile=none", "data.source.task=no", "+trainer.x=no", "--multirun"])
+    check_flags(["logger=none", "choices=none", "profile=none", "data.source.task=no", "+trainer.x='no'", "--multirun"])
+    check_flags(["+data.source.only=[no,se]", "+trainer.x=none", "+callbacks@more=none", "-m", "data.source.task=a=no"])
