@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import pytest
-import timm
+import timm.optim
 import torch
 from torch import nn
 
@@ -57,9 +57,7 @@ def test_an_optimizer_of_the_same_name_from_another_library_is_refused() -> None
             if (there is made[2]) == (here is made[2]):
                 check_same_optimizers(checkpoint, records, [here])
                 continue
-            with pytest.raises(
-                CheckpointError, match=r"SGD of (elsewhere, )?(torch|tests), and this run has the (Sparse)?SGD of"
-            ):
+            with pytest.raises(CheckpointError, match=r"SGD of .*, and this run has the (Sparse)?SGD of"):
                 check_same_optimizers(checkpoint, records, [here])
     theirs = timm.optim.Adafactor(layer.parameters(), lr=0.1)
     with pytest.raises(CheckpointError, match="the Adafactor of timm, and this run has the Adafactor of torch"):
