@@ -2,7 +2,7 @@
 
     python study.py sets/ --seeds 0 1 2 --share 0.25 --log results.jsonl          # contestants
     python study.py sets/ --sets characters --grid --log results.jsonl            # the grid, one seed
-    python study.py --table --log results.jsonl
+    python study.py --table --plot ahead.png --log results.jsonl
 
 A line is added to the log after each run, and what it holds already is not run again. The default trains first, for a
 ``--share`` of the epochs that it chooses by itself; the others get the processor time that it took.
@@ -23,6 +23,7 @@ from typing import Any
 import as_it_comes  # noqa: F401 - what it needs is imported once
 import numpy as np
 import torch
+from draw import draw
 from omegaconf import OmegaConf
 from one_shot import one_shot
 
@@ -93,10 +94,13 @@ def read(log: Path) -> list[dict[str, Any]]:
 def table(arguments: argparse.Namespace) -> None:
     """Markdown; a figure is the mean over seeds, with each seed behind it."""
     rows = [r for r in read(arguments.log) if r["rules"] == arguments.rules and r["share"] == arguments.share]
+    if arguments.plot:
+        draw(rows, arguments.plot)
     print("| set | CPU s | as it comes | cross entropy | ArcFace | best of further points |")
     print("| --- | --- | --- | --- | --- | --- |")
     for name in sorted({r["set"] for r in rows}):
         own = [r for r in rows if r["set"] == name]
+        own.sort(key=lambda r: r["seed"])
         cells = [shown([r["rank1"] for r in own if r["contestant"] == c]) for c in ("as_it_comes", *PLAIN)]
         points = [r for r in own if r["contestant"] == "words" and r["seed"] == 0]
         best = max(points, key=lambda r: r["rank1"], default=None)
@@ -122,6 +126,7 @@ def main() -> None:
     parser.add_argument("--rules", default="", help="a name for the rules of this version, kept in the log")
     parser.add_argument("--log", type=Path, default=Path("results.jsonl"))
     parser.add_argument("--table", action="store_true")
+    parser.add_argument("--plot", type=Path, help="with --table: where the differences are drawn")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     table(arguments) if arguments.table else study(arguments)
