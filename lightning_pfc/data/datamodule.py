@@ -125,15 +125,18 @@ class IdentityDataModule(L.LightningDataModule):
         self.loader = None if loader is None else make_loader(loader)
         self._data: IdentityData | None = None
         self._failure: Exception | None = None
-        self._agreed = False
+        self._prepared = self._agreed = False
 
     # --- life cycle -------------------------------------------------------------------------------------------------
 
     def prepare_data(self) -> None:
-        """Prepare the source, on one process per node. In a group, ``setup`` raises what went wrong, on all ranks."""
+        """Prepare the source once, on one process per node. In a group, ``setup`` raises what went wrong, on all ranks."""
+        if self._prepared:  # a Trainer asks before each of fit, validate and test, and a check decodes every picture
+            return
         self._failure = None
         try:
             self.source.prepare()
+            self._prepared = True
         except Exception as error:
             if not in_group():
                 raise

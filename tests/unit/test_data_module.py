@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -115,8 +115,24 @@ def test_a_failing_preparation_raises_at_once_in_a_single_process() -> None:
         def open(self) -> IdentityData:
             raise AssertionError
 
-    with pytest.raises(OSError, match="no such mirror"):
-        IdentityDataModule(Failing()).prepare_data()
+    module = IdentityDataModule(Failing())
+    for _ in range(2):  # a failure is no preparation
+        with pytest.raises(OSError, match="no such mirror"):
+            module.prepare_data()
+
+
+def test_a_source_is_prepared_once_however_often_a_trainer_asks() -> None:
+    class Counted(Synthetic):
+        prepared: ClassVar[list[int]] = []
+
+        def prepare(self) -> None:
+            self.prepared.append(1)
+
+    module = IdentityDataModule(Counted(num_classes=8, image_size=8))
+    for _ in range(3):
+        module.prepare_data()
+        module.setup("fit")
+    assert Counted.prepared == [1]
 
 
 @pytest.mark.parametrize(

@@ -25,8 +25,8 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
     figure = Figure(figsize=(7, 0.6 + 0.42 * len(sets)), layout="constrained")
     axis = figure.subplots()
     for script, (label, color) in _SCRIPTS.items():
-        beside = [key[:2] for key in found if key[2] == script and (*key[:2], "as_it_comes") in found]
-        ahead = [found[(*pair, "as_it_comes")] - found[(*pair, script)] for pair in beside]
+        beside = [(s, n) for s, n, c in found if c == script and (s, n, "as_it_comes") in found]
+        ahead = [found[s, n, "as_it_comes"] - found[s, n, script] for s, n in beside]
         lower = 0.14 if script == "plain_arcface" else -0.14  # beside, not upon, those of the other script
         heights = [sets.index(name) - lower for name, _ in beside]
         axis.scatter(ahead, heights, s=28, color=color, alpha=0.8, label=label)
