@@ -130,7 +130,7 @@ class IdentityDataModule(L.LightningDataModule):
     # --- life cycle -------------------------------------------------------------------------------------------------
 
     def prepare_data(self) -> None:
-        """Prepare the source once, on one process per node. In a group, ``setup`` raises what went wrong, on all ranks."""
+        """Prepare the source, once, on one process per node; in a group, ``setup`` raises what failed, on all ranks."""
         if self._prepared:  # a Trainer asks before each of fit, validate and test, and a check decodes every picture
             return
         self._failure = None
