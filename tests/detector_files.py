@@ -26,7 +26,7 @@ def plant(size: tuple[int, int], *cells: tuple[int, int], seed: int = 0) -> np.n
     return photo
 
 
-def write_scrfd(path: Path, points: bool = True) -> Path:
+def write_scrfd(path: Path, points: bool = True, *, reverse: bool = False) -> Path:
     """Outputs as InsightFace's: scores, boxes and points of strides 8, 16 and 32, two anchors to a cell."""
     outputs: dict[str, list] = {"score": [], "box": [], "point": []}
     graph = _Graph()
@@ -39,7 +39,7 @@ def write_scrfd(path: Path, points: bool = True) -> Path:
         rows = np.repeat((POINTS / stride).reshape(1, 10), count, axis=0)
         outputs["point"].append(graph.output(graph.constant(rows), 2))
     wanted = outputs["score"] + outputs["box"] + (outputs["point"] if points else [])
-    return graph.write(path, wanted)
+    return graph.write(path, wanted[::-1] if reverse else wanted)
 
 
 def write_yunet(path: Path) -> Path:

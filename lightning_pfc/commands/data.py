@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+from lightning_pfc.commands.onnx_words import add_onnx_words
 from lightning_pfc.commands.output import may_be_cut_short
 from lightning_pfc.commands.overlap_defaults import DEFAULTS
 from lightning_pfc.commands.pixels import add_max_pixels
@@ -325,6 +326,7 @@ Exit status 0 if nothing is in both, 1 if something is.""",
     embeddings.add_argument("--flip", action="store_true", help="add the embedding of the mirror image")
     embeddings.add_argument("--fit", choices=("exact", "stretch", "crop", "pad"), help="of pictures of another size")
     embeddings.add_argument("--batch-size", type=int, help=f"({DEFAULTS['batch_size']})")
+    add_onnx_words(parser)
     parser.add_argument("--workers", type=int, default=1, help="threads that decode (%(default)s)")
 
 

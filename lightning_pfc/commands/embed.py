@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from lightning_pfc.commands.onnx_words import add_onnx_words, onnx_words
 from lightning_pfc.commands.output import may_be_cut_short
 from lightning_pfc.commands.pixels import add_max_pixels
 from lightning_pfc.data.format_names import READABLE
@@ -19,6 +20,8 @@ _EPILOG = """examples
       finds, cuts out and aligns the face of each photo first
   pfc-embed resnet.onnx shards/ faces.parquet --workers 4
       any ONNX file and any format of data that pfc-data reads
+  pfc-embed sface.onnx faces/ faces.npz --channels rgb
+      what such a file does not say, and its first nodes do not show, is warned of
 
 The same command goes on where it was interrupted. What could not be read is in OUT.rejected.tsv. The .npz goes to
 `pfc-data clean`, and to the protocols all_pairs and open_set of `pfc-eval embedder=none`."""
@@ -52,6 +55,7 @@ def _parser() -> argparse.ArgumentParser:
     network.add_argument("--fit", choices=("exact", "stretch", "crop", "pad"), help="of pictures of another size")
     network.add_argument("--batch-size", type=int, default=64, help="(%(default)s)")
     network.add_argument("--workers", type=int, default=min(4, os.cpu_count() or 1), help="that decode (%(default)s)")
+    add_onnx_words(parser)
     photos = parser.add_argument_group("photos")
     photos.add_argument("--photos", action="store_true", help="find, cut out and align faces first")
     photos.add_argument("--detector", type=Path, metavar="FILE", help="YuNet or SCRFD (default: that of the export)")
@@ -77,6 +81,7 @@ def _embed(options: argparse.Namespace) -> int:
         normalize=options.normalize,
         fit=options.fit,
         max_pixels=options.max_pixels,
+        onnx=onnx_words(options),
     )
     cutter = None
     if options.photos:

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from typing_extensions import override
 
+from lightning_pfc.commands.onnx_words import ONNX_WORDS, onnx_words
 from lightning_pfc.commands.overlap_defaults import DEFAULTS
 from lightning_pfc.data.formats import EncodedImages, open_images
 from lightning_pfc.data.overlap.comparing import Found, compare, same_embeddings, same_identities, same_pixels
@@ -25,7 +26,7 @@ from lightning_pfc.data.overlap.merging import MergedImages, refuse_inside, refu
 from lightning_pfc.data.overlap.sheet import write_sheet
 from lightning_pfc.runs.thresholds import Thresholds
 
-_OF_EMBEDDINGS = ("threshold", "same_picture", "flip", "fit", "batch_size")
+_OF_EMBEDDINGS = ("threshold", "same_picture", "flip", "fit", "batch_size", *ONNX_WORDS)
 _Broken = tuple[list[tuple[int, str]], list[tuple[int, str]]]
 
 
@@ -156,7 +157,7 @@ def _open_model(options: argparse.Namespace) -> _Model:
     given = options.threshold
     if given is not None and re.fullmatch(r"[-+]?[\d.]+(e[-+]?\d+)?", given):
         value = _cosine("--threshold", given)
-        embedder = open_embedder(options.model, flip=options.flip, fit=options.fit)
+        embedder = open_embedder(options.model, flip=options.flip, fit=options.fit, onnx=onnx_words(options))
         return _Model(embedder, value, f"cosine {given}, which you gave")
     known, adds = _known_of(options.model)
     name = given or _first(options, known, options.flip or adds)
@@ -166,7 +167,9 @@ def _open_model(options: argparse.Namespace) -> _Model:
             f"--flip: threshold {name!r} was chosen without mirror images; leave --flip out, or give a cosine, such as "
             "--threshold 0.4."
         )
-    exported: Any = open_embedder(options.model, flip=options.flip or (summed and not adds), fit=options.fit)
+    exported: Any = open_embedder(
+        options.model, flip=options.flip or (summed and not adds), fit=options.fit, onnx=onnx_words(options)
+    )
     found = exported.recogniser.threshold(name)
     meaning = f"cosine {found.value:.4f} ({name}: of pairs of pictures of two people {found.rate:.2g} are above it)"
     return _Model(exported, found.value, meaning)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from lightning_pfc.data.errors import FormatError, missing_library, reading
 from lightning_pfc.storage.enclosure import Enclosure
@@ -14,8 +14,22 @@ from lightning_pfc.storage.regular import check_regular, read_regular
 _MAX_MODEL = 1 << 32  # bytes of a file; its format holds 2^31
 
 
-def mended(path: str | os.PathLike[str]) -> tuple[bytes | str, bool]:
-    """The path, or the model's bytes without the weights among its inputs; and whether only weights are quantised.
+class Mended(NamedTuple):
+    """A model for an engine.
+
+    Attributes:
+        model: the path, or the bytes without the weights among the inputs.
+        packed: whether only weights are quantised.
+        graph: of onnx; None where that is not installed.
+    """
+
+    model: bytes | str
+    packed: bool
+    graph: Any
+
+
+def mended(path: str | os.PathLike[str]) -> Mended:
+    """A model that onnxruntime may open.
 
     Raises:
         FormatError: the file is no model, or names a file outside its folder.
@@ -28,7 +42,7 @@ def mended(path: str | os.PathLike[str]) -> tuple[bytes | str, bool]:
     except ImportError as error:
         if b"location" in content:  # every tensor that lies in another file has this word beside it
             raise missing_library("onnx", f"{path} may keep weights in other files; to see where they lie") from error
-        return os.fspath(path), False
+        return Mended(os.fspath(path), False, None)
     try:
         model = onnx.load_model_from_string(content)
     except Exception as error:  # of protobuf, which is not named here
@@ -43,11 +57,10 @@ def mended(path: str | os.PathLike[str]) -> tuple[bytes | str, bool]:
     read = {name for node in model.graph.node for name in node.input}
     kept = [value for value in model.graph.input if value.name not in weights and value.name in read]
     if len(kept) == len(model.graph.input) or elsewhere:
-        return os.fspath(path), packed
+        return Mended(os.fspath(path), packed, model.graph)
     del model.graph.input[:]
     model.graph.input.extend(kept)
-    mended_content: bytes = model.SerializeToString()
-    return mended_content, packed
+    return Mended(model.SerializeToString(), packed, model.graph)
 
 
 def _other_files(graph: Any) -> Iterator[str]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
@@ -57,6 +58,7 @@ def open_embedder(
     fit: str | None = None,
     threads: int = 0,
     max_pixels: int = MAX_PIXELS,
+    onnx: Mapping[str, Any] | None = None,
 ) -> PictureEmbedder:
     """Open a model.
 
@@ -69,12 +71,16 @@ def open_embedder(
         fit: what is done to pictures of another size.
         threads: that the engine may use; 0 leaves it to the engine.
         max_pixels: bound of what is decoded, as :meth:`Recogniser.load`.
+        onnx: what an ONNX file alone leaves open: words of :class:`~lightning_pfc.evaluation.OnnxEmbedder`.
 
     Raises:
         ExportError: it is none of these, or damaged.
         EngineError, ValueError: as :meth:`Recogniser.load`.
     """
     place = Path(path)
+    if onnx and not (place.is_file() and place.suffix.lower() == ".onnx"):
+        name, value = next(iter(onnx.items()))
+        raise ValueError(f"{name}={value!r} is for an ONNX file alone; {path} says such things itself: leave it out")
     if os.fspath(path).startswith(_TIMM):
         if engine not in (None, "torch"):
             raise ValueError(f"engine={engine!r}: a network of timm is computed by torch")
@@ -97,10 +103,24 @@ def open_embedder(
         raise ExportError("is no model; give an export, a run folder, or an ONNX file (NAME.onnx)", place)
     if engine not in (None, "onnxruntime"):
         raise ValueError(f"engine={engine!r}: an ONNX file alone is computed by onnxruntime")
+    return _of_onnx(place, dict(onnx or {}), threads, flip=flip, normalize=normalize, fit=fit, max_pixels=max_pixels)
+
+
+def _of_onnx(
+    place: Path,
+    words: dict[str, Any],
+    threads: int,
+    *,
+    flip: bool,
+    normalize: bool,
+    fit: str | None,
+    max_pixels: int,
+) -> PictureEmbedder:
     from lightning_pfc.evaluation.onnx_embedder import OnnxEmbedder
 
-    network = OnnxEmbedder(place, threads=threads)
-    return _Network(network, sha256(place), flip=flip, normalize=normalize, fit=fit, max_pixels=max_pixels)
+    network = OnnxEmbedder(place, threads=threads, **words)
+    identity = " ".join([sha256(place), *(str(words[name]) for name in ("input", "output", "layout") if name in words)])
+    return _Network(network, identity, flip=flip, normalize=normalize, fit=fit, max_pixels=max_pixels)
 
 
 def _of_run(folder: Path, *, flip: bool, normalize: bool, fit: str | None, max_pixels: int) -> Recogniser:

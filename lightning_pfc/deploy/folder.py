@@ -108,6 +108,12 @@ def open_folder(folder: str | os.PathLike[str]) -> ModelDescription:
         ExportError: it is no export, or its description is damaged.
     """
     path = Path(folder)
+    if path.suffix.lower() == ".onnx" and path.is_file():
+        raise ExportError(
+            "is an ONNX file alone, which does not say how pictures become its input; give the folder that pfc-export "
+            "wrote (pfc-embed, pfc-eval embedder=onnx and pfc-data overlap take such a file)",
+            path,
+        )
     if not path.is_dir():
         raise ExportError(
             f"is {'a file' if path.exists() else 'not there'}; give the folder that pfc-export wrote", path

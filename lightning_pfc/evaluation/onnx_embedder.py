@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,11 +16,14 @@ from torch import Tensor
 from lightning_pfc.checked import checked
 from lightning_pfc.data.errors import FormatError, missing_library
 from lightning_pfc.data.onnx_files import mended
+from lightning_pfc.data.onnx_scale import RANGES, Shown, shown
 from lightning_pfc.data.preprocessing import METADATA_KEY, Preprocessing
 
 Layout = Literal["nchw", "nhwc"]
 _TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(double)": np.float64}
 _PIXELS = "tensor(uint8)"
+_DOORS = "pfc-eval: embedder.NAME=...; pfc-embed, pfc-data overlap: --NAME ..."
+_log = logging.getLogger(__name__)
 
 
 @checked
@@ -28,8 +32,10 @@ class OnnxEmbedder:
 
     What the file says is taken from it: names, types, layout and size of its input and output, and the record of
     :class:`~lightning_pfc.data.preprocessing.Preprocessing` in its metadata, as ``pfc-export`` writes it. What it
-    leaves open must be given; nothing is taken because it stands first. Without a record pixels are scaled to [-1, 1]
-    in the order RGB, as InsightFace's models want them, unless ``mean``, ``std`` and ``channels`` say otherwise.
+    leaves open must be given; nothing is taken because it stands first. Without a record the first nodes may show the
+    range of the pixels (:mod:`~lightning_pfc.data.onnx_scale`). Where they do not, and ``mean`` and ``std`` are not
+    given, pixels are scaled to [-1, 1], as InsightFace's models want them; likewise without ``channels`` the order is
+    RGB. Both are warned of, by name.
 
     Files that list their weights as graph inputs too (as OpenCV's do, and onnxruntime refuses) are mended on the way.
 
@@ -81,7 +87,7 @@ class OnnxEmbedder:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.log_severity_level = 3
-        model, packed = mended(path)
+        model, packed, graph = mended(path)
         if packed:  # then onnxruntime unpacks the weights once, and not again for every picture
             options.add_session_config_entry("session.disable_quant_qdq", "1")
         try:
@@ -103,7 +109,8 @@ class OnnxEmbedder:
         self._fixed_batch = source.shape[0] if isinstance(source.shape[0], int) else None
         self._layout = layout or self._layout_of(source.shape)
         shape = source.shape if self._layout == "nchw" else [source.shape[0], source.shape[3], *source.shape[1:3]]
-        self.preprocessing = self._record(self._size(shape[1:], input_size), mean, std, channels)
+        words = {"mean": mean, "std": std, "color": channels}
+        self.preprocessing = self._record(self._size(shape[1:], input_size), words, graph)
         self.input_size = self.preprocessing.image_shape
 
     def __call__(self, pictures: Tensor) -> Tensor:
@@ -162,17 +169,53 @@ class OnnxEmbedder:
             raise ValueError(f"input_size={given}: {self._path} wants (C, H, W) = {tuple(shape)}")
         return (int(size[0]), int(size[1]), int(size[2]))
 
-    def _record(self, size: tuple[int, int, int], mean: Any, std: Any, channels: Any) -> Preprocessing:
-        text = self._session.get_modelmeta().custom_metadata_map.get(METADATA_KEY)
-        if self._dtype is None and (mean is not None or std is not None):
+    def _record(self, size: tuple[int, int, int], words: Mapping[str, Any], graph: Any) -> Preprocessing:
+        metadata = self._session.get_modelmeta().custom_metadata_map
+        text = metadata.get(METADATA_KEY)
+        if self._dtype is None and (words["mean"] is not None or words["std"] is not None):
             raise ValueError(f"{self._path} takes pixels as they are (uint8): leave out mean and std")
+        if text is None:
+            # Aligned pictures have the right size; of others InsightFace resizes the shorter side.
+            bare = Preprocessing(size=size[1:], channels=size[0], fit="crop", flip="sum")
+            return self._without_record(bare, shown(metadata, graph, self._input), words)
         try:
-            if text is None:
-                # Aligned pictures have the right size; of others InsightFace resizes the shorter side.
-                record = Preprocessing(size=size[1:], channels=size[0], fit="crop", flip="sum")
-            else:
-                record = Preprocessing.from_config(json.loads(text)).changed(size=size[1:], channels=size[0])
+            record = Preprocessing.from_config(json.loads(text)).changed(size=size[1:], channels=size[0])
         except (ValueError, RecursionError) as error:
             raise FormatError(f"its metadata {METADATA_KEY!r} cannot be read: {error}", path=self._path) from error
-        words = {"mean": mean, "std": std, "color": channels}
         return record.changed(**words)
+
+    def _without_record(self, bare: Preprocessing, found: Shown, words: Mapping[str, Any]) -> Preprocessing:
+        """What the file shows, and the user's words before it; what nobody says is warned of."""
+        mean, std = found.scaling or (None, None)
+        record = bare.changed(mean=mean, std=std, color=found.color).changed(**words)
+        scaled = self._dtype is not None
+        said = words["mean"] is not None and words["std"] is not None
+        unsaid, names = [], []
+        if scaled and not said and found.range is None:
+            unsaid.append(f"which pixels it takes (taken is {_scaling_of(record)})")
+            names += ["mean=127.5", "std=127.5"]
+        if bare.channels == 3 and words["color"] is None and found.color is None:
+            unsaid.append(f"the order of its colours (taken is {record.color})")
+            names.append("channels=rgb or bgr")
+        if unsaid:
+            _log.warning(
+                "%s does not say %s: give %s (%s).", self._path, ", nor ".join(unsaid), ", ".join(names), _DOORS
+            )
+        if scaled and found.range is not None and not _in_range(record, found.range):
+            _log.warning(
+                "%s takes pixels from %s, by %s, and you have them scaled to %s first.",
+                *(self._path, found.range, found.by, _scaling_of(record)),
+            )
+        return record
+
+
+def _scaling_of(record: Preprocessing) -> str:
+    mean, std = ("/".join(f"{each:g}" for each in numbers) for numbers in (record.mean, record.std))
+    return f"(pixel - {mean}) / {std}"
+
+
+def _in_range(record: Preprocessing, name: str) -> bool:
+    """Whether black and white come to the ends of a range, as nearly as 127.5 and 128 are alike."""
+    low, high = RANGES[name]
+    mean, std = sum(record.mean) / len(record.mean), sum(record.std) / len(record.std)
+    return all(abs((pixel - mean) / std - end) < 0.02 * (high - low) for pixel, end in ((0, low), (255, high)))

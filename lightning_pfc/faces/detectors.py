@@ -92,7 +92,7 @@ class _Network:
         options.intra_op_num_threads = threads
         options.log_severity_level = 3
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # it shares a service's processors
-        content, _ = mended(path)  # refuses weights that lie elsewhere
+        content = mended(path).model  # refuses weights that lie elsewhere
         content = Path(content).read_bytes() if isinstance(content, str) else content
         try:
             self._session = onnxruntime.InferenceSession(unpack(content), options, providers=["CPUExecutionProvider"])
@@ -103,6 +103,7 @@ class _Network:
         [images] = self._session.get_inputs()[:1]
         if len(self._session.get_inputs()) != 1 or len(images.shape) != 4:
             raise FormatError(f"the input of a detector is (1, 3, H, W), this one has {images.shape}", path=path)
+        self.path = path
         self.outputs: list[str] = [output.name for output in self._session.get_outputs()]
         self._input = images.name
         fixed = all(isinstance(n, int) for n in images.shape[2:])
@@ -167,7 +168,7 @@ class Scrfd(_Detector):
         images = (canvas.transpose(2, 0, 1)[None].astype(np.float32) - 127.5) / 128.0
         outputs = list(self._network.run(images).values())
         boxes, points, scores = [], [], []
-        for stride, score, distance, keypoint in zip(STRIDES, *_in_threes(outputs), strict=True):
+        for stride, score, distance, keypoint in zip(STRIDES, *_in_threes(outputs, self._network.path), strict=True):
             places = (self._network.size[0] // stride) * (self._network.size[1] // stride)
             score = score.reshape(-1)
             corner = cells(stride, self._network.size, per_cell=len(score) // places)
@@ -178,9 +179,18 @@ class Scrfd(_Detector):
         return np.concatenate(boxes), np.concatenate(points), np.concatenate(scores)
 
 
-def _in_threes(outputs: Sequence[Any]) -> tuple[Sequence[Any], Sequence[Any], Sequence[Any]]:
-    """Scores, boxes and points of the three strides; the file has them in this order."""
-    return outputs[:3], outputs[3:6], outputs[6:]
+def _in_threes(
+    outputs: Sequence[Any], path: str | os.PathLike[str]
+) -> tuple[Sequence[Any], Sequence[Any], Sequence[Any]]:
+    """Scores, boxes and points, of the finest stride first; told apart by their sizes, whatever stands first."""
+    found = sorted(outputs, key=lambda each: (each.shape[-1:], -each.size))
+    if [each.shape[-1:] for each in found] != [(size,) for size in (1, 1, 1, 4, 4, 4, 10, 10, 10)]:
+        raise FormatError(
+            f"it is no SCRFD: nine outputs of sizes {[each.shape for each in found]}, where (n, 1), (n, 4) and (n, 10) "
+            "are three times each",
+            path=path,
+        )
+    return found[:3], found[3:6], found[6:]
 
 
 def _cv2() -> Any:

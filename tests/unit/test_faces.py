@@ -26,6 +26,14 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {"yunet": write_yunet(folder / "yunet.onnx"), "scrfd": write_scrfd(folder / "scrfd.onnx")}
 
 
+def test_outputs_of_scrfd_in_another_order(files: dict[str, Path], tmp_path: Path) -> None:
+    other = write_scrfd(tmp_path / "other.onnx", reverse=True)
+    photo = plant((300, 400), (80, 120))
+    [found], [wanted] = open_detector(other)(photo), open_detector(files["scrfd"])(photo)
+    np.testing.assert_array_equal(found.points, wanted.points)
+    np.testing.assert_array_equal(found.box, wanted.box)
+
+
 def png(pixels: np.ndarray, **options: object) -> bytes:
     out = io.BytesIO()
     Image.fromarray(pixels).save(out, "PNG", **options)
