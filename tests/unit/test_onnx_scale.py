@@ -28,7 +28,12 @@ CONVENTIONS = {"0 to 255": (0.0, 1.0), "0 to 1": (0.0, 255.0), "-1 to 1": (127.5
 
 
 def network(
-    path: Path, steps: Sequence[Step] = (), *, constants: bool = False, kind: int = TensorProto.FLOAT, **metadata: str
+    path: Path,
+    steps: Sequence[Step] = (),
+    *,
+    constants: bool = False,
+    kind: int = TensorProto.FLOAT,
+    metadata: dict[str, str] | None = None,
 ) -> Path:
     """A linear network on pictures of 3 x 8 x 8 behind some steps."""
     nodes, weights, value = [], [], "pictures"
@@ -49,8 +54,8 @@ def network(
     if steps and steps[-1][0] == "QuantizeLinear":
         nodes.append(helper.make_node("DequantizeLinear", [value, *names], ["back"]))
         value = "back"
-    numbers = np.random.default_rng(0).normal(size=(192, 5)).astype(np.float32)
-    weights.append(numpy_helper.from_array(numbers, "weight"))
+    matrix = np.random.default_rng(0).normal(size=(192, 5)).astype(np.float32)
+    weights.append(numpy_helper.from_array(matrix, "weight"))
     nodes += [helper.make_node("Flatten", [value], ["flat"]), helper.make_node("MatMul", ["flat", "weight"], ["rows"])]
     graph = helper.make_graph(
         nodes,
@@ -60,7 +65,7 @@ def network(
         weights,
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
-    helper.set_model_props(model, {key.replace("_", "."): value for key, value in metadata.items()})
+    helper.set_model_props(model, metadata or {})
     onnx.save(model, path)
     return path
 
@@ -131,8 +136,8 @@ def test_constants_that_are_taken_from_show_nothing(tmp_path: Path) -> None:
 def test_what_metadata_say(
     tmp_path: Path, word: str, range: str, caplog: pytest.LogCaptureFixture, pixels: torch.Tensor
 ) -> None:
-    words = {"Image_NominalPixelRange": word, "Image_BitmapPixelFormat": "Bgr8"}
-    found = OnnxEmbedder(network(tmp_path / "m.onnx", **words))
+    words = {"Image.NominalPixelRange": word, "Image.BitmapPixelFormat": "Bgr8"}
+    found = OnnxEmbedder(network(tmp_path / "m.onnx", metadata=words))
     assert (found.preprocessing.mean[0], found.preprocessing.std[0]) == CONVENTIONS[range]
     assert found.preprocessing.color == "bgr"
     assert caplog.messages == []
