@@ -14,6 +14,8 @@ from lightning_pfc.optim.base import RowSparseOptimizer, check_options
 from lightning_pfc.optim.storage import SCALE_SUFFIX, RowStorage, state_storage
 
 MOMENTUM = "momentum_buffer"
+_VECTOR = 16
+"""Floats that PyTorch's one-pass step takes at a time; a rest of a row would be rounded otherwise."""
 
 
 @checked
@@ -80,10 +82,26 @@ class SparseSGD(RowSparseOptimizer):
     def _step_with(self, params: list[Tensor], grads: list[Tensor], group: dict[str, Any], weight_decay: float) -> None:
         has_momentum = group["momentum"] != 0
         buffers: list[Tensor | None] = [self.state[p].get(MOMENTUM) if has_momentum else None for p in params]
+        self._step_buffers(params, grads, buffers, group, weight_decay)
+        if has_momentum:
+            for param, buffer in zip(params, buffers, strict=True):
+                self.state[param][MOMENTUM] = buffer
+
+    @staticmethod
+    def _step_buffers(
+        params: list[Tensor],
+        grads: list[Tensor],
+        buffers: list[Tensor | None],
+        group: dict[str, Any],
+        weight_decay: float,
+        *,
+        fused: bool | None = None,
+    ) -> None:
         sgd(
             params,
             grads,
             buffers,
+            fused=fused,
             lr=group["lr"],
             momentum=group["momentum"],
             weight_decay=weight_decay,
@@ -91,9 +109,6 @@ class SparseSGD(RowSparseOptimizer):
             dampening=0.0,
             maximize=False,
         )
-        if has_momentum:
-            for param, buffer in zip(params, buffers, strict=True):
-                self.state[param][MOMENTUM] = buffer
 
     def _row_state(self, param: Tensor, group: dict[str, Any]) -> dict[str, tuple[torch.Size, RowStorage]]:
         if group["momentum"] == 0:
@@ -103,9 +118,25 @@ class SparseSGD(RowSparseOptimizer):
     def _update_rows(
         self, weight: Tensor, state: dict[str, Tensor], grad: Tensor, group: dict[str, Any], step: int
     ) -> None:
+        if group["momentum"] != 0 and _one_pass_rounds_alike(weight, grad, state[MOMENTUM]):
+            options = {**group, "lr": float(group["lr"])}
+            self._step_buffers([weight], [grad], [state[MOMENTUM]], options, group["weight_decay"], fused=True)
+            return
         if group["weight_decay"] != 0:
             grad = grad.add(weight, alpha=group["weight_decay"])
         if group["momentum"] != 0:
             velocity = state[MOMENTUM].mul_(group["momentum"]).add_(grad)
             grad = grad.add(velocity, alpha=group["momentum"]) if group["nesterov"] else velocity
         weight.add_(grad, alpha=-float(group["lr"]))
+
+
+def _one_pass_rounds_alike(*tensors: Tensor) -> bool:
+    """Whether PyTorch's one-pass step of a CPU gives rows (n, D) the same bits in whatever chunks they come."""
+    return all(
+        type(rows) is Tensor
+        and (rows.device.type, rows.dtype) == ("cpu", torch.float32)
+        and rows.is_contiguous()  # it would read others wrongly, without a word
+        and rows.dim() == 2
+        and rows.shape[1] % _VECTOR == 0
+        for rows in tensors
+    )

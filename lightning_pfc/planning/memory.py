@@ -117,7 +117,8 @@ def _terms(s: Setup) -> list[Term]:
     else:
         limit = CHUNK_BYTES.get(s.device, DEFAULT_CHUNK_BYTES)
         phases = (BACKWARD,) if s.update_in_backward else (STEP,)
-        rooms = 3 + s.state_tensors
+        one_pass = s.device == "cpu" and s.optimizer == "sgd" and s.dtype == s.state_dtype == "float32"
+        rooms = (1 if one_pass else 3) + s.state_tensors
         terms.append(
             Term("rows in the optimizer", rooms * min(limit, 4 * k * width), phases, "a few chunks of rows", True)
         )

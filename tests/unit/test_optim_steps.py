@@ -146,6 +146,28 @@ def test_every_row_sampled_equals_torch_bit_for_bit(sparse_class, torch_class, o
         assert all(torch.equal(a, b) for a, b in zip(backbone.parameters(), backbone_twin.parameters(), strict=True))
 
 
+@pytest.mark.parametrize("width", [10, 16, 48])
+@pytest.mark.parametrize("layout", ["contiguous", "transposed"])
+def test_chunks_and_strides_change_no_bit(width, layout, monkeypatch):
+    """Whatever PyTorch's one-pass step does with a rest that fills no vector, or with rows that are not side by side."""
+    found = []
+    for chunk in (1, 3, 1000):
+        monkeypatch.setattr(rows, "rows_per_chunk", lambda grad, chunk=chunk: chunk)
+        weight = centers(40, width)
+        optimizer = SparseSGD([weight], lr=0.1, momentum=0.9, weight_decay=5e-2)
+        for seed in range(3):
+            values = torch.randn(width, 40, generator=torch.Generator().manual_seed(seed)).t()
+            weight.grad = values.contiguous() if layout == "contiguous" else values
+            optimizer.step()
+        found.append(weight.detach())
+    twin = nn.Parameter(centers(40, width).detach().clone())
+    torch_optimizer = torch.optim.SGD([twin], lr=0.1, momentum=0.9, weight_decay=5e-2, foreach=False)
+    for seed in range(3):
+        twin.grad = torch.randn(width, 40, generator=torch.Generator().manual_seed(seed)).t()
+        torch_optimizer.step()
+    assert all(torch.equal(one, twin) for one in found)
+
+
 def test_dense_parameters_of_row_wise_adagrad_follow_torch():
     layer, twin = nn.Linear(3, 2), nn.Linear(3, 2)
     twin.load_state_dict(layer.state_dict())
