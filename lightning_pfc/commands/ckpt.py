@@ -10,8 +10,7 @@ from typing import Any
 
 from lightning_pfc.commands.output import may_be_cut_short
 
-_FROM = ("insightface", "adaface", "cvlface", "facenet-pytorch", "linear", "lvface", "mxnet", "plsc", "pml")
-_TO = ("insightface", "adaface", "cvlface", "facenet-pytorch", "linear", "mxnet", "plsc", "pml")
+_PROJECTS = ("insightface", "adaface", "cvlface", "facenet-pytorch", "linear", "lvface", "mxnet", "plsc", "pml")
 
 _EPILOG = """examples
   pfc-ckpt inspect checkpoints/last.ckpt
@@ -100,9 +99,9 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_others(commands: Any) -> None:
-    text = f"Reads another project's files: {', '.join(_FROM)}."
+    text = f"Reads another project's files: {', '.join(_PROJECTS)}."
     take = commands.add_parser("import", help=text, description=text)
-    take.add_argument("--from", dest="project", choices=_FROM, required=True, help="who wrote it")
+    take.add_argument("--from", dest="project", choices=_PROJECTS, required=True, help="who wrote it")
     take.add_argument("source", type=Path, help="the file or folder")
     take.add_argument("output", type=Path, help="the safetensors file to write")
     take.add_argument(
@@ -112,7 +111,7 @@ def _add_others(commands: Any) -> None:
     )
     text = "Writes a head, and a network where theirs has one, as another project keeps it."
     give = commands.add_parser("export", help=text, description=text)
-    give.add_argument("--to", dest="project", choices=_TO, required=True, help="who is to read it")
+    give.add_argument("--to", dest="project", choices=_PROJECTS, required=True, help="who is to read it")
     give.add_argument("checkpoint", type=Path, help="a checkpoint, or what pfc-ckpt import wrote")
     give.add_argument(
         "output", type=Path, help="what to write: a folder of insightface, cvlface, mxnet and plsc, else a file"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ class Exported:
         num_classes: rows of the head.
         backbone: its tensors, by the names that it gives them.
         rest: other small tensors, by name.
+        hyper_parameters: of the module, where the checkpoint has them.
 
     Raises:
         CheckpointError, OSError, ValueError: it is neither, or has not the centers of one head.
@@ -33,7 +34,7 @@ class Exported:
 
     def __init__(self, path: Path) -> None:
         open_it = _open_safetensors if path.suffix == ".safetensors" and path.is_file() else _open_checkpoint
-        self.num_classes, self._read, self.rest = open_it(path)
+        self.num_classes, self._read, self.rest, self.hyper_parameters = open_it(path)
         names = [name for name in self.rest if BACKBONE in name]
         self.backbone = {name.partition(BACKBONE)[2]: self.rest.pop(name) for name in names}
 
@@ -50,7 +51,7 @@ class Exported:
         return ", ".join(said)
 
 
-_Opened = tuple[int, Callable[[int, int], Tensor], dict[str, Tensor]]
+_Opened = tuple[int, Callable[[int, int], Tensor], dict[str, Tensor], dict[str, Any]]
 
 
 def _open_checkpoint(path: Path) -> _Opened:
@@ -64,7 +65,14 @@ def _open_checkpoint(path: Path) -> _Opened:
     found = {each.removeprefix(MODEL): source.whole(each) for each in large}
     small = source.rest["state_dict"].items()
     found |= {str(name): value for name, value in small if isinstance(value, Tensor)}
-    return source.tensors[key].shape[0], lambda start, stop: torch.cat(list(source.read(key, start, stop))), found
+    said = source.rest.get("hyper_parameters")
+    words = dict(said) if isinstance(said, Mapping) else {}
+    return (
+        source.tensors[key].shape[0],
+        lambda start, stop: torch.cat(list(source.read(key, start, stop))),
+        found,
+        words,
+    )
 
 
 def _is_centers(key: str) -> bool:
@@ -87,4 +95,4 @@ def _open_safetensors(path: Path) -> _Opened:
         )
     total = file.get_slice(HEAD).get_shape()[0]
     rest = {name: file.get_tensor(name) for name in names if name != HEAD and not name.endswith(f".{HEAD}")}
-    return total, lambda start, stop: as_matrix(file.get_slice(HEAD)[start:stop], f"{HEAD} in {path}"), rest
+    return total, lambda start, stop: as_matrix(file.get_slice(HEAD)[start:stop], f"{HEAD} in {path}"), rest, {}

@@ -9,9 +9,12 @@ import torch
 from torch import Tensor
 
 from lightning_pfc.interchange.exported import Exported
+from lightning_pfc.interchange.exported_cvlface import cvlface
 from lightning_pfc.interchange.exported_networks import adaface, facenet_pytorch, plsc
-from lightning_pfc.interchange.mxnet_arrays import write_mxnet
+from lightning_pfc.interchange.files import describe
+from lightning_pfc.interchange.mxnet_files import write_centers, write_network
 from lightning_pfc.interchange.ranges import even_ranges
+from lightning_pfc.interchange.vit_names import is_face_vit
 from lightning_pfc.interchange.writing import made_whole
 
 
@@ -30,6 +33,23 @@ def insightface(checkpoint: Path, target: Path, ranks: int) -> str:
 
 def _for_ranks(ranks: int) -> str:
     return f"for {ranks} rank{'s' if ranks > 1 else ''}"
+
+
+def lvface(checkpoint: Path, target: Path, ranks: int) -> str:
+    """The state dict of a FaceViT, as LVFace publishes it.
+
+    Raises:
+        ValueError: the backbone is none.
+    """
+    source = Exported(checkpoint)
+    if not is_face_vit(source.backbone):
+        raise ValueError(
+            f"{checkpoint} should have a FaceViT as backbone, and has {describe(source.backbone)}. "
+            "Take --to insightface."
+        )
+    with made_whole(target) as made:
+        torch.save(source.backbone, made)
+    return f"{len(source.backbone)} tensors of the backbone, left out: the head ({source.num_classes} classes)"
 
 
 def linear(checkpoint: Path, target: Path, ranks: int) -> str:
@@ -53,38 +73,17 @@ def _whole(checkpoint: Path) -> Tensor:
     return source.rows(0, source.num_classes).clone()
 
 
-def _in_equal_parts(checkpoint: Path, target: Path, ranks: int, write: Callable[[Path, int, Tensor], None]) -> str:
-    """A folder with a file for each rank, all with as many rows: the last ones may be zeros, of no class."""
+def mxnet(checkpoint: Path, target: Path, ranks: int) -> str:
+    """A folder with ``N_centers.param`` for each of ``ranks`` ranks, and an IResNet as ``model-0000.params``.
+
+    Raises:
+        ValueError: the backbone is an IResNet that theirs cannot compute.
+    """
     source = Exported(checkpoint)
-    total = source.num_classes
-    even_ranges(total, ranks)  # sees that there are as many classes
-    each = -(-total // ranks)
     with made_whole(target) as made:
         made.mkdir()
-        for rank in range(ranks):
-            start, stop = min(rank * each, total), min((rank + 1) * each, total)
-            rows = source.rows(start, stop) if start < stop else source.rows(0, 1)[:0]
-            write(made, rank, torch.nn.functional.pad(rows, (0, 0, 0, each - len(rows))))
-    left = each * ranks - total
-    return f"{total} classes {_for_ranks(ranks)}" + (f", rows of no class: {left}" if left else "")
-
-
-def mxnet(checkpoint: Path, target: Path, ranks: int) -> str:
-    """A folder with ``N_centers.param`` for each of ``ranks`` ranks."""
-
-    def write(folder: Path, rank: int, rows: Tensor) -> None:
-        write_mxnet(folder / f"{rank}_centers.param", {"": rows}, names=False)
-
-    return _in_equal_parts(checkpoint, target, ranks, write)
-
-
-def cvlface(checkpoint: Path, target: Path, ranks: int) -> str:
-    """A folder with ``classifier_rankN.pt`` for each of ``ranks`` ranks."""
-
-    def write(folder: Path, rank: int, rows: Tensor) -> None:
-        torch.save({"partial_fc.weight": rows}, folder / f"classifier_rank{rank}.pt")
-
-    return _in_equal_parts(checkpoint, target, ranks, write)
+        said = [write_centers(source, made, ranks), write_network(source, made, str(checkpoint))]
+    return ", ".join(each for each in said if each)
 
 
 EXPORTERS: dict[str, Callable[[Path, Path, int], str]] = {
@@ -93,6 +92,7 @@ EXPORTERS: dict[str, Callable[[Path, Path, int], str]] = {
     "cvlface": cvlface,
     "facenet-pytorch": facenet_pytorch,
     "linear": linear,
+    "lvface": lvface,
     "mxnet": mxnet,
     "plsc": plsc,
     "pml": pml,

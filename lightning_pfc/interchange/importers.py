@@ -18,8 +18,9 @@ from lightning_pfc.interchange.imported import (
     files_by_rank,
     take_backbone,
 )
-from lightning_pfc.interchange.other_frameworks import mxnet, plsc
+from lightning_pfc.interchange.mxnet_files import mxnet
 from lightning_pfc.interchange.other_networks import adaface, cvlface, facenet_pytorch
+from lightning_pfc.interchange.plsc_files import plsc
 
 
 def insightface(source: Path) -> Imported:

@@ -17,6 +17,7 @@ _BLOCK = {
     "shortcut_layer.1": "downsample.1",
 }
 _EPS = 1e-5
+_FIRST_SHORTCUT = "layer1.0.downsample"
 
 
 def as_iresnet(tensors: Mapping[str, Tensor], what: str, *, bgr: bool) -> dict[str, Tensor]:
@@ -72,22 +73,20 @@ def as_ir(tensors: Mapping[str, Tensor], what: str, *, bgr: bool) -> dict[str, T
         raise ValueError(
             f"{what} should have an IResNet as backbone, which an IR network can be made of, and has none."
         )
-    first = "layer1.0.downsample"
-    for name, value in _unchanged(first, 64).items():
-        if not torch.equal(tensors[name].float(), value.float()):
-            raise ValueError(
-                f"{what}: {name} is a layer of the first shortcut, where an IR network only leaves out places; it "
-                "has been trained. Take --to insightface, whose networks have that layer."
-            )
-    stages = [[i for i in range(len(tensors)) if f"layer{n}.{i}.conv1.weight" in tensors] for n in (1, 2, 3, 4)]
-    before = [sum(map(len, stages[:n])) for n in range(4)]
+    if (name := trained_first_shortcut(tensors)) is not None:
+        raise ValueError(
+            f"{what}: {name} is a layer of the first shortcut, where an IR network only leaves out places; it "
+            "has been trained. Take --to insightface, whose networks have that layer."
+        )
+    stages = blocks_of(tensors)
+    before = [sum(stages[:n]) for n in range(4)]
     outside = {ours: theirs for theirs, ours in {**_STEM, **_END}.items()}
     inside = {ours: theirs for theirs, ours in _BLOCK.items()}
     found = {}
     for key, tensor in {**tensors, **_without_affine(tensors)}.items():
         part, _, kind = key.rpartition(".")
         block = re.fullmatch(r"layer(\d)\.(\d+)\.(.+)", part)
-        if part.startswith(first) or (part == "features" and kind in ("weight", "bias")):
+        if part.startswith(_FIRST_SHORTCUT) or (part == "features" and kind in ("weight", "bias")):
             continue
         theirs = inside.get(block[3]) if block else outside.get(part)
         if theirs is None:
@@ -97,6 +96,20 @@ def as_ir(tensors: Mapping[str, Tensor], what: str, *, bgr: bool) -> dict[str, T
     if bgr:
         found[FIRST] = found[FIRST].flip(1)
     return found
+
+
+def trained_first_shortcut(tensors: Mapping[str, Tensor]) -> str | None:
+    """The first tensor of an IResNet's first shortcut that does more than leave out places; None where none does."""
+    for name, value in _unchanged(_FIRST_SHORTCUT, 64).items():
+        if not name.endswith("num_batches_tracked") and not torch.equal(tensors[name].float(), value.float()):
+            return name
+    return None
+
+
+def blocks_of(tensors: Mapping[str, Tensor]) -> tuple[int, ...]:
+    """How many blocks each of the four stages of an IResNet has."""
+    names = [re.fullmatch(r"layer([1-4])\.\d+\.conv1\.weight", key) for key in tensors]
+    return tuple(sum(name is not None and name[1] == str(n) for name in names) for n in (1, 2, 3, 4))
 
 
 def _without_affine(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

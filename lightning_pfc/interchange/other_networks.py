@@ -8,11 +8,15 @@ from typing import Any
 
 from torch import Tensor
 
+from lightning_pfc.interchange.cvlface_networks import ours
 from lightning_pfc.interchange.files import as_matrix, as_tensors, describe, read_file
 from lightning_pfc.interchange.imported import HEAD, Imported, check_ranges, files_by_rank, take_backbone
 from lightning_pfc.interchange.ir_names import FIRST, as_iresnet
+from lightning_pfc.interchange.vit_names import is_face_vit, with_mask_token
 from lightning_pfc.storage.regular import check_regular, read_regular
 from lightning_pfc.storage.yaml_texts import MAX_YAML, parse_yaml
+
+_STEMS = (FIRST, "conv1.weight", "patch_embed.proj.weight")  # of the layers that see pictures first
 
 
 def _below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
@@ -75,17 +79,21 @@ def _take_cvlface(found: Imported, path: Path) -> None:
     for prefix in ("model.", "net."):
         if all(key.startswith(prefix) for key in tensors):
             tensors = _below(tensors, prefix)
-    bgr = _color_space(path.with_suffix(".yaml")) == "BGR"
-    if FIRST in tensors:
-        tensors = as_iresnet(tensors, str(path), bgr=bgr)
-    elif bgr and "conv1.weight" in tensors:
-        tensors["conv1.weight"] = tensors["conv1.weight"].flip(1)
-    elif bgr:
-        raise ValueError(
-            f"{path} takes BGR, as the file beside it says, and which layer sees pictures first is unknown."
-        )
-    if bgr:
+    if _color_space(path.with_suffix(".yaml")) == "BGR":
+        first = next((name for name in _STEMS if name in tensors), None)
+        if first is None:
+            raise ValueError(
+                f"{path} takes BGR, as the file beside it says, and which layer sees pictures first is unknown."
+            )
+        tensors[first] = tensors[first].flip(1)
         found.notes.append("the first convolution turned round: theirs takes BGR, ours RGB")
+    if FIRST in tensors:
+        tensors = as_iresnet(tensors, str(path), bgr=False)
+    elif is_face_vit(tensors):
+        tensors = with_mask_token(tensors)
+        found.notes += [words for words in [ours(tensors)] if words]
+    elif "features.running_mean" not in tensors:
+        found.notes.append("no backbone of this package is of that kind: register theirs to use these weights")
     take_backbone(found, tensors, str(path))
 
 

@@ -1,9 +1,9 @@
 """Networks and heads that other projects' own code has made, saved as theirs is, imported, and compared.
 
     git clone https://github.com/mk-minchul/AdaFace; git clone https://github.com/mk-minchul/CVLface
-    git clone https://github.com/deepinsight/insightface
-    pip install --no-deps facenet-pytorch pytorch-metric-learning
-    python recipes/interchange/networks.py AdaFace CVLface insightface
+    git clone https://github.com/deepinsight/insightface; git clone https://github.com/bytedance/LVFace
+    pip install --no-deps facenet-pytorch pytorch-metric-learning fvcore iopath yacs termcolor tabulate portalocker
+    python recipes/interchange/networks.py AdaFace CVLface insightface LVFace
 
 Prints how far the embeddings of random pictures are from theirs, relative to the largest number.
 """
@@ -61,7 +61,7 @@ def imported(name: str, source: Path, folder: Path) -> dict[str, Tensor]:
 
 
 def exported(name: str, source: Path, folder: Path) -> Path:
-    out = folder / f"{name}-{source.stem}-exported"
+    out = folder / f"{name}-{source.parent.name}-{source.stem}-exported"
     if pfc_ckpt(["export", "--to", name, str(source), str(out)]):
         raise SystemExit(f"{name}: not exported")
     return out
@@ -79,9 +79,9 @@ def compare_back(what: str, theirs: Callable[[Tensor], Any], ours: nn.Module) ->
 
 
 @torch.no_grad()
-def compare(what: str, ours: str, found: dict[str, Tensor], theirs: Callable[[Tensor], Any]) -> None:
+def compare(what: str, ours: str, found: dict[str, Tensor], theirs: Callable[[Tensor], Any], **options: Any) -> None:
     """Embeddings of ``ours`` with their weights beside theirs."""
-    net: nn.Module = create_backbone(ours)
+    net: nn.Module = create_backbone(ours, options=options)
     net.load_state_dict({k.removeprefix("backbone."): v for k, v in found.items() if k.startswith("backbone.")})
     images = torch.rand(4, 3, 112, 112) * 2 - 1
     expected = theirs(images)
@@ -127,20 +127,42 @@ def _long(unit: Tensor, norm: Tensor) -> Tensor:
     return unit * norm
 
 
+CVLFACE: tuple[tuple[str, str, str, dict[str, Any]], ...] = (
+    ("iresnet", "ir18", "iresnet18", {}),
+    ("iresnet", "ir50", "iresnet50", {}),
+    ("iresnet", "ir101", "iresnet100", {}),
+    ("iresnet_insightface", "ir101", "iresnet100", {}),
+    ("vit", "small", "face_vit_small", {"patch_size": 8, "mlp_ratio": 5}),
+    ("vit", "base", "face_vit_base", {"patch_size": 8, "mlp_ratio": 3, "num_heads": 16}),
+)
+
+
 def cvlface(clone: Path, folder: Path) -> None:
+    """Saved by their ``save_pretrained``, and back: what is written, opened as their ``eval.py`` does."""
     from omegaconf import OmegaConf
 
     with code_of(clone / "cvlface/research/recognition/code/run_v1", "models", "classifiers", "losses"):
-        models = {
-            "iresnet": importlib.import_module("models.iresnet"),
-            "iresnet_insightface": importlib.import_module("models.iresnet_insightface"),
-        }
-        for kind, name in (("iresnet", "ir50"), ("iresnet", "ir101"), ("iresnet_insightface", "ir101")):
-            config = OmegaConf.create({"name": name, "output_dim": DIM, "color_space": "RGB"})
-            net = with_statistics(models[kind].load_model(config))
+        models = importlib.import_module("models")
+        for kind, name, ours, options in CVLFACE:
+            words = {"name": name, "output_dim": DIM, "color_space": "RGB", "mask_ratio": 0.0, "start_from": ""}
+            config = OmegaConf.create({**words, "freeze": False, "yaml_path": f"/{kind}/configs/v1_{name}.yaml"})
+            net = with_statistics(models.get_model(config))
             net.save_pretrained(folder / kind / name)
             found = imported("cvlface", folder / kind / name, folder)
-            compare(f"CVLface {kind} {name}", {"ir50": "iresnet50", "ir101": "iresnet100"}[name], found, net)
+            compare(f"CVLface {kind} {name}", ours, found, net, **options)
+            cvlface_back(kind, name, found, net, models, folder)
+
+
+def cvlface_back(kind: str, name: str, found: dict[str, Tensor], net: nn.Module, models: Any, folder: Path) -> None:
+    from omegaconf import OmegaConf
+
+    source = folder / f"{kind}-{name}.safetensors"
+    save_file({**found, "head.weight": torch.randn(CLASSES, DIM)}, source)
+    written = exported("cvlface", source, folder)
+    again = models.get_model(OmegaConf.load(written / "model.yaml"))
+    assert again.state_dict().keys() == torch.load(written / "model.pt", weights_only=True).keys()
+    again.load_state_dict_from_path(str(written / "model.pt"))
+    compare_back(f"CVLface {kind} {name}", again.eval(), net)
 
 
 def insightface(clone: Path, folder: Path) -> None:
@@ -151,6 +173,24 @@ def insightface(clone: Path, folder: Path) -> None:
             net = with_statistics(get_model(theirs, fp16=False))
             torch.save(net.state_dict(), folder / f"{theirs}.pt")
             compare(f"arcface_torch {theirs}", ours, imported("insightface", folder / f"{theirs}.pt", folder), net)
+
+
+LVFACE = (("vit_t", "tiny"), ("vit_s", "small"), ("vit_b_dp005_mask_005", "base"), ("vit_l_dp005_mask_005", "large"))
+
+
+def lvface(clone: Path, folder: Path) -> None:
+    """The ViTs of their ``get_model``, whose state dict is what they publish, and back."""
+    with code_of(clone, "backbones"):
+        get_model = importlib.import_module("backbones").get_model
+        for theirs, size in LVFACE:
+            net = with_statistics(get_model(theirs, fp16=False))
+            torch.save(net.state_dict(), folder / f"{theirs}.pt")
+            found = imported("lvface", folder / f"{theirs}.pt", folder)
+            compare(f"LVFace {theirs}", f"face_vit_{size}", found, net)
+            save_file({**found, "head.weight": torch.randn(CLASSES, DIM)}, folder / f"{theirs}.safetensors")
+            again = get_model(theirs, fp16=False)
+            again.load_state_dict(torch.load(exported("lvface", folder / f"{theirs}.safetensors", folder)))
+            compare_back(f"LVFace {theirs}", again.eval(), net)
 
 
 def heads(folder: Path) -> None:
@@ -176,10 +216,10 @@ def heads(folder: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("clones", nargs="+", type=Path, help="of AdaFace, CVLface, insightface, or the first of them")
+    parser.add_argument("clones", nargs="+", type=Path, help="of AdaFace, CVLface, insightface, LVFace, or the first")
     clones = parser.parse_args().clones
     torch.manual_seed(0)
-    for run, clone in zip((adaface, cvlface, insightface), clones, strict=False):
+    for run, clone in zip((adaface, cvlface, insightface, lvface), clones, strict=False):
         with tempfile.TemporaryDirectory() as folder:
             run(clone.resolve(), Path(folder))
     with tempfile.TemporaryDirectory() as folder:

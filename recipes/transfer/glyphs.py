@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+from omegaconf import OmegaConf
 from PIL import Image
 from torch import Tensor, nn
 
@@ -39,7 +40,9 @@ WAYS: dict[str, list[str] | None] = {
     "finetune=layer_decay": ["FROM", MEANS, "finetune=layer_decay", "optimizer.layer_decay=0.3"],
     "finetune=l2_sp": ["FROM", MEANS, "finetune=l2_sp", "finetune.l2_sp=1.0"],
     "finetune=distill": ["FROM", MEANS, "finetune=distill"],
+    "finetune=lora": ["FROM", MEANS, "finetune=lora"],
 }
+OF_TRANSFORMERS = ("finetune=lora",)
 PICTURES = 5
 
 
@@ -112,6 +115,12 @@ def on_first(module: nn.Module) -> float:
     return float((found == identity[probes]).float().mean())
 
 
+def backbone_words(source: Path) -> list[str]:
+    """What the run said of its backbone: another one begins with the same."""
+    said = OmegaConf.to_container(OmegaConf.load(source / "overrides.yaml"))
+    return [str(word) for word in said if str(word).startswith("backbone")] if isinstance(said, list) else []
+
+
 def measured(source: Path, characters: int, seed: int, epochs: int, ways: list[str]) -> Iterator[dict[str, object]]:
     """A row for each way."""
     with tempfile.TemporaryDirectory() as name:
@@ -121,6 +130,7 @@ def measured(source: Path, characters: int, seed: int, epochs: int, ways: list[s
             started, words = time.perf_counter(), WAYS[way]
             checkpoint = own_checkpoint(source)
             if words is not None:
+                words = [*backbone_words(source), *words]
                 run = Path(name) / f"run{list(WAYS).index(way)}"
                 typed = [f"init_from={source}" if word == "FROM" else word for word in words]
                 train("experiment=none", "data=folder", f"data.source.path={folder}", "data.source.image_size=32",
@@ -144,12 +154,13 @@ def main() -> None:
     parser.add_argument("--characters", type=int, default=1000, help="of the new task (default 1000)")
     parser.add_argument("--epochs", type=int, default=8, help="of fine-tuning (default 8)")
     parser.add_argument("--seeds", type=int, default=3, help="how many (default 3)")
-    parser.add_argument("--ways", nargs="+", choices=list(WAYS), default=list(WAYS), help="default: all")
+    parser.add_argument("--ways", nargs="+", choices=list(WAYS), help="default: all that its backbone can take")
     parser.add_argument("--out", type=Path, metavar="FILE", help="rows are added to it, a line of JSON each")
     options = parser.parse_args()
-    torch.set_num_threads(2)
+    transformer = any("vit" in word for word in backbone_words(options.source))
+    ways = options.ways or [way for way in WAYS if transformer or way not in OF_TRANSFORMERS]
     for seed in range(options.seeds):
-        for row in measured(options.source, options.characters, seed, options.epochs, options.ways):
+        for row in measured(options.source, options.characters, seed, options.epochs, ways):
             print(json.dumps(row), flush=True)
             if options.out is not None:
                 with options.out.open("a") as file:

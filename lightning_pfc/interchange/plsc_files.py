@@ -1,4 +1,4 @@
-"""Projects that are not in torch: PLSC (Paddle) and Partial FC of MXNet. Neither framework is needed."""
+"""PLSC, which is written in Paddle: read without it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from lightning_pfc.interchange.files import as_matrix, as_tensors, describe
@@ -20,7 +19,6 @@ from lightning_pfc.interchange.imported import (
     check_ranges,
     files_by_rank,
 )
-from lightning_pfc.interchange.mxnet_arrays import read_mxnet
 from lightning_pfc.interchange.plain_pickles import read_arrays
 
 _NAMES = "StructuredToParameterName@@"  # Paddle's own list, beside the tensors
@@ -116,37 +114,3 @@ def _momentum(content: Any) -> Tensor | None:
     [state] = states.values()
     value = _value(state.get("exp_avg")) if isinstance(state, Mapping) else None
     return value if isinstance(value, Tensor) and "exp_avg_sq" not in state else None
-
-
-def mxnet(source: Path) -> Imported:
-    """Partial FC of MXNet: a folder with ``N_centers.param`` (and ``_mom``) of each rank; or a ``.params`` with fc7.
-
-    Raises:
-        OSError, ValueError: naming the file, and what was expected.
-    """
-    if not source.is_dir():
-        arrays = read_mxnet(source)
-        key = next((name for name in ("arg:fc7_weight", "fc7_weight") if name in arrays), None)
-        if key is None:
-            raise ValueError(f"{source} should hold fc7_weight, the centers, and is {describe(arrays)}.")
-        found = Imported({HEAD: [as_matrix(arrays[key], f"{key} in {source}")]})
-        found.notes.append(f"left out: {len(arrays) - 1} other arrays, of a network that this package has not")
-        return found
-    files = files_by_rank(source, r"(\d+)_centers\.param")
-    if not files:
-        raise ValueError(f"{source} should hold N_centers.param of every rank, and has none.")
-    found = Imported({HEAD: [_bank(path) for path in files]}, padding=len(files) - 1)
-    check_ranges(found.parts[HEAD], files)
-    momenta = [path.with_name(f"{rank}_centers_mom.param") for rank, path in enumerate(files)]
-    if all(path.exists() for path in momenta):
-        found.parts[MOMENTUM] = [_bank(path) for path in momenta]
-        check_alike(found.parts[MOMENTUM], found.parts[HEAD], momenta)
-    return found
-
-
-def _bank(path: Path) -> Tensor:
-    arrays = read_mxnet(path)
-    if len(arrays) != 1:
-        raise ValueError(f"{path} should hold one array, the centers of a rank, and is {describe(arrays)}.")
-    [bank] = arrays.values()
-    return as_matrix(torch.as_tensor(bank), str(path))
