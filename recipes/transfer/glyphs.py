@@ -118,7 +118,8 @@ def on_first(module: nn.Module) -> float:
 def backbone_words(source: Path) -> list[str]:
     """What the run said of its backbone: another one begins with the same."""
     said = OmegaConf.to_container(OmegaConf.load(source / "overrides.yaml"))
-    return [str(word) for word in said if str(word).startswith("backbone")] if isinstance(said, list) else []
+    words = map(str, said) if isinstance(said, list) else ()
+    return [word for word in words if word.lstrip("+").startswith("backbone")]
 
 
 def measured(source: Path, characters: int, seed: int, epochs: int, ways: list[str]) -> Iterator[dict[str, object]]:
