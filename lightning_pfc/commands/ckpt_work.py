@@ -18,8 +18,10 @@ from lightning_pfc.checkpoint.identities import Identities, difference
 from lightning_pfc.checkpoint.merging import merge_to_file, merge_to_safetensors
 from lightning_pfc.checkpoint.reader import MODEL, CheckpointReader
 from lightning_pfc.checkpoint.single import check_file, load_file
+from lightning_pfc.commands.class_names import check_alone, check_lines, read_names
 from lightning_pfc.heads.center_init import init_centers_
 from lightning_pfc.interchange import EXPORTERS, IMPORTERS, write_imported
+from lightning_pfc.interchange.recognised import way_out
 from lightning_pfc.storage.regular import open_regular
 
 
@@ -110,6 +112,8 @@ def append(options: argparse.Namespace) -> None:
         raise ValueError(f"--names has {len(added)} names for {new.count} new classes.")
     if names is None and added:
         raise ValueError("--names needs --identities, the names of the classes that are there: it has none itself.")
+    check_lines(added, "--names")
+    check_alone([*(names or ()), *added], "--names, with those that are there")
     if names is not None and not added:
         print("the new classes have no names (--names), so the new checkpoint will not say whose its classes are")
     _rewrite(options, [KeepRows(0, total), new], names, added)
@@ -117,7 +121,10 @@ def append(options: argparse.Namespace) -> None:
 
 def take(options: argparse.Namespace) -> None:
     """Write another project's tensors into one safetensors file, under our names."""
-    found = IMPORTERS[options.project](options.source)
+    try:
+        found = IMPORTERS[options.project](options.source)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{str(error).removesuffix('.')}.{way_out(options.source, options.project)}") from error
     if options.classes is not None:
         found.cut(options.classes)
     if options.classes is not None and options.classes != found.num_classes:
@@ -176,7 +183,7 @@ def _names(options: argparse.Namespace, source: CheckpointReader, total: int) ->
     Raises:
         ValueError: if both do, and differ.
     """
-    given, stored = _read_names(options.identities, total), source.identities
+    given, stored = read_names(options.identities, total), source.identities
     if stored is None:
         return given
     if given is not None and (found := difference(stored, Identities.of(given))) is not None:
@@ -206,16 +213,6 @@ def _classes(text: str, total: int, names: list[str] | None) -> list[int]:
     return found
 
 
-def _read_names(path: Path | None, total: int) -> list[str] | None:
-    if path is None:
-        return None
-    with open(open_regular(path), encoding="utf-8") as file:
-        names = file.read().splitlines()
-    if len(names) != total:
-        raise ValueError(f"{path} has {len(names)} lines for {total} classes.")
-    return names
-
-
 def _read_centers(path: Path) -> Tensor:
     """(N, D) of float from a file.
 
@@ -235,6 +232,9 @@ def _read_centers(path: Path) -> Tensor:
         raise ValueError(
             f"{path} holds {centers.dtype} of shape {tuple(centers.shape)}; floats of shape (N, D) are needed."
         )
+    bad = torch.nonzero(~centers.isfinite().all(1)).flatten()
+    if len(bad):
+        raise ValueError(f"--centers={path}: row {int(bad[0])} has numbers that are not finite; {len(bad)} rows have.")
     return centers
 
 

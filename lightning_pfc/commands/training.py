@@ -106,7 +106,7 @@ def _signals_of(callbacks: Sequence[Callback]) -> Iterator[None]:
 def _fit_and_test(
     config: DictConfig, trainer: L.Trainer, folder: Path, overrides: Sequence[str], started: float, claim: Claim
 ) -> dict[str, Any]:
-    data, module = _data_and_module(config)
+    data, module = _data_and_module(config, trainer)
     keep_record(config, overrides, folder, data)
 
     chosen = config.fit and config.get("choices") == "made"
@@ -136,8 +136,10 @@ def _fit_and_test(
     return results
 
 
-def _data_and_module(config: DictConfig) -> tuple[L.LightningDataModule, L.LightningModule]:
+def _data_and_module(config: DictConfig, trainer: L.Trainer) -> tuple[L.LightningDataModule, L.LightningModule]:
     data: L.LightningDataModule = instantiate(config.data, _convert_="all")
+    if config.ckpt_path and getattr(trainer.strategy, "match", None) == "names":
+        data.goes_on_from = str(config.ckpt_path)  # type: ignore[attr-defined]
     data.prepare_data()  # before there are ranks: the head needs the number of classes
     data.setup("fit")
     module: L.LightningModule = instantiate(

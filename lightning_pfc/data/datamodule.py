@@ -23,7 +23,7 @@ from lightning_pfc.data.batches import (
 )
 from lightning_pfc.data.dali import Dali, make_loader
 from lightning_pfc.data.mixing import Mix
-from lightning_pfc.data.numbering import numbered_as
+from lightning_pfc.data.numbering import numbered_as, numbered_if_same
 from lightning_pfc.data.orders import Order
 from lightning_pfc.data.preprocessing import Preprocessing
 from lightning_pfc.data.same_data import agree_on_data, in_group
@@ -106,6 +106,7 @@ class IdentityDataModule(L.LightningDataModule):
             raise ValueError(f"eval_batch_size={eval_batch_size} must be at least 1.")
         self.source = source
         self.classes_of = classes_of
+        self.goes_on_from: str | os.PathLike[str] | None = None  # with head.match=names: rows stay where they can
         self.batch_size = batch_size
         self.eval_batch_size = 4 * batch_size if eval_batch_size is None else eval_batch_size
         self.num_workers = num_workers
@@ -163,6 +164,8 @@ class IdentityDataModule(L.LightningDataModule):
                 check_labels(data, self.sampler, self.mix)
                 if self.classes_of is not None:
                     data = numbered_as(data, self.classes_of)
+                elif self.goes_on_from is not None:
+                    data = numbered_if_same(data, self.goes_on_from)
                 if self.loader is not None:
                     self.loader.check(data.train, self._augment(data))
             except Exception as error:

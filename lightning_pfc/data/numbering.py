@@ -2,7 +2,8 @@
 
 The other way round, ``head.match=names``, has rows of the head move to the numbers of the data. Here the rows stay: a
 sum over the classes is taken in the order of before, so a run that goes on ends bit for bit where it would have.
-Identities that have vanished keep their rows too, as classes without a picture.
+Identities that have vanished keep their rows too, as classes without a picture. Where the identities are the same and
+only their order differs, both come to the same, and rows stay with either word.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import numpy.typing as npt
 
 from lightning_pfc.checkpoint.by_name import NEW, check_most_are_known, row_origins
 from lightning_pfc.checkpoint.errors import CheckpointError
-from lightning_pfc.checkpoint.identities import Identities
+from lightning_pfc.checkpoint.identities import Identities, difference
 from lightning_pfc.checkpoint.reader import CheckpointReader
 from lightning_pfc.data.formats.texts import Texts
 from lightning_pfc.data.images import Labels
@@ -68,6 +69,27 @@ def numbered_as(data: IdentityData, path: str | os.PathLike[str]) -> IdentityDat
         description=f"{data.description}; numbered as in {path}: {known:,} classes as there, {len(new):,} new, "
         f"{there.count - known:,} without a picture",
     )
+
+
+def numbered_if_same(data: IdentityData, path: str | os.PathLike[str]) -> IdentityData:
+    """The same data, numbered as in a checkpoint of the same identities in another order; any other data as they are.
+
+    Nothing is refused here: who goes on from the checkpoint says what is wrong with it.
+
+    Args:
+        data: opened; its pictures and their order stay.
+        path: a checkpoint folder or file.
+    """
+    if data.class_names is None or data.parts or not Path(path).exists():
+        return data
+    try:
+        there = CheckpointReader(Path(path), check=False).identities
+        here = Identities.of(data.class_names)
+        if there is None or there.count != here.count or difference(there, here) is None:
+            return data
+        return data if bool((row_origins(there, here) == NEW).any()) else numbered_as(data, path)
+    except CheckpointError:
+        return data
 
 
 def _mapped(labels: Labels, numbers: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:

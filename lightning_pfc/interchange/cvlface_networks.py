@@ -11,7 +11,7 @@ from torch import Tensor
 from lightning_pfc.interchange.ir_names import as_ir, blocks_of, trained_first_shortcut
 from lightning_pfc.interchange.vit_names import ViTSize, is_face_vit, size_of, without_mask_token
 
-_IRESNETS = {(2, 2, 2, 2): "ir18", (3, 4, 14, 3): "ir50", (3, 13, 30, 3): "ir101"}
+_IRESNETS: dict[tuple[int, ...], str] = {(2, 2, 2, 2): "ir18", (3, 4, 14, 3): "ir50", (3, 13, 30, 3): "ir101"}
 _TOKENS = (112 // 8) ** 2
 _VITS = {"small": ViTSize(512, 12, 8, 5, _TOKENS), "base": ViTSize(512, 24, 8, 3, _TOKENS)}
 _HEADS = {"small": 8, "base": 16}

@@ -23,11 +23,13 @@ class Imported:
         parts: each tensor as the list of its rows' parts, one after the other.
         notes: lines for the user.
         padding: at most so many rows at the end may belong to no class.
+        several_centers: a class may have several rows, side by side.
     """
 
     parts: dict[str, list[Tensor]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     padding: int = 0
+    several_centers: bool = False
 
     @property
     def num_classes(self) -> int:
@@ -35,8 +37,13 @@ class Imported:
         return sum(part.shape[0] for part in self.parts.get(HEAD, ()))
 
     def cut(self, classes: int) -> None:
-        """Leave out rows at the end that belong to no class, where the peer's files may have such."""
+        """Leave out rows at the end that are of no class, or join those of one, where theirs may have such."""
         surplus = self.num_classes - classes
+        if self.several_centers and surplus > 0 and classes > 0 and self.num_classes % classes == 0:
+            [weight] = self.parts[HEAD]
+            self.notes.append(f"{len(weight) // classes} centers a class, side by side in a row")
+            self.parts[HEAD] = [weight.reshape(classes, -1)]
+            return
         if not 0 < surplus <= self.padding:
             return
         for name in {HEAD, MOMENTUM} & set(self.parts):

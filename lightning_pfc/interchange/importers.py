@@ -21,6 +21,8 @@ from lightning_pfc.interchange.imported import (
 from lightning_pfc.interchange.mxnet_files import mxnet
 from lightning_pfc.interchange.other_networks import adaface, cvlface, facenet_pytorch
 from lightning_pfc.interchange.plsc_files import plsc
+from lightning_pfc.interchange.recognised import OURS, check_is_of
+from lightning_pfc.interchange.vit_names import is_face_vit, with_mask_token
 
 
 def insightface(source: Path) -> Imported:
@@ -32,8 +34,9 @@ def insightface(source: Path) -> Imported:
         OSError, ValueError: naming the file, and what was expected.
     """
     if source.is_file():
-        found = Imported()
-        take_backbone(found, read_file(source), str(source))
+        found, content = Imported(), read_file(source)
+        check_is_of(source, content, "insightface")
+        take_backbone(found, content, str(source))
         return found
     if not source.is_dir():
         raise FileNotFoundError(f"{source} is neither a file nor a folder.")
@@ -99,6 +102,7 @@ def linear(source: Path) -> Imported:
         OSError, ValueError: naming what was found.
     """
     content = read_file(source)
+    check_is_of(source, content, "linear", OURS)
     if isinstance(content, Mapping):
         content = content.get("state_dict", content)
         tensors = as_tensors(content, str(source))
@@ -115,18 +119,41 @@ def linear(source: Path) -> Imported:
     return Imported({HEAD: [as_matrix(content, str(source))]})
 
 
+def lvface(source: Path) -> Imported:
+    """LVFace: the state dict of a ViT; folders are those of arcface_torch.
+
+    Raises:
+        OSError, ValueError: naming what was found.
+    """
+    if source.is_dir():
+        return insightface(source)
+    tensors = as_tensors(read_file(source), str(source))
+    if not is_face_vit(tensors):
+        raise ValueError(f"{source} should hold a ViT of LVFace, and is {describe(tensors)}.")
+    found = Imported()
+    take_backbone(found, with_mask_token(tensors), str(source))
+    return found
+
+
 def pml(source: Path) -> Imported:
-    """The state dict of a classification loss of pytorch-metric-learning, whose ``W`` is (dimensions, classes).
+    """The state dict of a loss of pytorch-metric-learning that has a center, or several, for each class.
+
+    ``W`` is (dimensions, classes), of SubCenterArcFace (dimensions, classes x centers); so is ``fc`` of SoftTriple.
+    ``proxies`` of ProxyAnchor and ProxyNCA are (classes, dimensions).
 
     Raises:
         OSError, ValueError: naming what was found.
     """
     content = read_file(source)
     tensors = as_tensors(content, str(source))
-    if "W" not in tensors:
-        raise ValueError(f"{source} should hold W, as ArcFaceLoss and its kin do, and is {describe(content)}.")
-    weight = as_matrix(tensors["W"], f"W in {source}")
-    return Imported({HEAD: [weight.t()]})
+    name = next((name for name in ("W", "proxies", "fc") if name in tensors), None)
+    if name is None:
+        raise ValueError(
+            f"{source} should hold W, proxies or fc, as losses of pytorch-metric-learning with classes do, and is "
+            f"{describe(content)}."
+        )
+    weight = as_matrix(tensors[name], f"{name} in {source}")
+    return Imported({HEAD: [weight if name == "proxies" else weight.t()]}, several_centers=name != "proxies")
 
 
 IMPORTERS: dict[str, Callable[[Path], Imported]] = {
@@ -135,7 +162,7 @@ IMPORTERS: dict[str, Callable[[Path], Imported]] = {
     "cvlface": cvlface,
     "facenet-pytorch": facenet_pytorch,
     "linear": linear,
-    "lvface": insightface,
+    "lvface": lvface,
     "mxnet": mxnet,
     "plsc": plsc,
     "pml": pml,

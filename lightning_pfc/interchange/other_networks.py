@@ -76,6 +76,8 @@ def cvlface(source: Path) -> Imported:
 
 def _take_cvlface(found: Imported, path: Path) -> None:
     tensors = as_tensors(read_file(path), str(path))
+    if FIRST not in tensors and not all(key.startswith(("net.", "model.net.")) for key in tensors):
+        raise ValueError(f"{path} should hold a network of CVLface, its names below net., and is {describe(tensors)}.")
     for prefix in ("model.", "net."):
         if all(key.startswith(prefix) for key in tensors):
             tensors = _below(tensors, prefix)

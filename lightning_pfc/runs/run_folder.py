@@ -14,9 +14,12 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor
 
+from lightning_pfc.checkpoint.errors import CheckpointError
 from lightning_pfc.checkpoint.identities import Identities, difference
 from lightning_pfc.checkpoint.reader import CheckpointReader
+from lightning_pfc.data.numbering import numbered_as, numbered_if_same
 from lightning_pfc.data.preprocessing import METADATA_KEY, Preprocessing
+from lightning_pfc.data.source import IdentityData
 from lightning_pfc.data.verification import VerificationSet
 from lightning_pfc.runs.errors import ExportError
 from lightning_pfc.runs.network import EmbeddingModel, load_network
@@ -158,8 +161,21 @@ class Run:
                 f"the data of the run cannot be opened ({lines[0][:300]}); give pictures with --images FOLDER",
                 self.folder,
             ) from error
+        opened = self._numbered(opened)
         self._check_identities(opened.class_names)
         return opened
+
+    def _numbered(self, opened: IdentityData) -> IdentityData:
+        """With the numbers of its own checkpoint, where training has kept them although the data had others."""
+        if not self._is_own:
+            return opened
+        data = self.config.get("data")
+        if not isinstance(data, dict) or data.get("classes_of") is None:
+            return numbered_if_same(opened, self.checkpoint)
+        try:
+            return numbered_as(opened, self.checkpoint)
+        except (CheckpointError, ValueError):
+            return opened  # what is wrong is said when the names are compared
 
     def _check_identities(self, names: Any) -> None:
         """See that the run's data are still what its checkpoint was trained on.

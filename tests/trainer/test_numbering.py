@@ -16,7 +16,7 @@ from torch import Tensor
 from lightning_pfc.checkpoint import CheckpointError
 from lightning_pfc.data import IdentityDataModule
 from lightning_pfc.data.augment import RandomFlip
-from lightning_pfc.data.numbering import numbered_as
+from lightning_pfc.data.numbering import numbered_as, numbered_if_same
 from lightning_pfc.data.source import IdentityData, LabelledSet, Part
 from tests.ranks import RankPool
 from tests.trainer.test_identities import NAMES, OTHERS, Look, Sized, rows_of, stored_in
@@ -73,11 +73,19 @@ class Flat(Sized):
 
 
 def go(
-    rank: int, world_size: int, names: Sequence[str], load: str | None, save: str | None, of: str | None, match: Any
+    rank: int,
+    world_size: int,
+    names: Sequence[str],
+    load: str | None,
+    save: str | None,
+    of: str | None,
+    match: Any,
+    goes_on_from: str | None = None,
 ) -> Any:
     from lightning_pfc import PartialFCStrategy
 
     data = IdentityDataModule(People(names), batch_size=4 // world_size, classes_of=of, eval_batch_size=4)
+    data.goes_on_from = goes_on_from
     look = Look()
     try:
         data.setup()
@@ -107,6 +115,12 @@ def test_it_ends_as_if_nobody_had_touched_the_data(ranks: RankPool, tmp_path: Pa
     assert any("momentum_buffer" in key for key in found)
     for key, rows in found.items():
         assert torch.equal(rows, expected[key]), key
+    # head.match=names of pfc-train, which says what it goes on from before the data are opened: rows stay.
+    stayed = tmp_path / "e.ckpt"
+    ranks.run(world_size, go, permuted, str(began), str(stayed), None, "names", str(began))
+    assert list(stored_in(stayed)) == NAMES
+    for key, rows in rows_of(stayed, NAMES).items():
+        assert torch.equal(rows, expected[key]), key
     # The way of moved rows, where a sum over the classes has another order: equal to rounding.
     moved = tmp_path / "d.ckpt"
     ranks.run(world_size, go, permuted, str(began), str(moved), None, "names")
@@ -131,6 +145,20 @@ def test_who_has_vanished_is_kept_and_who_is_new_comes_behind(ranks: RankPool, t
             stored = before[entry or "optimizer_states/0/state/4/momentum_buffer"]
             assert torch.equal(rows[: len(NAMES)], stored), case
             assert len(rows) == len(numbered)
+
+
+def test_only_the_same_identities_keep_their_numbers_by_themselves(ranks: RankPool, tmp_path: Path) -> None:
+    path = tmp_path / "a.ckpt"
+    ranks.run(1, go, NAMES, None, str(path), None, None)
+    permuted = numbered_if_same(People(OTHERS["permuted"][0]).open(), path)
+    assert [permuted.class_names[k] for k in range(len(NAMES))] == NAMES  # type: ignore[index]
+    for names in (NAMES, *(OTHERS[case][0] for case in ("renamed", "added first", "dropped"))):
+        plain = People(names).open()
+        assert numbered_if_same(plain, path) is plain
+        assert numbered_if_same(plain, tmp_path / "none.ckpt") is plain
+    (tmp_path / "no.ckpt").write_bytes(b"no checkpoint")
+    plain = People(OTHERS["permuted"][0]).open()
+    assert numbered_if_same(plain, tmp_path / "no.ckpt") is plain
 
 
 def test_numbers_go_by_name_everywhere(ranks: RankPool, tmp_path: Path) -> None:

@@ -130,7 +130,7 @@ def named_by_mxnet(net: nn.Module) -> dict[str, Tensor]:
     """The arrays of an LResNet, from a network of ours that computes as theirs does."""
     names = {"conv1": "conv0", "bn1": "bn0", "prelu": "relu0", "bn2": "bn1", "fc": "pre_fc1", "features": "fc1"}
     inside = {"prelu": "relu1", "downsample.0": "conv1sc", "downsample.1": "sc"}
-    found = {}
+    found: dict[str, Tensor] = {}
     for part, module in net.named_modules():
         stage, _, rest = part.partition(".")
         unit, _, inner = rest.partition(".")
