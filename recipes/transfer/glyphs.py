@@ -1,6 +1,7 @@
 """What fine-tuning gives, and what it forgets: a backbone of glyphs, shown characters and a design it never saw.
 
-    python recipes/transfer/glyphs.py --from runs/glyphs --characters 1000 --seeds 3
+    python recipes/transfer/glyphs.py --from runs/glyphs --characters 1000 --seeds 3 --out rows.jsonl
+    python recipes/transfer/glyphs.py --table rows.jsonl
 
 The new task: characters of the backbone's test split, drawn in the design that it never saw, each of five pictures
 turned, moved and noisy in its own way; five others of each are recognised by the nearest mean of those. The first task:
@@ -15,6 +16,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -142,22 +144,41 @@ def measured(source: Path, characters: int, seed: int, epochs: int, ways: list[s
                 checkpoint = own_checkpoint(run)
             module = PartialFCModule.load_from_checkpoint(checkpoint)
             yield {
-                "way": way, "seed": seed, "characters": characters, "epochs": epochs,
+                "source": source.name, "way": way, "seed": seed, "characters": characters, "epochs": epochs,
                 "new": on_new(module, folder, shown, labels), "first": on_first(module),
                 "seconds": round(time.perf_counter() - started, 1),
             }  # fmt: skip
 
 
+def table(rows: list[dict[str, Any]]) -> str:
+    """Markdown: of each run and way the least and the most in percent, on both tasks."""
+    lines = ["| | new task | first task |", "| --- | --- | --- |"]
+    for source, way in dict.fromkeys((row.get("source", ""), row["way"]) for row in rows):
+        those = [row for row in rows if (row.get("source", ""), row["way"]) == (source, way)]
+        cells = [[100 * row[task] for row in those] for task in ("new", "first")]
+        spread = " | ".join(f"{min(each):.1f} .. {max(each):.1f}" for each in cells)
+        lines.append(f"| {f'{source}: ' if source else ''}{way} | {spread} |")
+    return "\n".join(lines)
+
+
 def main() -> None:
     """Measure, a line of JSON a row, among what the runs say."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--from", dest="source", type=Path, required=True, help="a run of pfc-train on glyphs")
+    parser.add_argument("--from", dest="source", type=Path, help="a run of pfc-train on glyphs")
     parser.add_argument("--characters", type=int, default=1000, help="of the new task (default 1000)")
     parser.add_argument("--epochs", type=int, default=8, help="of fine-tuning (default 8)")
     parser.add_argument("--seeds", type=int, default=3, help="how many (default 3)")
     parser.add_argument("--ways", nargs="+", choices=list(WAYS), help="default: all that its backbone can take")
     parser.add_argument("--out", type=Path, metavar="FILE", help="rows are added to it, a line of JSON each")
+    parser.add_argument(
+        "--table", type=Path, metavar="FILE", help="print the table of such a file, and do nothing else"
+    )
     options = parser.parse_args()
+    if options.table is not None:
+        print(table([json.loads(line) for line in options.table.read_text().splitlines()]))
+        return
+    if options.source is None:
+        parser.error("--from names the run that is tuned")
     transformer = any("vit" in word for word in backbone_words(options.source))
     ways = options.ways or [way for way in WAYS if transformer or way not in OF_TRANSFORMERS]
     for seed in range(options.seeds):
