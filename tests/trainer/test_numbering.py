@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
 from torch import Tensor
 
 from lightning_pfc.checkpoint import CheckpointError
@@ -18,6 +19,8 @@ from lightning_pfc.data import IdentityDataModule
 from lightning_pfc.data.augment import RandomFlip
 from lightning_pfc.data.numbering import numbered_as, numbered_if_same
 from lightning_pfc.data.source import IdentityData, LabelledSet, Part
+from lightning_pfc.runs.errors import ExportError
+from lightning_pfc.runs.run_folder import RunFolder
 from tests.ranks import RankPool
 from tests.trainer.test_identities import NAMES, OTHERS, Look, Sized, rows_of, stored_in
 from tests.trainer.world import WIDTH, make_trainer
@@ -159,6 +162,22 @@ def test_only_the_same_identities_keep_their_numbers_by_themselves(ranks: RankPo
     (tmp_path / "no.ckpt").write_bytes(b"no checkpoint")
     plain = People(OTHERS["permuted"][0]).open()
     assert numbered_if_same(plain, tmp_path / "no.ckpt") is plain
+
+
+@pytest.mark.parametrize("case", ["permuted", "dropped"])
+def test_a_run_that_kept_its_numbers_can_be_judged(case: str, ranks: RankPool, tmp_path: Path) -> None:
+    """What pfc-eval opens has the numbers of the run's own checkpoint; other identities are still refused."""
+    ckpt = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    ckpt.parent.mkdir(parents=True)
+    ranks.run(1, go, NAMES, None, str(ckpt), None, None)
+    kept = {"classes_of": "elsewhere.ckpt"} if case == "dropped" else {}
+    (tmp_path / "run" / "config.yaml").write_text(yaml.safe_dump({"data": {"source": {}, **kept}}))
+    run = RunFolder(tmp_path / "run")
+    data = run._numbered(People(OTHERS[case][0]).open())
+    run._check_identities(data.class_names)
+    assert [data.class_names[k] for k in range(len(NAMES))] == NAMES  # type: ignore[index]
+    with pytest.raises(ExportError, match="trained on other identities"):
+        run._check_identities(run._numbered(People(OTHERS["renamed"][0]).open()).class_names)
 
 
 def test_numbers_go_by_name_everywhere(ranks: RankPool, tmp_path: Path) -> None:
