@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +56,7 @@ def of_content(content: Any) -> str | None:
     return _of_names(names) or _of_one_matrix(content)
 
 
-def _of_names(names: Collection[str]) -> str | None:
+def _of_names(names: set[str]) -> str | None:
     if "conv2d_1a.conv.weight" in names:
         return "facenet-pytorch"
     if names and all(name.startswith(("net.", "model.net.", "partial_fc.", "classifier.")) for name in names):

@@ -20,7 +20,7 @@ from lightning_pfc.data.augment import RandomFlip
 from lightning_pfc.data.numbering import numbered_as, numbered_if_same
 from lightning_pfc.data.source import IdentityData, LabelledSet, Part
 from lightning_pfc.runs.errors import ExportError
-from lightning_pfc.runs.run_folder import RunFolder
+from lightning_pfc.runs.run_folder import Run
 from tests.ranks import RankPool
 from tests.trainer.test_identities import NAMES, OTHERS, Look, Sized, rows_of, stored_in
 from tests.trainer.world import WIDTH, make_trainer
@@ -172,7 +172,7 @@ def test_a_run_that_kept_its_numbers_can_be_judged(case: str, ranks: RankPool, t
     ranks.run(1, go, NAMES, None, str(ckpt), None, None)
     kept = {"classes_of": "elsewhere.ckpt"} if case == "dropped" else {}
     (tmp_path / "run" / "config.yaml").write_text(yaml.safe_dump({"data": {"source": {}, **kept}}))
-    run = RunFolder(tmp_path / "run")
+    run = Run(tmp_path / "run")
     data = run._numbered(People(OTHERS[case][0]).open())
     run._check_identities(data.class_names)
     assert [data.class_names[k] for k in range(len(NAMES))] == NAMES  # type: ignore[index]

@@ -165,7 +165,7 @@ def test_a_file_of_one_rank_is_spoilt(
 
 
 def test_losses_of_pml_with_several_centers_a_class(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from pytorch_metric_learning.losses import ProxyAnchorLoss, SubCenterArcFaceLoss
+    from pytorch_metric_learning.losses import ProxyAnchorLoss, SubCenterArcFaceLoss  # type: ignore[import-untyped]
 
     loss = SubCenterArcFaceLoss(num_classes=4, embedding_size=DIM, sub_centers=3)
     torch.save(loss.state_dict(), tmp_path / "sub.pt")
