@@ -14,6 +14,7 @@ from lightning_pfc.distributed.class_rows import declare_class_rows
 from lightning_pfc.distributed.comm import Comm
 from lightning_pfc.distributed.owner import foreign_strategy_message, get_owner
 from lightning_pfc.distributed.shard import ClassShard
+from lightning_pfc.distributed.stated_rows import own_rows, stated_rows
 from lightning_pfc.heads.birth import comm_at_birth, world_size
 from lightning_pfc.heads.center_init import InitialCenters
 from lightning_pfc.heads.options import as_seed
@@ -269,17 +270,21 @@ class ShardedCenters(nn.Module):
         super().__setstate__(state)  # type: ignore[no-untyped-call]
         self._mark_parameters()  # copies of parameters do not keep their attributes
 
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        for name in () if keep_vars else self.sharded_tensors():
+            if prefix + name in destination:  # some buffers are not saved
+                destination[prefix + name] = stated_rows(destination[prefix + name], self.shard, self.comm)
+
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, local_metadata: dict[str, Any], strict: bool, *args: Any
     ) -> None:
         # A state dict may hold the whole head or this rank's shard; rows of a whole head are picked by class.
         if self._comm is None:
             self._ensure_storage()
-        shard = self.shard
-        for name, tensor in self.sharded_tensors().items():
-            value = state_dict.get(prefix + name)
-            if value is not None and value.shape[0] == self.num_classes and tensor.shape[0] < self.num_classes:
-                state_dict[prefix + name] = value[shard.start : shard.stop]
+        for name in self.sharded_tensors():
+            if prefix + name in state_dict:
+                state_dict[prefix + name] = own_rows(state_dict[prefix + name], prefix + name, self.shard)
         super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, *args)
 
 

@@ -13,6 +13,7 @@ from torch.optim.optimizer import ParamsT
 
 from lightning_pfc.buffers.lazy_zeros import zero_pages
 from lightning_pfc.distributed.class_rows import class_rows
+from lightning_pfc.distributed.stated_rows import own_rows
 from lightning_pfc.keyed_random.rounding_noise import RowNoise
 from lightning_pfc.optim.row_step import RowStep, RowUpdate, row_update
 from lightning_pfc.optim.rows import is_row_sharded, row_chunks, rows_per_chunk
@@ -151,7 +152,10 @@ class RowSparseOptimizer(torch.optim.Optimizer, ABC):
                 continue
             replicated[key] = {k: v for k, v in state.items() if k not in self.row_state_keys}
             # torch writes None for a buffer that was never needed
-            by_rows[param] = {k: v for k, v in state.items() if k in self.row_state_keys and v is not None}
+            rows = {k: v for k, v in state.items() if k in self.row_state_keys and v is not None}
+            record, whose = class_rows(param), f"{type(self).__name__}'s"
+            assert record is not None
+            by_rows[param] = {k: own_rows(v, f"{whose} {k}", record.shard) for k, v in rows.items()}
         super().load_state_dict({**state_dict, "state": replicated})
         for param, state in by_rows.items():
             for name, value in state.items():

@@ -27,7 +27,8 @@ class ShardGradient(Tensor):
     ``torch.linalg.vector_norm`` and ``torch._foreach_norm``, of which ``torch.nn.utils.clip_grad_norm_`` and
     ``get_total_norm`` are made, and with them the clipping of Fabric, timm and others, give the norm over all ranks.
     Each is one message of every rank to every rank (1 KiB, on the CPU) and one all-reduce of a number, so all ranks
-    have to call it. Another reduction to one number is over this rank's rows, which is said in a warning.
+    have to call it, as they have to call the unscaling of a ``torch.amp.GradScaler``, which finds any rank's overflow.
+    Another reduction to one number is over this rank's rows, which is said in a warning.
 
     May be dense or row-sparse. What is computed from it is an ordinary tensor, but for copies of the same shape.
     """
@@ -44,6 +45,8 @@ class ShardGradient(Tensor):
             if func is torch.linalg.vector_norm and _over_everything(args, options):
                 return _norms([args[0]], *args[1:2], **options)[0]
             result = func(*args, **options)
+            if func is torch._amp_foreach_non_finite_check_and_unscale_:
+                _share_overflow(*args[:2])
         return _followed(func, args, result)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Tensor:
@@ -93,6 +96,17 @@ def _norms(tensors: Sequence[Tensor], ord: float = 2.0, dtype: torch.dtype | Non
     for index in shards:
         found[index] = _over_ranks(found[index], order, comm)
     return found
+
+
+def _share_overflow(tensors: Sequence[Tensor], found: Tensor) -> None:
+    """What a loss scaler finds in one rank's shard counts on all: who stepped alone would go apart from the others.
+
+    Gradients that DDP has averaged overflow on every rank at once, those of a shard on one.
+    """
+    comm: Comm | None = next((each.comm for each in tensors if isinstance(each, ShardGradient)), None)
+    if comm is not None:
+        comm.agreement.exchange("overflow in the gradients, by a loss scaler", [])
+        dist.all_reduce(found, dist.ReduceOp.MAX, group=comm.group)
 
 
 def _over_ranks(norm: Tensor, order: float, comm: Comm) -> Tensor:

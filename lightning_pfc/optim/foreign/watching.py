@@ -8,6 +8,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook, register_op
 
 from lightning_pfc.optim.foreign.gradient import mark_gradient
 from lightning_pfc.optim.foreign.shard import row_shard
+from lightning_pfc.optim.foreign.stated import watch_state
 from lightning_pfc.optim.foreign.steps import after_step, before_step
 
 _hooked: list[torch.utils.hooks.RemovableHandle] = []
@@ -32,5 +33,6 @@ def watch(param: Tensor) -> None:
 
 def _watch_optimizers() -> None:
     if not _hooked:
+        _hooked.append(register_optimizer_step_pre_hook(watch_state))
         _hooked.append(register_optimizer_step_pre_hook(before_step))
         _hooked.append(register_optimizer_step_post_hook(after_step))
