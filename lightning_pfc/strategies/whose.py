@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
+
+from torch.utils.data import DataLoader
 
 from lightning_pfc.checkpoint.errors import CheckpointError
 from lightning_pfc.checkpoint.identities import Identities, difference
@@ -27,15 +29,28 @@ def check_match(match: str | None) -> str | None:
 def names_of_data(trainer: Any, heads: Iterable[PartialFC]) -> Any:
     """The names of the classes that a Trainer's data have, in a sequence; None if they do not tell, or no head fits.
 
-    They are ``class_names`` of the data module, of its ``data``, or of the module, in this order.
+    They are ``class_names`` of the data module, of its ``data``, of the module, or ``class_names`` or ``classes`` (as
+    torchvision calls them) of the data set in a loader that ``fit`` was given, in this order.
     """
     data = getattr(trainer, "datamodule", None)
+    counts = [head.num_classes for head in heads]
     for owner in (data, getattr(data, "data", None), getattr(trainer, "lightning_module", None)):
         names = getattr(owner, "class_names", None)
         if names is not None and not callable(names):
-            counts = [head.num_classes for head in heads]
             return names if len(names) in (*counts, sum(counts)) else None
+    for owner in _data_sets(trainer):
+        for names in (getattr(owner, "class_names", None), getattr(owner, "classes", None)):
+            if isinstance(names, list | tuple) and len(names) in counts and all(isinstance(n, str) for n in names):
+                return names
     return None
+
+
+def _data_sets(trainer: Any) -> Iterator[Any]:
+    """The data set of the loader that was given to ``fit``, and those within it (``Subset``)."""
+    owner = getattr(getattr(getattr(trainer, "fit_loop", None), "_data_source", None), "instance", None)
+    if isinstance(owner, DataLoader):
+        while (owner := getattr(owner, "dataset", None)) is not None:
+            yield owner
 
 
 def check_identities(where: str, there: Identities | None, here: Identities | None) -> None:

@@ -11,7 +11,7 @@ import lightning as L
 import pytest
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset, Subset
 
 from lightning_pfc import PartialFC
 from lightning_pfc.checkpoint import CheckpointError, Manifest, identities
@@ -24,7 +24,7 @@ from lightning_pfc.strategies import moved_rows
 from tests.ranks import RankPool
 from tests.trainer.test_checkpoints import split_sizes
 from tests.trainer.test_other_options import pfc_train
-from tests.trainer.world import DIM, TheirModule, make_loader, make_trainer
+from tests.trainer.world import DIM, WIDTH, TheirModule, make_loader, make_trainer
 
 NAMES = ["anna", "bert", "cäcilie", "dora", "emil", "fritz", "gerd", "hanna", "ida", "jan", "kurt"]
 OTHERS: dict[str, tuple[list[str], str]] = {
@@ -89,6 +89,46 @@ def go(
     if save is not None:
         trainer.save_checkpoint(save)
     return ""
+
+
+class Pictures(Dataset[Any]):
+    """As torchvision's ``ImageFolder``: the names of its classes are ``classes``."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self.classes = list(names)
+
+    def __len__(self) -> int:
+        return 64
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        generator = torch.Generator().manual_seed(index)
+        return torch.randn(WIDTH, generator=generator), index % len(self.classes)
+
+
+def fit_on(rank: int, world_size: int, data: Any, load: str | None, save: str | None) -> str:
+    trainer = make_trainer(rank, world_size, max_steps=2 if load is None else 3, max_epochs=-1)
+    trainer.limit_val_batches = 0
+    try:
+        trainer.fit(Sized(), DataLoader(data, batch_size=4), ckpt_path=load)
+    except CheckpointError as error:
+        return str(error)
+    if save is not None:
+        trainer.save_checkpoint(save)
+    return ""
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_the_classes_of_a_data_set_in_a_loader_of_ones_own_are_compared(
+    ranks: RankPool, tmp_path: Path, world_size: int
+) -> None:
+    path = str(tmp_path / "a.ckpt")
+    other = [*NAMES[1:], NAMES[0]]
+    assert set(ranks.run(world_size, fit_on, Pictures(NAMES), None, path)) == {""}
+    assert list(stored_in(Path(path))) == NAMES
+    for data in (Pictures(other), Subset(Pictures(other), range(48))):
+        for said in ranks.run(world_size, fit_on, data, path, None):
+            assert "class 0 is 'anna' in the checkpoint and 'bert' in the data" in said
+    assert set(ranks.run(world_size, fit_on, Pictures(NAMES), path, None)) == {""}
 
 
 def rows_of(path: Path, names: Sequence[str]) -> dict[str, Tensor]:
