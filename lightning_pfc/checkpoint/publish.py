@@ -7,20 +7,18 @@ import ctypes
 import os
 import secrets
 import shutil
-import socket
 import sys
-import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from lightning_pfc.checkpoint.archive import check_archive, load_archive
 from lightning_pfc.checkpoint.errors import CheckpointError
 from lightning_pfc.checkpoint.manifest import Manifest, is_checkpoint_folder
+from lightning_pfc.storage.makers import is_left_behind, this_host
 from lightning_pfc.storage.regular import check_replaceable, open_file
 
 _SAVING, _REMOVING = "saving", "removing"
 _OWN = "lightning_pfc"  # as in single.py
-_DAY = 86_400.0
 _EXCHANGE = 2  # RENAME_EXCHANGE of Linux
 _HERE = -100  # AT_FDCWD
 
@@ -199,7 +197,7 @@ def _points_to(link: Path, path: Path) -> bool:
 
 def _hidden(target: Path, purpose: str) -> Path:
     """A name beside ``target`` that does not contain its name: nobody who looks for checkpoints may take it for one."""
-    return target.with_name(f".pfc-{purpose}-{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}")
+    return target.with_name(f".pfc-{purpose}-{this_host()}-{os.getpid()}-{secrets.token_hex(4)}")
 
 
 def _sweep(folder: Path) -> None:
@@ -207,32 +205,8 @@ def _sweep(folder: Path) -> None:
     for path in folder.glob(".pfc-*-*-*-*"):
         kind, _, rest = path.name.removeprefix(".pfc-").partition("-")
         *host, pid, _ = rest.split("-")
-        if kind not in (_SAVING, _REMOVING) or not pid.isdigit() or int(pid) == os.getpid():
-            continue
-        # On Windows there is no asking after a process without ending it.
-        here = "-".join(host) == socket.gethostname() and os.name == "posix"
-        if not _runs(int(pid)) if here else _idle(path) > _DAY:
+        if kind in (_SAVING, _REMOVING) and pid.isdigit() and is_left_behind(path, "-".join(host), int(pid)):
             _delete(path)
-
-
-def _idle(path: Path) -> float:
-    """Seconds since anything in a folder was written."""
-    latest = 0.0
-    with contextlib.suppress(OSError):
-        latest = path.lstat().st_mtime
-        for inside in path.iterdir() if path.is_dir() and not path.is_symlink() else ():
-            latest = max(latest, inside.lstat().st_mtime)
-    return time.time() - latest if latest else 0.0
-
-
-def _runs(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        return True
-    return True
 
 
 def _delete(path: Path) -> None:

@@ -29,6 +29,7 @@ from lightning_pfc.checkpoint.seal import SEAL_BLOCK, SealWriter, read_seal
 from lightning_pfc.checkpoint.single import load_file, save_file
 from lightning_pfc.commands.ckpt import main
 from lightning_pfc.distributed import Comm
+from lightning_pfc.storage.makers import this_host
 
 WEIGHT = "state_dict/head.weight"
 SMALL = "rank-00000.pt"
@@ -423,12 +424,13 @@ def test_only_what_is_dead_is_swept(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr("socket.gethostname", lambda: "node")
     process = os.spawnlp(os.P_NOWAIT, "true", "true")
     os.waitpid(process, 0)
-    dead, old = f"{process}-0123abcd", 3 * 86_400
+    dead, old, node = f"{process}-0123abcd", 3 * 86_400, this_host()
     names = {
-        f".pfc-saving-node-{dead}": False,
-        f".pfc-removing-node-{dead}": False,
+        f".pfc-saving-{node}-{dead}": False,
+        f".pfc-removing-{node}-{dead}": False,
         f".pfc-saving-node-2-{dead}": True,  # of the host node-2, which is not this one
-        f".pfc-saving-node-{os.getppid()}-0123abcd": True,  # its process runs
+        f".pfc-saving-node.17-{dead}": True,  # of a container with the name of this host and numbers of its own
+        f".pfc-saving-{node}-{os.getppid()}-0123abcd": True,  # its process runs
         f".pfc-saving-other-{dead}": True,
         f".pfc-saving-old-{dead}": False,  # nothing was written to it for days
         ".pfc-saving-notes": True,

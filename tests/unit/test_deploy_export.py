@@ -34,6 +34,7 @@ from lightning_pfc.deploy.gate import judge, refuse
 from lightning_pfc.deploy.samples import open_samples
 from lightning_pfc.deploy.torch_engine import TorchEngine
 from lightning_pfc.runs.run_folder import Run
+from lightning_pfc.storage.makers import this_host
 from lightning_pfc.storage.whole_files import sha256, write_json
 
 
@@ -448,12 +449,24 @@ def test_an_export_that_is_killed_leaves_nothing(run: Path) -> None:
     command = [sys.executable, "-m", "lightning_pfc.commands.export", str(run)]
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL, env=os.environ | {"OMP_NUM_THREADS": "1"})
     deadline = time.monotonic() + 120
-    while not list(run.glob(".export.*")) and time.monotonic() < deadline:
+    while not list(run.glob(".export~*")) and time.monotonic() < deadline:
         time.sleep(0.02)
     process.send_signal(signal.SIGTERM)
     assert process.wait(60) != 0
     assert not (run / "export").exists()
-    assert not list(run.glob(".export.*"))
-    (run / f".export.{process.pid}.part").mkdir()  # what a kill -9 leaves
-    with publish(run / "export"):
-        assert [path.name.split(".")[2] for path in run.glob(".export.*")] == [str(os.getpid())]
+    assert not list(run.glob(".export~*"))
+
+
+@pytest.mark.parametrize("name", ["export", "export[1]"])
+def test_only_what_dead_exports_left_of_this_name_is_swept(tmp_path: Path, name: str) -> None:
+    """Not what another host, or a container with this host's name, may be writing, nor that of another folder."""
+    dead, here = os.spawnlp(os.P_NOWAIT, "true", "true"), this_host()
+    os.waitpid(dead, 0)
+    stays = [f".{name}~elsewhere~{dead}.part", f".{name}~elsewhere~{dead}.old", f".{name}.v2~{here}~{dead}.old"]
+    for each in [*stays, f".{name}~{here}~{dead}.part"]:  # the last is what a kill -9 leaves
+        (tmp_path / each).mkdir()
+    with publish(tmp_path / name) as partial:
+        assert {path.name for path in tmp_path.iterdir()} == {*stays, partial.name}
+    (tmp_path / f".{name}.again~{here}~{dead}.old").mkdir()
+    with publish(tmp_path / f"{name}.again", replace=True):  # its old one has returned
+        assert (tmp_path / f"{name}.again").is_dir()
