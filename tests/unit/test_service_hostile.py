@@ -14,6 +14,7 @@ import pytest
 pytest.importorskip("fastapi", reason="needs the extra serve")
 pytest.importorskip("faiss", reason="needs the extra serve")
 
+from lightning_pfc.service import protocol
 from tests.serving import Running
 
 
@@ -63,3 +64,57 @@ def test_clients_that_take_their_time_hold_nobody_up(service: Running, pictures:
         for _ in range(5):
             assert service.client.post("/embed", files={"image": body}).status_code == 200
         assert time.perf_counter() - begun < 10
+
+
+def _answer(connection: socket.socket) -> bytes:
+    """All that comes until the other side closes."""
+    connection.settimeout(10)
+    parts = []
+    while part := connection.recv(1 << 16):
+        parts.append(part)
+    return b"".join(parts)
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"GET /" + b"x" * 200_000,
+        b"GET /health HTTP/1.1\r\nHost: x\r\nA: " + b"x" * 200_000,
+        b"GET /health HTTP/1.1\r\nHost: x\r\n" + b"A: x\r\n" * 30_000,
+    ],
+    ids=["path", "header", "headers"],
+)
+def test_a_head_has_an_end(service: Running, head: bytes) -> None:
+    with socket.create_connection(service.address) as connection:
+        connection.settimeout(10)
+        try:
+            connection.sendall(head)
+            said = _answer(connection)
+        except ConnectionError:  # it was sent away before all was sent
+            said = b"HTTP/1.1 400 "
+    assert said.startswith(b"HTTP/1.1 400 ")
+    assert service.client.get("/health").status_code == 200
+
+
+def test_a_head_arrives_in_time(service: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(protocol, "HEAD_SECONDS", 0.3)
+    with socket.create_connection(service.address) as slow, socket.create_connection(service.address) as second:
+        slow.sendall(b"GET /health HTTP/1.1\r\nHo")
+        assert b"did not arrive within 0.3 s" in _answer(slow)
+        # the head of a second request on a connection likewise
+        second.sendall(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\nGET /hea")
+        said = _answer(second)
+        assert said.startswith(b"HTTP/1.1 200 ")
+        assert b"did not arrive within 0.3 s" in said
+
+
+def test_heads_in_pieces_and_requests_one_after_the_other(service: Running, pictures: Path) -> None:
+    body = (pictures / "id01" / "p0.png").read_bytes()
+    form = b'--b\r\nContent-Disposition: form-data; name="image"; filename="a"\r\n\r\n' + body + b"\r\n--b--\r\n"
+    head = b"POST /embed HTTP/1.1\r\nHost: x\r\nContent-Type: multipart/form-data; boundary=b\r\nContent-Length: %d\r\n"
+    with socket.create_connection(service.address) as connection:
+        for last in (b"", b"Connection: close\r\n"):
+            for part in (head[:30], (head % len(form))[30:], last + b"\r\n", form[:50], form[50:]):
+                connection.sendall(part)
+        said = _answer(connection)
+    assert said.count(b"HTTP/1.1 200 ") == 2

@@ -55,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         finally:
             process.terminate()
             process.wait(60)
-    print(json.dumps({"clients": found, "memory, MB": memory}, indent=2))
+    print(json.dumps({"clients": found, "memory": memory}, indent=2))
     return 0
 
 
@@ -146,12 +146,18 @@ def _compare(
     }
 
 
-def _memory(pid: int, work: Work, pictures: list[bytes], requests: int) -> list[float]:
+def _memory(pid: int, work: Work, pictures: list[bytes], requests: int) -> list[dict[str, float]]:
+    """Resident memory, and times of requests, after each tenth of them."""
     found = []
-    for _ in range(20):
-        _run(work, 8, pictures, lambda done: done < requests // 20)
+    for part in range(10):
+        _, times = _run(work, 8, pictures, lambda done: done < requests // 10)
         status = Path(f"/proc/{pid}/status").read_text()
-        found.append(round(int(status.split("VmRSS:")[1].split()[0]) / 1024, 1))
+        resident = int(status.split("VmRSS:")[1].split()[0]) / 1024
+        middle, slow = np.percentile(times, [50, 99]).round(1).tolist()
+        found.append(
+            {"requests": (part + 1) * requests // 10, "MB": round(resident, 1), "ms, 50th": middle, "99th": slow}
+        )
+        print(found[-1], file=sys.stderr, flush=True)
     return found
 
 
