@@ -13,7 +13,9 @@ from typing_extensions import override
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 HEAD = 64 << 10
-"""Bytes of a request before its body."""
+"""Bytes of a request before and behind its body."""
+WAITING = 16
+"""Requests that a client may send on a connection before the one under way is answered."""
 HEAD_SECONDS = 20.0
 """Until such a head is whole, from its first byte on."""
 
@@ -23,36 +25,53 @@ class BoundedHttp(HttpToolsProtocol):
 
     def __init__(self, *arguments: Any, **words: Any) -> None:
         super().__init__(*arguments, **words)
-        self._head: int | None = 0  # bytes so far; None: it is whole
+        self._beside = 0  # bytes of a request that are none of its body: head, frames of chunks, trailers
+        self._whole_head = False
         self._deadline: asyncio.TimerHandle | None = None
 
     @override
     def data_received(self, data: bytes) -> None:
         """Bytes of the client."""
-        if self._head is not None:
-            self._head += len(data)
+        self._beside += len(data)
         super().data_received(data)
-        if self._head is not None and self._head > HEAD and not self.transport.is_closing():
-            self.send_400_response(f"The head of a request may have {HEAD} bytes.")
+        if self._beside > HEAD and not self.transport.is_closing():
+            self.send_400_response(f"A request may have {HEAD} bytes beside its body.")
 
     @override
     def on_message_begin(self) -> None:
         """The first byte of a head."""
+        if len(self.pipeline) >= WAITING:
+            raise ValueError(
+                f"{WAITING} requests wait on this connection already"
+            )  # answered 400 by the parser's caller
+        self._whole_head = False
         self._forget()
         self._deadline = self.loop.call_later(HEAD_SECONDS, self._give_up)
         super().on_message_begin()
 
     @override
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """A header; those behind the body, which nobody reads, are not kept."""
+        if not self._whole_head:
+            super().on_header(name, value)
+
+    @override
     def on_headers_complete(self) -> None:
         """The head is whole."""
-        self._head = None
+        self._whole_head = True
         self._forget()
         super().on_headers_complete()
 
     @override
+    def on_body(self, body: bytes) -> None:
+        """A part of the body, with which come the frames of its chunks."""
+        self._beside = max(self._beside - 16 * len(body), 0)
+        super().on_body(body)
+
+    @override
     def on_message_complete(self) -> None:
         """The request is whole; what comes now is the head of another."""
-        self._head = 0
+        self._beside = 0
         super().on_message_complete()
 
     @override

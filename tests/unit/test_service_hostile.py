@@ -81,8 +81,11 @@ def _answer(connection: socket.socket) -> bytes:
         b"GET /" + b"x" * 200_000,
         b"GET /health HTTP/1.1\r\nHost: x\r\nA: " + b"x" * 200_000,
         b"GET /health HTTP/1.1\r\nHost: x\r\n" + b"A: x\r\n" * 30_000,
+        b"POST /embed HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n" + b"A: x\r\n" * 30_000,
+        b"POST /embed HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\nA: " + b"x" * 200_000,
+        b"POST /embed HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n2;" + b"x" * 200_000,
     ],
-    ids=["path", "header", "headers"],
+    ids=["path", "header", "headers", "trailers", "trailer", "extension"],
 )
 def test_a_head_has_an_end(service: Running, head: bytes) -> None:
     with socket.create_connection(service.address) as connection:
@@ -106,6 +109,29 @@ def test_a_head_arrives_in_time(service: Running, monkeypatch: pytest.MonkeyPatc
         said = _answer(second)
         assert said.startswith(b"HTTP/1.1 200 ")
         assert b"did not arrive within 0.3 s" in said
+
+
+def test_requests_that_nobody_waits_for(service: Running) -> None:
+    with socket.create_connection(service.address) as connection:
+        connection.sendall(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n" * 2000)
+        try:
+            said = _answer(connection)
+        except ConnectionError:
+            said = b""
+    assert said.count(b"HTTP/1.1 200 ") < 2000
+    assert service.client.get("/health").status_code == 200
+
+
+def test_a_body_in_the_smallest_chunks(service: Running) -> None:
+    """Their frames are five times as long as it."""
+    body = b'{"image": "' + b"A" * 30_000 + b'"}'
+    chunks = b"".join(b"1\r\n%c\r\n" % byte for byte in body) + b"0\r\n\r\n"
+    head = b"POST /embed HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Type: application/json\r\n"
+    with socket.create_connection(service.address) as connection:
+        connection.sendall(head + b"Transfer-Encoding: chunked\r\n\r\n" + chunks)
+        said = _answer(connection)
+    assert said.startswith(b"HTTP/1.1 422 ")
+    assert b"no JPEG, PNG or WebP" in said
 
 
 def test_heads_in_pieces_and_requests_one_after_the_other(service: Running, pictures: Path) -> None:
