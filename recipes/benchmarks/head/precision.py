@@ -2,15 +2,18 @@
 
 Every round runs each contestant once; what is printed is the median of the rounds, and the median of the rounds' ratios
 to the three products of a step (scores, gradient of the embeddings, gradient of the centers) in float32 without a head.
+With --beside N the rounds are run again while N other processes compute, and each contestant's slowdown is printed.
 
-Usage: python recipes/benchmarks/head/precision.py [--classes 100000] [--batch 256] [--rate 1] [--rounds 7]
+Usage: python recipes/benchmarks/head/precision.py [--classes 100000] [--batch 256] [--rate 1] [--rounds 7] [--beside 1]
 """
 
 from __future__ import annotations
 
 import argparse
+import multiprocessing
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from statistics import median
 from typing import Any
 
@@ -76,6 +79,38 @@ def products(args: argparse.Namespace, dtype: torch.dtype) -> Callable[[], objec
     return step
 
 
+def run_rounds(contestants: dict[str, Callable[[], object]], warm_up: int, rounds: int) -> dict[str, list[float]]:
+    """Seconds of every contestant in every round after the warm-up."""
+    times: dict[str, list[float]] = {name: [] for name in contestants}
+    for round_number in range(warm_up + rounds):
+        for name, step in contestants.items():
+            start = time.perf_counter()
+            step()
+            if round_number >= warm_up:
+                times[name].append(time.perf_counter() - start)
+    return times
+
+
+@contextmanager
+def busy_processes(number: int) -> Iterator[None]:
+    """Others that use a core each, as workers that load data do."""
+    context = multiprocessing.get_context("spawn")
+    others = [context.Process(target=_compute, daemon=True) for _ in range(number)]
+    for other in others:
+        other.start()
+    try:
+        time.sleep(1)  # they are there
+        yield
+    finally:
+        for other in others:
+            other.kill()
+
+
+def _compute() -> None:
+    while True:
+        sum(range(10_000))
+
+
 def main() -> None:
     """Time all of them."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
@@ -88,6 +123,7 @@ def main() -> None:
     parser.add_argument("--memory-budget", default=None, help="lean or fast; default: by the device")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--precisions", nargs="*", default=["float32", "bfloat16"])
+    parser.add_argument("--beside", type=int, default=0, metavar="N", help="once more beside N processes that compute")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
@@ -95,18 +131,15 @@ def main() -> None:
     contestants["three products, bfloat16"] = products(args, torch.bfloat16)
     contestants |= {f"head, {word}": head_step(args, word) for word in args.precisions}
     contestants["nn.Linear + cross entropy"] = linear_step(args)
-    times: dict[str, list[float]] = {name: [] for name in contestants}
-    for round_number in range(args.warm_up + args.rounds):
-        for name, step in contestants.items():
-            start = time.perf_counter()
-            step()
-            if round_number >= args.warm_up:
-                times[name].append(time.perf_counter() - start)
+    times = run_rounds(contestants, args.warm_up, args.rounds)
+    with busy_processes(args.beside):
+        beside = run_rounds(contestants, 1, args.rounds) if args.beside else {}
     bare = times["three products, float32"]
     print(f"C={args.classes} D={args.dim} B={args.batch} rate={args.rate} threads={args.threads}")
     for name, own in times.items():
         ratio = median(mine / products_time for mine, products_time in zip(own, bare, strict=True))
-        print(f"{name:26s} {1e3 * median(own):8.1f} ms  {ratio:6.2f} of three products")
+        slower = f"  {median(beside[name]) / median(own):5.2f} times as long beside others" if beside else ""
+        print(f"{name:26s} {1e3 * median(own):8.1f} ms  {ratio:6.2f} of three products{slower}")
 
 
 if __name__ == "__main__":
