@@ -149,7 +149,7 @@ def test_every_row_sampled_equals_torch_bit_for_bit(sparse_class, torch_class, o
 @pytest.mark.parametrize("width", [10, 16, 48])
 @pytest.mark.parametrize("layout", ["contiguous", "transposed"])
 def test_chunks_and_strides_change_no_bit(width, layout, monkeypatch):
-    """Whatever PyTorch's one-pass step does with a rest that fills no vector, or with rows that are not side by side."""
+    """Whatever a one-pass step does with a rest that fills no vector, or with rows that are not side by side."""
     found = []
     for chunk in (1, 3, 1000):
         monkeypatch.setattr(rows, "rows_per_chunk", lambda grad, chunk=chunk: chunk)

@@ -15,8 +15,8 @@ MEMORY_PROFILES = ("lean", "fast")
 _CPU_BUDGET = 512 << 20
 _SHARE_OF_BUDGET = 4  # a quarter of it for the chunk that is worked on, where not all can be kept
 _SHARE_OF_DEVICE = 16  # a sixteenth of what the device has altogether
-# Centers and scores of a chunk, together. Half of it stays in more caches, but each of a chunk's operations is a wait of
-# all threads for the slowest: beside other work on one of two cores a step took a fifth longer with half of it.
+# Centers and scores of a chunk, together. Half of it stays in more caches, but in each of its operations all threads
+# wait for the slowest: beside other work on one of two cores a step took a fifth longer with half of it.
 _CPU_CHUNK_BYTES = 32 << 20
 _NARROWEST = 256
 _TILE = 64  # classes of the tile that one multiprocessor works on
