@@ -183,12 +183,12 @@ class _Hub:
 
     def watch(self) -> None:
         own, pace = self.owner, self.owner.pace
-        beat = started = own.clock()
+        beat = started = now = own.clock()
         self.peers[0].greet(socket.gethostname(), os.getpid(), started)
         self.selector.register(own.wake, selectors.EVENT_READ)
         while not own.stopped.is_set():
-            before = own.clock()
-            ready = [key for key, _ in self.selector.select(max(0.0, beat - before))]
+            before = now  # of the round before: a process is suspended anywhere
+            ready = [key for key, _ in self.selector.select(max(0.0, beat - own.clock()))]
             now = own.clock()
             if now - before > 3 * pace.interval + 5:  # this process was suspended, and others may have been
                 for peer in self.peers:
@@ -291,11 +291,11 @@ class _Spoke:
         with selectors.DefaultSelector() as selector:
             selector.register(own.wake, selectors.EVENT_READ)
             selector.register(line.socket, selectors.EVENT_READ, line)
-            self.heard = beat = own.clock()
+            self.heard = beat = now = own.clock()
             self.hear(line, self.heard)
             while not own.stopped.is_set():
-                before = own.clock()
-                ready = [key.data for key, _ in selector.select(max(0.0, beat - before))]
+                before = now
+                ready = [key.data for key, _ in selector.select(max(0.0, beat - own.clock()))]
                 now = own.clock()
                 if now - before > 3 * pace.interval + 5:
                     self.heard = now

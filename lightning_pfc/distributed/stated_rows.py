@@ -133,23 +133,30 @@ def stated_rows(rows: Tensor, shard: ClassShard, comm: Comm) -> Tensor:
         ``rows``, which say their place; (C, ...), gathered by a collective on every rank, where a function of
         ``torch.distributed.checkpoint.state_dict`` was asked for the full state dict, which is one of every rank too.
     """
-    if comm.shard_size == 1:
-        return rows
+    if comm.shard_size == 1 or type(plain_rows(rows)) not in (Tensor, torch.nn.Parameter):
+        return rows  # a DTensor says its own place
     if not full_is_asked_for():
         return StatedRows.of(plain_rows(rows), shard)
     sizes = [ClassShard(shard.num_classes, rank, comm.shard_size).num_local for rank in range(comm.shard_size)]
     return all_gather_uneven(plain_rows(rows), sizes, comm.shard_group)
 
 
-def own_rows(value: Any, name: str, shard: ClassShard) -> Any:
+def own_rows(value: Any, name: str, shard: ClassShard, held: int) -> Any:
     """This rank's part of what a state dict holds of rows, all of them or its own.
+
+    Args:
+        value: of the state dict.
+        name: of it, for a message.
+        shard: which rows are this rank's.
+        held: how many rows its tensor has here; nothing is taken away where these are not the shard's.
 
     Raises:
         RuntimeError: for one rank's rows where a function of ``torch.distributed.checkpoint.state_dict`` was told that
             they are everybody's, and so gave them to every rank.
     """
     value = plain_rows(value)
-    if not isinstance(value, Tensor) or value.dim() == 0 or shard.num_local == shard.num_classes:
+    everything = shard.num_local == shard.num_classes or held != shard.num_local
+    if not isinstance(value, Tensor) or value.dim() == 0 or everything:
         return value
     if value.shape[0] == shard.num_classes:
         return value[shard.start : shard.stop]

@@ -282,9 +282,9 @@ class ShardedCenters(nn.Module):
         # A state dict may hold the whole head or this rank's shard; rows of a whole head are picked by class.
         if self._comm is None:
             self._ensure_storage()
-        for name in self.sharded_tensors():
-            if prefix + name in state_dict:
-                state_dict[prefix + name] = own_rows(state_dict[prefix + name], prefix + name, self.shard)
+        for name, tensor in self.sharded_tensors().items():
+            if (key := prefix + name) in state_dict:
+                state_dict[key] = own_rows(state_dict[key], key, self.shard, tensor.shape[0])
         super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, *args)
 
 

@@ -155,7 +155,7 @@ class RowSparseOptimizer(torch.optim.Optimizer, ABC):
             rows = {k: v for k, v in state.items() if k in self.row_state_keys and v is not None}
             record, whose = class_rows(param), f"{type(self).__name__}'s"
             assert record is not None
-            by_rows[param] = {k: own_rows(v, f"{whose} {k}", record.shard) for k, v in rows.items()}
+            by_rows[param] = {k: own_rows(v, f"{whose} {k}", record.shard, len(param)) for k, v in rows.items()}
         super().load_state_dict({**state_dict, "state": replicated})
         for param, state in by_rows.items():
             for name, value in state.items():

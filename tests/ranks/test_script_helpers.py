@@ -16,6 +16,7 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_
 from torch.nn.parallel import DistributedDataParallel as DDP
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from lightning_pfc.distributed.stated_rows import _warned as rows_said_once
 from lightning_pfc.optim import SparseSGD
 from tests.ranks import RankPool, join_group
 from tests.ranks.test_wrappers import Model, batch
@@ -122,6 +123,7 @@ def accelerated(rank: int, world_size: int, folder: str) -> Any:
             accelerator.backward(model.head(wrapped(x), labels))
             accelerator.clip_grad_norm_([*model.parameters()], 0.5)
             optimizer.step()
+        rows_said_once.clear()  # by whatever this process ran before
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             accelerator.save_model(model.head, folder)

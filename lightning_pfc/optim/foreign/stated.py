@@ -48,7 +48,7 @@ def own_state_rows(optimizer: Optimizer, content: dict[str, Any]) -> dict[str, A
     def own(param: Tensor, name: str, value: Tensor) -> Tensor:
         shard = row_shard(param)
         assert shard is not None
-        return own_rows(value, name, shard.rows)  # type: ignore[no-any-return]
+        return own_rows(value, name, shard.rows, param.shape[0])  # type: ignore[no-any-return]
 
     return _changed(optimizer, content, own)
 
