@@ -155,8 +155,8 @@ def own_rows(value: Any, name: str, shard: ClassShard, held: int) -> Any:
             they are everybody's, and so gave them to every rank.
     """
     value = plain_rows(value)
-    everything = shard.num_local == shard.num_classes or held != shard.num_local
-    if not isinstance(value, Tensor) or value.dim() == 0 or everything:
+    is_no_part = shard.num_local == shard.num_classes or held != shard.num_local
+    if not isinstance(value, Tensor) or value.dim() == 0 or is_no_part:
         return value
     if value.shape[0] == shard.num_classes:
         return value[shard.start : shard.stop]

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from lightning_pfc.interchange.ir_names import as_ir, blocks_of, trained_first_shortcut
+from lightning_pfc.interchange.ir_names import as_ir, blocks_of, is_iresnet, trained_first_shortcut
 from lightning_pfc.interchange.vit_names import ViTSize, is_face_vit, size_of, without_mask_token
 
 _IRESNETS: dict[tuple[int, ...], str] = {(2, 2, 2, 2): "ir18", (3, 4, 14, 3): "ir50", (3, 13, 30, 3): "ir101"}
@@ -63,7 +63,7 @@ def theirs(backbone: Mapping[str, Tensor], heads: int | None, what: str) -> Netw
     Raises:
         ValueError: it is of such a kind, and none of theirs computes it.
     """
-    if "layer1.0.conv1.weight" in backbone and "features.running_var" in backbone:
+    if is_iresnet(backbone):
         return _iresnet(backbone, what)
     return _vit(backbone, heads, what) if is_face_vit(backbone) else None
 

@@ -20,6 +20,11 @@ _EPS = 1e-5
 _FIRST_SHORTCUT = "layer1.0.downsample"
 
 
+def is_iresnet(tensors: Mapping[str, Tensor]) -> bool:
+    """Whether these are the tensors of an IResNet of ours."""
+    return "layer1.0.conv1.weight" in tensors and "features.running_var" in tensors
+
+
 def as_iresnet(tensors: Mapping[str, Tensor], what: str, *, bgr: bool) -> dict[str, Tensor]:
     """Rename an IR-18, 34, 50 or 101.
 
@@ -69,7 +74,7 @@ def as_ir(tensors: Mapping[str, Tensor], what: str, *, bgr: bool) -> dict[str, T
     Raises:
         ValueError: it is no IResNet, or theirs cannot compute it.
     """
-    if "layer1.0.conv1.weight" not in tensors or "features.running_var" not in tensors:
+    if not is_iresnet(tensors):
         raise ValueError(
             f"{what} should have an IResNet as backbone, which an IR network can be made of, and has none."
         )

@@ -19,6 +19,7 @@ from lightning_pfc.interchange.imported import (
     files_by_rank,
     take_backbone,
 )
+from lightning_pfc.interchange.ir_names import is_iresnet
 from lightning_pfc.interchange.mxnet_arrays import read_mxnet, write_mxnet
 from lightning_pfc.interchange.mxnet_names import as_iresnet, as_mxnet
 
@@ -102,7 +103,7 @@ def write_network(source: Exported, folder: Path, what: str) -> str:
     """
     if not source.backbone:
         return ""
-    if "layer1.0.conv1.weight" not in source.backbone or "features.running_var" not in source.backbone:
+    if not is_iresnet(source.backbone):
         return f"left out: the backbone ({len(source.backbone)} tensors), which is no IResNet"
     write_mxnet(folder / NETWORK, as_mxnet(source.backbone, what))
     return f"the backbone in {NETWORK}"

@@ -14,7 +14,7 @@ from lightning_pfc.optim.base import RowSparseOptimizer, check_options
 from lightning_pfc.optim.storage import SCALE_SUFFIX, RowStorage, state_storage
 
 MOMENTUM = "momentum_buffer"
-_VECTOR = 16
+VECTOR = 16
 """Floats that PyTorch's one-pass step takes at a time; a rest of a row would be rounded otherwise."""
 
 
@@ -137,6 +137,6 @@ def _one_pass_rounds_alike(*tensors: Tensor) -> bool:
         and (rows.device.type, rows.dtype) == ("cpu", torch.float32)
         and rows.is_contiguous()  # it would read others wrongly, without a word
         and rows.dim() == 2
-        and rows.shape[1] % _VECTOR == 0
+        and rows.shape[1] % VECTOR == 0
         for rows in tensors
     )

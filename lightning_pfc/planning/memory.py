@@ -14,6 +14,7 @@ from lightning_pfc.buffers.staged_rows import PIECE_BYTES
 from lightning_pfc.heads.softmax.chunking import bytes_to_keep, chunk_width
 from lightning_pfc.keyed_random.permutation import Permutation
 from lightning_pfc.optim.rows import CHUNK_BYTES, DEFAULT_CHUNK_BYTES
+from lightning_pfc.optim.sgd import VECTOR
 from lightning_pfc.planning.setup import Setup
 from lightning_pfc.planning.words import BYTES
 
@@ -117,7 +118,8 @@ def _terms(s: Setup) -> list[Term]:
     else:
         limit = CHUNK_BYTES.get(s.device, DEFAULT_CHUNK_BYTES)
         phases = (BACKWARD,) if s.update_in_backward else (STEP,)
-        one_pass = s.device == "cpu" and s.optimizer == "sgd" and s.dtype == s.state_dtype == "float32"
+        in_float32 = s.dtype == s.state_dtype == "float32" and width % VECTOR == 0
+        one_pass = s.device == "cpu" and s.optimizer == "sgd" and in_float32  # no room for what is on the way
         rooms = (1 if one_pass else 3) + s.state_tensors
         terms.append(
             Term("rows in the optimizer", rooms * min(limit, 4 * k * width), phases, "a few chunks of rows", True)

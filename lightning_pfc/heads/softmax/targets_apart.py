@@ -86,7 +86,8 @@ class TargetsApart:
             entries, columns = self._places[chunk]
             if entries.numel():
                 rows = torch.div(entries, positives, rounding_mode="floor")
-                unit_grad.index_put_((columns,), target_grad.flatten()[entries, None] * x[rows], accumulate=True)
+                # index_put_ would add up rows that entries share in any order, as threads come
+                unit_grad.index_add_(0, columns, target_grad.flatten()[entries, None] * x[rows])
             return unit_grad
         target_grad = target_grad.contiguous()
         first, following = self.first(chunk), self._following
