@@ -141,10 +141,10 @@ class Heartbeat:
     def _end(self, reason: str) -> None:
         self.failure = reason
         self.said = True  # whatever comes now concerns a process that is leaving by itself
+        if self.door is not None:
+            self.door.close()  # first: whom it has welcomed must be among those that the hub takes leave of
         self.stopped.set()
         self._nudge()
-        if self.door is not None:
-            self.door.close()
         if self._thread is not None and self._thread is not threading.current_thread():
             self._thread.join(self.pace.interval + 2 if self.connected else 0.0)
         for each in (self.wake, self._waker):

@@ -109,10 +109,14 @@ class Peer:
         self.heard = self.moved = now
 
     def hear(self, report: Report, now: float) -> None:
-        """It has said where it is."""
-        self.heard = now
+        """It has said where it is.
+
+        A move that was not yet told is later than what was heard last, however old it says that it is: a process that
+        was suspended counts that time, too.
+        """
         if report.serial != self.last.serial:
-            self.moved = now - min(report.age, now)
+            self.moved = max(self.heard, now - report.age)
+        self.heard = now
         self.last = report
 
 

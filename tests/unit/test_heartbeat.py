@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import pytest
 
 from lightning_pfc.callbacks import Watchdog
 from lightning_pfc.distributed.heartbeat import Heartbeat, Pace, Pulse
+from lightning_pfc.distributed.lines import Line
 from lightning_pfc.distributed.pulse import Peer, Report, judge
 
 PACE = Pace(interval=0.05, silent_after=60.0, stalled_after=1800.0)
@@ -109,6 +110,17 @@ def test_progress_is_what_counts_and_not_the_number_of_reports() -> None:
     assert (peer.heard, peer.moved) == (60.0, 48.0)
 
 
+def test_a_move_that_a_suspension_kept_back_is_not_as_old_as_it_says() -> None:
+    peer = Peer(1, "h", 1)
+    peer.greet("h", 1, 100.0)
+    peer.hear(Report(0, age=7205.0), 7210.0)  # its first report; the hub saw the suspension only after this
+    assert peer.moved == 100.0
+    peer.heard = peer.moved = 7210.0  # now it has seen it
+    peer.hear(Report(1, (1, 0), "a", age=7204.0), 7211.0)
+    assert peer.moved == 7210.0
+    assert judge([peer], PACE, 7212.0) is None
+
+
 @pytest.mark.parametrize("numbers", ["", "1", "1 2 3 x", "1 2 3 nan", "1 2 3 inf", "1 2 3 -1", "[[[[", "1 2 3 4 5"])
 def test_a_report_that_is_none_is_refused(numbers: str) -> None:
     with pytest.raises(ValueError, match=r".*"):
@@ -144,6 +156,25 @@ def test_an_error_on_rank_0_is_told_before_it_goes() -> None:
     world.close()
 
 
+def test_who_was_just_let_in_is_told_why_rank_0_goes(monkeypatch: pytest.MonkeyPatch) -> None:
+    welcomed, going = threading.Event(), threading.Event()
+    admit = Heartbeat._admit
+
+    def hesitate(beat: Heartbeat, rank: int, line: Line, about: Sequence[str]) -> None:
+        welcomed.set()
+        going.wait(0.2)  # rank 0 ends meanwhile, if it does not wait for this
+        admit(beat, rank, line, about)
+
+    monkeypatch.setattr(Heartbeat, "_admit", hesitate)
+    world = World(2)
+    assert welcomed.wait(20.0)
+    world.beats[0].fail("OSError: disk")
+    going.set()
+    world.wait([1])
+    assert world.heard[1] == [("failed", "rank 0: OSError: disk")]
+    world.close()
+
+
 def test_all_ranks_hear_of_one_that_stands_still() -> None:
     world = World(3, Pace(interval=0.05, silent_after=600.0, stalled_after=20.0))
     for rank, pulse in enumerate(world.pulses):
@@ -158,8 +189,15 @@ def test_all_ranks_hear_of_one_that_stands_still() -> None:
     world.close()
 
 
-def test_a_process_that_was_suspended_blames_nobody() -> None:
+@pytest.mark.parametrize("marked", [False, True])
+@pytest.mark.parametrize("told", [False, True])
+def test_a_process_that_was_suspended_blames_nobody(told: bool, marked: bool) -> None:
     world = World(2)
+    if told:  # each has reported where it is before
+        world.pass_time(5.0)
+    if marked:  # and moved since
+        for pulse in world.pulses:
+            pulse.mark((1, 0), "training_step")
     world.clock.now += 7200.0
     world.pass_time(10.0)
     assert world.heard == [[], []]
