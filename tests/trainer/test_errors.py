@@ -111,11 +111,11 @@ def run(rank: int, world_size: int, kind: str) -> tuple[str, float, int]:
     ],
 )
 def test_every_rank_ends(ranks: RankPool, kind: str, on_the_failing_rank: str, on_the_other: str, failing: int) -> None:
-    results = ranks.run(2, run, kind, timeout=60)
+    results = ranks.run(2, run, kind, timeout=100)
     assert on_the_failing_rank in results[failing][0]
     assert on_the_other in results[1 - failing][0]
     for _, seconds, _ in results:
-        assert seconds < 30
+        assert seconds < 60
 
 
 def test_none_on_every_rank_is_lightnings_to_refuse(ranks: RankPool) -> None:

@@ -197,7 +197,7 @@ def test_bad_requests_get_a_sentence(service: Running, body: bytes, status: int,
 
 
 def test_limits_come_before_decoding(export_folder: Path, encoded: dict[str, list[bytes]], monkeypatch: Any) -> None:
-    running = Running(export_folder, None, body=200_000, image=20_000, pictures=3, pixels=10_000, body_seconds=0.5)
+    running = Running(export_folder, None, body=200_000, image=20_000, pictures=3, pixels=10_000, body_seconds=2.0)
     decoded: list[int] = []
     prepare = running.recogniser.prepare
     monkeypatch.setattr(running.recogniser, "prepare", lambda data: decoded.append(1) or prepare(data))  # type: ignore[func-returns-value]
@@ -224,7 +224,7 @@ def test_limits_come_before_decoding(export_folder: Path, encoded: dict[str, lis
             slow.sendall(b"POST /embed HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{")
             started = time.monotonic()
             assert slow.recv(100).startswith(b"HTTP/1.1 408")
-            assert time.monotonic() - started < 5
+            assert time.monotonic() - started < 25
     finally:
         running.close()
 
@@ -236,18 +236,18 @@ def test_busy_is_said_with_a_time(
     running = Running(export_folder, None, **limits)
     free = threading.Event()
     embed = running.state.batcher._embed
-    monkeypatch.setattr(running.state.batcher, "_embed", lambda pixels: (free.wait(20), embed(pixels))[1])
+    monkeypatch.setattr(running.state.batcher, "_embed", lambda pixels: (free.wait(120), embed(pixels))[1])
     body = {"image": b64(next(iter(encoded.values()))[0])}
     answers: list[int] = []
 
     def ask() -> None:
-        answers.append(httpx.post(running.url + "/embed", json=body, timeout=30, trust_env=False).status_code)
+        answers.append(httpx.post(running.url + "/embed", json=body, timeout=120, trust_env=False).status_code)
 
     threads = [threading.Thread(target=ask) for _ in range(2)]
     try:
         for thread in threads:
             thread.start()
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 60
         while running.state.batcher.pending < 2 and time.monotonic() < deadline:
             time.sleep(0.01)
         refused = running.client.post("/embed", json=body)
@@ -331,7 +331,7 @@ def test_what_waits_is_embedded_together() -> None:
 
     def embed(pixels: np.ndarray) -> np.ndarray:
         sizes.append(len(pixels))
-        busy.wait(5)
+        busy.wait(60)
         return pixels[:, 0, 0, :].astype(np.float32)
 
     async def work() -> list[np.ndarray]:
@@ -410,7 +410,7 @@ def test_from_a_folder_to_answers_and_a_clean_end(
         headers = {"Authorization": f"Bearer {secret}"}
         assert httpx.get(f"{url}/identities", headers=headers, trust_env=False, timeout=30).status_code == 200
         process.terminate()
-        assert process.wait(30) == 0
+        assert process.wait(60) == 0
     searched = run("gallery", "search", str(gallery), str(pictures / "id01" / "p0.png"), "--k", "1")
     assert searched.returncode == 0, searched.stderr
     assert "id01" in searched.stdout
