@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from functools import partial
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import lightning as L
@@ -18,10 +15,10 @@ from lightning_pfc.checked import check_arguments
 from lightning_pfc.checkpoint.opening import load_module
 from lightning_pfc.data.mixing import MixedBatch
 from lightning_pfc.data.preprocessing import METADATA_KEY, Preprocessing
-from lightning_pfc.heads.loss_pass import LossOutput
 from lightning_pfc.heads.partial_fc import PartialFC, iter_heads
-from lightning_pfc.heads.sampling import Sampler
 from lightning_pfc.heads.softmax.top_classes import TopClasses
+from lightning_pfc.heads.target_cosines import target_cosines
+from lightning_pfc.hyperparameters import NOT_PLAIN, head_arguments, to_plain
 from lightning_pfc.losses import Loss
 from lightning_pfc.models.backbone import as_input_size, create_backbone, native_input_size, output_width
 from lightning_pfc.models.compiled import save_under_plain_names
@@ -30,10 +27,7 @@ from lightning_pfc.models.neck import create_neck
 from lightning_pfc.models.reviewed import MODULE_ARGUMENTS, check_sizes, module_arguments, review_backbone
 from lightning_pfc.optim.factory import create_optimizer, create_scheduler
 from lightning_pfc.optim.schedules import describe_lr
-from lightning_pfc.renamed import warn_renamed
 from lightning_pfc.validation import ClosedSetEvaluation, Evaluation, make_evaluations
-
-_NOT_PLAIN = object()
 
 
 class PartialFCModule(L.LightningModule):
@@ -114,7 +108,7 @@ class PartialFCModule(L.LightningModule):
         short = ["sample_rate", "seed", "head_options"]  # of head, where they are kept
         self.save_hyperparameters(ignore=[*short, *(["backbone"] if isinstance(backbone, nn.Module) else [])])
         options = head_arguments(head, sample_rate, seed, head_options)
-        self.hparams["head"] = {name: value for name, value in options.items() if to_plain(value) is not _NOT_PLAIN}
+        self.hparams["head"] = {name: value for name, value in options.items() if to_plain(value) is not NOT_PLAIN}
         self.sample_rate, self.seed = options.pop("sample_rate"), options.pop("seed")
         self._keep_plain_hyperparameters()
         self.embedding_dim = embedding_dim
@@ -352,70 +346,8 @@ class PartialFCModule(L.LightningModule):
     def _keep_plain_hyperparameters(self) -> None:
         """Store names and numbers only: a checkpoint must load with ``weights_only=True``."""
         plain = {name: to_plain(value) for name, value in self.hparams.items()}
-        left_out = [name for name, value in plain.items() if value is _NOT_PLAIN]
+        left_out = [name for name, value in plain.items() if value is NOT_PLAIN]
         self.save_hyperparameters({k: v for k, v in plain.items() if k not in left_out}, ignore=left_out)
-
-
-def head_arguments(
-    head: Mapping[str, Any] | None, sample_rate: float | None, seed: int | None, head_options: Mapping[str, Any] | None
-) -> dict[str, Any]:
-    """The head's arguments from one mapping, from those that have a short form and from the mapping's earlier name.
-
-    Args:
-        head: by name.
-        sample_rate: the same in short; None for what is in ``head``, or the default.
-        seed: as ``sample_rate``.
-        head_options: the earlier word for ``head``.
-
-    Raises:
-        TypeError: where ``head`` is no mapping.
-    """
-    if head is not None and not isinstance(head, Mapping):
-        raise TypeError(f"head={head!r} must be a mapping of PartialFC's arguments, such as {{'sample_rate': 0.1}}.")
-    if head_options:
-        warn_renamed("PartialFCModule(head_options=)", "head=", stacklevel=4)
-    options = {"sample_rate": 1.0, "seed": 0, **(head or {}), **(head_options or {})}
-    options.pop("match", None)  # of configs: what the strategy does with a checkpoint's rows
-    for name, value in (("sample_rate", sample_rate), ("seed", seed)):
-        if value is None:
-            continue
-        if name in (head or {}) and options[name] != value:
-            rank_zero_warn(f"{name}={value} is taken, and not head={{{name!r}: {options[name]}}}.")
-        options[name] = value
-    return options
-
-
-@contextmanager
-def target_cosines(module: nn.Module) -> Iterator[dict[str, Tensor]]:
-    """What the heads of a module find meanwhile: cosines (b,) of this rank's samples to their centers, by head."""
-    found: dict[str, Tensor] = {}
-
-    def hook(name: str, output: LossOutput) -> None:
-        found[name] = torch.cat([found[name], output.target_cosine]) if name in found else output.target_cosine
-
-    handles = [head.register_loss_hook(partial(hook, name)) for name, head in iter_heads(module)]
-    try:
-        yield found
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def to_plain(value: Any) -> Any:
-    """``value`` as names, numbers, lists and mappings of those, losses and samplers as mappings; or a marker."""
-    if value is None or isinstance(value, bool | int | float | str):
-        return value
-    if isinstance(value, Loss | Sampler | Preprocessing):
-        return value.to_config()
-    if isinstance(value, Path):
-        return str(value)
-    if isinstance(value, Mapping):
-        items = {str(key): to_plain(item) for key, item in value.items()}
-        return _NOT_PLAIN if _NOT_PLAIN in items.values() else items
-    if isinstance(value, Sequence):
-        entries = [to_plain(item) for item in value]
-        return _NOT_PLAIN if any(entry is _NOT_PLAIN for entry in entries) else entries
-    return _NOT_PLAIN
 
 
 def _record(value: Preprocessing | Mapping[str, Any] | None) -> Preprocessing | None:

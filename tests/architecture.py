@@ -23,6 +23,10 @@ OF_NO_FOLDER = {
         "The configs: where they lie, how they are composed, and what is said when a name does not exist.",
         {"config", "config_words"},
     ),
+    "module": (
+        "PartialFCModule, and what becomes of its arguments.",
+        {"hyperparameters", "module"},
+    ),
     "names": (
         "Names: of others' when they come, of ours when they are asked for, and those that were given up.",
         {"after_import", "lazy", "moved", "renamed", "strategy_names"},
