@@ -16,6 +16,7 @@ from lightning_pfc.heads.kernel_choice import KernelChoice
 from lightning_pfc.heads.outside_graphs import outside_graphs
 from lightning_pfc.heads.product_precision import ProductPrecision
 from lightning_pfc.heads.sampling import Sampler
+from lightning_pfc.heads.selective_checkpoints import without_selection
 from lightning_pfc.heads.sharded_centers import (
     LOSS_PREFIX,
     MEMORY_PREFIX,
@@ -47,11 +48,11 @@ class HeadState(ChangedOptions, ShardedCenters):
     """
 
     def __init_subclass__(cls, **options: Any) -> None:
-        """To ``torch.compile`` what a head does with a batch is one call, in a subclass of yours too."""
+        """To ``torch.compile`` and to checkpoints what a head does with a batch is one call, in a subclass too."""
         super().__init_subclass__(**options)
-        for name in ("loss_output", "target_ranks"):
+        for name in ("prepare", "loss_output", "target_ranks"):
             if name in vars(cls):
-                setattr(cls, name, outside_graphs(vars(cls)[name]))
+                setattr(cls, name, outside_graphs(without_selection(vars(cls)[name])))
 
     step: Tensor
     defaults_version: Tensor

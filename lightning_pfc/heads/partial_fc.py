@@ -205,7 +205,7 @@ class PartialFC(ClassSampling):
         with no_autocast(embeddings.device), using(self.settle_kernels()):
             batch = self._gather(embeddings, labels, "PartialFC.forward", other, share)
             ready = None if self._prepared is None else self._take_prepared(labels, other)
-            now = (self._passes.first_of(batch) if self.training else None) or self._new_pass(batch, ready)
+            now = self._passes.first_of(batch, self.training) or self._new_pass(batch, ready)
             output = self._loss_pass().compute_loss(batch, now)
         self._passes.keep(now, batch, output.loss)
         if now.moves_on:

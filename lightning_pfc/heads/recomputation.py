@@ -10,7 +10,7 @@ from __future__ import annotations
 import sys
 import weakref
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from types import FrameType
 from typing import Any
@@ -25,6 +25,7 @@ from lightning_pfc.heads.softmax.blended_centers import BlendedCenters
 
 # forwards under no_grad that are remembered outside autograd functions; all others are while their graph lives
 _OUTSIDE = 32
+_NAME = "lightning_pfc"  # of what is remembered, on objects of autograd
 
 
 def _in_backward() -> bool:
@@ -73,7 +74,7 @@ class Passes:
         self._again: list[_Kept] = []  # under no_grad, of the backward pass that is running
 
     def keep(self, first: Pass, batch: GlobalBatch, loss: Tensor) -> None:
-        """Remember a training forward where it may be computed again: under ``no_grad``, or with its tensors in care.
+        """Remember a forward where it may be computed again: under ``no_grad``, or with its tensors in care.
 
         One that is itself computed again is remembered where a region within a region will compute it once more.
 
@@ -83,7 +84,7 @@ class Passes:
             loss: what it gave; the memory lives as long as its graph.
         """
         has_hooks = _saved_tensor_hooks() is not None
-        if not first.training or (torch.is_grad_enabled() and not has_hooks):
+        if torch.is_grad_enabled() and not has_hooks:
             return
         region = _region()
         if first.again:
@@ -91,53 +92,78 @@ class Passes:
                 return
             region = region if torch.is_grad_enabled() else None
         kept = _Kept(first, _Fingerprint.of(batch), weakref.ref(region) if region is not None else None)
+        contexts = _autograd_contexts("forward")
         if torch.is_grad_enabled() and loss.grad_fn is not None:
             metadata: Any = loss.grad_fn.metadata
-            metadata["lightning_pfc"] = kept
+            metadata[_NAME] = kept
         elif first.again:
             self._again.append(kept)
-        elif (context := _autograd_context()) is not None:
-            vars(context).setdefault("lightning_pfc", []).append(kept)
-        else:
+        elif not contexts:
+            if not first.training:  # evaluation, which nobody computes again
+                return
             self._outside.append(kept)
+        for context in contexts:
+            vars(context).setdefault(_NAME, []).append(kept)
         self._kept = [ref for ref in self._kept if ref() is not None] + [weakref.ref(kept)]
 
     def _is_known(self, region: Any) -> bool:
         return region is None or any(kept.is_of(region) for kept in self._newest_first())
 
-    def first_of(self, batch: GlobalBatch) -> Pass | None:
+    def first_of(self, batch: GlobalBatch, training: bool) -> Pass | None:
         """The pass that is being computed again; None if this forward is a new one. The same on every rank.
 
-        Of forwards with the same labels and embeddings it is the last one that was not computed again yet, which is the
-        order of a backward pass; of several in one region the first one, since a region is run from its start. On an
-        accelerator the host waits for the comparison, except in a CUDA graph.
+        In a region that is known it is the first one that was not computed again yet, since a region is run from its
+        start. Elsewhere, of forwards with the same labels and embeddings, it is the last one, which is the order of a
+        backward pass. On an accelerator the host waits for the comparison, except in a CUDA graph.
+
+        Args:
+            batch: what the forward is given.
+            training: whether the head is in training now; where the region is known, what it was then counts.
         """
         if not _in_backward():
             self._again.clear()
             return None
         region, task = _region(), torch._C._current_graph_task_id()
         mine = _Fingerprint.of(batch)
+        found = self._in_region(region, task) or self._in_context(mine, task) or self._like(mine, region, training)
+        if found is None:
+            return None
+        found.uses, found.task = found.uses + 1, task
+        return replace(found.first, again=True)
+
+    def _in_region(self, region: Any, task: int) -> _Kept | None:
+        if region is None:
+            return None
+        return _next_of([kept for kept in self._newest_first() if kept.is_of(region)][::-1], task)
+
+    def _in_context(self, mine: _Fingerprint, task: int) -> _Kept | None:
+        """Of the innermost autograd function whose backward is running and whose forward had this one in it."""
+        known = {id(kept) for kept in self._newest_first()}
+        for context in _autograd_contexts("backward"):
+            inside = [kept for kept in vars(context).get(_NAME, ()) if id(kept) in known]
+            if found := _next_of([kept for kept in inside if kept.fingerprint.likeness(mine)], task):
+                return found
+        return None
+
+    def _like(self, mine: _Fingerprint, region: Any, training: bool) -> _Kept | None:
         best: tuple[int, int, _Kept] | None = None
         for kept in self._newest_first():
-            if region is not None and kept.is_of(region):  # it is run in the order in which it was: the oldest first
-                likeness, turn = 3, -int(kept.task == task)
-            elif region is not None and kept.region is not None:
+            if kept.first.training != training or (region is not None and kept.region is not None):
                 continue
-            else:
-                likeness, turn = kept.fingerprint.likeness(mine), -kept.uses
-            if likeness and (best is None or (likeness, turn) > best[:2] or (likeness, turn) == (3, best[1])):
+            likeness, turn = kept.fingerprint.likeness(mine), -kept.uses
+            if likeness and (best is None or (likeness, turn) > best[:2]):
                 best = (likeness, turn, kept)
-        if best is None:
-            return None
-        found = best[2]
-        found.uses, found.task = found.uses + 1, task
-        first = found.first
-        return replace(first, again=True)
+        return best[2] if best is not None else None
 
     def _newest_first(self) -> Iterator[_Kept]:
         for ref in reversed(self._kept):
             if (kept := ref()) is not None:
                 yield kept
+
+
+def _next_of(kept: Sequence[_Kept], task: int) -> _Kept | None:
+    """The first that this backward pass has not computed again yet."""
+    return min(kept, key=lambda one: one.task == task, default=None)
 
 
 @dataclass(eq=False)
@@ -183,17 +209,24 @@ def _saved_tensor_hooks() -> tuple[Any, ...] | None:
     return hooks
 
 
-def _autograd_context() -> Any:
-    """The ``ctx`` of the outermost autograd function that is running, which lives as long as its graph; None outside.
+def _autograd_contexts(method: str) -> list[Any]:
+    """The ``ctx`` of the autograd functions whose ``forward`` or ``backward`` is running, the innermost first.
 
-    ``torch.utils.checkpoint(use_reentrant=True)`` is one, and so are those of other libraries. What runs within has no
-    graph of its own. There is no door to it, but it is the first argument of its ``forward`` and ``backward``.
+    ``torch.utils.checkpoint(use_reentrant=True)`` is one, and so are those of other libraries. What runs within their
+    forward has no graph of its own, but the ``ctx`` lives as long as theirs and is the same in their backward. There is
+    no door to it, but it is the first argument of both. Forwards around a running backward are left out.
     """
-    found = None
+    found = []
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:
-        if frame.f_code.co_varnames[:1] == ("ctx",) and isinstance(frame.f_locals.get("ctx"), BackwardCFunction):
-            found = frame.f_locals["ctx"]
+        code = frame.f_code
+        if code.co_name in ("forward", "backward") and code.co_argcount:
+            context = frame.f_locals.get(code.co_varnames[0])
+            if isinstance(context, BackwardCFunction):
+                if code.co_name == method:
+                    found.append(context)
+                elif method == "forward":
+                    break
         frame = frame.f_back
     return found
 

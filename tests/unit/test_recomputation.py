@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
+from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 from lightning_pfc import PartialFC
 from lightning_pfc import losses as L
@@ -191,6 +192,82 @@ def test_two_forwards_in_one_region(case: str, scale: float) -> None:
         want, got = (run(case, called_twice(scale, region), order) for region in (None, False))
         for name, value in want.items():
             torch.testing.assert_close(got[name], value, rtol=1e-5, atol=1e-6, msg=lambda m, name=name: f"{name}: {m}")
+
+
+def of_one_batch(region: bool | None) -> Forward:
+    """Two forwards whose embeddings and labels are the same, and which differ in what the labels count."""
+
+    def forward(head: PartialFC, net: nn.Module, x: Tensor, labels: Tensor) -> Tensor:
+        mixed = lambda x, share: head(net(x), labels, labels.flip(0), share)  # noqa: E731
+        both = lambda x: mixed(x, 0.3) + mixed(x, 0.8)  # noqa: E731
+        return both(x) if region is None else checkpoint(both, x.requires_grad_(), use_reentrant=region)
+
+    return forward
+
+
+@pytest.mark.parametrize("region", [False, True])
+@pytest.mark.parametrize("case", ["uniform", "memory of additions"])
+def test_a_region_is_run_in_its_order(case: str, region: bool) -> None:
+    for order in (one_by_one, together):
+        want, got = (run(case, of_one_batch(way), order) for way in (None, region))
+        for name, value in want.items():
+            torch.testing.assert_close(got[name], value, rtol=1e-5, atol=1e-6, msg=lambda m, name=name: f"{name}: {m}")
+
+
+def in_mode(training: bool, region: bool | None) -> Forward:
+    """A forward in one mode, and a backward pass that finds the head in the other."""
+
+    def forward(head: PartialFC, net: nn.Module, x: Tensor, labels: Tensor) -> Tensor:
+        head.train(training)
+        try:
+            if region is None:
+                return head(net(x), labels)
+            return checkpoint(lambda x: head(net(x), labels), x.requires_grad_(), use_reentrant=region)
+        finally:
+            head.train(not training)
+
+    return forward
+
+
+@pytest.mark.parametrize("region", [False, True])
+@pytest.mark.parametrize("training", [False, True])
+def test_the_mode_is_that_of_the_first_forward(training: bool, region: bool) -> None:
+    for case in ("uniform", "averages"):
+        want, got = (run(case, in_mode(training, way), together) for way in (None, region))
+        for name, value in want.items():
+            torch.testing.assert_close(got[name], value, rtol=1e-5, atol=1e-6, msg=lambda m, name=name: f"{name}: {m}")
+
+
+def selective(*operations: Any) -> Forward:
+    """A policy that keeps the results of some operations, or says of all that they are computed again."""
+
+    def forward(head: PartialFC, net: nn.Module, x: Tensor, labels: Tensor) -> Tensor:
+        policy: Any = [*operations] or (lambda *args, **kwargs: CheckpointPolicy.MUST_RECOMPUTE)
+        contexts = partial(create_selective_checkpoint_contexts, policy)
+
+        def region(x: Tensor) -> Tensor:
+            head.prepare(labels)
+            return head(net(x), labels)
+
+        return checkpoint(region, x.requires_grad_(), use_reentrant=False, context_fn=contexts)
+
+    return forward
+
+
+POLICIES = {
+    "nothing": (),
+    "products": (torch.ops.aten.mm.default, torch.ops.aten.addmm.default, torch.ops.aten.bmm.default),
+    "sums": (torch.ops.aten.sum.dim_IntList,),
+    "rows": (torch.ops.aten.index_select.default, torch.ops.aten.sort.default),
+}
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("case", ["uniform", "mixed", "averages of cosines", "scale", "memory", "memory of additions"])
+def test_a_policy_keeps_nothing_of_the_head(case: str, policy: str) -> None:
+    """It would give the second run what the first one's draw computed."""
+    for order in (one_by_one, together):
+        compare(case, selective(*POLICIES[policy]), order)
 
 
 def many(number: int) -> Callable[..., Iterable[Tensor]]:
