@@ -6,7 +6,7 @@ import argparse
 import dataclasses
 import json
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +17,6 @@ from lightning_pfc.deploy.commands import run_command
 if TYPE_CHECKING:
     from lightning_pfc.deploy.recogniser import Recogniser
     from lightning_pfc.gallery import Gallery
-    from lightning_pfc.gallery.enrolling import Candidate, EnrolReport
 
 _EPILOG = """examples
   pfc-gallery build staff photos/ --model runs/X/export
@@ -123,17 +122,26 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _build(options: argparse.Namespace) -> int:
+    from lightning_pfc.commands.gallery_enrolling import enrol, one_at_least
     from lightning_pfc.gallery.enrolling import model_record
+    from lightning_pfc.gallery.errors import GalleryError
     from lightning_pfc.gallery.opening import create_gallery
 
     images = list(_folder(options.folder, options.allow))
     recogniser = _recogniser(options.model, options)
-    _one_at_least(recogniser, images)
+    one_at_least(recogniser, images)
     with create_gallery(options.gallery, model_record(recogniser), options.pooling) as gallery:
-        return _enrol(gallery, recogniser, images, options)
+        try:
+            return enrol(gallery, recogniser, images, not options.no_previews)
+        except GalleryError as error:
+            raise type(error)(
+                f"{error} The gallery is begun; go on with `pfc-gallery add {options.gallery} {options.folder}`."
+            ) from error
 
 
 def _add(options: argparse.Namespace) -> int:
+    from lightning_pfc.commands.gallery_enrolling import enrol
+
     with _gallery(options) as gallery:
         if options.name is not None:
             images = [(options.name, path) for path in options.pictures]
@@ -141,7 +149,7 @@ def _add(options: argparse.Namespace) -> int:
             images = list(_folder(options.pictures[0], options.allow))
         else:
             raise ValueError("add takes a folder of folders, or --name NAME and pictures.")
-        return _enrol(gallery, _model_of(gallery, options), images, options)
+        return enrol(gallery, _model_of(gallery, options), images, not options.no_previews)
 
 
 def _remove(options: argparse.Namespace) -> int:
@@ -236,13 +244,14 @@ def _export(options: argparse.Namespace) -> int:
 
 
 def _reembed(options: argparse.Namespace) -> int:
+    from lightning_pfc.commands.gallery_enrolling import progress
     from lightning_pfc.gallery.reembedding import reembed
 
     with _gallery(options) as gallery:
         recogniser = _recogniser(options.model, options)
         _, pictures = gallery.store.count()
         missing: list[str] = []
-        for _ in _progress(reembed(gallery, recogniser, options.folder, options.from_previews, missing), pictures):
+        for _ in progress(reembed(gallery, recogniser, options.folder, options.from_previews, missing), pictures):
             pass
         if missing:
             for line in missing[:20]:
@@ -293,65 +302,6 @@ def _folder(folder: Path, allow: list[Path]) -> Iterator[tuple[str, Path]]:
     images = FolderImages(folder, allow=allow)
     for i, label in enumerate(images.labels.tolist()):
         yield images.identities[label], folder / images.locate(i)[len(str(folder)) + 1 :]
-
-
-def _one_at_least(recogniser: Recogniser, images: list[tuple[str, Path]]) -> None:
-    """Raise what is wrong with the first picture if none can be enrolled: an empty gallery would be in the way."""
-    faults = (_fault(recogniser, path) for _, path in images)
-    first = next(faults, None)
-    if first is None or any(fault is None for fault in faults):
-        return
-    raise ValueError(f"no picture could be enrolled, and no gallery was made. The first one: {first}")
-
-
-def _fault(recogniser: Recogniser, path: Path) -> str | None:
-    try:
-        recogniser.prepare(path)
-    except ValueError as error:
-        return str(error)
-    return None
-
-
-def _enrol(
-    gallery: Gallery, recogniser: Recogniser, images: list[tuple[str, Path]], options: argparse.Namespace
-) -> int:
-    from lightning_pfc.gallery.enrolling import EnrolReport, enrol_all, read_candidate
-
-    report = EnrolReport()
-
-    def candidates() -> Iterator[Candidate]:
-        for name, path in images:
-            candidate = read_candidate(name, path, report)
-            if candidate is not None:
-                yield candidate
-
-    done = enrol_all(gallery, recogniser, candidates(), report, not options.no_previews)
-    for _ in _progress(done, len(images)):
-        pass
-    return _tell(gallery, report)
-
-
-def _tell(gallery: Gallery, report: EnrolReport) -> int:
-    for line in report.broken[:20]:
-        print(f"left out: {line}", file=sys.stderr)
-    if len(report.broken) > 20:
-        print(f"left out: {len(report.broken) - 20} more", file=sys.stderr)
-    identities, pictures = gallery.store.count()
-    known = f", {report.known} were there already" if report.known else ""
-    broken = f", {len(report.broken)} could not be read" if report.broken else ""
-    print(f"{report.enrolled} pictures enrolled{known}{broken}; the gallery has {pictures} of {identities} identities")
-    if not report.enrolled and not report.known:
-        raise ValueError("no picture could be enrolled.")
-    return 0
-
-
-def _progress(sizes: Iterable[int], total: int) -> Iterator[int]:
-    from tqdm import tqdm
-
-    with tqdm(total=total, unit=" pictures", disable=None) as bar:
-        for size in sizes:
-            bar.update(size)
-            yield size
 
 
 if __name__ == "__main__":

@@ -16,7 +16,9 @@ from lightning_pfc.data.formats.folder import read_image_file
 from lightning_pfc.deploy.errors import NoFaceError
 from lightning_pfc.deploy.pictures import Pixels
 from lightning_pfc.deploy.recogniser import Recogniser
+from lightning_pfc.gallery.errors import GalleryError
 from lightning_pfc.gallery.gallery import Gallery
+from lightning_pfc.gallery.names import check_name
 from lightning_pfc.gallery.previews import preview_of
 from lightning_pfc.gallery.records import ModelRecord, NewPicture
 
@@ -64,7 +66,7 @@ def enrol_all(
         previews: keep a small image of each.
     """
     gallery.check_model(model_record(recogniser))
-    rest = iter(candidates)
+    rest = (one for one in candidates if _may_be_named(one, report))
     while batch := list(islice(rest, BATCH)):
         digests = [hashlib.sha256(one.data).hexdigest() for one in batch]
         new = [(one, d) for one, d in zip(batch, digests, strict=True) if not gallery.store.has(one.identity, d)]
@@ -89,6 +91,15 @@ def read_candidate(name: str, path: Path, report: EnrolReport) -> Candidate | No
     except FormatError as error:
         report.broken.append(str(error))
         return None
+
+
+def _may_be_named(one: Candidate, report: EnrolReport) -> bool:
+    try:
+        check_name(one.identity)
+    except GalleryError as error:
+        report.broken.append(f"{one.source!r}: {error}")
+        return False
+    return True
 
 
 def _prepared(recogniser: Recogniser, one: Candidate, report: EnrolReport) -> Pixels | None:

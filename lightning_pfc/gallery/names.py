@@ -10,13 +10,15 @@ from lightning_pfc.gallery.errors import GalleryError, UnknownIdentityError
 
 
 def check_name(name: str) -> None:
-    """Refuse a name that cannot be shown or typed.
+    """Refuse a name that cannot be shown, typed, or be part of an address.
 
     Raises:
         GalleryError: then.
     """
     if not name or len(name) > 500 or not name.isprintable():
         raise GalleryError(f"identity {name[:80]!r} must be 1 to 500 printable characters.")
+    if not name.strip() or name in (".", ".."):  # an address that ends in dots means another
+        raise GalleryError(f"identity {name[:80]!r} must be more than blanks or dots.")
 
 
 def unknown(name: str) -> UnknownIdentityError:

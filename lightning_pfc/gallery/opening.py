@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from lightning_pfc.gallery.errors import GalleryError
 from lightning_pfc.gallery.gallery import Gallery
 from lightning_pfc.gallery.records import ModelRecord
 
@@ -16,6 +17,7 @@ def create_gallery(address: str, model: ModelRecord, pooling: str = "max") -> Ga
     Raises:
         GalleryError: if there is one already, or it cannot be made.
     """
+    _check_address(address)
     if address.startswith(_POSTGRES):
         from lightning_pfc.gallery.postgres_store import PostgresStore
 
@@ -29,8 +31,14 @@ def open_gallery(address: str) -> Gallery:
     Raises:
         NotAGalleryError: if there is none.
     """
+    _check_address(address)
     if address.startswith(_POSTGRES):
         from lightning_pfc.gallery.postgres_store import PostgresStore
 
         return Gallery(PostgresStore(address))
     return Gallery.open(Path(address))
+
+
+def _check_address(address: str) -> None:
+    if not address.strip():  # a variable of a shell that was never set; a path of no letters is the working folder
+        raise GalleryError(f"gallery {address!r} is empty; give a folder, or postgresql://HOST/DATABASE.")

@@ -62,7 +62,7 @@ def adopt(database: PostgresDatabase, serving: int) -> None:
         if waiting := pending(database, 0, 1):
             raise GalleryError(
                 f"{database.name}: picture {waiting[0].picture} ({waiting[0].source or waiting[0].identity}) has no "
-                "vector of the next model yet; embed or remove it."
+                "vector of the next model yet, so it came meanwhile: run `pfc-gallery reembed` again, or remove it."
             )
         database.set("model", number)
         database.set("generation", int(database.settings()["generation"]) + 1)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lightning_pfc.gallery.errors import GalleryError
+from lightning_pfc.gallery.errors import GalleryError, NotAGalleryError
 from lightning_pfc.gallery.sqlite_file import SqliteFile
 from lightning_pfc.gallery.sqlite_schema import DATABASE, explained, sync_folder
 
@@ -20,7 +20,26 @@ def verify(file: SqliteFile) -> list[str]:
     with file.reading():
         found = [row[0] for row in file.execute("PRAGMA integrity_check") if row[0] != "ok"]
         found += [f"{row[0]}: a row points at nothing in {row[2]}" for row in file.execute("PRAGMA foreign_key_check")]
-    return found + list(_vector_faults(file))
+    return found + list(_identity_faults(file)) + list(_vector_faults(file))
+
+
+def _identity_faults(file: SqliteFile) -> Iterator[str]:
+    last = 0
+    while True:
+        with file.reading():
+            rows = file.execute(
+                "SELECT id, name, metadata FROM identities WHERE id > ? ORDER BY id LIMIT ?", (last, _BATCH)
+            ).fetchall()
+        if not rows:
+            return
+        last = rows[-1][0]
+        for number, name, metadata in rows:
+            if not isinstance(name, str):
+                yield f"identity {number} has a name that is no text"
+            try:
+                file.as_metadata(metadata, str(name))
+            except NotAGalleryError:
+                yield f"identity {number} ({name}) has metadata that are no JSON"
 
 
 def _vector_faults(file: SqliteFile) -> Iterator[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import sqlite3
 import threading
 import time
@@ -14,8 +15,9 @@ import numpy as np
 
 from lightning_pfc.gallery.errors import GalleryBusyError, NotAGalleryError, OtherModelError
 from lightning_pfc.gallery.records import ModelRecord, Vectors
-from lightning_pfc.gallery.sqlite_schema import explained, open_database, transaction
+from lightning_pfc.gallery.sqlite_schema import WAIT_MS, explained, open_database, transaction
 
+POOLINGS = ("max", "mean")
 _MODEL_SHIFT = 40
 _PATIENCE = 10.0  # seconds, for a process that reads while the log is to be emptied
 
@@ -36,10 +38,11 @@ class SqliteFile:
         self._db = open_database(path)
         try:
             self.reload_model()
+            self._check_settings()
         except (KeyError, ValueError, TypeError) as error:
             self.close()
             raise NotAGalleryError(
-                f"{path} lacks its settings; restore it from a backup (`pfc-gallery export`)."
+                f"{path} lacks its settings, or they are damaged; restore it from a backup (`pfc-gallery export`)."
             ) from error
 
     def close(self) -> None:
@@ -83,14 +86,22 @@ class SqliteFile:
             GalleryBusyError: if another process reads all the time; what was deleted is deleted all the same.
         """
         deadline = time.monotonic() + _PATIENCE
+        while not self.emptied_log():
+            if time.monotonic() > deadline:
+                raise GalleryBusyError(
+                    f"{self.path.parent}: done, but another process keeps the log with the deleted numbers open; "
+                    "when it has ended, run `pfc-gallery compact`."
+                )
+            time.sleep(0.05)
+
+    def emptied_log(self) -> bool:
+        """Whether :meth:`empty_log` can be done now; waits for nobody, neither in this process nor in another."""
         with self.reading():
-            while self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]:
-                if time.monotonic() > deadline:
-                    raise GalleryBusyError(
-                        f"{self.path.parent}: done, but another process keeps the log with the deleted numbers open; "
-                        "when it has ended, run `pfc-gallery compact`."
-                    )
-                time.sleep(0.05)
+            self._db.execute("PRAGMA busy_timeout = 0")
+            try:
+                return not self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]
+            finally:
+                self._db.execute(f"PRAGMA busy_timeout = {WAIT_MS}")
 
     def copy_to(self, path: Path) -> None:
         """All of it as it is now into a new file, while others go on."""
@@ -118,6 +129,12 @@ class SqliteFile:
         self.model_id = int(self.settings()["model"])
         self.model = self.model_record(self.model_id)
 
+    def _check_settings(self) -> None:
+        found = self.settings()
+        int(found["generation"])
+        if found["pooling"] not in POOLINGS:
+            raise ValueError(found["pooling"])
+
     def model_record(self, number: int) -> ModelRecord:
         """A model by its number."""
         with self.reading():
@@ -134,6 +151,19 @@ class SqliteFile:
             raise OtherModelError(
                 f"{self.path.parent} was moved to another model meanwhile; open it again, with that model."
             )
+
+    def as_metadata(self, text: str, name: str) -> dict[str, Any]:
+        """What is remembered of an identity.
+
+        Raises:
+            NotAGalleryError: it is no JSON.
+        """
+        try:
+            return dict(json.loads(text))
+        except (ValueError, TypeError, RecursionError) as error:
+            raise NotAGalleryError(
+                f"{self.path} is damaged: the metadata of {name!r} are no JSON; restore a backup."
+            ) from error
 
     # --- vectors ------------------------------------------------------------------------------------------------------
 

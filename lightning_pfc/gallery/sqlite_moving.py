@@ -67,7 +67,7 @@ def adopt(file: SqliteFile) -> None:
         if waiting := pending(file, 0, 1):
             raise GalleryError(
                 f"{file.path.parent}: picture {waiting[0].picture} ({waiting[0].source or waiting[0].identity}) has no "
-                "vector of the next model yet; embed or remove it."
+                "vector of the next model yet, so it came meanwhile: run `pfc-gallery reembed` again, or remove it."
             )
         file.set("model", number)
         file.set("generation", int(file.settings()["generation"]) + 1)

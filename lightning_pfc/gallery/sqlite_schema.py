@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import sqlite3
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from lightning_pfc.gallery.errors import GalleryBusyError, GalleryError, GalleryFullError, NotAGalleryError
+from lightning_pfc.gallery.sqlite_header import APPLICATION_ID, check_header
 
 DATABASE = "gallery.sqlite3"
 VERSION = 1
-_APPLICATION_ID = 0x50464347  # "PFCG", in the file's header: another program's database is told from ours
-_WAIT_MS = 10_000  # for a writer that is at work
+WAIT_MS = 10_000  # for a writer that is at work
+_LITTLE_ROOM = 1 << 20  # bytes; a disk with less is called full where SQLite says no more than that an error came
 
 _TABLES = """
 CREATE TABLE settings (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
@@ -65,7 +67,7 @@ def create_database(path: Path, first: Iterable[tuple[str, tuple[Any, ...]]] = (
     Raises:
         GalleryError: if the file is there already, or cannot be made.
     """
-    if path.exists():
+    if os.path.lexists(path):
         raise _exists(path)
     with explained(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -78,7 +80,7 @@ def create_database(path: Path, first: Iterable[tuple[str, tuple[Any, ...]]] = (
                     connection.execute(statement)
                 for statement, values in first:
                     connection.execute(statement, values)
-                connection.execute(f"PRAGMA application_id = {_APPLICATION_ID}")
+                connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
                 connection.execute(f"PRAGMA user_version = {VERSION}")
             try:
                 os.link(partial, path)  # unlike a rename it never takes the place of a gallery made meanwhile
@@ -90,6 +92,10 @@ def create_database(path: Path, first: Iterable[tuple[str, tuple[Any, ...]]] = (
 
 
 def _exists(path: Path) -> GalleryError:
+    try:
+        check_header(path)
+    except NotAGalleryError as error:
+        return error
     return GalleryError(
         f"{path.parent} is a gallery already; add to it with `pfc-gallery add`, or name another folder."
     )
@@ -101,17 +107,11 @@ def open_database(path: Path) -> sqlite3.Connection:
     Raises:
         NotAGalleryError: for something else, a damaged file or a newer version.
     """
-    if not path.is_file() or path.is_symlink():
-        raise NotAGalleryError(
-            f"{path.parent} is no gallery: {path.name} is not there; make one with `pfc-gallery build`."
-        )
     with explained(path):
+        check_header(path)
         connection = _connect(path)
         try:
-            owner = connection.execute("PRAGMA application_id").fetchone()[0]
             version = connection.execute("PRAGMA user_version").fetchone()[0]
-            if owner != _APPLICATION_ID:
-                raise NotAGalleryError(f"{path} is a database of another program, not a gallery; name another folder.")
             if version > VERSION:
                 raise NotAGalleryError(
                     f"{path.parent} is a gallery of version {version}, and this is for version {VERSION}: install a "
@@ -124,7 +124,7 @@ def open_database(path: Path) -> sqlite3.Connection:
 
 
 def _connect(path: Path) -> sqlite3.Connection:
-    connection = sqlite3.connect(path, timeout=_WAIT_MS / 1000, isolation_level=None, check_same_thread=False)
+    connection = sqlite3.connect(path, timeout=WAIT_MS / 1000, isolation_level=None, check_same_thread=False)
     # Committed means on the disk; deleted means overwritten. Both are settings of a connection, not of the file.
     for setting in (
         "journal_mode = WAL",
@@ -133,7 +133,7 @@ def _connect(path: Path) -> sqlite3.Connection:
         "foreign_keys = ON",
         "trusted_schema = OFF",
         "cell_size_check = ON",
-        f"busy_timeout = {_WAIT_MS}",
+        f"busy_timeout = {WAIT_MS}",
     ):
         connection.execute(f"PRAGMA {setting}")
     return connection
@@ -158,22 +158,41 @@ def explained(path: Path) -> Iterator[None]:
     try:
         yield
     except sqlite3.OperationalError as error:
-        text = str(error)
-        if "locked" in text or "busy" in text:
-            raise GalleryBusyError(
-                f"{path.parent} is being written by another process; it was waited for {_WAIT_MS // 1000} s: try again."
-            ) from error
-        if "full" in text:
-            raise GalleryFullError(
-                f"{path.parent}: the disk is full; nothing was changed. Make room, then try again."
-            ) from error
-        raise GalleryError(f"{path}: {text}.") from error
+        raise _operational(path, str(error)) from error
     except sqlite3.DatabaseError as error:
-        raise NotAGalleryError(
-            f"{path} is no gallery, or is damaged ({error}); restore it from a backup (`pfc-gallery export`)."
+        raise _damaged(path, str(error)) from error
+    except UnicodeEncodeError as error:
+        raise GalleryError(
+            f"{str(error.object)[:80]!r} is no text that can be kept: some of its bytes are not UTF-8; rename it."
         ) from error
     except OSError as error:
-        raise GalleryError(f"{path.parent}: {error.strerror or error}.") from error
+        raise GalleryError(f"{path.parent}: {error.strerror or error}; mend that, or name another folder.") from error
+
+
+def _operational(path: Path, text: str) -> GalleryError:
+    """What SQLite could not do, in a gallery's words."""
+    if "locked" in text or "busy" in text:
+        return GalleryBusyError(
+            f"{path.parent} is being written by another process; it was waited for {WAIT_MS // 1000} s: try again."
+        )
+    if "full" in text or ("I/O" in text and _room(path.parent) < _LITTLE_ROOM):
+        return GalleryFullError(f"{path.parent}: the disk is full; nothing was changed. Make room, then try again.")
+    if "no such table" in text or "no such column" in text:
+        return _damaged(path, text)
+    return GalleryError(f"{path}: {text}; see whether the disk is sound, within its quota, and yours to write to.")
+
+
+def _damaged(path: Path, text: str) -> NotAGalleryError:
+    return NotAGalleryError(
+        f"{path} is no gallery, or is damaged ({text}); restore it from a backup (`pfc-gallery export`)."
+    )
+
+
+def _room(folder: Path) -> int:
+    try:
+        return shutil.disk_usage(folder).free
+    except OSError:
+        return _LITTLE_ROOM
 
 
 def sync_folder(folder: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sqlite3
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -18,7 +17,7 @@ from lightning_pfc.gallery import sqlite_care, sqlite_moving
 from lightning_pfc.gallery.errors import GalleryError, IdentityExistsError, UnknownIdentityError
 from lightning_pfc.gallery.names import check_name, metadata_json, unknown
 from lightning_pfc.gallery.records import Identity, ModelRecord, NewPicture, VectorBatch, Vectors, as_unit
-from lightning_pfc.gallery.sqlite_file import SqliteFile
+from lightning_pfc.gallery.sqlite_file import POOLINGS, SqliteFile
 from lightning_pfc.gallery.sqlite_schema import DATABASE, create_database
 from lightning_pfc.gallery.store import Pending, Position
 
@@ -40,7 +39,8 @@ class SqliteStore:
 
     def __init__(self, folder: Path) -> None:
         self._file = SqliteFile(folder / DATABASE)
-        self._file.empty_log()  # a process that was killed may have left what it deleted in there
+        # A process that was killed may have left what it deleted in there. Who reads or writes now is not waited for.
+        self._file.emptied_log()
 
     @classmethod
     def create(cls, folder: Path, model: ModelRecord, pooling: str) -> SqliteStore:
@@ -49,7 +49,7 @@ class SqliteStore:
         Raises:
             GalleryError: if there is one already, or the folder cannot be written.
         """
-        if pooling not in ("max", "mean"):
+        if pooling not in POOLINGS:
             raise GalleryError(f"pooling={pooling!r} must be 'max' or 'mean': how an identity's pictures score as one.")
         create_database(
             folder / DATABASE,
@@ -326,4 +326,4 @@ class SqliteStore:
 
     def _identity(self, number: int, name: str, metadata: str) -> Identity:
         pictures = self._file.execute("SELECT id FROM pictures WHERE identity = ? ORDER BY id", (number,)).fetchall()
-        return Identity(name, tuple(row[0] for row in pictures), json.loads(metadata))
+        return Identity(name, tuple(row[0] for row in pictures), self._file.as_metadata(metadata, name))

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import sqlite3
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,12 +24,14 @@ from lightning_pfc.deploy import Recogniser
 from lightning_pfc.gallery import (
     Gallery,
     GalleryError,
+    GalleryFullError,
     IdentityExistsError,
     ModelRecord,
     NewPicture,
     NotAGalleryError,
     OtherModelError,
     UnknownIdentityError,
+    sqlite_schema,
 )
 from lightning_pfc.gallery.deciding import decide
 from lightning_pfc.gallery.records import Match
@@ -186,14 +191,6 @@ def test_bad_vectors_are_refused(tmp_path: Path, bad: np.ndarray) -> None:
 def test_only_galleries_are_opened(tmp_path: Path) -> None:
     with pytest.raises(NotAGalleryError, match="pfc-gallery build"):
         Gallery.open(tmp_path)
-    (tmp_path / DATABASE).write_bytes(b"not a database, whatever its name is" * 100)
-    with pytest.raises(NotAGalleryError, match="damaged"):
-        Gallery.open(tmp_path)
-    (tmp_path / DATABASE).unlink()
-    with sqlite3.connect(tmp_path / DATABASE) as other:
-        other.execute("CREATE TABLE pictures (id INTEGER)")
-    with pytest.raises(NotAGalleryError, match="another program"):
-        Gallery.open(tmp_path)
     Gallery.create(tmp_path / "g", MODEL).close()
     with pytest.raises(GalleryError, match="a gallery already"):
         Gallery.create(tmp_path / "g", MODEL)
@@ -201,7 +198,99 @@ def test_only_galleries_are_opened(tmp_path: Path) -> None:
         own.execute("PRAGMA user_version = 99")
     with pytest.raises(NotAGalleryError, match="version 99"):
         Gallery.open(tmp_path / "g")
-    assert sorted(file.name for file in tmp_path.iterdir()) == ["g", DATABASE]
+    assert [file.name for file in tmp_path.iterdir()] == ["g"]
+
+
+def _database_of_another(path: Path) -> None:
+    with contextlib.closing(sqlite3.connect(path)) as other, other:
+        other.execute("CREATE TABLE pictures (id INTEGER)")
+
+
+STRANGERS: dict[str, tuple[Callable[[Path], Any], str]] = {
+    "text": (lambda path: path.write_bytes(b"not a database, whatever its name is" * 100), "damaged"),
+    "empty": (lambda path: path.write_bytes(b""), "damaged"),
+    "cut": (lambda path: path.write_bytes(b"SQLite format 3\0"), "damaged"),
+    "database": (_database_of_another, "another program"),
+    "folder": (lambda path: path.mkdir(), "no ordinary file"),
+    "pipe": (os.mkfifo, "no ordinary file"),
+    "link": (lambda path: path.symlink_to("elsewhere"), "no ordinary file"),
+}
+
+
+@pytest.mark.parametrize("kind", sorted(STRANGERS))
+def test_what_is_no_gallery_is_neither_opened_nor_built_upon_nor_touched(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / DATABASE
+    make, words = STRANGERS[kind]
+    make(path)
+
+    def seen() -> tuple[list[str], bytes | None]:
+        return [one.name for one in tmp_path.iterdir()], path.read_bytes() if path.is_file() else None
+
+    before = seen()
+    for work in (lambda: Gallery.open(tmp_path), lambda: Gallery.create(tmp_path, MODEL)):
+        with pytest.raises(NotAGalleryError, match=words):
+            work()
+    assert seen() == before
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "DELETE FROM settings WHERE name = 'pooling'",
+        "UPDATE settings SET value = 'median' WHERE name = 'pooling'",
+        "UPDATE settings SET value = 'x' WHERE name = 'generation'",
+        "UPDATE settings SET value = 'x' WHERE name = 'model'",
+        "DELETE FROM models",
+        "DROP TABLE settings",
+    ],
+)
+def test_damaged_settings_are_no_gallery(tmp_path: Path, change: str) -> None:
+    filled(tmp_path / "g", random_vectors(2), ["a", "b"]).close()
+    with contextlib.closing(sqlite3.connect(tmp_path / "g" / DATABASE)) as tampered, tampered:
+        tampered.execute(change)
+    with pytest.raises(NotAGalleryError, match="restore it from a backup"):
+        Gallery.open(tmp_path / "g")
+
+
+@pytest.mark.parametrize("begin", ["BEGIN", "BEGIN IMMEDIATE"])
+def test_who_reads_or_writes_for_long_keeps_nobody_from_searching(tmp_path: Path, begin: str) -> None:
+    vectors = random_vectors(3)
+    with (
+        filled(tmp_path / "g", vectors, ["a", "b", "c"]) as first,
+        contextlib.closing(sqlite3.connect(tmp_path / "g" / DATABASE, isolation_level=None)) as other,
+    ):
+        other.execute(begin)
+        other.execute("SELECT count(*) FROM pictures").fetchall()
+        if begin == "BEGIN":
+            first.enrol("d", [NewPicture(-vectors[0])])  # the other one still reads what was before
+        with Gallery.open(tmp_path / "g") as gallery:
+            assert gallery.search(vectors[1], 1)[0].identity == "b"
+            assert gallery.store.count()[0] == (4 if begin == "BEGIN" else 3)
+
+
+@pytest.mark.parametrize(
+    ("room", "kind", "words"), [(1000, GalleryFullError, "disk is full"), (1 << 30, GalleryError, "quota")]
+)
+def test_an_error_of_the_disk_has_a_way_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, room: int, kind: type[Exception], words: str
+) -> None:
+    monkeypatch.setattr(sqlite_schema.shutil, "disk_usage", lambda folder: SimpleNamespace(free=room))
+    with pytest.raises(kind, match=words), sqlite_schema.explained(tmp_path / DATABASE):
+        raise sqlite3.OperationalError("disk I/O error")
+
+
+@pytest.mark.parametrize("name", ["", " ", "\u3000", ".", "..", "a\nb", "a\0b", "x" * 501, "\udcff", "\u202ea"])
+def test_a_name_is_text_that_can_be_shown_and_addressed(tmp_path: Path, name: str) -> None:
+    with Gallery.create(tmp_path / "g", MODEL) as gallery:
+        for work in (
+            lambda: gallery.enrol(name, []),
+            lambda: gallery.extend([(name, NewPicture(np.ones(32, np.float32)))]),
+        ):
+            with pytest.raises(GalleryError, match="must be"):
+                work()
+        assert gallery.store.count() == (0, 0)
+        with pytest.raises(GalleryError, match=r"no identity|not UTF-8"):
+            gallery.remove(name)
 
 
 def test_an_identity_has_a_picture_once(tmp_path: Path) -> None:
@@ -293,9 +382,14 @@ def test_verify_names_what_is_wrong(tmp_path: Path) -> None:
         tampered.execute("UPDATE vectors SET vector = zeroblob(128) WHERE id % 8 = 2")
         tampered.execute("UPDATE vectors SET vector = x'00' WHERE id % 8 = 3")
         tampered.execute("DELETE FROM vectors WHERE id % 8 = 4")
+        tampered.execute("UPDATE identities SET metadata = '{' WHERE name = 'e'")
+        tampered.execute("UPDATE identities SET name = x'ff' WHERE name = 'a'")
     with Gallery.open(tmp_path / "g") as gallery:
         faults = gallery.store.verify()
-        assert [fault.split(" ", 2)[1] for fault in faults] == ["2", "3", "4"]
+        assert [fault.split(" ", 2)[:2] for fault in faults[:2]] == [["identity", "1"], ["identity", "5"]]
+        assert [fault.split(" ", 2)[1] for fault in faults[2:]] == ["2", "3", "4"]
+        with pytest.raises(NotAGalleryError, match="metadata of 'e'"):
+            gallery.store.identity("e")
         with pytest.raises(NotAGalleryError, match="damaged"):
             gallery.search(random_vectors(1)[0])
 

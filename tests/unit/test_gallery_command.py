@@ -1,0 +1,75 @@
+"""``pfc-gallery`` with what people give it: names that nobody can type, a disk without room."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("faiss", reason="needs faiss-cpu, of the extra serve")
+
+from lightning_pfc.commands.gallery import main
+from lightning_pfc.gallery import Gallery, GalleryFullError
+from lightning_pfc.gallery.sqlite_store import SqliteStore
+
+
+@pytest.fixture
+def odd(tmp_path: Path, pictures: Path) -> Path:
+    """Folders of which two can be names of identities."""
+    folder = tmp_path / "odd"
+    for name in (b"ok", b"last", b"a\nb", b"a\tb", b" ", b"\xff\xfe"):
+        made = os.fsencode(folder) + b"/" + name
+        os.makedirs(made)
+        shutil.copy(os.fsencode(pictures / "id01" / "p0.png"), made + b"/1.png")
+    return folder
+
+
+def _names(gallery: Path) -> list[str]:
+    with Gallery.open(gallery) as opened:
+        return [one.name for one in opened.store.identities()]
+
+
+def test_names_that_cannot_be_kept_are_listed_and_left_out(
+    export_folder: Path, odd: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    gallery = tmp_path / "gallery"
+    assert main(["build", str(gallery), str(odd), "--model", str(export_folder)]) == 0
+    said = capfd.readouterr()
+    assert sum(line.startswith("left out: ") and "must be" in line for line in said.err.splitlines()) == 4
+    assert "2 pictures enrolled, 4 could not be read" in said.out
+    assert _names(gallery) == ["last", "ok"]
+
+    for name in ("ok", "last"):
+        shutil.rmtree(odd / name)
+    assert main(["build", str(tmp_path / "other"), str(odd), "--model", str(export_folder)]) == 1
+    assert "no gallery was made" in capfd.readouterr().err
+    assert not (tmp_path / "other").exists()
+
+
+def test_a_build_that_the_disk_ends_says_how_to_go_on(
+    export_folder: Path, pictures: Path, tmp_path: Path, monkeypatch: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(self: SqliteStore, pictures: Any) -> int:
+        raise GalleryFullError("the disk is full; nothing was changed.")
+
+    gallery = tmp_path / "gallery"
+    with monkeypatch.context() as patched:
+        patched.setattr(SqliteStore, "extend", full)
+        assert main(["build", str(gallery), str(pictures), "--model", str(export_folder)]) == 1
+    said = capsys.readouterr().err
+    assert len(said.splitlines()) == 1
+    assert f"go on with `pfc-gallery add {gallery} {pictures}`" in said
+    assert main(["add", str(gallery), str(pictures)]) == 0
+    assert len(_names(gallery)) == 60
+
+
+@pytest.mark.parametrize("command", [["info"], ["build", "people", "--model", "export"]])
+def test_an_address_that_is_empty(
+    export_folder: Path, pictures: Path, command: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [{"people": str(pictures), "export": str(export_folder)}.get(word, word) for word in command[1:]]
+    assert main([command[0], "", *words]) == 1
+    assert "is empty; give a folder" in capsys.readouterr().err
