@@ -109,6 +109,7 @@ def _serve(path: Path | None, options: argparse.Namespace) -> int:
     from lightning_pfc.service.server import check_tls, is_loopback, listening_socket, serve
     from lightning_pfc.service.state import ServiceState
     from lightning_pfc.service.telemetry import Telemetry
+    from lightning_pfc.service.whole_log import whole_log
 
     if options.detector is not None and not options.photos:
         raise ValueError(f"--detector {options.detector} finds faces in photos; add --photos.")
@@ -130,7 +131,7 @@ def _serve(path: Path | None, options: argparse.Namespace) -> int:
     )
     sock = listening_socket(options.host, options.port)
     telemetry = Telemetry()
-    with service_lock(options.gallery):
+    with service_lock(options.gallery), whole_log(telemetry):
         gallery = None
         if options.gallery is not None:
             gallery = open_gallery(options.gallery)

@@ -96,6 +96,10 @@ def open_embedder(
     if engine not in (None, "torch") and not place.is_file():
         raise ValueError(f"engine={engine!r} is for exports; make one of the run first: pfc-export {place}")
     if place.is_dir():
+        if not (place / "checkpoints").is_dir():
+            raise ExportError(
+                f"has neither {FILE}, as an export, nor checkpoints, as a run; give one of the two", place
+            )
         return _Exported(_of_run(place, flip=flip, normalize=normalize, fit=fit, max_pixels=max_pixels))
     if not place.is_file():
         raise ExportError("is not there; give an export, a run folder, or an ONNX file", place)
@@ -144,7 +148,7 @@ class _Exported:
     def __init__(self, recogniser: Recogniser) -> None:
         self.recogniser = recogniser
         self.width = recogniser.width
-        self.model_id = recogniser.model_id
+        self.model_id = f"{recogniser.model_id} {recogniser.normalize}"
         self.alignment_size = recogniser.input_shape[1]
         about, folder = recogniser.description, recogniser.folder
         self.detector = None if about.detector is None or folder is None else folder / about.detector

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
@@ -133,7 +134,12 @@ def _rows_into(
         if value < 1:
             raise ValueError(f"{name}={value} must be at least 1")
     work.mkdir(parents=True, exist_ok=True)
-    job = {"source": os.path.abspath(images.source), "pictures": len(images), "model": embedder.model_id}
+    job = {
+        "source": os.path.abspath(images.source),
+        "pictures": len(images),
+        "names": _names_digest(images),
+        "model": embedder.model_id,
+    }
     job |= {} if cutter is None else {"faces": cutter.faces, "size": cutter.size}
     with Journal(work / _JOURNAL, job) as journal:
         done = _Done(work / _ROWS, journal)
@@ -243,6 +249,14 @@ def _finish(final: Path, work: Path, images: EncodedImages, done: _Done) -> Embe
     del rows
     shutil.rmtree(work)
     return EmbedReport(len(images), len(owner), rejects, done.resumed, table)
+
+
+def _names_digest(images: EncodedImages) -> str:
+    """Of where each picture lies, in order: with one more and one less, as many would get the rows of others."""
+    digest = hashlib.sha256(images.labels.tobytes())
+    for number in range(len(images)):
+        digest.update(images.locate(number).encode("utf-8", "surrogateescape") + b"\0")
+    return digest.hexdigest()
 
 
 def _path(images: EncodedImages, number: int) -> str:

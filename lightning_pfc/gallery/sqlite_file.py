@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import sqlite3
 import threading
 import time
@@ -36,6 +37,7 @@ class SqliteFile:
         self.path = path
         self._lock = threading.RLock()
         self._db = open_database(path)
+        self._place = _place(path)
         try:
             self.reload_model()
             self._check_settings()
@@ -60,6 +62,7 @@ class SqliteFile:
                 yield
                 return
             with transaction(self._db):
+                self.check_place()
                 self.check_model()
                 yield
 
@@ -112,6 +115,18 @@ class SqliteFile:
     def bytes_on_disk(self) -> int:
         """Of the file and its log."""
         return sum(file.stat().st_size for file in self.path.parent.glob(self.path.name + "*"))
+
+    def check_place(self) -> None:
+        """Notice that the file was taken away: it goes on to be written as long as it is open, and is gone then.
+
+        Raises:
+            NotAGalleryError: for a file that is not there any more, or another in its place.
+        """
+        if _place(self.path) != self._place:
+            raise NotAGalleryError(
+                f"{self.path} was taken away or replaced while it was open, and what is written now would be lost: "
+                "put it back, or open the gallery again."
+            )
 
     # --- settings and models ------------------------------------------------------------------------------------------
 
@@ -189,3 +204,11 @@ class SqliteFile:
                 f"{self.path} is damaged: a vector has {len(wrong)} bytes, not {size}; restore a backup."
             )
         return np.frombuffer(b"".join(blobs), dtype="<f4").reshape(len(blobs), -1).astype(np.float32)
+
+
+def _place(path: Path) -> tuple[int, int] | None:
+    try:
+        found = os.stat(path)
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino

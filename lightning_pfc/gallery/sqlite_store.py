@@ -253,6 +253,7 @@ class SqliteStore:
     def position(self) -> Position:
         """See :meth:`Store.position`."""
         with self._file.reading():
+            self._file.check_place()
             last = dict(self._file.execute("SELECT name, seq FROM sqlite_sequence"))
             self._file.check_model()
             generation = int(self._file.settings()["generation"])

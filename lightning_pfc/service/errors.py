@@ -9,6 +9,8 @@ from lightning_pfc.gallery.errors import (
     GalleryError,
     GalleryFullError,
     IdentityExistsError,
+    NotAGalleryError,
+    OtherModelError,
     UnknownIdentityError,
 )
 from lightning_pfc.service.batcher import QueueFullError
@@ -32,6 +34,8 @@ _STATUS: tuple[tuple[type[Exception], int, int | None], ...] = (
     (QueueFullError, 503, 1),
     (GalleryBusyError, 503, 5),
     (GalleryFullError, 507, None),
+    (NotAGalleryError, 503, None),  # it was one at the start: no request can mend that
+    (OtherModelError, 503, None),
     (IdentityExistsError, 409, None),
     (UnknownIdentityError, 404, None),
     (GalleryError, 422, None),

@@ -76,6 +76,8 @@ class Gate:
             self._telemetry.request(scope, status, time.monotonic() - started)
 
     async def _admit(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if _header(scope, b"upgrade").lower() == b"websocket":  # others may be ignored; this one waits for an answer
+            raise RequestError(400, "there are no WebSockets here; send ordinary requests, as /openapi.json says.")
         client = self._client(scope)
         if self._under_way[client] >= self._limits.per_client:
             raise RequestError(429, f"{self._limits.per_client} requests at a time are taken; wait for answers.", 1)

@@ -7,8 +7,10 @@ bounds a head itself, which this one leaves to whoever uses it.
 from __future__ import annotations
 
 import asyncio
+import json
 from typing import Any
 
+import httptools
 from typing_extensions import override
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
@@ -27,15 +29,54 @@ class BoundedHttp(HttpToolsProtocol):
         super().__init__(*arguments, **words)
         self._beside = 0  # bytes of a request that are none of its body: head, frames of chunks, trailers
         self._whole_head = False
+        self._plain_head = b""  # of a request that asks for another protocol, without that
         self._deadline: asyncio.TimerHandle | None = None
 
     @override
     def data_received(self, data: bytes) -> None:
         """Bytes of the client."""
         self._beside += len(data)
-        super().data_received(data)
+        self._unset_keepalive_if_required()
+        try:
+            self._parse(data)
+        except httptools.HttpParserError:
+            self.logger.warning("a request was none of HTTP/1.1")
+            self.send_400_response("this is no request of HTTP/1.1; for TLS start the service with --tls.")
+            return
         if self._beside > HEAD and not self.transport.is_closing():
             self.send_400_response(f"A request may have {HEAD} bytes beside its body.")
+
+    def _parse(self, data: bytes) -> None:
+        """Feed the parser. Asked for another protocol it skips the body, so it gets the head again, without that."""
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserUpgrade as upgrade:
+            rest = self._plain_head + data[upgrade.args[0] :]
+            self.parser, self._plain_head = httptools.HttpRequestParser(self), b""
+            self._parse(rest)  # as often as requests may wait on a connection
+
+    def _head_without_upgrade(self) -> bytes:
+        """The head again, without the wish for another protocol, which HTTP lets a server ignore."""
+        method = self.parser.get_method()
+        if method == b"CONNECT":
+            raise ValueError("this is no proxy")  # answered 400 by the parser's caller
+        parts = [method, b" ", self.url, b" HTTP/", self.parser.get_http_version().encode(), b"\r\n"]
+        for name, value in self.headers:
+            if name == b"connection":
+                value = b",".join(word for word in value.split(b",") if word.strip().lower() != b"upgrade")
+            parts += [name, b": ", value, b"\r\n"]
+        return b"".join([*parts, b"\r\n"])
+
+    @override
+    def send_400_response(self, msg: str) -> None:
+        """What every other refusal looks like, then the end of the connection."""
+        body = json.dumps({"detail": msg}).encode()
+        head = (
+            "HTTP/1.1 400 Bad Request\r\nContent-Type: application/json\r\n"
+            f"Content-Length: {len(body)}\r\nConnection: close\r\n\r\n"
+        )
+        self.transport.write(head.encode() + body)
+        self.transport.close()
 
     @override
     def on_message_begin(self) -> None:
@@ -60,6 +101,9 @@ class BoundedHttp(HttpToolsProtocol):
         """The head is whole."""
         self._whole_head = True
         self._forget()
+        if self.parser.should_upgrade():
+            self._plain_head = self._head_without_upgrade()
+            return
         super().on_headers_complete()
 
     @override
@@ -71,6 +115,8 @@ class BoundedHttp(HttpToolsProtocol):
     @override
     def on_message_complete(self) -> None:
         """The request is whole; what comes now is the head of another."""
+        if self._plain_head:
+            return
         self._beside = 0
         super().on_message_complete()
 

@@ -104,6 +104,8 @@ def configured(app: ASGIApp, *, grace: float = 30.0, tls: tuple[str, str] | None
     return uvicorn.Config(
         app,
         http=BoundedHttp,
+        ws="none",  # whatever is installed
+        log_config=None,  # the process's own
         log_level="warning",
         access_log=False,
         server_header=False,

@@ -123,6 +123,36 @@ def test_it_goes_on_where_it_stopped(
             np.testing.assert_array_equal(found[key], wanted[key])
 
 
+@pytest.mark.parametrize("what", ["--normalize", "--flip", "renamed", "moved"])
+def test_what_was_begun_otherwise_is_not_gone_on_with(
+    export_folder: Path,
+    people: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    what: str,
+) -> None:
+    """Rows of two kinds, or rows under the names of other pictures, would lie in one file."""
+    copy = tmp_path / "copy"
+    shutil.copytree(people, copy)
+    words = [str(export_folder), str(copy), str(tmp_path / "out.npz"), "--batch-size", "4"]
+
+    def fails(self: Any, pixels: Any) -> Any:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(embedders._Exported, "embed_pixels", fails)
+        assert main(words) == 130
+    first = sorted(path for path in copy.rglob("*") if path.is_file())[0]
+    if what == "renamed":
+        first.rename(first.with_name("zz" + first.suffix))
+    elif what == "moved":
+        first.rename(sorted(path for path in copy.iterdir() if path.is_dir())[-1] / ("zz" + first.suffix))
+    assert main([*words, what] if what.startswith("--") else words) == 1
+    assert "left by a job of other words or files" in capsys.readouterr().err
+    assert not (tmp_path / "out.npz").exists()
+
+
 def test_parquet(export_folder: Path, people: Path, tmp_path: Path) -> None:
     parquet = pytest.importorskip("pyarrow.parquet", reason="writes the file")
     assert main([str(export_folder), str(people), str(tmp_path / "out.parquet")]) == 0
@@ -172,6 +202,7 @@ def test_photos(
         (["{export}", "{people}", "out.npz", "--detector", "x.onnx"], "add --photos"),
         (["{run}", "{people}", "out.npz", "--engine", "openvino"], "pfc-export"),
         (["{people}/id00/p0.png", "{people}", "out.npz"], "is no model"),
+        (["{people}", "{people}", "out.npz"], "neither model.json, as an export, nor checkpoints, as a run"),
         (["{export}", "{people}/id03", "out.npz", "--photos", "--detector", "x.onnx"], "no such detector"),
     ],
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import io
 import json
 import os
@@ -125,6 +126,28 @@ def test_life_of_an_identity(service: Running, encoded: dict[str, list[bytes]]) 
     assert "Zoë/5" not in [match["identity"] for match in gone]
     assert len(gone) == 11
     assert client.delete("/pictures/123456").status_code == 404
+
+
+def test_a_gallery_that_was_taken_away_acknowledges_nothing(
+    export_folder: Path, tmp_path: Path, encoded: dict[str, list[bytes]]
+) -> None:
+    gallery, elsewhere = tmp_path / "gallery", tmp_path / "elsewhere"
+    running = Running(export_folder, gallery)
+    try:
+        picture = b64(encoded["id00"][0])
+        assert running.client.post("/identities", json={"name": "a", "image": picture}).status_code == 201
+        gallery.rename(elsewhere)  # as whoever puts a backup in its place does
+        for answer in (
+            running.client.post("/identities", json={"name": "b", "image": picture}),
+            running.client.delete("/identities/a"),
+            running.client.post("/search", json={"image": picture}),
+            running.client.get("/ready"),
+        ):
+            assert (answer.status_code, "was taken away" in answer.json()["detail"]) == (503, True)
+        elsewhere.rename(gallery)
+        assert running.client.post("/identities", json={"name": "b", "image": picture}).status_code == 201
+    finally:
+        running.close()
 
 
 def test_a_request_sent_twice_is_done_once(service: Running, encoded: dict[str, list[bytes]]) -> None:
@@ -379,6 +402,15 @@ def run(*words: str, **options: Any) -> subprocess.CompletedProcess[str]:
     return console.run(f"lightning_pfc.commands.{words[0]}", *words[1:], timeout=120, **options)
 
 
+@contextlib.contextmanager
+def _ended(process: subprocess.Popen[str]) -> Iterator[None]:
+    """A process that a failure leaves behind would be waited for, for ever."""
+    try:
+        yield
+    finally:
+        process.kill()
+
+
 def test_from_a_folder_to_answers_and_a_clean_end(
     export_folder: Path, pictures: Path, tmp_path: Path, encoded: dict[str, list[bytes]]
 ) -> None:
@@ -394,7 +426,7 @@ def test_from_a_folder_to_answers_and_a_clean_end(
     assert "8 pictures enrolled; the gallery has 8 of 2 identities" in built.stdout
     program = "import sys; from lightning_pfc.commands.serve import main; sys.exit(main(sys.argv[1:]))"
     words = [sys.executable, "-c", program, str(export_folder), "--gallery", str(gallery), "--port", "0"]
-    with subprocess.Popen(words, stderr=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(words, stderr=subprocess.PIPE, text=True) as process, _ended(process):
         first = json.loads(process.stderr.readline())
         url = first["address"]
         second = run("serve", str(export_folder), "--gallery", str(gallery), "--port", "0")

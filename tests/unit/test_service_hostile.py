@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import importlib.util
+import io
+import json
+import logging
 import socket
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -15,7 +19,9 @@ pytest.importorskip("fastapi", reason="needs the extra serve")
 pytest.importorskip("faiss", reason="needs the extra serve")
 
 from lightning_pfc.service import protocol
-from tests.serving import Running
+from lightning_pfc.service.telemetry import Telemetry
+from lightning_pfc.service.whole_log import whole_log
+from tests.serving import Running, b64
 
 
 @pytest.fixture(scope="module")
@@ -144,3 +150,82 @@ def test_heads_in_pieces_and_requests_one_after_the_other(service: Running, pict
                 connection.sendall(part)
         said = _answer(connection)
     assert said.count(b"HTTP/1.1 200 ") == 2
+
+
+_UPGRADE = b"Connection: keep-alive, Upgrade\r\nUpgrade: h2c\r\n"
+
+
+@pytest.mark.parametrize("sent", ["whole", "pieces", "chunks"])
+def test_a_wish_for_another_protocol_changes_nothing(service: Running, pictures: Path, sent: str) -> None:
+    """`curl --http2` sends it with every request; the body was taken for bytes of that protocol."""
+    body = json.dumps({"image": b64((pictures / "id01" / "p0.png").read_bytes())}).encode()
+    size = b"Transfer-Encoding: chunked" if sent == "chunks" else b"Content-Length: %d" % len(body)
+    framed = b"%x\r\n%s\r\n0\r\n\r\n" % (len(body), body) if sent == "chunks" else body
+    head = (
+        b"POST /embed HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n" + size + b"\r\n" + _UPGRADE + b"\r\n"
+    )
+    last = b"GET /health HTTP/1.1\r\nHost: x\r\n" + _UPGRADE.replace(b"keep-alive", b"close") + b"\r\n"
+    parts = [head[:90], head[90:], framed[:50], framed[50:] + last] if sent == "pieces" else [head + framed + last]
+    with socket.create_connection(service.address) as connection:
+        for part in parts:
+            connection.sendall(part)
+            if sent == "pieces":
+                service.client.get("/health")  # the part before has been read then
+        said = _answer(connection)
+    assert said.count(b"HTTP/1.1 200 ") == 2
+    first = said.split(b"\r\n\r\n")[1].partition(b"HTTP/1.1")[0]
+    assert len(json.loads(first)["embedding"]) == 16
+    assert said.endswith(b'{"status":"alive"}')
+
+
+def test_a_body_is_never_a_request(service: Running) -> None:
+    """What follows a wish for another protocol was read as the next request, whatever its length said."""
+    body = b"GET /nobody-asked-for-this HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+    head = b"POST /embed HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: %d\r\n" % len(body)
+    with socket.create_connection(service.address) as connection:
+        connection.sendall(head + _UPGRADE.replace(b"keep-alive", b"close") + b"\r\n" + body)
+        said = _answer(connection)
+    assert said.startswith(b"HTTP/1.1 422 ")
+    assert said.count(b"HTTP/1.1") == 1
+
+
+@pytest.mark.parametrize(
+    ("head", "words"),
+    [
+        (
+            b"GET /health HTTP/1.1\r\nHost: x\r\nConnection: Upgrade, close\r\nUpgrade: WebSocket\r\n\r\n",
+            b"no WebSockets",
+        ),
+        (b"CONNECT x:80 HTTP/1.1\r\nHost: x:80\r\n\r\n", b"no request of HTTP/1.1"),
+        (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", b"no request of HTTP/1.1"),
+        (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", b"start the service with --tls"),
+    ],
+    ids=["websocket", "connect", "http2", "tls"],
+)
+def test_other_protocols_are_refused_in_json(service: Running, head: bytes, words: bytes) -> None:
+    with socket.create_connection(service.address) as connection:
+        connection.sendall(head)
+        said = _answer(connection)
+    assert said.startswith(b"HTTP/1.1 400 ")
+    assert words in json.loads(said.split(b"\r\n\r\n", 1)[1])["detail"].encode()
+
+
+def test_what_libraries_log_is_json_too() -> None:
+    lines = io.StringIO()
+    before = logging.getLogger().handlers[:]
+    with whole_log(Telemetry(lines)):
+        logging.getLogger("uvicorn.error").warning("two\nlines of %s", "it")
+        try:
+            raise KeyError("a name that nobody may read")
+        except KeyError:
+            logging.getLogger("asyncio").exception("of a name that nobody may read")
+        warnings.warn("old", DeprecationWarning, stacklevel=1)
+    found = [json.loads(line) for line in lines.getvalue().splitlines()]
+    assert [(one["event"], one["source"]) for one in found] == [
+        ("warning", "uvicorn.error"),
+        ("error", "asyncio"),
+        ("warning", "py.warnings"),
+    ]
+    assert [found[0]["text"], found[1]["error"]] == ["two lines of it", "KeyError"]
+    assert "nobody may read" not in lines.getvalue()
+    assert logging.getLogger().handlers == before
