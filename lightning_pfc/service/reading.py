@@ -9,6 +9,7 @@ from typing import Any, Generic, TypeVar
 from fastapi import Request as HttpRequest
 from pydantic import BaseModel, ValidationError
 from starlette.datastructures import UploadFile
+from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartException
 
 from lightning_pfc.service.errors import RequestError
@@ -94,8 +95,13 @@ async def _form(request: HttpRequest, model: type[Body], fields: tuple[str, ...]
                     pictures.setdefault(name, []).append(await value.read())
                 else:
                     values[name] = _plain(model, name, value)
-    except (MultiPartException, ValueError, KeyError) as error:
-        raise RequestError(422, f"the form cannot be read: {error}.") from None
+    except (MultiPartException, HTTPException, ValueError, KeyError) as error:
+        text = str(error.detail if isinstance(error, HTTPException) else error).rstrip(".")
+        if text.startswith("Too many files"):
+            raise RequestError(
+                413, f"more than {limits.pictures} pictures, and as many at most are taken in a request; send fewer."
+            ) from None
+        raise RequestError(422, f"the form cannot be read: {text}.") from None
     for name, found in pictures.items():
         numbers = [str(i) for i in range(len(found))]
         if name == "image" and len(found) > 1 and "images" in fields:

@@ -234,6 +234,7 @@ def test_limits_come_before_decoding(export_folder: Path, encoded: dict[str, lis
             (client.post("/embed", files={"image": b"\xff" * 20_001}), 413),
             (client.post("/embed", json={"image": b64(png(101, 100))}), 413),
             (client.post("/embed", json={"images": [b64(good)] * 4}), 413),
+            (client.post("/embed", files=[("images", good)] * 4), 413),
             (client.post("/embed", content=b"x", headers={"Content-Type": "text/plain"}), 415),
             (client.post("/search", json={"image": b64(good)}), 404),
             (client.post("/nothing", json={}), 404),

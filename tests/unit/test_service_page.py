@@ -15,6 +15,7 @@ pytest.importorskip("playwright", reason="needs playwright, of the extra test")
 
 from playwright import sync_api as playwright
 
+from lightning_pfc.service.keys import Keys
 from tests.serving import Running
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -125,3 +126,84 @@ def test_what_goes_wrong_is_said(page: Any, tmp_path: Path) -> None:
     (tmp_path / "no.png").write_bytes(b"not a picture")
     page.set_input_files("#file-search", str(tmp_path / "no.png"))
     playwright.expect(page.locator("#message.error")).to_contain_text("JPEG, PNG", timeout=20_000)
+
+
+_DROP = """([where, names]) => {
+    const carried = new DataTransfer();
+    for (const name of names) carried.items.add(new File([new Uint8Array([1])], name, { type: "image/png" }));
+    const event = new DragEvent("drop", { dataTransfer: carried, cancelable: true, bubbles: true });
+    document.querySelector(where).dispatchEvent(event);
+    return event.defaultPrevented;
+}"""
+
+
+@pytest.mark.parametrize(
+    ("where", "names", "said"),
+    [
+        ("h1", ["a.png"], "Drop a picture on one of the fields"),
+        ("#drop-search", ["a.png", "b.png", "c.png"], "3 files were dropped"),
+        ("#drop-search", [], "no file"),
+    ],
+)
+def test_a_drop_that_is_not_meant_stays_on_the_page(page: Any, where: str, names: list[str], said: str) -> None:
+    assert page.evaluate(_DROP, [where, names])  # else the browser opens the file in place of the page
+    _says(page, said)
+
+
+@pytest.fixture
+def bare(browser: Any) -> Iterator[Any]:
+    """A page where the browser's own complaints are no fault."""
+    context = browser.new_context()
+    found = context.new_page()
+    found.set_default_timeout(20_000)
+    yield found
+    context.close()
+
+
+def test_what_another_has_deleted_goes_from_the_list(bare: Any, service: Running, pictures: Path) -> None:
+    with (pictures / "id07" / "p0.png").open("rb") as file:
+        assert service.client.post("/identities", files={"image": file}, data={"name": "bert"}).status_code == 201
+    bare.goto(service.url)
+    button = bare.get_by_label("Delete bert")
+    button.wait_for()
+    assert service.client.delete("/identities/bert").status_code == 204
+    button.click()
+    bare.click("#delete-dialog .danger")
+    _says(bare, "there is no identity 'bert'")
+    playwright.expect(button).to_have_count(0)
+
+
+def test_a_key_that_is_wrong_can_be_given_again(export_folder: Path, bare: Any) -> None:
+    keys, secret = Keys().with_new("page", ["read"])
+    running = Running(export_folder, None, keys=keys)
+    try:
+        bare.goto(running.url)
+        _says(bare, "asks for a key")
+        for key, said in (
+            ("wrong", "does not know this key"),
+            ("schl\u00fcssel\u2192", "is no key"),
+            (secret + " ", ""),
+        ):
+            playwright.expect(bare.locator("#key")).to_be_focused()
+            bare.keyboard.type(key)
+            bare.keyboard.press("Enter")
+            _says(bare, said)
+        bare.wait_for_selector("#model:not(:empty)")
+        playwright.expect(bare.locator("#key-form")).to_be_hidden()
+    finally:
+        running.close()
+
+
+def test_a_service_that_falls_silent_is_not_waited_for_for_ever(service: Running, bare: Any, pictures: Path) -> None:
+    bare.clock.install()
+    bare.goto(service.url)
+    bare.wait_for_selector("#model:not(:empty)")
+    bare.route("**/search", lambda route: None)  # never answered
+    bare.set_input_files("#file-search", str(pictures / "id01" / "p0.png"))
+    bare.wait_for_selector("body[aria-busy]", state="attached")
+    bare.clock.fast_forward(61_000)
+    _says(bare, "did not answer within 60 seconds")
+    bare.unroute("**/search")
+    bare.route("**/search", lambda route: route.abort())
+    bare.set_input_files("#file-search", str(pictures / "id02" / "p0.png"))
+    _says(bare, "see whether it runs")

@@ -9,22 +9,36 @@ function say(text, isError = false) {
   $("message").classList.toggle("error", isError);
 }
 
+const PATIENCE = 60_000;  // milliseconds: more than the service itself takes for a request to arrive and be answered
+
 async function ask(path, options = {}) {
   const headers = new Headers(options.headers || {});
   const key = sessionStorage.getItem("key");
   if (key) headers.set("Authorization", `Bearer ${key}`);
+  const given = new AbortController(), timer = setTimeout(() => given.abort(), PATIENCE);
   let answer;
   try {
-    answer = await fetch(path, { ...options, headers });
+    answer = await fetch(path, { ...options, headers, signal: given.signal });
   } catch {
-    throw new Error("The service does not answer.");
+    throw new Error(given.signal.aborted
+      ? `The service did not answer within ${PATIENCE / 1000} seconds; see whether it runs, then try again.`
+      : "The service does not answer; see whether it runs, then try again.");
+  } finally {
+    clearTimeout(timer);
   }
-  if (answer.status === 401) $("key-form").hidden = false;
+  if (answer.status === 401) askForKey(key ? "The service does not know this key; give another." : "The service asks for a key; give one.");
   if (!answer.ok) {
     const body = await answer.json().catch(() => ({}));
     throw new Error(body.detail || `The service answered ${answer.status}.`);
   }
   return answer;
+}
+
+function askForKey(why) {
+  sessionStorage.removeItem("key");
+  $("key-form").hidden = false;
+  $("key").focus();
+  throw new Error(why);
 }
 
 async function attempt(work) {
@@ -58,7 +72,18 @@ function dropZone(id, chosen) {
   zone.addEventListener("drop", (event) => {
     event.preventDefault();
     zone.classList.remove("over");
-    take(event.dataTransfer.files[0]);
+    const files = event.dataTransfer.files;
+    if (files.length === 1) take(files[0]);
+    else say(files.length ? `${files.length} files were dropped, and one picture belongs here; drop one.` : "That was no file; drop a picture.", true);
+  });
+}
+
+// what is dropped beside the fields would be opened in place of the page
+for (const kind of ["dragover", "drop"]) {
+  window.addEventListener(kind, (event) => {
+    if (event.defaultPrevented || event.target.closest?.("input")) return;
+    event.preventDefault();
+    if (kind === "drop") say("Drop a picture on one of the fields.", true);
   });
 }
 
@@ -71,11 +96,14 @@ function form(fields) {
 // --- compare ---------------------------------------------------------------------------------------------------------
 
 const pair = {};
+const turns = { compare: 0, search: 0 };  // an answer that comes after a later question is not shown
 
 async function compare() {
   if (!pair.a || !pair.b) return;
+  const turn = ++turns.compare;
   await attempt(async () => {
     const found = await (await ask("../compare", form([["a", pair.a], ["b", pair.b]]))).json();
+    if (turn !== turns.compare) return;
     const score = found.score.toFixed(3);
     if (found.same === null) {
       $("verdict").textContent = `Score ${score}. The model was never calibrated, so nothing says what that means.`;
@@ -139,8 +167,10 @@ async function preview(picture, image) {
 }
 
 async function search(file) {
+  const turn = ++turns.search;
   await attempt(async () => {
     const found = await (await ask("../search", form([["image", file], ["k", "5"]]))).json();
+    if (turn !== turns.search) return;
     const rows = found.matches.map((match) => {
       const row = document.createElement("li"), image = document.createElement("img");
       image.alt = "";
@@ -198,20 +228,26 @@ function answerOf(dialog) {
   return new Promise((done) => dialog.addEventListener("close", () => done(dialog.returnValue), { once: true }));
 }
 
+async function change(identity, options, done) {
+  let said = done, failed = false;
+  await attempt(() => ask(`../identities/${encodeURIComponent(identity.name)}`, options).catch((error) => {
+    [said, failed] = [error.message, true];
+  }));
+  await list(true);  // also where it was refused: another may have changed it first
+  if ($("key-form").hidden) say(said, failed);
+}
+
 async function rename(identity) {
   $("rename-name").value = identity.name;
   if (await answerOf($("rename-dialog")) !== "rename") return;
   const body = JSON.stringify({ name: $("rename-name").value });
-  await attempt(() => ask(`../identities/${encodeURIComponent(identity.name)}`, {
-    method: "PATCH", body, headers: { "Content-Type": "application/json" },
-  })) && await list(true);
+  await change(identity, { method: "PATCH", body, headers: { "Content-Type": "application/json" } }, "");
 }
 
 async function remove(identity) {
   $("delete-text").textContent = `${identity.name} and all its pictures will be gone for good.`;
   if (await answerOf($("delete-dialog")) !== "delete") return;
-  const done = await attempt(() => ask(`../identities/${encodeURIComponent(identity.name)}`, { method: "DELETE" }));
-  if (done) { await list(true); say(`${identity.name} is deleted.`); }
+  await change(identity, { method: "DELETE" }, `${identity.name} is deleted.`);
 }
 
 // not a submit button: Enter in a field would take the first of those
@@ -248,8 +284,10 @@ dropZone("drop-search", search);
 $("more").addEventListener("click", () => list(false));
 $("key-form").addEventListener("submit", (event) => {
   event.preventDefault();
-  sessionStorage.setItem("key", $("key").value);
+  const key = $("key").value.trim();
   $("key").value = "";
+  if (!/^[\x21-\x7e]+$/.test(key)) return say("That is no key: keys are printed by pfc-serve --make-key, and begin with pfc_.", true);
+  sessionStorage.setItem("key", key);
   $("key-form").hidden = true;
   start();
 });
