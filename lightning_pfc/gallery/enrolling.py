@@ -68,8 +68,10 @@ def enrol_all(
     gallery.check_model(model_record(recogniser))
     rest = (one for one in candidates if _may_be_named(one, report))
     while batch := list(islice(rest, BATCH)):
-        digests = [hashlib.sha256(one.data).hexdigest() for one in batch]
-        new = [(one, d) for one, d in zip(batch, digests, strict=True) if not gallery.store.has(one.identity, d)]
+        once: dict[tuple[str, str], Candidate] = {}
+        for one in batch:
+            once.setdefault((one.identity, hashlib.sha256(one.data).hexdigest()), one)
+        new = [(one, digest) for (name, digest), one in once.items() if not gallery.store.has(name, digest)]
         report.known += len(batch) - len(new)
         seen = [
             (one, digest, pixels) for one, digest in new if (pixels := _prepared(recogniser, one, report)) is not None

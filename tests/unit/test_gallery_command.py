@@ -66,6 +66,17 @@ def test_a_build_that_the_disk_ends_says_how_to_go_on(
     assert len(_names(gallery)) == 60
 
 
+def test_a_picture_that_lies_there_twice_is_counted_once(
+    export_folder: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(pictures / "id01", tmp_path / "people" / "anna")
+    shutil.copy(pictures / "id01" / "p0.png", tmp_path / "people" / "anna" / "again.png")
+    words = [str(tmp_path / "gallery"), str(tmp_path / "people")]
+    assert main(["build", *words, "--model", str(export_folder)]) == 0
+    said = "4 pictures enrolled, 1 were there already; the gallery has 4 of 1 identities"
+    assert said in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("command", [["info"], ["build", "people", "--model", "export"]])
 def test_an_address_that_is_empty(
     export_folder: Path, pictures: Path, command: list[str], capsys: pytest.CaptureFixture[str]
