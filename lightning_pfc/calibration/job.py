@@ -69,9 +69,13 @@ class Calibrate:
         value = getattr(self, name)
         if value is None:
             return []
-        return [
-            float(rate) for rate in (value if isinstance(value, Sequence) and not isinstance(value, str) else [value])
-        ]
+        rates = value if isinstance(value, Sequence) and not isinstance(value, str) else [value]
+        try:
+            return [float(rate) for rate in rates]
+        except (TypeError, ValueError) as error:
+            raise ValueError(
+                f"calibrate.{name}={value!r} is no rate; give a number such as 1e-3, or a list of them"
+            ) from error
 
     @property
     def wanted(self) -> bool:

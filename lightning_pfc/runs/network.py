@@ -19,7 +19,7 @@ from lightning_pfc.models.reviewed import check_backbone, check_backbone_options
 from lightning_pfc.runs.errors import ExportError
 from lightning_pfc.runs.hub import local_folder
 from lightning_pfc.runs.plain import Reader, read_json
-from lightning_pfc.storage.whole_files import write_json
+from lightning_pfc.storage.whole_files import write_json, write_whole
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 LIBRARY = "lightning-pfc"
@@ -113,11 +113,12 @@ class EmbeddingModel(nn.Module):
         return fingerprint_of(self.state_dict())
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
-        """Write ``model.safetensors`` and ``config.json`` into a folder that is there."""
-        from safetensors.torch import save_file
+        """Write ``model.safetensors`` and ``config.json`` into a folder that is there. Raises OSError."""
+        from safetensors.torch import save  # its save_file has errors of its own, and lets only the owner read
 
         weights = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in self.state_dict().items()}
-        save_file(weights, Path(folder) / WEIGHTS, {"format": "pt"})
+        with write_whole(Path(folder) / WEIGHTS) as file:
+            file.write(save(weights, {"format": "pt"}))
         self.config.write(Path(folder) / CONFIG)
 
     @classmethod

@@ -278,6 +278,8 @@ def test_scores_that_are_all_the_same() -> None:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
+        ({"far": "abc"}, r"calibrate\.far='abc' is no rate"),
+        ({"fpir": [1e-2, "abc"]}, r"calibrate\.fpir=\[0\.01, 'abc'\] is no rate"),
         ({"far": 0}, r"calibrate\.far"),
         ({"far": 1.0}, r"calibrate\.far"),
         ({"far": [1e-3, 2]}, r"calibrate\.far"),

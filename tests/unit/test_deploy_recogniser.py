@@ -205,6 +205,22 @@ def test_the_folder_is_one_of_the_hub(export_folder: Path, module: PartialFCModu
         EmbeddingModel.from_pretrained("/nowhere")
 
 
+def test_weights_are_a_file_like_others_and_a_full_disk_is_the_system_s_error(
+    export_folder: Path, tmp_path: Path
+) -> None:
+    model = EmbeddingModel.from_pretrained(export_folder)
+    model.save_pretrained(tmp_path)
+    weights = tmp_path / "model.safetensors"
+    assert weights.stat().st_mode == (tmp_path / "config.json").stat().st_mode  # whoever reads the one reads the other
+    if not Path("/dev/full").exists():
+        pytest.skip("needs /dev/full, of Linux")
+    weights.unlink()
+    weights.symlink_to("/dev/full")
+    with pytest.raises(OSError, match="No space left") as raised:
+        model.save_pretrained(tmp_path)
+    assert raised.value.filename == str(weights)
+
+
 # --- decisions --------------------------------------------------------------------------------------------------------
 
 
