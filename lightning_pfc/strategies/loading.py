@@ -8,6 +8,7 @@ from typing import Any
 
 import torch.distributed as dist
 from lightning.fabric.utilities import rank_zero_info, rank_zero_warn
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
 from lightning_pfc.checkpoint import CheckpointError, is_checkpoint_folder, load_folder
@@ -20,7 +21,10 @@ from lightning_pfc.checkpoint.single import OWN, load_file
 from lightning_pfc.strategies.live_tensors import LiveTensors
 from lightning_pfc.strategies.moved_rows import find_moves, moved_rows, on_all_ranks
 from lightning_pfc.strategies.saving import CheckpointSaving
-from lightning_pfc.strategies.whose import check_identities
+from lightning_pfc.strategies.whose import check_identities, names_in_loaders
+
+# where the classes come from that a checkpoint is given to; else from those that are fitted
+_LOOPS = {TrainerFn.VALIDATING: "validate_loop", TrainerFn.TESTING: "test_loop"}
 
 
 class CheckpointLoading(CheckpointSaving):
@@ -31,6 +35,7 @@ class CheckpointLoading(CheckpointSaving):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._match: str | None = None
+        self._unmatched: tuple[str, Identities | None] | None = None
 
     @property
     def fall_back(self) -> bool:
@@ -143,18 +148,42 @@ class CheckpointLoading(CheckpointSaving):
         Raises:
             CheckpointError: on every rank, naming the first class that is another.
         """
-        origins = None
-        by_name = self._match == "names" and not self._predicting()
+        origins = self._unmatched = None
+        asked = self._match != "position" and not self._predicting()
+        by_name = self._match == "names" and asked
         with shared_errors(self.comm, path):
-            here = self._identities() if self._match != "position" and not self._predicting() else None
+            here = self._identities(_LOOPS.get(self._trainer.state.fn, "fit_loop")) if asked else None
             if self.is_global_zero and by_name:
                 origins = find_moves(str(path), stored(), here, dict(self._iter_heads()))
+            elif asked and here is None:
+                self._unmatched = str(path), stored() if self.is_global_zero else None
             elif self.is_global_zero and here is not None:
                 there = stored()
                 if there is None:
                     rank_zero_info(f"{path} does not say whose its classes are: they are taken by their position.")
                 check_identities(str(path), there, here)
         return on_all_ranks(origins, self.comm) if by_name else None
+
+    def process_dataloader(self, dataloader: object) -> object:
+        """Compare the names of its data set's classes, where a hook made the loader after the checkpoint was read.
+
+        Collective in that case: one exchange on the CPU.
+
+        Raises:
+            CheckpointError: on every rank, naming the first class that is another.
+        """
+        judging = self._fitting() and not self._trainer.training  # on people of their own, perhaps
+        if self._unmatched is not None and not judging:
+            path, there = self._unmatched
+            with shared_errors(self.comm, Path(path)):
+                names = names_in_loaders(dataloader, [head for _, head in self._iter_heads()])
+                check_identities(path, there, self._as_identities(names))
+        return super().process_dataloader(dataloader)
+
+    def teardown(self) -> None:
+        """Forget whose the classes were."""
+        self._unmatched = None
+        super().teardown()
 
     def _moved_rows(
         self, path: Path, origins: Tensor, targets: LiveTensors

@@ -73,10 +73,11 @@ class WithHeads(DDPStrategy):
 
     # -- whose the classes are
 
-    def _identities(self) -> Identities | None:
+    def _identities(self, loop: str = "fit_loop") -> Identities | None:
         """The names of the classes, found once; whoever writes a file of them is the only one to go through them."""
-        trainer = self._trainer
-        names = names_of_data(trainer, [head for _, head in self._iter_heads()])
+        return self._as_identities(names_of_data(self._trainer, [head for _, head in self._iter_heads()], loop))
+
+    def _as_identities(self, names: Any) -> Identities | None:
         if names is None:
             return None
         if self._names is None or self._names[0] is not names:

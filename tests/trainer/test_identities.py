@@ -10,6 +10,7 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
+from lightning.pytorch.utilities.combined_loader import CombinedLoader
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
 
@@ -129,6 +130,82 @@ def test_the_classes_of_a_data_set_in_a_loader_of_ones_own_are_compared(
         for said in ranks.run(world_size, fit_on, data, path, None):
             assert "class 0 is 'anna' in the checkpoint and 'bert' in the data" in said
     assert set(ranks.run(world_size, fit_on, Pictures(NAMES), path, None)) == {""}
+
+
+class Loading(Sized):
+    """A module that makes its loaders itself, as Lightning's hooks have it."""
+
+    data: Any
+
+    def train_dataloader(self) -> Any:
+        return DataLoader(self.data, batch_size=4)
+
+    def val_dataloader(self) -> Any:
+        return DataLoader(self.data, batch_size=4)
+
+    def test_dataloader(self) -> Any:
+        return DataLoader(self.data, batch_size=4)
+
+
+class OfLists(Sized):
+    """Its batches come from a collection of loaders."""
+
+    def loss(self, batch: Any) -> Tensor:
+        return super().loss(batch if isinstance(batch[0], Tensor) else batch[0])
+
+    def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        self.loss(batch)
+
+    def test_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        self.loss(batch)
+
+
+class Module(L.LightningDataModule):
+    """A data module that tells no names; its data sets do."""
+
+    train_dataloader, val_dataloader = Loading.train_dataloader, Loading.val_dataloader
+    test_dataloader = Loading.test_dataloader
+
+    def __init__(self, data: Any) -> None:
+        super().__init__()
+        self.data = data
+
+
+def through(rank: int, world_size: int, door: str, way: str, data: Any, load: str | None, save: str | None) -> str:
+    """A checkpoint that meets data at a door, which get there in one of many ways."""
+    trainer = make_trainer(rank, world_size, max_steps=2 if load is None else 3, max_epochs=-1)
+    trainer.limit_val_batches = 0 if door == "fit" else 1
+    trainer.limit_test_batches = 1
+    loader = DataLoader(data, batch_size=4)
+    model: Any = {"hook": Loading, "list": OfLists}.get(way, Sized)()
+    model.data = data
+    ways: dict[str, Any] = {
+        "loader": (loader,),
+        "list": ([loader, loader],) if door != "fit" else (CombinedLoader([loader], "max_size_cycle"),),
+        "hook": (),
+        "data module": (Module(data),),
+    }
+    try:
+        getattr(trainer, door)(model, *ways[way], ckpt_path=load)
+    except CheckpointError as error:
+        return str(error)
+    if save is not None:
+        trainer.save_checkpoint(save)
+    return ""
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+@pytest.mark.parametrize("way", ["loader", "list", "hook", "data module"])
+def test_the_names_of_data_sets_are_compared_however_they_come(
+    ranks: RankPool, tmp_path: Path, way: str, world_size: int
+) -> None:
+    path, other = str(tmp_path / "a.ckpt"), Pictures([*NAMES[1:], NAMES[0]])
+    assert set(ranks.run(world_size, through, "fit", way, Pictures(NAMES), None, path)) == {""}
+    assert list(stored_in(Path(path))) == NAMES
+    for door in ("fit", "validate", "test"):
+        assert set(ranks.run(world_size, through, door, way, Pictures(NAMES), path, None)) == {""}, door
+        for said in ranks.run(world_size, through, door, way, other, path, None):
+            assert "class 0 is 'anna' in the checkpoint and 'bert' in the data" in said, door
 
 
 def rows_of(path: Path, names: Sequence[str]) -> dict[str, Tensor]:
