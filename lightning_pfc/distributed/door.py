@@ -2,6 +2,7 @@
 
 Whoever connects shows that he knows a secret without telling it (HMAC over numbers that both sides have made up), and
 so does the door. Until then a connection is a stranger's: few of them are kept, for seconds, and each may send little.
+A rank is in when it has answered the door's welcome: one that did not wait for it comes again.
 """
 
 from __future__ import annotations
@@ -86,6 +87,7 @@ class _Stranger:
     since: float
     rank: int = -1
     numbers: tuple[str, str] = ("", "")
+    about: list[str] | None = None  # what a rank says of itself, once it has shown that it is one
 
 
 class Door:
@@ -115,6 +117,7 @@ class Door:
         self.addresses = [str(each.getsockname()[0]) for each in self._listeners]
         self.port = int(self._listeners[0].getsockname()[1])
         self._strangers: list[_Stranger] = []
+        self._welcomed: list[_Stranger] = []
         self._selector = selectors.DefaultSelector()
         for each in self._listeners:
             each.setblocking(False)
@@ -143,10 +146,13 @@ class Door:
             with contextlib.suppress(Exception):  # whatever a stranger has found out, the next one may be a rank
                 self._turn()
             self._closed.wait(_PAUSE)
-        for stranger in self._strangers:
-            stranger.line.socket.close()
         for each in self._listeners:
             each.close()
+        for stranger in (*self._strangers, *self._welcomed):
+            if stranger.about is None or stranger.rank not in self.absent:
+                stranger.line.socket.close()
+            else:  # it thinks that it is in
+                self._let_in(stranger, stranger.about)
         self._selector.close()
 
     def _turn(self) -> None:
@@ -174,13 +180,18 @@ class Door:
                 self._drop(self._strangers[0])
 
     def _drop(self, stranger: _Stranger) -> None:
-        if stranger in self._strangers:
+        if stranger in self._strangers or stranger in self._welcomed:
             self._forget(stranger)
             stranger.line.socket.close()
 
     def _forget(self, stranger: _Stranger) -> None:
-        self._strangers.remove(stranger)
+        (self._strangers if stranger.about is None else self._welcomed).remove(stranger)
         self._selector.unregister(stranger.line.socket)
+
+    def _let_in(self, stranger: _Stranger, about: Sequence[str]) -> None:
+        self._forget(stranger)
+        self.absent.discard(stranger.rank)
+        self._admit(stranger.rank, stranger.line, about)
 
     def _hear(self, stranger: _Stranger) -> bool:
         """Whether what he sends is what a rank would send."""
@@ -188,7 +199,15 @@ class Door:
             said = stranger.line.receive()
         except Ended:
             return False
-        return all(self._answer(stranger, fields) for fields in said)
+        while said:
+            fields = said.pop(0)
+            if fields == ["here"] and stranger.about is not None and stranger.rank in self.absent:
+                stranger.line.put_back(said)
+                self._let_in(stranger, stranger.about)
+                return True
+            if not self._answer(stranger, fields):
+                return False
+        return True
 
     def _answer(self, stranger: _Stranger, fields: list[str]) -> bool:
         match fields:
@@ -199,14 +218,14 @@ class Door:
                 stranger.rank, stranger.numbers = int(rank), (number, ours)
                 stranger.line.send("challenge", ours, _proof(self._secret, "door", rank, number, ours))
                 return True
-            case ["proof", proof, *about] if stranger.rank in self.absent:
+            case ["proof", proof, *about] if stranger.rank in self.absent and stranger.about is None:
                 expected = _proof(self._secret, "rank", str(stranger.rank), *stranger.numbers)
                 if not hmac.compare_digest(proof.encode(), expected.encode()):
                     return False
-                self._forget(stranger)
-                self.absent.discard(stranger.rank)
+                self._strangers.remove(stranger)  # no flood puts it out now, and it may take its time
+                self._welcomed.append(stranger)
+                stranger.about = about
                 stranger.line.send("welcome")
-                self._admit(stranger.rank, stranger.line, about)
                 return True
         return False
 
@@ -230,6 +249,7 @@ def enter(
         line.send("proof", _proof(secret, "rank", str(rank), number, theirs), *about)
         if line.take(seconds) != ["welcome"]:
             raise ValueError
+        line.send("here")
     except (Ended, ValueError) as error:
         line.socket.close()
         raise OSError(f"{address}:{port} is not a port of this run, or too busy") from error

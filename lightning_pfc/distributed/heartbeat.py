@@ -167,6 +167,7 @@ class _Hub:
         self.selector = selectors.DefaultSelector()
         self.lines: dict[int, Line] = {}
         self.peers = [Peer(rank) for rank in range(owner.world_size)]
+        self.verdict: tuple[Kind, str] | None = None  # for those, too, who come when it was told
 
     def run(self) -> None:
         own = self.owner
@@ -174,6 +175,8 @@ class _Hub:
             self.watch()
         except Exception as error:  # a fault of ours leaves a run unwatched, and does not end it
             own.problem = f"the heartbeat of rank 0 ended with {type(error).__name__}: {error}"
+        if own.door is not None:
+            own.door.close()  # nobody is let in whom nobody would tell anything
         self.admit(own.clock())
         self.tell(*(("verdict", "failed", f"rank 0: {own.failure}") if own.failure else ("bye",)))
         self.selector.close()
@@ -217,6 +220,8 @@ class _Hub:
             host, pid = (*about, "", "")[:2]
             self.peers[rank].greet(host or "?", int(pid) if pid.isdecimal() else 0, now)
             self.lines[rank] = line
+            if self.verdict is not None:
+                line.send("verdict", *self.verdict)
             if not self.owner.stopped.is_set():
                 self.selector.register(line.socket, selectors.EVENT_READ, rank)
 
@@ -245,6 +250,7 @@ class _Hub:
 
     def conclude(self, kind: Kind, text: str) -> None:
         if not self.owner.said:
+            self.verdict = kind, text
             self.tell("verdict", kind, text)
             self.owner.say(kind, text)
 

@@ -96,6 +96,10 @@ class Line:
         self._ready = found[1:]
         return found[0]
 
+    def put_back(self, lines: list[list[str]]) -> None:
+        """Have the next :meth:`receive` give these lines first."""
+        self._ready = [*lines, *self._ready]
+
     def close(self, seconds: float = 0.0) -> None:
         """End the connection, within ``seconds`` when the other side has read all: a plain close could take it back."""
         deadline = time.monotonic() + seconds

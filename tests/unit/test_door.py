@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from lightning_pfc.distributed.door import Door, addresses_of, enter, listen_on
+from lightning_pfc.distributed.door import Door, _proof, addresses_of, enter, listen_on
 from lightning_pfc.distributed.lines import LONGEST, Ended, Line
 from recipes.slurm.flood import CASES, Flood
 
@@ -102,6 +102,59 @@ def test_a_false_door_learns_nothing_and_is_left(guests: Guests) -> None:
     assert not any(b"secret" in each for each in seen)
     door.close()
     false.close()
+
+
+def knock(door: Door, rank: int, secret: str = "secret") -> Line:
+    """A rank that has shown what it knows, and has not looked yet whether it was let in."""
+    line, number = Line(socket.create_connection(("127.0.0.1", door.port), timeout=5.0)), "0" * 32
+    line.send("hello", rank, number)
+    _, theirs, _ = line.take(20.0)
+    line.send("proof", _proof(secret, "rank", str(rank), number, theirs), "host", rank)
+    return line
+
+
+def test_a_rank_that_gave_up_before_it_was_let_in_comes_again(guests: Guests) -> None:
+    """A busy rank 0 answers late: whoever has left by then is not in, and must not be taken for one who has died."""
+    door = Door(HERE, "secret", [1], guests)
+    door.open()
+    knock(door, 1).socket.close()
+    line = enter("127.0.0.1", door.port, "secret", 1, ("host", 7), seconds=20.0)
+    assert door.wait(20.0)
+    assert guests.lines[1][1] == ["host", "7"]
+    guests.lines[1][0].send("still", "there")
+    assert line.take(20.0) == ["still", "there"]
+    line.close()
+
+
+def test_who_has_shown_it_is_no_stranger_any_more(guests: Guests, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A flood does not put it out, however long it takes to go on; what it says then is not lost."""
+    monkeypatch.setattr("lightning_pfc.distributed.door._STRANGERS", 2)
+    monkeypatch.setattr("lightning_pfc.distributed.door._PATIENCE", 0.1)
+    door = Door(HERE, "secret", [1, 2], guests)
+    door.open()
+    line = knock(door, 1)
+    assert line.take(20.0) == ["welcome"]
+    strangers = [socket.create_connection(("127.0.0.1", door.port), timeout=20.0) for _ in range(6)]
+    assert all(stranger.recv(1) == b"" for stranger in strangers)
+    line.socket.sendall(b"here\nfailed\tno disk\n")
+    other = enter("127.0.0.1", door.port, "secret", 2, seconds=20.0)
+    assert door.wait(20.0)
+    assert guests.lines[1][0].take(20.0) == ["failed", "no disk"]
+    for each in (*strangers, line, other):
+        each.close()
+
+
+def test_who_was_welcomed_is_let_in_when_the_door_closes(guests: Guests) -> None:
+    """It thinks that it is in: who closes the door takes leave of it."""
+    door = Door(HERE, "secret", [1, 2], guests)
+    door.open()
+    line = knock(door, 1)
+    assert line.take(20.0) == ["welcome"]
+    door.close()
+    guests.lines[1][0].send("bye")
+    assert line.take(20.0) == ["bye"]
+    assert list(guests.lines) == [1]
+    line.close()
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import pytest
 
@@ -172,6 +173,23 @@ def test_who_was_just_let_in_is_told_why_rank_0_goes(monkeypatch: pytest.MonkeyP
     going.set()
     world.wait([1])
     assert world.heard[1] == [("failed", "rank 0: OSError: disk")]
+    world.close()
+
+
+def test_who_comes_after_a_verdict_hears_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    admit, late = Heartbeat._admit, list[Any]()
+
+    def keep(beat: Heartbeat, *about: Any) -> None:
+        admit(beat, *about) if about[0] == 1 else late.append((beat, *about))
+
+    monkeypatch.setattr(Heartbeat, "_admit", keep)
+    world = World(3)
+    world.beats[1].fail("OSError: disk")
+    world.wait([0])
+    wait_for(lambda: bool(late))
+    admit(*late[0])
+    world.wait([2])
+    assert world.heard[2] == [("failed", "rank 1: OSError: disk")]
     world.close()
 
 
