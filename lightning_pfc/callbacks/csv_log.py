@@ -107,11 +107,20 @@ def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
     like a whole one. So is any other line that is no row, with a warning.
     """
     text = Path(path).read_bytes().decode(errors="replace")
-    header, *lines = csv.reader(text[: text.rfind("\n") + 1].splitlines()) if "\n" in text else [[]]
-    rows = [row for line in lines if (row := _row(header, line)) is not None]
+    first, *lines = text[: text.rfind("\n") + 1].splitlines() or [""]
+    header = _fields(first)
+    rows = [row for line in lines if (row := _row(header, _fields(line))) is not None]
     if len(rows) < len(lines):
         _log.warning("%s: %d lines are no rows of metrics, and are left out.", path, len(lines) - len(rows))
     return rows
+
+
+def _fields(line: str) -> list[str]:
+    """Of one line: a stray quotation mark, of a file system that has crashed, must not take the lines below with it."""
+    try:
+        return next(csv.reader([line]), [])
+    except csv.Error:
+        return []
 
 
 def _row(header: list[str], line: list[str]) -> dict[str, Any] | None:

@@ -17,7 +17,7 @@ from lightning_pfc.callbacks.ranks import comm_of
 from lightning_pfc.callbacks.signal_handlers import SignalHandlers
 from lightning_pfc.checked import checked
 from lightning_pfc.checkpoint.publish import run_of
-from lightning_pfc.signals import CAUGHT, requeue_job, slurm_job, wants_requeue
+from lightning_pfc.signals import CAUGHT, leave, requeue_job, slurm_job, wants_requeue
 from lightning_pfc.strategies.pfc import PartialFCStrategy
 
 _log = logging.getLogger(__name__)
@@ -58,7 +58,8 @@ class Preemption(Callback):
     The checkpoint is removed once a newer one is beside it.
 
     A step that accumulates gradients is ended first, and so is a validation. In ``validate``, ``test`` and ``predict``
-    there is nothing to save: each rank leaves after its batch.
+    there is nothing to save: each rank leaves after its batch. Nor is there before the first step, and a job of SLURM
+    leaves at once. A signal that comes after the last step goes to whoever handled it before.
 
     Args:
         signals: their names; by default SIGTERM, and SIGUSR1 where the system has it. SIGUSR2 is added in a job of
@@ -98,6 +99,7 @@ class Preemption(Callback):
         self._agreed = 0
         self._batches = 0
         self._global_step = -1
+        self._has_begun = False
         self._trainer: L.Trainer | None = None
         self._handlers = SignalHandlers(self.signals, self._handle)
 
@@ -106,7 +108,7 @@ class Preemption(Callback):
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Take over the signals, and the last place among the callbacks: what the others do at a step's end counts."""
         self._trainer = trainer
-        self._agreed, self._batches, self._global_step = 0, 0, -1
+        self._agreed, self._batches, self._global_step, self._has_begun = 0, 0, -1, stage != "fit"
         trainer.callbacks = [c for c in trainer.callbacks if c is not self] + [self]  # type: ignore[attr-defined]
         self._handlers.replace_those_of(trainer)
         self._handlers.install()
@@ -116,10 +118,17 @@ class Preemption(Callback):
         self._handlers.install()
         self._global_step = trainer.global_step
 
+    def on_train_batch_start(self, *args: Any) -> None:
+        """From now on there is something to save."""
+        self._has_begun = True
+
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Give the signals back."""
+        """Give the signals back, also one that has come too late for a step or a batch."""
         self._trainer = None
+        late, self._received = self._received, 0
         self._handlers.restore()
+        if late and callable(signal.getsignal(late)):
+            signal.raise_signal(late)
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         """Give the signals back."""
@@ -127,6 +136,8 @@ class Preemption(Callback):
         self._handlers.restore()
 
     def _handle(self, number: int) -> None:
+        if not self._has_begun and self.requeue and slurm_job() is not None:
+            leave(number)  # what comes before a first step may take longer than the time that is left
         self._received = self._received or number
         strategy = self._trainer.strategy if self._trainer is not None else None
         if isinstance(strategy, PartialFCStrategy):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import faulthandler
 import itertools
@@ -37,9 +38,9 @@ class Watchdog(Callback):
     every ``interval`` seconds; nothing is added to a training step but notes of where it is (0.4 us each).
 
     When something is found, the main threads get ``patience`` seconds to raise by themselves, as those in a collective
-    do when a connection breaks; one that raises first waits as long for what is found, so that a log
-    names the cause. What is left then exits with status 1 and the stacks of its threads. Checkpoints are whole or
-    absent at any moment, so the newest one is there to go on from.
+    do when a connection breaks; one that raises first waits as long for what is found, and says it again as its last
+    line, so that a log ends with the cause. What is left then exits with status 1 and the stacks of its threads.
+    Checkpoints are whole or absent at any moment, so the newest one is there to go on from.
 
     Args:
         stalled_after: seconds without any progress of a rank: a batch begun or ended, a backward pass, a batch of
@@ -77,6 +78,7 @@ class Watchdog(Callback):
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Connect the ranks; four messages of the control channel."""
         self.say_goodbye()
+        atexit.unregister(_say)  # of an earlier run
         self._step = 0
         self._leaving, self._told = threading.Event(), threading.Event()
         self._pulse.mark((0, 0), f"the start of {getattr(stage, 'value', stage)}")
@@ -119,11 +121,12 @@ class Watchdog(Callback):
     def _verdict(self, kind: Kind, text: str) -> None:
         """Called in the heartbeat's thread."""
         leaving = self._leaving
+        atexit.register(_say, f"Watchdog: {text}.")  # below the traceback of a main thread that raises by itself
         self._told.set()
 
         def end() -> None:
             message = f"Watchdog: {text}. This process ends in {self.patience:g} s."
-            print(message, file=sys.stderr, flush=True)
+            _say(message)
             _log.debug(message)
             if kind == "stalled":
                 _dump_stacks()
@@ -131,7 +134,7 @@ class Watchdog(Callback):
                 return  # the main thread has raised, and goes its own way
             if kind != "stalled":
                 _dump_stacks()
-            print(f"Watchdog: {text}. Ended.", file=sys.stderr, flush=True)
+            _say(f"Watchdog: {text}. Ended.")
             for handler in logging.getLogger().handlers:
                 with contextlib.suppress(Exception):
                     handler.flush()
@@ -210,6 +213,10 @@ def _own_address(trainer: L.Trainer) -> str:
     """How the other ranks find rank 0: it is what they have found it by already."""
     environment = getattr(trainer.strategy, "cluster_environment", None)
     return str(environment.main_address) if environment is not None else "localhost"
+
+
+def _say(text: str) -> None:
+    print(f"{text}\n", end="", file=sys.stderr, flush=True)  # at once: other threads write, too
 
 
 def _dump_stacks() -> None:

@@ -138,7 +138,28 @@ def test_other_strategies_compare_as_often_as_they_are_told(
     assert (tmp_path / "last-preempted.ckpt").is_file()
 
 
-def in_slurm(rank: int, world_size: int, folder: str, number: int, status: int) -> Any:
+class Elsewhere(Signalled):
+    """Gets the signal beside the steps."""
+
+    def __init__(self, place: str, number: int) -> None:
+        super().__init__(-1, 0, 0)
+        self.place, self.signal = place, number
+
+    def _at(self, place: str) -> None:
+        if place == self.place:
+            os.kill(os.getpid(), self.signal)
+
+    def on_fit_start(self) -> None:
+        self._at("fit start")
+
+    def on_train_start(self) -> None:
+        self._at("train start")
+
+    def on_train_end(self) -> None:
+        self._at("train end")
+
+
+def in_slurm(rank: int, world_size: int, folder: str, number: int, status: int, place: str = "") -> Any:
     command = Path(folder, f"bin-{rank}", "scontrol")
     command.parent.mkdir()
     shown = "JobState=RUNNING PreemptTime=2026-01-01T00:00:00" if "preempted" in folder else "JobState=COMPLETING"
@@ -149,7 +170,7 @@ def in_slurm(rank: int, world_size: int, folder: str, number: int, status: int) 
     os.environ.update(SLURM_PROCID=str(rank), SLURM_JOB_ID="77", SLURM_ARRAY_JOB_ID="70", SLURM_ARRAY_TASK_ID="3")
     os.environ["PATH"] = f"{command.parent}:{os.environ['PATH']}"
     os.environ.pop("SLURM_NTASKS", None)
-    return fit(rank, world_size, folder, Signalled(1, 2, number))[0]
+    return fit(rank, world_size, folder, Elsewhere(place, number) if place else Signalled(1, 2, number))[0]
 
 
 @pytest.mark.parametrize(("number", "name"), [(signal.SIGUSR1, "warned"), (signal.SIGTERM, "preempted")])
@@ -170,6 +191,35 @@ def test_sigterm_or_a_controller_that_refuses_do_not(ranks: RankPool, tmp_path: 
         results = ranks.run(2, in_slurm, str(folder), number, status, timeout=60)
         assert [result[0] for result in results] == [128 + number] * 2
         assert (folder / "calls-0").exists() == (name == "refused")
+
+
+@pytest.mark.parametrize("place", ["fit start", "train start"])
+@pytest.mark.parametrize(("number", "name"), [(signal.SIGUSR1, "warned"), (signal.SIGTERM, "preempted")])
+def test_before_the_first_step_a_job_leaves_at_once(
+    ranks: RankPool, tmp_path: Path, number: int, name: str, place: str
+) -> None:
+    folder = tmp_path / name
+    folder.mkdir()
+    outcomes = ranks.outcomes(1, in_slurm, str(folder), number, 0, place, timeout=60)
+    assert "exit code 0" in (outcomes[0].error or "")
+    assert (folder / "calls-0").read_text() == "requeue 70_3\n"
+    assert not list(folder.glob("*.ckpt"))
+
+
+def late(rank: int, world_size: int, folder: str) -> list[int]:
+    got: list[int] = []
+    before = signal.signal(signal.SIGUSR1, lambda number, frame: got.append(number))
+    try:
+        model = Elsewhere("train end", signal.SIGUSR1)
+        trainer = make_trainer(rank, world_size, max_epochs=1, callbacks=[Preemption(dirpath=folder)])
+        trainer.fit(model, Resumable(rank, world_size))
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    return got
+
+
+def test_a_signal_after_the_last_step_goes_to_whoever_had_it_before(ranks: RankPool, tmp_path: Path) -> None:
+    assert ranks.run(1, late, str(tmp_path), timeout=60) == [[signal.SIGUSR1]]
 
 
 @pytest.mark.parametrize("name", ["SIGKILL", "SIGNOTHING"])

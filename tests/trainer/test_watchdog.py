@@ -6,6 +6,7 @@ import os
 import signal
 import socket
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -234,3 +235,20 @@ def test_an_error_of_its_own_is_told_at_once() -> None:
         trainer: Any = None
         watchdog.on_exception(trainer, trainer, error)
         assert len(heartbeat.heard) == 1
+
+
+RAISES = """
+from lightning_pfc.callbacks import Watchdog
+watchdog = Watchdog(patience=60.0)
+watchdog._verdict("died", "rank 1 (host n2, process 4711) has died")
+error = RuntimeError("/gloo/transport/tcp/pair.cc: Connection closed by peer")
+watchdog.on_exception(None, None, error)
+raise error
+"""
+
+
+def test_its_word_stands_below_that_of_a_collective() -> None:
+    done = subprocess.run([sys.executable, "-c", RAISES], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 1
+    assert "Connection closed by peer" in done.stderr
+    assert done.stderr.splitlines()[-1].startswith("Watchdog: rank 1 (host n2, process 4711) has died."), done.stderr

@@ -254,3 +254,46 @@ def test_failures_are_tried_again_as_often_as_it_was_asked_for(tmp_path: Path) -
     assert batch._read("asked").splitlines() == ["scontrol requeue 77"] * 2
     assert batch.run(1, RETRIES="2")[1] == ["scontrol requeue 77"] * 2  # no more
     assert batch.run(1)[1] == ["scontrol requeue 77"] * 2
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+@pytest.mark.parametrize("status", [138, 143])
+def test_of_an_array_one_task_goes_back_into_the_queue(tmp_path: Path, script: str, status: int) -> None:
+    # SLURM_JOB_ID of its last task is the number of the whole array, whose other tasks may be running or done.
+    batch = Batch(tmp_path, script)
+    code, asked, _ = batch.run(status, shown=PREEMPTED, SLURM_ARRAY_JOB_ID="77", SLURM_ARRAY_TASK_ID="3")
+    assert (code, asked) == (status, ["scontrol requeue 77_3"])
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+@pytest.mark.parametrize(("number", "status"), [("USR1", 138), ("TERM", 143)])
+def test_a_signal_before_there_are_tasks(tmp_path: Path, script: str, number: str, status: int) -> None:
+    activate = tmp_path / "bin" / "activate"
+    activate.parent.mkdir()
+    activate.write_text(f"kill -{number} $$\n")
+    code, asked, given = Batch(tmp_path, script).run(0, shown=PREEMPTED, VENV=str(tmp_path))
+    assert (code, asked, given) == (status, ["scontrol requeue 77"], "")
+
+
+def test_torchrun_saves_before_the_shell_around_it_ends(tmp_path: Path) -> None:
+    def program(name: str, text: str) -> None:
+        (tmp_path / name).write_text(f"#!/bin/bash\n{text}\n")
+        (tmp_path / name).chmod(0o755)
+
+    program("scontrol", f'[ $1 = show ] && {{ echo "{PREEMPTED}"; exit; }}; echo "$@" >>{tmp_path}/asked')
+    program("srun", 'shift; exec "$@"')  # when the task has ended, SLURM kills what it has started
+    saves = f"sleep 0.5; touch {tmp_path}/saved; exit 1"  # torchrun's status after SIGTERM
+    program("torchrun", f"trap '{saves}' TERM; touch {tmp_path}/up; while :; do sleep 0.1; done")
+    job = {"SLURM_JOB_ID": "77", "SLURM_JOB_NODELIST": "localhost", "SLURM_NNODES": "1"}
+    process = subprocess.Popen(
+        ["bash", str(RECIPES / "torchrun.sbatch")],
+        env={"PATH": f"{tmp_path}:{os.environ['PATH']}"} | job,
+        cwd=tmp_path,
+        start_new_session=True,
+        stderr=subprocess.DEVNULL,
+    )
+    wait_for((tmp_path / "up").exists)
+    os.killpg(process.pid, signal.SIGTERM)
+    assert process.wait(60) == 143
+    assert (tmp_path / "saved").exists()
+    assert (tmp_path / "asked").read_text() == "requeue 77\n"

@@ -1,0 +1,41 @@
+"""metrics.csv after a crash: what is whole is read, whatever stands beside it, and a resumed run writes on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from lightning_pfc.callbacks.csv_log import CSVLogger, read_metrics
+
+HEAD, ROWS = b"step,loss\n", [b"0,0.5\n", b"1,0.25\n", b"2,0.125\n"]
+
+
+@pytest.mark.parametrize(
+    ("content", "steps"),
+    [
+        (b"", []),
+        (b"\n", []),
+        (b"step,lo", []),
+        (HEAD, []),
+        (b"\0" * 100, []),
+        (HEAD + b"".join(ROWS) + b"3,0.0", [0, 1, 2]),  # half of 0.0625
+        (HEAD + b"".join(ROWS) + b"\0" * 50, [0, 1, 2]),
+        (HEAD + ROWS[0] + b"1,0.2" + ROWS[1] + ROWS[2], [0, 2]),
+        (HEAD + ROWS[0] + b'1,"0.2' + ROWS[1] + ROWS[2], [0, 2]),  # a quotation mark goes on to the next, in CSV
+        (HEAD + ROWS[0] + b'"\n' + ROWS[1] + ROWS[2], [0, 1, 2]),
+        (HEAD + ROWS[0] + b"\0\0\0\n" + ROWS[1] + ROWS[2], [0, 1, 2]),
+        (HEAD + ROWS[0] + b"\xff\xfe,\xc3\n" + ROWS[1] + ROWS[2], [0, 1, 2]),
+        (HEAD + ROWS[0] + b"7" * 200_000 + b"\n" + ROWS[1] + ROWS[2], [0, 1, 2]),  # beyond the csv module's limit
+        (HEAD + ROWS[0] + b"\n" + ROWS[1] + ROWS[2], [0, 1, 2]),
+    ],
+)
+def test_whole_rows_are_read_and_the_log_goes_on(tmp_path: Path, content: bytes, steps: list[int]) -> None:
+    path = tmp_path / "metrics.csv"
+    path.write_bytes(content)
+    assert [row["step"] for row in read_metrics(path)] == steps
+    logger = CSVLogger(tmp_path)
+    logger.log_metrics({"loss": 0.75}, 9)
+    logger.finalize("success")
+    rows = read_metrics(path)
+    assert rows == [{"step": step, "loss": 0.5 ** (step + 1)} for step in steps] + [{"step": 9, "loss": 0.75}]
