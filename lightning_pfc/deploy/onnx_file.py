@@ -16,6 +16,7 @@ from torch import nn
 
 from lightning_pfc.deploy.engines import import_engine
 from lightning_pfc.deploy.errors import ExportError
+from lightning_pfc.storage.whole_files import write_whole
 
 OPSET = 20
 LARGEST = 1_900_000_000  # bytes of weights in the file itself: protobuf ends at 2 GiB
@@ -73,6 +74,7 @@ def write_pt2(network: nn.Module, input_shape: tuple[int, int, int], path: Path)
 
     Raises:
         ExportError: PyTorch cannot express the network.
+        OSError: it cannot be written.
     """
     images = torch.zeros((2, *input_shape))
     try:
@@ -80,7 +82,10 @@ def write_pt2(network: nn.Module, input_shape: tuple[int, int, int], path: Path)
             program = torch.export.export(
                 network, (images,), dynamic_shapes=({0: torch.export.Dim("batch", min=1)},), strict=False
             )
-            torch.export.save(program, path)
+            made = io.BytesIO()  # PyTorch's own writer ends the process where the disk is full
+            torch.export.save(program, made)
+        with write_whole(path) as file:
+            file.write(made.getbuffer())
     except OSError:
         raise
     except Exception as error:

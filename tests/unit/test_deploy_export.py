@@ -31,6 +31,7 @@ from lightning_pfc.deploy.fidelity import compare_engines
 from lightning_pfc.deploy.figures import set_scores
 from lightning_pfc.deploy.folder import publish
 from lightning_pfc.deploy.gate import judge, refuse
+from lightning_pfc.deploy.onnx_file import write_pt2
 from lightning_pfc.deploy.samples import open_samples
 from lightning_pfc.deploy.torch_engine import TorchEngine
 from lightning_pfc.runs.run_folder import Run
@@ -244,6 +245,16 @@ def test_what_is_there_is_replaced_only_by_force(run: Path, capsys: pytest.Captu
     assert "is no export" in refused(capsys, str(run), "--force", "--out", str(run / "checkpoints"))
     assert (run / "checkpoints" / "last.ckpt").exists()
     assert nothing_left(run)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full, of Linux")
+def test_a_full_disk_under_pt2_is_the_system_s_error(tmp_path: Path) -> None:
+    """PyTorch's writer of archives ended the process."""
+    path = tmp_path / "model.pt2"
+    path.symlink_to("/dev/full")
+    with pytest.raises(OSError, match="No space left") as raised:
+        write_pt2(torch.nn.Flatten(), (3, 4, 4), path)
+    assert (raised.value.errno, raised.value.filename) == (errno.ENOSPC, str(path))
 
 
 @pytest.mark.usefixtures("traced_once")
