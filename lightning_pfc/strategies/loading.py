@@ -18,6 +18,7 @@ from lightning_pfc.checkpoint.reader import CheckpointReader
 from lightning_pfc.checkpoint.remote import fetched
 from lightning_pfc.checkpoint.save_load import shared_errors
 from lightning_pfc.checkpoint.single import OWN, load_file
+from lightning_pfc.strategies.already_seen import warn_of_seen
 from lightning_pfc.strategies.live_tensors import LiveTensors
 from lightning_pfc.strategies.moved_rows import find_moves, moved_rows, on_all_ranks
 from lightning_pfc.strategies.saving import CheckpointSaving
@@ -153,15 +154,16 @@ class CheckpointLoading(CheckpointSaving):
         by_name = self._match == "names" and asked
         with shared_errors(self.comm, path):
             here = self._identities(_LOOPS.get(self._trainer.state.fn, "fit_loop")) if asked else None
+            there = stored() if asked and self.is_global_zero else None
             if self.is_global_zero and by_name:
-                origins = find_moves(str(path), stored(), here, dict(self._iter_heads()))
+                origins = find_moves(str(path), there, here, dict(self._iter_heads()))
             elif asked and here is None:
-                self._unmatched = str(path), stored() if self.is_global_zero else None
+                self._unmatched = str(path), there
             elif self.is_global_zero and here is not None:
-                there = stored()
                 if there is None:
                     rank_zero_info(f"{path} does not say whose its classes are: they are taken by their position.")
                 check_identities(str(path), there, here)
+            warn_of_seen(str(path), there, self._trainer)
         return on_all_ranks(origins, self.comm) if by_name else None
 
     def process_dataloader(self, dataloader: object) -> object:

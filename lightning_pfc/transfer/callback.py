@@ -12,6 +12,7 @@ from lightning_utilities.core.rank_zero import rank_zero_info
 from lightning_pfc.distributed import Comm
 from lightning_pfc.heads.partial_fc import iter_heads
 from lightning_pfc.strategies import PartialFCStrategy
+from lightning_pfc.strategies.already_seen import warn_of_seen
 from lightning_pfc.strategies.whose import names_of_data
 from lightning_pfc.transfer.starting import Report, check_parts, init_from
 
@@ -55,3 +56,5 @@ class InitFrom(Callback):
         self.report = init_from(
             pl_module, self.source, parts=self.parts, class_names=names, by_position=by_position, comm=comm
         )
+        if trainer.is_global_zero:
+            warn_of_seen(f"init_from={self.source}", self.report.identities, trainer)

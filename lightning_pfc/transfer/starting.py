@@ -36,6 +36,7 @@ class Report:
         left: names in the file that were not taken.
         notes: what was recognised, changed and decided.
         known_rows: by the name of a head, (c,) bool: which rows of this rank were taken.
+        identities: that the source was trained on, where it knows their names.
     """
 
     source: str
@@ -44,6 +45,7 @@ class Report:
     left: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     known_rows: dict[str, Tensor] = field(default_factory=dict)
+    identities: Identities | None = None
 
     def __str__(self) -> str:
         """All of it in one line."""
@@ -101,6 +103,7 @@ def init_from(
         error = found
     raise_on_all(talk, "init_from", error)
     assert weights is not None
+    report.identities = weights.identities
     if "head" in wanted and heads:
         names = None if class_names is None else Identities.of(class_names)
         must = parts is not None
