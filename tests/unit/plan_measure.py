@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import json
 import sys
@@ -22,6 +23,13 @@ def status(field: str) -> int:
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field + ":"))
 
 
+def release_all() -> None:
+    """Give back what the setup before had: glibc keeps freed pages, more or fewer from run to run."""
+    gc.collect()
+    release_scratch()
+    ctypes.CDLL(None).malloc_trim(0)
+
+
 def make_optimizer(setup: Setup, parameters):
     if setup.optimizer == "torch-sgd":
         return torch.optim.SGD(parameters, lr=0.1, momentum=0.9, weight_decay=1e-4)
@@ -38,8 +46,7 @@ def make_optimizer(setup: Setup, parameters):
 
 def peak(setup: Setup, steps: int) -> int:
     """Bytes at the highest, above those before the head was made, with the state of every row committed."""
-    gc.collect()
-    release_scratch()
+    release_all()
     baseline = status("VmRSS")
     head = PartialFC(
         embedding_dim=setup.dim, num_classes=setup.classes, loss=ArcFace(), sample_rate=setup.rate,
