@@ -34,15 +34,8 @@ ALONE = (
     "ranks/test_pool.py",
     "ranks/test_wire.py",
     "trainer/test_two_hosts.py",
-    "trainer/test_watchdog.py",
     "unit/test_commands.py",
     "unit/test_cpu_matmul.py",
-    "unit/test_door.py",
-    "unit/test_heartbeat.py",
-    "unit/test_launching.py",
-    "unit/test_plan.py",
-    "unit/test_service_hostile.py",
-    "unit/test_signals.py",
 )
 # Run one at a time, beside files that do none of this, from the beginning: they start clusters, services and processes
 # that are killed, and spend most of their time waiting for them, within minutes.
@@ -52,10 +45,15 @@ ONE_AT_A_TIME = (
     "trainer/test_kill.py",
     "trainer/test_preemption.py",
     "trainer/test_errors.py",
+    "trainer/test_watchdog.py",
     "unit/test_service.py",
     "unit/test_service_page.py",
+    "unit/test_service_hostile.py",
     "unit/test_serving_docs.py",
     "unit/test_gallery_kills.py",
+    "unit/test_signals.py",
+    "unit/test_launching.py",
+    "unit/test_door.py",
 )
 # Begun first, so that neither of two workers waits long for the other at the end.
 LONG = (
