@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import torch
 import yaml
 from torch import Tensor
 
 from lightning_pfc.interchange.cvlface_networks import heads_of, theirs
 from lightning_pfc.interchange.equal_parts import in_equal_parts
 from lightning_pfc.interchange.exported import Exported
-from lightning_pfc.interchange.writing import made_whole
+from lightning_pfc.interchange.writing import made_whole, save_tensors
 
 
 def cvlface(checkpoint: Path, target: Path, ranks: int) -> str:
@@ -26,7 +25,7 @@ def cvlface(checkpoint: Path, target: Path, ranks: int) -> str:
         made.mkdir()
         said = in_equal_parts(source, made, ranks, _write)
         if network is not None:
-            torch.save({f"net.{name}": tensor for name, tensor in network.tensors.items()}, made / "model.pt")
+            save_tensors({f"net.{name}": tensor for name, tensor in network.tensors.items()}, made / "model.pt")
             (made / "model.yaml").write_text(yaml.safe_dump(network.config(), sort_keys=False), encoding="utf-8")
     if network is not None:
         return f"{said}, the backbone as {network.kind}/{network.name}"
@@ -37,4 +36,4 @@ def cvlface(checkpoint: Path, target: Path, ranks: int) -> str:
 
 
 def _write(folder: Path, rank: int, rows: Tensor) -> None:
-    torch.save({"partial_fc.weight": rows}, folder / f"classifier_rank{rank}.pt")
+    save_tensors({"partial_fc.weight": rows}, folder / f"classifier_rank{rank}.pt")

@@ -13,7 +13,7 @@ from lightning_pfc.interchange.exported import Exported
 from lightning_pfc.interchange.imported import HEAD
 from lightning_pfc.interchange.ir_names import as_ir
 from lightning_pfc.interchange.ranges import even_ranges
-from lightning_pfc.interchange.writing import made_whole
+from lightning_pfc.interchange.writing import made_whole, save_tensors
 
 _STATISTICS = {"running_mean": "_mean", "running_var": "_variance"}
 
@@ -30,7 +30,7 @@ def adaface(checkpoint: Path, target: Path, ranks: int) -> str:
     state |= {"head.t": torch.zeros(1), "head.batch_mean": _norms(source, "mean", 20.0)}
     state["head.batch_std"] = _norms(source, "std", 100.0)
     with made_whole(target) as made:
-        torch.save({"epoch": 0, "global_step": 0, "state_dict": state}, made)
+        save_tensors({"epoch": 0, "global_step": 0, "state_dict": state}, made)
     return source.say(f"{len(source.backbone)} tensors of the backbone", "the first convolution turned round to BGR")
 
 
@@ -56,7 +56,7 @@ def facenet_pytorch(checkpoint: Path, target: Path, ranks: int) -> str:
     state["logits.weight"] = source.rows(0, source.num_classes).clone()
     state["logits.bias"] = torch.zeros(source.num_classes)
     with made_whole(target) as made:
-        torch.save(state, made)
+        save_tensors(state, made)
     return source.say(f"{len(source.backbone)} tensors of the backbone", "logits.bias is zero")
 
 

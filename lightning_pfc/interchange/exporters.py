@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from lightning_pfc.interchange.exported import Exported
@@ -15,7 +14,7 @@ from lightning_pfc.interchange.files import describe
 from lightning_pfc.interchange.mxnet_files import write_centers, write_network
 from lightning_pfc.interchange.ranges import even_ranges
 from lightning_pfc.interchange.vit_names import is_face_vit
-from lightning_pfc.interchange.writing import made_whole
+from lightning_pfc.interchange.writing import made_whole, save_tensors
 
 
 def insightface(checkpoint: Path, target: Path, ranks: int) -> str:
@@ -25,9 +24,9 @@ def insightface(checkpoint: Path, target: Path, ranks: int) -> str:
     with made_whole(target) as made:
         made.mkdir()
         for rank, (start, stop) in enumerate(ranges):
-            torch.save(source.rows(start, stop).clone(), made / f"rank_{rank}_softmax_weight.pt")
+            save_tensors(source.rows(start, stop).clone(), made / f"rank_{rank}_softmax_weight.pt")
         if source.backbone:
-            torch.save(source.backbone, made / "backbone.pth")
+            save_tensors(source.backbone, made / "backbone.pth")
     return source.say(_for_ranks(ranks), f"{len(source.backbone)} tensors of the backbone")
 
 
@@ -48,7 +47,7 @@ def lvface(checkpoint: Path, target: Path, ranks: int) -> str:
             "Take --to insightface."
         )
     with made_whole(target) as made:
-        torch.save(source.backbone, made)
+        save_tensors(source.backbone, made)
     return f"{len(source.backbone)} tensors of the backbone, left out: the head ({source.num_classes} classes)"
 
 
@@ -56,7 +55,7 @@ def linear(checkpoint: Path, target: Path, ranks: int) -> str:
     """A state dict for ``nn.Linear(dimensions, classes, bias=False)``."""
     weight = _whole(checkpoint)
     with made_whole(target) as made:
-        torch.save({"weight": weight}, made)
+        save_tensors({"weight": weight}, made)
     return f"{weight.shape[0]} classes"
 
 
@@ -64,7 +63,7 @@ def pml(checkpoint: Path, target: Path, ranks: int) -> str:
     """A state dict for a classification loss of pytorch-metric-learning."""
     weight = _whole(checkpoint)
     with made_whole(target) as made:
-        torch.save({"W": weight.t().contiguous()}, made)
+        save_tensors({"W": weight.t().contiguous()}, made)
     return f"{weight.shape[0]} classes"
 
 

@@ -6,6 +6,9 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO, Any, cast
+
+import torch
 
 from lightning_pfc.checkpoint.blocks import BlockWriter, safetensors_header, tensor_bytes
 from lightning_pfc.checkpoint.manifest import dtype_name
@@ -34,6 +37,42 @@ def made_whole(target: Path) -> Iterator[Path]:
                 path.unlink()
             made.rmdir()
         made.unlink(missing_ok=True)
+
+
+def save_tensors(content: Any, path: Path) -> None:
+    """``torch.save``, which would hide the reason why a file cannot be written behind one of its own.
+
+    Raises:
+        OSError: the first one of the file, such as that the disk is full.
+    """
+    with path.open("wb") as file:
+        writer = _FirstError(file)
+        torch.save(content, cast(IO[bytes], writer))
+        if writer.error is not None:
+            raise writer.error
+
+
+class _FirstError:
+    """Takes what is written, and keeps the first error in place of raising it."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        self.error: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        if self.error is None:
+            try:
+                self._file.write(data)
+            except OSError as error:
+                self.error = error
+        return len(memoryview(data).cast("B"))
+
+    def flush(self) -> None:
+        if self.error is None:
+            try:
+                self._file.flush()
+            except OSError as error:
+                self.error = error
 
 
 def write_imported(found: Imported, target: Path) -> None:

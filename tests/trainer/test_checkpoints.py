@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import json
 import os
 import pickle
-import resource
-import signal
 import threading
 import zlib
 from collections.abc import Callable
@@ -30,6 +29,7 @@ from lightning_pfc.checkpoint.reader import read_checkpoint
 from lightning_pfc.losses import CosFace
 from lightning_pfc.optim import RowWiseAdagrad, SparseAdamW, SparseSGD
 from lightning_pfc.strategies import saving
+from tests.file_limit import no_file_over
 from tests.ranks import RankPool
 from tests.trainer.world import CLASSES, DIM, TheirModule, make_loader, make_trainer
 
@@ -437,19 +437,12 @@ def fill_disk(rank: int, world_size: int, path: str) -> str:
     trainer = make_trainer(rank, world_size, max_steps=2, max_epochs=-1)
     trainer.fit(model, make_loader(rank, world_size))
     trainer.save_checkpoint(path)
-    if rank == 1:
-        limit = resource.getrlimit(resource.RLIMIT_FSIZE)
-        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (100, limit[1]))
-    try:
-        trainer.save_checkpoint(path)
-        text = ""
-    except CheckpointError as error:
-        text = str(error)
-    finally:
-        if rank == 1:
-            resource.setrlimit(resource.RLIMIT_FSIZE, limit)
-    return text
+    with no_file_over(100) if rank == 1 else contextlib.nullcontext():
+        try:
+            trainer.save_checkpoint(path)
+        except CheckpointError as error:
+            return str(error)
+    return ""
 
 
 def test_a_full_disk_stops_with_the_old_checkpoint_intact(ranks: RankPool, tmp_path: Path) -> None:

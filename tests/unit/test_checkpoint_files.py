@@ -8,7 +8,6 @@ import io
 import json
 import os
 import pickle
-import resource
 import signal
 import zipfile
 from collections.abc import Callable, Iterator
@@ -30,6 +29,7 @@ from lightning_pfc.checkpoint.single import load_file, save_file
 from lightning_pfc.commands.ckpt import main
 from lightning_pfc.distributed import Comm
 from lightning_pfc.storage.makers import this_host
+from tests.file_limit import no_file_over
 
 WEIGHT = "state_dict/head.weight"
 SMALL = "rank-00000.pt"
@@ -382,19 +382,13 @@ def write_blocks(path: Path, count: int) -> None:
 
 
 def test_a_full_disk_is_what_is_said(tmp_path: Path, recipe: ModuleType) -> None:
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     save_file(tmp_path / "a.ckpt", recipe.make_checkpoint())
     large = {**recipe.make_checkpoint(), "state_dict": {"w": torch.zeros(6 << 20)}}
-    resource.setrlimit(resource.RLIMIT_FSIZE, (9 << 20, before[1]))
-    try:
+    with no_file_over(9 << 20):
         with pytest.raises(CheckpointError, match=r"File too large"):
             save_file(tmp_path / "a.ckpt", large)
         with pytest.raises(OSError, match="File too large"):
             write_blocks(tmp_path / "blocks", 3)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
-        signal.signal(signal.SIGXFSZ, handler)
     (tmp_path / "blocks").unlink()
     assert [path.name for path in tmp_path.iterdir()] == ["a.ckpt"]
     assert load_file(tmp_path / "a.ckpt")["global_step"] == 7

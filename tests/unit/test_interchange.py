@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from lightning_pfc.checkpoint.single import OWN, save_file
 from lightning_pfc.commands.ckpt import main
+from tests.file_limit import no_file_over
 
 CLASSES, DIM = 11, 6
 
@@ -89,8 +90,8 @@ def test_linear_and_pml(tmp_path: Path) -> None:
         assert torch.equal(load_file(out)["head.weight"], weights())
 
 
-def checkpoint(folder: Path) -> Path:
-    state = {"backbone.weight": torch.ones(DIM, 3), "head.weight": weights()}
+def checkpoint(folder: Path, classes: int = CLASSES) -> Path:
+    state = {"backbone.weight": torch.ones(DIM, 3), "head.weight": weights(classes)}
     path = folder / "ours.ckpt"
     content = {"state_dict": state, "epoch": 0, "global_step": 1, OWN: {"by_class": ["state_dict/head.weight"]}}
     save_file(path, content)
@@ -107,6 +108,23 @@ def test_there_and_back_is_bit_equal(name: str, count: int, tmp_path: Path) -> N
     if name == "insightface":
         assert torch.equal(load_file(ours)["backbone.weight"], torch.ones(DIM, 3))
         assert len(list(theirs.glob("rank_*"))) == count
+
+
+@pytest.mark.parametrize(
+    ("name", "words"), [("insightface", ["--ranks", "2"]), ("linear", []), ("pml", []), ("cvlface", [])]
+)
+def test_a_file_that_cannot_be_written_is_the_systems_error(
+    name: str, words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """PyTorch's writer says "unexpected pos 576 vs 534" where a disk is full."""
+    source = checkpoint(tmp_path, 200_000)
+    with no_file_over(1 << 20):
+        assert main(["export", "--to", name, *words, str(source), str(tmp_path / "out")]) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert "File too large" in said
+    assert f"{tmp_path / 'out'}" in said
+    assert list(tmp_path.iterdir()) == [source]
 
 
 def gone(folder: Path) -> str:
