@@ -10,25 +10,23 @@ itself: no collective, no lock that the main thread could wait for. Nothing that
 from __future__ import annotations
 
 import contextlib
-import os
 import queue
 import secrets
-import selectors
 import socket
 import threading
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from lightning_pfc.distributed.door import Door, addresses_of, enter
-from lightning_pfc.distributed.lines import Ended, Line, close_in_children
-from lightning_pfc.distributed.pulse import Clock, Kind, Pace, Peer, Pulse, Report, judge
+from lightning_pfc.distributed.door import Door, addresses_of
+from lightning_pfc.distributed.hub import Hub
+from lightning_pfc.distributed.lines import Line, close_in_children
+from lightning_pfc.distributed.pulse import Clock, Kind, Pace, Pulse
+from lightning_pfc.distributed.spoke import Spoke
 
 __all__ = ["Heartbeat", "Kind", "Pace", "Pulse"]
 
 Verdict = Callable[[Kind, str], None]
-_KINDS: tuple[Kind, ...] = ("died", "silent", "stalled", "failed")
-_FAREWELL = 1.0  # seconds for the others to read the last line
 
 
 class Heartbeat:
@@ -120,7 +118,7 @@ class Heartbeat:
         """Begin; on ranks other than 0 with the address of rank 0. Returns at once, never raises."""
         for each in (self.wake, self._waker):
             close_in_children(each)
-        target = _Hub(self).run if self.rank == 0 else _Spoke(self, host, port, secret).run
+        target = Hub(self).run if self.rank == 0 else Spoke(self, host, port, secret).run
         self._thread = threading.Thread(target=target, name="heartbeat", daemon=True)
         self._thread.start()
 
@@ -159,185 +157,8 @@ class Heartbeat:
             self._waker.send(b"x")
 
 
-class _Hub:
-    """The thread on rank 0."""
-
-    def __init__(self, owner: Heartbeat) -> None:
-        self.owner = owner
-        self.selector = selectors.DefaultSelector()
-        self.lines: dict[int, Line] = {}
-        self.peers = [Peer(rank) for rank in range(owner.world_size)]
-        self.verdict: tuple[Kind, str] | None = None  # for those, too, who come when it was told
-
-    def run(self) -> None:
-        own = self.owner
-        try:
-            self.watch()
-        except Exception as error:  # a fault of ours leaves a run unwatched, and does not end it
-            own.problem = f"the heartbeat of rank 0 ended with {type(error).__name__}: {error}"
-        if own.door is not None:
-            own.door.close()  # nobody is let in whom nobody would tell anything
-        self.admit(own.clock())
-        self.tell(*(("verdict", "failed", f"rank 0: {own.failure}") if own.failure else ("bye",)))
-        self.selector.close()
-        end = time.monotonic() + _FAREWELL
-        for line in self.lines.values():
-            line.close(max(0.0, end - time.monotonic()))
-
-    def watch(self) -> None:
-        own, pace = self.owner, self.owner.pace
-        beat = started = now = own.clock()
-        self.peers[0].greet(socket.gethostname(), os.getpid(), started)
-        self.selector.register(own.wake, selectors.EVENT_READ)
-        while not own.stopped.is_set():
-            before = now  # of the round before: a process is suspended anywhere
-            ready = [key for key, _ in self.selector.select(max(0.0, beat - own.clock()))]
-            now = own.clock()
-            if now - before > 3 * pace.interval + 5:  # this process was suspended, and others may have been
-                for peer in self.peers:
-                    peer.heard = peer.moved = now
-            for key in ready:
-                if key.data is None:
-                    _drain(own.wake)
-                    self.admit(now)
-                else:
-                    self.read(self.peers[key.data], now)
-            if now < beat:
-                continue
-            beat = now + pace.interval
-            self.peers[0].hear(own.pulse.report(), now)
-            self.tell("beat")
-            if not own.said and (found := judge(self.peers, pace, now)) is not None:
-                self.conclude(*found)
-            if own.door is not None:
-                absent = [str(peer.rank) for peer in self.peers if not peer.host]
-                late = absent and now - started > pace.silent_after
-                own.problem = f"rank {', '.join(absent)} could not reach rank 0" if late else None
-
-    def admit(self, now: float) -> None:
-        while not self.owner.arrivals.empty():
-            rank, line, about = self.owner.arrivals.get()
-            host, pid = (*about, "", "")[:2]
-            self.peers[rank].greet(host or "?", int(pid) if pid.isdecimal() else 0, now)
-            self.lines[rank] = line
-            if self.verdict is not None:
-                line.send("verdict", *self.verdict)
-            if not self.owner.stopped.is_set():
-                self.selector.register(line.socket, selectors.EVENT_READ, rank)
-
-    def read(self, peer: Peer, now: float) -> None:
-        line = self.lines[peer.rank]
-        try:
-            for fields in line.receive():
-                self.hear(peer, fields, now)
-        except (Ended, ValueError):
-            self.selector.unregister(line.socket)
-            line.socket.close()
-            del self.lines[peer.rank]
-            if peer.watched:
-                peer.watched = False
-                self.conclude("died", f"{peer} has died, last heard of at '{peer.last.place}'")
-
-    def hear(self, peer: Peer, fields: list[str], now: float) -> None:
-        match fields:
-            case ["at", numbers, place, stack]:
-                peer.hear(Report.parse(numbers, place, stack), now)
-            case ["bye"]:
-                peer.watched = False
-            case ["failed", reason]:
-                peer.watched = False
-                self.conclude("failed", f"rank {peer.rank}: {reason}")
-
-    def conclude(self, kind: Kind, text: str) -> None:
-        if not self.owner.said:
-            self.verdict = kind, text
-            self.tell("verdict", kind, text)
-            self.owner.say(kind, text)
-
-    def tell(self, *fields: str) -> None:
-        for line in self.lines.values():
-            line.send(*fields)
-
-
-class _Spoke:
-    """The thread on every other rank."""
-
-    def __init__(self, owner: Heartbeat, host: str, port: int, secret: str) -> None:
-        self.owner, self.host, self.port, self.secret = owner, host, port, secret
-        self.heard = 0.0
-
-    def run(self) -> None:
-        own = self.owner
-        line = self.connect()
-        if line is None:
-            return
-        try:
-            self.watch(line)
-        except Exception as error:
-            own.problem = f"the heartbeat of rank {own.rank} ended with {type(error).__name__}: {error}"
-        line.send(*(("failed", own.failure) if own.failure else ("bye",)))
-        line.close(_FAREWELL)
-
-    def connect(self) -> Line | None:
-        """Try until it works or is not wanted any more: the port may be busy with strangers."""
-        own, line = self.owner, None
-        while line is None and not own.stopped.is_set():
-            try:
-                line = enter(self.host, self.port, self.secret, own.rank, (socket.gethostname(), os.getpid()), 1.0)
-            except OSError as error:  # noqa: PERF203
-                own.problem = f"rank 0 cannot be reached at {self.host}:{self.port} ({error})"
-                own.stopped.wait(0.1)
-        if line is not None:
-            own.problem, own.connected = None, True
-        return line
-
-    def watch(self, line: Line) -> None:
-        own, pace = self.owner, self.owner.pace
-        rank0 = f"rank 0 ({self.host})"
-        with selectors.DefaultSelector() as selector:
-            selector.register(own.wake, selectors.EVENT_READ)
-            selector.register(line.socket, selectors.EVENT_READ, line)
-            self.heard = beat = now = own.clock()
-            self.hear(line, self.heard)
-            while not own.stopped.is_set():
-                before = now
-                ready = [key.data for key, _ in selector.select(max(0.0, beat - own.clock()))]
-                now = own.clock()
-                if now - before > 3 * pace.interval + 5:
-                    self.heard = now
-                try:
-                    if line in ready:
-                        self.hear(line, now)
-                except Ended:
-                    own.say("died", f"{rank0} has died")
-                    return
-                if now < beat:
-                    continue
-                beat = now + pace.interval
-                line.send("at", *own.pulse.report().fields())
-                if now - self.heard > pace.silent_after:
-                    text = f"no sign of {rank0} for {pace.silent_after:g} s: frozen, or the network to it is cut"
-                    own.say("silent", text)
-                    return
-
-    def hear(self, line: Line, now: float) -> None:
-        for fields in line.receive():
-            self.heard = now
-            match fields:
-                case ["verdict", kind, text]:
-                    self.owner.say(next((each for each in _KINDS if each == kind), "failed"), text)
-                case ["bye"]:
-                    self.owner.said = True
-                    self.owner.stopped.set()
-
-
 def _known_addresses(host: str) -> list[str]:
     try:
         return addresses_of(host)
     except OSError:
         return []
-
-
-def _drain(wake: socket.socket) -> None:
-    with contextlib.suppress(OSError):
-        wake.recv(4096)

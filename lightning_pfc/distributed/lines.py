@@ -10,6 +10,7 @@ import time
 import weakref
 
 LONGEST = 8192  # bytes of a line; more is not from us
+FAREWELL = 1.0  # seconds for the other side to read the last line
 _FIELD = 2000  # bytes of one of its fields, so that a line of four is within that
 _BREAKS = str.maketrans("\t\n\r", "   ")
 
@@ -28,6 +29,12 @@ def _close_all() -> None:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_close_all)
+
+
+def drain(wake: socket.socket) -> None:
+    """Forget the bytes by which a thread was woken."""
+    with contextlib.suppress(OSError):
+        wake.recv(4096)
 
 
 class Ended(Exception):

@@ -10,9 +10,10 @@ import time
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 Kind = Literal["died", "silent", "stalled", "failed"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
 Clock = Callable[[], float]
 Key = tuple[int, int]
 

@@ -253,7 +253,7 @@ def test_a_rank_that_cannot_connect_is_a_problem_and_no_verdict() -> None:
 
 def test_a_fault_of_the_hub_leaves_the_run_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     world = World(2)
-    monkeypatch.setattr("lightning_pfc.distributed.heartbeat.judge", lambda *args: 1 / 0)
+    monkeypatch.setattr("lightning_pfc.distributed.hub.judge", lambda *args: 1 / 0)
     world.clock.now += 1.0
     wait_for(lambda: world.beats[0].problem is not None)
     assert "ZeroDivisionError" in (world.beats[0].problem or "")
