@@ -5,12 +5,16 @@ python recipes/benchmarks/service/throughput.py EXPORT PICTURES --seconds 10
 A client of the bare engine is a thread that decodes a picture and calls the network with it; a client of the service
 sends the picture over HTTP and waits. Clients and service share the machine, which takes from the service what an
 engine without clients keeps: so the processor time of a picture is given too, that of the engine's process beside that
-of the service's, clients not counted. ``--requests 100000`` then watches the memory of the service over that many.
+of the service's, clients not counted.
+
+``--idle 1000`` has eight clients work alone and beside that many idle connections, a client that sends a byte at a time
+and others that hang up, taking turns. ``--requests 100000`` watches the memory of the service over that many.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import http.client
 import json
 import os
@@ -27,6 +31,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+from crowd import crowd
 from starting import service
 
 Work = Callable[[], Callable[[bytes], None]]
@@ -41,6 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seconds", type=float, default=10.0, help="of each measurement (10)")
     parser.add_argument("--rounds", type=int, default=3, help="measurements of each kind, taking turns (3)")
     parser.add_argument("--clients", type=int, nargs="+", default=[1, 8, 32])
+    parser.add_argument("--idle", type=int, default=0, help="work beside so many idle connections too")
     parser.add_argument("--requests", type=int, default=0, help="watch the memory over so many")
     options = parser.parse_args(arguments)
     files = sorted(path for path in options.pictures.rglob("*") if path.suffix.lower() in (".jpg", ".png"))[:200]
@@ -51,11 +57,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             kinds = {"engine": _engine(options.export), "service": lambda: _client(host)}
             of = {"engine": os.getpid(), "service": process.pid}
             found = [_compare(kinds, of, count, pictures, options) for count in options.clients]
+            beside = _beside_a_crowd(host, pictures, options) if options.idle else {}
             memory = _memory(process.pid, kinds["service"], pictures, options.requests) if options.requests else []
         finally:
             process.terminate()
             process.wait(60)
-    print(json.dumps({"clients": found, "memory": memory}, indent=2))
+    print(json.dumps({"clients": found, "beside a crowd": beside, "memory": memory}, indent=2))
     return 0
 
 
@@ -144,6 +151,26 @@ def _compare(
         "service / engine": round(statistics.median(ratios), 3),
         "service / engine, by processor time": round(statistics.median(costs_of), 3),
     }
+
+
+def _beside_a_crowd(host: str, pictures: list[bytes], options: argparse.Namespace) -> dict[str, Any]:
+    """Eight clients alone and beside the crowd, taking turns."""
+    rates: dict[str, list[float]] = {"alone": [], "beside": []}
+    times: dict[str, list[float]] = {"alone": [], "beside": []}
+    found: dict[str, Any] = {"idle": options.idle}
+    for _ in range(options.rounds):
+        for kind in rates:
+            with crowd(host, options.idle) if kind == "beside" else contextlib.nullcontext({}) as said:
+                end = time.perf_counter() + options.seconds
+                rate, each = _run(lambda: _client(host), 8, pictures, lambda done, end=end: time.perf_counter() < end)
+            rates[kind].append(rate)
+            times[kind] += each
+            found |= said
+    for kind in rates:
+        found[f"{kind}, pictures a second"] = round(statistics.median(rates[kind]), 1)
+        found[f"{kind}, ms, 50th and 99th"] = [round(float(np.percentile(times[kind], q)), 1) for q in (50, 99)]
+    ratios = [a / b for a, b in zip(rates["beside"], rates["alone"], strict=True)]
+    return found | {"beside / alone": round(statistics.median(ratios), 3)}
 
 
 def _memory(pid: int, work: Work, pictures: list[bytes], requests: int) -> list[dict[str, float]]:
