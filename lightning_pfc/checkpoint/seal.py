@@ -12,6 +12,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
+from lightning_pfc.storage.first_error import FirstError
+
 MAGIC = b"PFCSEAL1"
 SEAL_BLOCK = 64 << 20  # bytes under one checksum: those of 1 TB fit into a comment
 _PIECE = 4 << 20
@@ -20,36 +22,18 @@ _HEAD, _TAIL = struct.Struct("<8sQ"), struct.Struct("<II8s")
 _MOST_COMMENT = 0xFFFF
 
 
-class SealWriter:
+class SealWriter(FirstError):
     """What ``torch.save`` takes for a file: sums up what goes through, and adds the sums at the end.
-
-    It never raises while it is written to, since the caller would go on with a file in an unknown state and hide the
-    reason behind its own: the first error is kept, and raised by :meth:`finish`.
 
     Args:
         sink: takes the bytes, from front to back.
     """
 
     def __init__(self, sink: Callable[[Any], object]) -> None:
-        self._sink = sink
+        super().__init__(sink)
         self._held = bytearray()  # the last bytes so far: the end record must tell the length of the comment
         self._sums: list[int] = []
         self._sum, self._filled, self._size = 0, 0, 0
-        self.error: BaseException | None = None
-
-    def write(self, data: Any) -> int:
-        """Take bytes."""
-        view = memoryview(data).cast("B")
-        count = len(view)
-        if self.error is None:
-            try:
-                self._take(view)
-            except BaseException as error:
-                self.error = error
-        return count
-
-    def flush(self) -> None:
-        """Nothing is kept back that could be written."""
 
     def finish(self) -> None:
         """Add the sums.
@@ -58,8 +42,7 @@ class SealWriter:
             Exception: the first one that the sink raised.
             ValueError: if what was written is not a zip file, or one of more than a terabyte.
         """
-        if self.error is not None:
-            raise self.error
+        super().finish()
         end = bytes(self._held)
         if len(end) != _END or not end.startswith(b"PK\x05\x06") or not end.endswith(b"\0\0"):
             raise ValueError("what was to be sealed is not a zip file without a comment")

@@ -13,6 +13,7 @@ import torch
 from lightning_pfc.checkpoint.blocks import BlockWriter, safetensors_header, tensor_bytes
 from lightning_pfc.checkpoint.manifest import dtype_name
 from lightning_pfc.interchange.imported import Imported
+from lightning_pfc.storage.first_error import FirstError
 from lightning_pfc.storage.whole_files import errors_of
 
 
@@ -46,33 +47,9 @@ def save_tensors(content: Any, path: Path) -> None:
         OSError: the first one of the file, such as that the disk is full.
     """
     with path.open("wb") as file:
-        writer = _FirstError(file)
+        writer = FirstError(file.write)
         torch.save(content, cast(IO[bytes], writer))
-        if writer.error is not None:
-            raise writer.error
-
-
-class _FirstError:
-    """Takes what is written, and keeps the first error in place of raising it."""
-
-    def __init__(self, file: IO[bytes]) -> None:
-        self._file = file
-        self.error: OSError | None = None
-
-    def write(self, data: Any) -> int:
-        if self.error is None:
-            try:
-                self._file.write(data)
-            except OSError as error:
-                self.error = error
-        return len(memoryview(data).cast("B"))
-
-    def flush(self) -> None:
-        if self.error is None:
-            try:
-                self._file.flush()
-            except OSError as error:
-                self.error = error
+        writer.finish()
 
 
 def write_imported(found: Imported, target: Path) -> None:
