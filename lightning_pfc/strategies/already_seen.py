@@ -32,13 +32,13 @@ def warn_of_seen(where: str, trained_on: Iterable[str] | None, trainer: Any) -> 
 def already_seen(trained_on: Iterable[str], sets: Mapping[str, Sequence[str]]) -> list[str]:
     """What is to be said of each set that has names of ``trained_on``."""
     left = {name: set(names) for name, names in sets.items()}
+    sizes = {name: len(names) for name, names in left.items()}
     first: dict[str, str] = {}
     for person in trained_on:
         for name, unseen in left.items():
             if person in unseen:
                 unseen.remove(person)
                 first.setdefault(name, person)
-    sizes = {name: len(set(names)) for name, names in sets.items()}
     return [
         f"{sizes[name] - len(left[name])} of the {sizes[name]} identities of {name!r} (such as {person!r})"
         for name, person in first.items()

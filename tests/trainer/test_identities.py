@@ -106,30 +106,18 @@ class Pictures(Dataset[Any]):
         return torch.randn(WIDTH, generator=generator), index % len(self.classes)
 
 
-def fit_on(rank: int, world_size: int, data: Any, load: str | None, save: str | None) -> str:
-    trainer = make_trainer(rank, world_size, max_steps=2 if load is None else 3, max_epochs=-1)
-    trainer.limit_val_batches = 0
-    try:
-        trainer.fit(Sized(), DataLoader(data, batch_size=4), ckpt_path=load)
-    except CheckpointError as error:
-        return str(error)
-    if save is not None:
-        trainer.save_checkpoint(save)
-    return ""
-
-
 @pytest.mark.parametrize("world_size", [1, 2])
 def test_the_classes_of_a_data_set_in_a_loader_of_ones_own_are_compared(
     ranks: RankPool, tmp_path: Path, world_size: int
 ) -> None:
     path = str(tmp_path / "a.ckpt")
     other = [*NAMES[1:], NAMES[0]]
-    assert set(ranks.run(world_size, fit_on, Pictures(NAMES), None, path)) == {""}
+    assert set(ranks.run(world_size, through, "fit", "loader", Pictures(NAMES), None, path)) == {""}
     assert list(stored_in(Path(path))) == NAMES
     for data in (Pictures(other), Subset(Pictures(other), range(48))):
-        for said in ranks.run(world_size, fit_on, data, path, None):
+        for said in ranks.run(world_size, through, "fit", "loader", data, path, None):
             assert "class 0 is 'anna' in the checkpoint and 'bert' in the data" in said
-    assert set(ranks.run(world_size, fit_on, Pictures(NAMES), path, None)) == {""}
+    assert set(ranks.run(world_size, through, "fit", "loader", Pictures(NAMES), path, None)) == {""}
 
 
 class Loading(Sized):
