@@ -77,7 +77,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
-    """A whole tier gets two workers; ``-n 0`` is one process all the same."""
+    """A whole tier gets three workers; ``-n 0`` is one process all the same."""
     return workers.workers_for(config)
 
 

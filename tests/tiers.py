@@ -55,7 +55,7 @@ ONE_AT_A_TIME = (
     "unit/test_launching.py",
     "unit/test_door.py",
 )
-# Begun first, so that neither of two workers waits long for the other at the end.
+# Begun first, so that no worker waits long for another at the end.
 LONG = (
     "unit/test_kernels_interpreted.py",
     "unit/test_docs_run.py",

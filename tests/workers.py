@@ -1,4 +1,4 @@
-"""Two workers for a whole tier: most files share them, some only one at a time; those that measure time come last."""
+"""Three workers for a whole tier: most files share them, some only one at a time; those that measure time come last."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from tests import tiers
 if TYPE_CHECKING:
     from xdist.workermanage import WorkerController
 
-WORKERS = 2
+WORKERS = 3  # on two cores: one of them mostly waits, for clusters and for processes that are killed
+PROCESSORS = 2  # below this many, a tier runs in one process
 
 
 def workers_for(config: pytest.Config) -> int:
@@ -21,7 +22,7 @@ def workers_for(config: pytest.Config) -> int:
     choosing = ("keyword", "markexpr", "lf", "failedfirst")  # the last two are not there with -p no:cacheprovider
     picked = config.args_source is not pytest.Config.ArgsSource.TESTPATHS
     picked = picked or any(getattr(config.option, name, None) for name in choosing)
-    return 0 if picked or _processors() < WORKERS else WORKERS
+    return 0 if picked or _processors() < PROCESSORS else WORKERS
 
 
 def _processors() -> int:

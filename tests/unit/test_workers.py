@@ -1,4 +1,4 @@
-"""Two workers share most files, and those that measure time start when one worker is left: played without processes."""
+"""The workers share most files, and those that measure time start when one worker is left: played without processes."""
 
 from __future__ import annotations
 
