@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from lightning_pfc.commands.output import may_be_cut_short
+from lightning_pfc.commands.running import run_command
 
 _PROJECTS = ("insightface", "adaface", "cvlface", "facenet-pytorch", "linear", "lvface", "mxnet", "plsc", "pml")
 
@@ -44,20 +44,13 @@ the file of one process."""
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit status: 0 fine, 1 a damaged checkpoint, 2 wrong input."""
     options = _parser().parse_args(arguments)
-    from lightning_pfc.checkpoint import CheckpointError
     from lightning_pfc.commands.ckpt_work import WORK  # and torch, which who asks for help can do without
 
-    try:
+    def work() -> int:
         WORK[options.command](options)
-    except BrokenPipeError:
-        raise
-    except CheckpointError as error:
-        print(f"pfc-ckpt {options.command}: {error}", file=sys.stderr)
-        return 1
-    except (OSError, ValueError, MemoryError) as error:
-        print(f"pfc-ckpt {options.command}: {str(error) or type(error).__name__}", file=sys.stderr)
-        return 2
-    return 0
+        return 0
+
+    return run_command(f"pfc-ckpt {options.command}", work, wrong_input=2)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -125,4 +118,4 @@ def _add_classes(command: argparse.ArgumentParser, text: str) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())

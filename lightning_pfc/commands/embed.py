@@ -31,7 +31,7 @@ The same command goes on where it was interrupted. What could not be read is in 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit status: 0 fine (perhaps with rejects), 1 nothing done, 2 wrong words."""
     options = _parser().parse_args(arguments)
-    from lightning_pfc.deploy.commands import run_command
+    from lightning_pfc.commands.running import run_command
 
     return run_command("pfc-embed", lambda: _embed(options))
 

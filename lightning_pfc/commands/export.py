@@ -32,7 +32,7 @@ What is written is compared with the trained module on real pictures first, and 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit status: 0 fine, 1 not exported, 2 wrong words."""
     options = _parser().parse_args(arguments)
-    from lightning_pfc.deploy.commands import run_command
+    from lightning_pfc.commands.running import run_command
 
     return run_command("pfc-export", lambda: _export(options))
 

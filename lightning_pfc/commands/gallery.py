@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from lightning_pfc.commands.output import may_be_cut_short
 from lightning_pfc.commands.pixels import add_max_pixels
-from lightning_pfc.deploy.commands import run_command
+from lightning_pfc.commands.running import run_command
 
 if TYPE_CHECKING:
     from lightning_pfc.deploy.recogniser import Recogniser

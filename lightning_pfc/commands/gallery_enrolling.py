@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from lightning_pfc.deploy.commands import one_line
+from lightning_pfc.commands.running import one_line
 from lightning_pfc.deploy.recogniser import Recogniser
 from lightning_pfc.gallery import Gallery
 from lightning_pfc.gallery.enrolling import Candidate, EnrolReport, enrol_all, read_candidate

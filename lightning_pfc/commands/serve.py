@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lightning_pfc.commands.output import may_be_cut_short
-from lightning_pfc.deploy.commands import run_command
+from lightning_pfc.commands.running import run_command
 
 _EPILOG = """examples
   pfc-serve runs/X/export --gallery staff

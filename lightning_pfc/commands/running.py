@@ -7,12 +7,18 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 
-def run_command(name: str, work: Callable[[], int]) -> int:
-    """Do the work of a command; what a user can mend is one line on stderr and status 1, without a traceback."""
+def run_command(name: str, work: Callable[[], int], wrong_input: int = 1) -> int:
+    """Do the work of a command; what a user can mend is one line on stderr, without a traceback.
+
+    Returns:
+        What ``work`` returns; 1 for a damaged checkpoint, ``wrong_input`` for all else that a user can mend, 130 after
+        Ctrl-C.
+    """
     from lightning_pfc.checkpoint import CheckpointError
 
     before = _on_termination(_leave)  # so that what is half-written is taken away
@@ -20,16 +26,32 @@ def run_command(name: str, work: Callable[[], int]) -> int:
         return work()
     except BrokenPipeError:
         raise  # the reader of the output has left
+    except CheckpointError as error:
+        print(f"{name}: {one_line(str(error))}", file=sys.stderr)
+        return 1
     except OSError as error:
         print(f"{name}: {_of_the_system(error)}", file=sys.stderr)
-    except (ValueError, TypeError, ImportError, CheckpointError) as error:
-        print(f"{name}: {one_line(str(error))}", file=sys.stderr)
+    except (ValueError, TypeError, ImportError, MemoryError) as error:
+        print(f"{name}: {one_line(str(error)) or type(error).__name__}", file=sys.stderr)
     except KeyboardInterrupt:
         print(f"\n{name}: interrupted", file=sys.stderr)
         return 130
     finally:
         _on_termination(before)
-    return 1
+    return wrong_input
+
+
+@contextmanager
+def unexpected_in_one_line() -> Iterator[None]:
+    """Around work on strangers' files: an error that nobody foresaw is one line as well, and says where to see more."""
+    try:
+        yield
+    except (OSError, ValueError, TypeError, ImportError, MemoryError):
+        raise
+    except Exception as error:
+        if os.environ.get("PFC_TRACEBACK"):
+            raise
+        raise ValueError(f"{type(error).__name__}: {error} (PFC_TRACEBACK=1 shows where)") from error
 
 
 def _on_termination(handler: Any) -> Any:
