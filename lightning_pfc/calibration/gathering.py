@@ -17,10 +17,8 @@ from lightning_pfc.data.preprocessing import Flip
 from lightning_pfc.evaluation.bins import BinImages
 from lightning_pfc.evaluation.embedders import embed_images
 from lightning_pfc.evaluation.evaluator import Evaluator
-from lightning_pfc.evaluation.faces import EncodedFaces, open_faces
 from lightning_pfc.evaluation.pairs import IndexedPairs, PairedImages
 from lightning_pfc.metrics.functional import cosine_from_squared_distance, pair_squared_distances
-from lightning_pfc.runs.run_folder import Run
 
 KINDS = ("run", "all_pairs", "open_set", "pairs", "bin")
 
@@ -54,17 +52,17 @@ def gather(
             f"protocols.{name} of type {kind} holds no pairs to choose a threshold on; use {', '.join(KINDS)}"
         )
     if kind == "run":
-        part = Run(path).verification_set(str(protocol.get("set", "val")))
+        part = evaluator.held_out(name, str(path), str(protocol.get("set", "val")))
         return _all(evaluator, name, part.images, part.identity, flip, pictures)
     if kind == "bin":
         images = BinImages(path)
         return _listed(evaluator, name, images, images.pairs(), None, flip)
     if kind == "pairs" and protocol.get("embeddings") is None:
-        listed = PairedImages(path, protocol.get("images"))
+        listed = PairedImages(path, protocol.get("images"), allow=evaluator.settings.allow)
         return _listed(evaluator, name, listed, listed.pairs(), torch.from_numpy(listed.identities), flip)
     if kind == "pairs":
         raise ValueError(f"protocols.{name}: give the embeddings with their labels as type all_pairs, to calibrate on")
-    faces = open_faces(path, evaluator.preprocessing, max_pixels=evaluator.settings.max_pixels)
+    faces = evaluator.faces(str(path), protocol.get("identities"))
     if faces.labels is None:
         raise ValueError(f"{faces.source} names no identities (label), which a threshold is chosen on")
     if faces.embeddings is not None:
@@ -82,10 +80,7 @@ def _all(evaluator: Evaluator, name: str, images: ImageTable, labels: Tensor, fl
 def _listed(
     evaluator: Evaluator, name: str, encoded: Any, pairs: IndexedPairs, identities: Tensor | None, flip: Flip
 ) -> Material:
-    evaluator.input_size(name)  # refuses where there is no model
-    assert evaluator.preprocessing is not None
-    table = EncodedFaces(encoded, evaluator.preprocessing, max_pixels=evaluator.settings.max_pixels)
-    rows = _embed(evaluator, table, flip)
+    rows = _embed(evaluator, evaluator.pictures(name, encoded), flip)
     scores = cosine_from_squared_distance(pair_squared_distances(rows, pairs.first, pairs.second))
     known = identities is not None and not bool((identities < 0).any())
     sides = (identities[pairs.first], identities[pairs.second]) if known and identities is not None else None

@@ -131,6 +131,21 @@ class Preprocessing:
             raise self.other_size(where, whole)
         return pixels if pixels.shape[:2] == self.size else self.fitted(pixels)
 
+    def pixels(self, decoded: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+        """A decoded picture, ``(h, w, C)`` uint8, as :meth:`picture` fits it: ``(H, W, C)`` uint8.
+
+        Raises:
+            ValueError: these are no such pixels.
+            BrokenImageError: they are of another size, and ``fit`` is ``"exact"``.
+        """
+        if decoded.dtype != np.uint8 or decoded.ndim != 3 or decoded.shape[2] != self.channels:
+            raise ValueError(f"pixels are {decoded.dtype} {decoded.shape}; give uint8 (H, W, {self.channels}).")
+        if decoded.shape[:2] == self.size:
+            return decoded
+        if self.fit == "exact":
+            raise self.other_size("image", (decoded.shape[0], decoded.shape[1]))
+        return self.fitted(decoded)
+
     def fitted(self, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
         """``(h, w, C)`` uint8 to ``(H, W, C)``: stretched, its largest middle of that shape, or whole and padded."""
         if self.fit == "pad":
@@ -202,13 +217,7 @@ class Preprocessing:
         if isinstance(data, bytes | bytearray | memoryview):
             pixels = self.picture(bytes(data), max_pixels=max_pixels)
         else:
-            pixels = np.asarray(data)
-            if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != self.channels:
-                raise ValueError(f"pixels are {pixels.dtype} {pixels.shape}; give uint8 (H, W, {self.channels}).")
-            if pixels.shape[:2] != self.size:
-                if self.fit == "exact":
-                    raise self.other_size("image", (pixels.shape[0], pixels.shape[1]))
-                pixels = self.fitted(pixels)
+            pixels = self.pixels(np.asarray(data))
         return self.tensor(torch.from_numpy(np.array(pixels)).permute(2, 0, 1)[None])
 
     def embed(self, network: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
@@ -251,6 +260,11 @@ class Preprocessing:
             return cls(**record)
         except TypeError as error:
             raise ValueError(f"preprocessing holds a value of another kind: {error}.") from error
+
+    def same_pictures(self, other: Preprocessing) -> bool:
+        """Whether ``other`` makes the same uint8 pictures of all files; ``mean`` and ``color`` fill what is padded."""
+        names = ["size", "channels", "fit", "resampling", *(("mean", "color") if self.fit == "pad" else ())]
+        return all(getattr(self, name) == getattr(other, name) for name in names)
 
     def difference(self, other: Preprocessing) -> str:
         """A sentence that names what ``other`` does otherwise, and says that it is in force."""

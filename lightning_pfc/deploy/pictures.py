@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageFile, ImageOps
+from PIL import Image, ImageFile
 
+from lightning_pfc.data.errors import BrokenImageError
 from lightning_pfc.data.formats.folder import read_image_file
-from lightning_pfc.data.pictures.decoding import MAX_PIXELS
+from lightning_pfc.data.pictures.decoding import MAX_PIXELS, upright
+from lightning_pfc.data.pictures.modes import RefusedPixels, to_bytes
 from lightning_pfc.data.preprocessing import Preprocessing
 
 if TYPE_CHECKING:
@@ -22,6 +24,8 @@ Picture: TypeAlias = str | os.PathLike[str] | bytes | Image.Image | npt.NDArray[
 """A path, the encoded bytes, a PIL image, or a uint8 array (H, W), (H, W, 1) or (H, W, 3) in the order RGB."""
 
 Pixels = npt.NDArray[np.uint8]
+
+_ORIENTATION = 0x0112  # in EXIF
 
 
 def one_by_one(pictures: Picture | Iterable[Picture]) -> Iterator[Picture]:
@@ -101,12 +105,16 @@ def pixels_of(picture: Any, channels: int) -> Pixels:
     """A decoded picture as (H, W, channels) uint8.
 
     Raises:
+        BrokenImageError: its pixels are of a kind that no file may have either.
         TypeError, ValueError: it is no picture; names what it is.
     """
     if isinstance(picture, Image.Image):
-        upright = ImageOps.exif_transpose(picture)
-        array = np.asarray(upright.convert("RGB" if channels == 3 else "L"))
-        return array.reshape(*array.shape[:2], channels)
+        picture.load()  # a TIFF is turned by this
+        orientation = picture.getexif().get(_ORIENTATION, 1)
+        try:
+            return upright(to_bytes(picture, channels), orientation)
+        except RefusedPixels as error:
+            raise BrokenImageError(f"{getattr(picture, 'filename', '') or 'image'}: {error}") from error
     array = _array(picture)
     if array.shape[2] == channels:
         return np.ascontiguousarray(array)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from lightning_pfc.data.images import ImageTable
 from lightning_pfc.data.preprocessing import Flip, Preprocessing
+from lightning_pfc.data.verification import VerificationSet
 from lightning_pfc.evaluation.all_pairs import all_pairs_tar
 from lightning_pfc.evaluation.bins import BinImages
 from lightning_pfc.evaluation.embedders import Embedder, embed_images, preprocessing_of
@@ -26,6 +27,7 @@ from lightning_pfc.evaluation.one_shot import one_shot
 from lightning_pfc.evaluation.pairs import IndexedPairs, PairedImages, pairs_by_name
 from lightning_pfc.evaluation.peers import Peers
 from lightning_pfc.evaluation.report import Measurement, ProtocolResult
+from lightning_pfc.evaluation.run_pictures import held_out
 from lightning_pfc.evaluation.settings import EvaluationSettings
 from lightning_pfc.evaluation.templates import TemplateMode
 from lightning_pfc.evaluation.verification import verify_pairs
@@ -71,11 +73,11 @@ class Evaluator:
     def bin(self, name: str, path: str) -> ProtocolResult:
         """Verification on a ``.bin`` file."""
         images = BinImages(path)
-        return self.verify(name, images.pairs(), self._pictures(name, images))
+        return self.verify(name, images.pairs(), self.pictures(name, images))
 
     def run_set(self, name: str, path: str, set: str = "test") -> ProtocolResult:
         """Verification on identities that a run of ``pfc-train`` held out: those of its validation or its test."""
-        part = Run(path).verification_set(set)
+        part = self.held_out(name, path, set)
         pairs = IndexedPairs(part.pairs.first, part.pairs.second, part.pairs.same, part.pairs.fold)
         return self.verify(name, pairs, part.images, identities=part.identity)
 
@@ -85,7 +87,7 @@ class Evaluator:
             return self._named_pairs(name, path, embeddings)
         listed = PairedImages(path, images, allow=self.settings.allow)
         identities = torch.from_numpy(listed.identities)
-        return self.verify(name, listed.pairs(), self._pictures(name, listed), identities=identities)
+        return self.verify(name, listed.pairs(), self.pictures(name, listed), identities=identities)
 
     def verify(
         self,
@@ -229,11 +231,25 @@ class Evaluator:
         known = self.preprocessing
         return known.flip if known else self.settings.flip or "none"
 
-    def _pictures(self, name: str, encoded: Any) -> EncodedFaces:
+    def _wanted(self, name: str) -> Preprocessing:
         self.input_size(name)  # refuses where there is no model
         known = self.preprocessing
         assert known is not None
-        return EncodedFaces(encoded, known, max_pixels=self.settings.max_pixels)
+        return known
+
+    def pictures(self, name: str, encoded: Any) -> EncodedFaces:
+        """Encoded images of a protocol as the model wants them."""
+        return EncodedFaces(encoded, self._wanted(name), max_pixels=self.settings.max_pixels)
+
+    def held_out(self, name: str, path: str, set: str) -> VerificationSet:
+        """A set of identities that a run held out, as the model wants its pictures, bounded as the run says."""
+        return held_out(Run(path), set, self._wanted(name))
+
+    def faces(self, path: str, identities: str | None = None) -> FaceSet:
+        """Images, as the model wants them, or embeddings made elsewhere; perhaps of the identities of a list alone."""
+        s = self.settings
+        faces = open_faces(path, self.preprocessing, max_pixels=s.max_pixels, allow=s.allow)
+        return faces if identities is None else of_identities(faces, identities)
 
     def embed(self, images: ImageTable) -> Tensor:
         """Embeddings of all pictures, (N, D), the same on every rank."""
@@ -250,9 +266,7 @@ class Evaluator:
         )
 
     def _open(self, name: str, path: str, identities: str | None = None) -> tuple[FaceSet, Tensor]:
-        faces = open_faces(path, self.preprocessing, max_pixels=self.settings.max_pixels, allow=self.settings.allow)
-        if identities is not None:
-            faces = of_identities(faces, identities)
+        faces = self.faces(path, identities)
         if faces.embeddings is not None:
             return faces, faces.embeddings
         if faces.images is None:

@@ -5,22 +5,31 @@ from __future__ import annotations
 import json
 from itertools import combinations
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 from lightning_pfc.calibration.choose_identification import check_identification, choose_identification
 from lightning_pfc.calibration.choose_verification import Draws, UnresolvedRateError, check, choose, pairs_above
-from lightning_pfc.calibration.gathering import some_of_each
+from lightning_pfc.calibration.gathering import gather, some_of_each
 from lightning_pfc.calibration.job import Calibrate, write_thresholds
 from lightning_pfc.calibration.material import Material
 from lightning_pfc.calibration.spread import Accepts, replicates, variance
 from lightning_pfc.calibration.trials import AllPairs, ListedPairs, Searches, Trials
 from lightning_pfc.commands.eval import evaluate
+from lightning_pfc.data import Preprocessing
+from lightning_pfc.data.errors import BrokenImageError, FormatError
+from lightning_pfc.data.formats import DecodedImages
+from lightning_pfc.data.images import ArrayImages
+from lightning_pfc.data.verification import VerificationSet
 from lightning_pfc.deploy import Recogniser
 from lightning_pfc.deploy.export import export_run
+from lightning_pfc.evaluation import EvaluationSettings, Evaluator
+from lightning_pfc.evaluation.run_pictures import held_out
 from lightning_pfc.runs.errors import ExportError
 from lightning_pfc.runs.run_folder import Run, read_thresholds
 from lightning_pfc.runs.thresholds import Threshold, Thresholds
@@ -359,6 +368,96 @@ def test_a_set_that_is_too_small_writes_nothing(run_folder: Path, tmp_path: Path
         )
     with pytest.raises(ValueError, match=r"calibrate\.set=nobody"):
         evaluate(f"run={run_folder}", "calibrate.far=0.1", "calibrate.set=nobody", f"output_dir={tmp_path}")
+
+
+def test_a_calibration_keeps_to_the_identities_of_a_list(pictures: Path, tmp_path: Path) -> None:
+    rows = np.random.default_rng(0).standard_normal((40, 8)).astype(np.float32)
+    names = np.array([f"p{n % 10}/{n}" for n in range(40)])
+    np.savez(tmp_path / "faces.npz", emb=rows, names=names, label=np.arange(40) % 10)
+    (tmp_path / "some.txt").write_text("p1\np4\np7\n")
+    protocol = {"type": "all_pairs", "path": tmp_path / "faces.npz", "identities": str(tmp_path / "some.txt")}
+    found = gather(Evaluator(None), "faces", protocol, flip="none", pictures=10)
+    assert found.labels is not None
+    assert sorted(set(found.labels.tolist())) == [1, 4, 7]
+    outside = tmp_path / "linked"
+    (outside / "p").mkdir(parents=True)
+    (outside / "p" / "a.png").symlink_to(next(pictures.rglob("*.png")))
+    with pytest.raises(FormatError, match="allow"):
+        gather(Evaluator(_Grey()), "linked", {"type": "all_pairs", "path": outside}, flip="none", pictures=10)
+    allowed = EvaluationSettings(allow=[str(pictures)])
+    found = gather(
+        Evaluator(_Grey(), allowed), "linked", {"type": "all_pairs", "path": outside}, flip="none", pictures=1
+    )
+    assert found.labels is not None
+    assert len(found.labels) == 1
+
+
+class _Grey:
+    """Small grey pictures are their own embeddings."""
+
+    preprocessing = Preprocessing(size=(8, 12), channels=1, fit="pad", mean=(30.0,))
+    input_size = preprocessing.image_shape
+
+    def __call__(self, pictures: Tensor) -> Tensor:
+        assert pictures.shape[1:] == self.input_size
+        return pictures.flatten(1).float()
+
+
+def test_a_runs_pictures_are_made_as_the_model_that_is_judged_wants_them(run_folder: Path, pictures: Path) -> None:
+    """They were those of the run, whatever the model's size, and whatever the user said."""
+    run = Run(run_folder)
+    part = run.verification_set("test")
+    assert isinstance(part.images, DecodedImages)
+    encoded = part.images.encoded
+
+    def seen(evaluator: Evaluator) -> Tensor:
+        found = gather(
+            evaluator, "x", {"type": "run", "path": run_folder, "set": "test"}, flip="none", pictures=len(encoded)
+        ).embeddings
+        assert found is not None
+        judged = evaluator.embed(evaluator.held_out("x", str(run_folder), "test").images)
+        assert torch.equal(judged if evaluator.flip == "none" else judged / 2, found.to(judged.dtype))
+        return found
+
+    record = _Grey.preprocessing
+    words: list[dict[str, Any]] = [{}, {"fit": "crop"}, {"fit": "stretch", "resampling": "nearest"}]
+    for said in words:
+        settings = EvaluationSettings(flip="none", **said)
+        wanted = [record.changed(**said).picture(encoded.read(n)).ravel() for n in range(len(encoded))]
+        np.testing.assert_array_equal(seen(Evaluator(_Grey(), settings)).numpy(), np.stack(wanted))
+    with pytest.raises(ValueError, match="there is no model"):
+        Evaluator(None).run("x", {"type": "run", "path": str(run_folder)})
+
+    own = run.preprocessing
+    same = held_out(run, "test", own)
+    assert same.images is part.images  # as the run's own test had them
+
+
+def test_drawn_pictures_are_fitted_or_refused(tmp_path: Path) -> None:
+    class Drawn:
+        folder = tmp_path
+        data = SimpleNamespace(preprocessing=None)
+
+        def verification_set(self, name: str) -> VerificationSet:
+            images = ArrayImages(np.arange(24 * 24 * 3, dtype=np.int64).reshape(3, 1, 24, 24).astype(np.uint8))
+            return VerificationSet(images, None, torch.arange(3))  # type: ignore[arg-type]
+
+    drawn: Any = Drawn()
+    record = Preprocessing(size=(24, 24), channels=1)
+    assert held_out(drawn, "test", record).images.image_shape == (1, 24, 24)
+    half = record.changed(size=(12, 12), fit="stretch")
+    index = np.arange(3)
+    raw = drawn.verification_set("test").images.fetch(index).permute(0, 2, 3, 1).numpy()
+    found = held_out(drawn, "test", half).images
+    assert found.image_shape == (1, 12, 12)
+    assert len(found) == 3
+    np.testing.assert_array_equal(
+        found.fetch(index).permute(0, 2, 3, 1), np.stack([half.pixels(picture) for picture in raw])
+    )
+    with pytest.raises(BrokenImageError, match="24 x 24 pixels instead of 12 x 12"):
+        held_out(drawn, "test", half.changed(fit="exact")).images.fetch(index)
+    with pytest.raises(ValueError, match="drawn with 1 channels, and the model wants 3"):
+        held_out(drawn, "test", half.changed(channels=3))
 
 
 def test_thresholds_are_added_to_those_that_are_there(tmp_path: Path) -> None:

@@ -96,6 +96,25 @@ def test_grey_becomes_colour_and_colour_grey(recogniser: Recogniser) -> None:
     assert (other.prepare(Image.fromarray(grey))[:, :, 0] == grey).all()
 
 
+def test_what_pillow_has_decoded_becomes_8_bits_as_a_file_does(recogniser: Recogniser) -> None:
+    """Pillow's own ``convert`` cuts 16 bits off at 255: a white picture."""
+    deep = np.random.default_rng(0).integers(0, 1 << 16, (24, 24)).astype(np.uint16)
+    for kind in ("PNG", "TIFF"):
+        exif = Image.Exif()
+        exif[0x0112] = 8
+        file = io.BytesIO()
+        Image.fromarray(deep).save(file, kind, exif=exif)
+        with Image.open(file) as image:
+            image.load()
+            for decoded in (image, image.copy()):
+                assert (recogniser.prepare(decoded)[:, :, 0] == np.rot90(deep >> 8)).all(), kind
+    big_end = Image.frombytes("I;16B", (24, 24), deep.astype(">u2").tobytes())
+    assert (recogniser.prepare(big_end)[:, :, 0] == deep >> 8).all()
+    for unknown in (deep.astype(np.int32), deep.astype(np.float32)):
+        with pytest.raises(BrokenImageError, match=r"the picture's pixels are .* nothing says which is white"):
+            recogniser.prepare(Image.fromarray(unknown))
+
+
 def test_a_tagged_pil_image_is_turned(recogniser: Recogniser) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (24, 24, 3), dtype=np.uint8)
     plain, tagged = io.BytesIO(), io.BytesIO()

@@ -109,6 +109,16 @@ class DecodedImages:
     def __len__(self) -> int:
         return len(self.encoded)
 
+    def made_by(self, preprocessing: Preprocessing) -> DecodedImages:
+        """The same images, made in another way; what was skipped is counted anew."""
+        return DecodedImages(
+            self.encoded,
+            preprocessing=preprocessing,
+            on_broken=self.on_broken,
+            max_broken=self.max_broken,
+            max_pixels=self.max_pixels,
+        )
+
     def fetch(self, index: npt.NDArray[np.int64]) -> Tensor:
         """(b,) positions to (b, C, H, W) uint8 images (channels last in memory).
 

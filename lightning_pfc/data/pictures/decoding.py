@@ -180,7 +180,7 @@ def _turned(size: tuple[int, int], orientation: int) -> tuple[int, int]:
     return (size[1], size[0]) if orientation >= 5 else size
 
 
-def _upright(pixels: npt.NDArray[np.uint8], orientation: int) -> npt.NDArray[np.uint8]:
+def upright(pixels: npt.NDArray[np.uint8], orientation: int) -> npt.NDArray[np.uint8]:
     """Pixels as stored, turned and mirrored as the EXIF tag says."""
     if orientation >= 5:
         pixels = pixels.transpose(1, 0, 2)
@@ -232,7 +232,7 @@ def _decode_jpeg(
         least = {} if reduction == 1 else {"min_height": size[0], "min_width": size[1], "min_factor": 1}
         pixels = simplejpeg.decode_jpeg(data, _SPACES[channels], **least)
     if header.orientation != 1:
-        pixels = _upright(pixels, header.orientation)
+        pixels = upright(pixels, header.orientation)
     return Decoded(pixels, _turned((header.height, header.width), header.orientation), header.orientation)
 
 
@@ -272,5 +272,5 @@ def _decode_other(data: bytes, channels: int, max_pixels: int) -> Decoded:
             orientation = tag if tag in range(1, 9) else 1
         else:
             orientation = exif_orientation(exif) if isinstance(exif, bytes) else 1
-            pixels = _upright(pixels, orientation)
+            pixels = upright(pixels, orientation)
     return Decoded(pixels, (pixels.shape[0], pixels.shape[1]), orientation)

@@ -34,13 +34,13 @@ class RefusedPixels(ValueError):
     """Pixels of a kind that has no one way to 8 bits; the message names it."""
 
 
-def to_bytes(image: Image.Image, channels: int, data: bytes) -> npt.NDArray[np.uint8]:
+def to_bytes(image: Image.Image, channels: int, data: bytes = b"") -> npt.NDArray[np.uint8]:
     """The pixels of an opened image.
 
     Args:
         image: of Pillow; it may not be loaded yet.
         channels: 3 for RGB, 1 for grey.
-        data: the file it was opened from.
+        data: the file it was opened from; of an image that is loaded Pillow has made what it makes of it.
 
     Returns:
         ``(H, W, channels)`` uint8, as stored: not turned.
@@ -51,9 +51,7 @@ def to_bytes(image: Image.Image, channels: int, data: bytes) -> npt.NDArray[np.u
     mode = "L" if channels == 1 else "RGB"
     tags: Any = getattr(image, "tag_v2", {})
     if _SIGNED in tags.get(_SAMPLE_FORMAT, ()):  # of 8 bits, which Pillow takes for unsigned
-        raise RefusedPixels(
-            f"the {image.format}'s pixels are {_REFUSED['I']}; convert it to 8 or 16 bits of grey or RGB"
-        )
+        raise _refused(image, _REFUSED["I"])
     if (deep := _deep(image, data)) is not None:
         if deep.ndim == 2 and channels == 3:
             return np.repeat(deep[:, :, None], 3, axis=2)
@@ -62,11 +60,16 @@ def to_bytes(image: Image.Image, channels: int, data: bytes) -> npt.NDArray[np.u
         return deep.reshape(*deep.shape[:2], channels)
     if image.mode in _REFUSED or image.mode not in _PLAIN | set(_BY_WAY_OF):
         what = _REFUSED.get(image.mode, f"of the kind {image.mode!r}, which is not known")
-        raise RefusedPixels(f"the {image.format}'s pixels are {what}; convert it to 8 or 16 bits of grey or RGB")
+        raise _refused(image, what)
     if image.mode in _BY_WAY_OF:
         image = image.convert(_BY_WAY_OF[image.mode])
     pixels = np.array(image.convert(mode), dtype=np.uint8)
     return pixels.reshape(*pixels.shape[:2], channels)
+
+
+def _refused(image: Image.Image, what: str) -> RefusedPixels:
+    name = image.format or "picture"  # a copy has no format
+    return RefusedPixels(f"the {name}'s pixels are {what}; convert it to 8 or 16 bits of grey or RGB")
 
 
 def _deep(image: Image.Image, data: bytes) -> npt.NDArray[np.uint8] | None:
