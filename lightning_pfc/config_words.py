@@ -24,6 +24,10 @@ from lightning_pfc.renamed import warn_renamed
 
 _FLAGS = {"no": "false", "off": "false", "n": "false", "yes": "true", "on": "true", "y": "true", "none": "null"}
 _EARLIER_KEYS = {"model.head_options": "head", "model.sample_rate": "head.sample_rate", "model.seed": "head.seed"}
+_EARLIER_TARGETS = {  # classes that configs of earlier versions named, and what they name in their place
+    "lightning.pytorch.callbacks.ModelCheckpoint": "lightning_pfc.callbacks.RunCheckpoint",
+    "lightning_pfc.protocols.Settings": "lightning_pfc.evaluation.EvaluationSettings",
+}
 
 
 def config_dir() -> Path:
@@ -97,6 +101,11 @@ def new_key(key: str) -> str:
         if f"{key}.".startswith(f"{old}."):
             return new + key.removeprefix(old)
     return key
+
+
+def new_target(target: Any) -> Any:
+    """What the configs name now in place of a class that they named before."""
+    return _EARLIER_TARGETS.get(str(target), target)
 
 
 def check_flags(words: Iterable[str], config_name: str = "train") -> None:

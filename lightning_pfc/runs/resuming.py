@@ -18,7 +18,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from lightning_pfc.config_words import config_dir, new_key
+from lightning_pfc.config_words import config_dir, new_key, new_target
 from lightning_pfc.runs.records import newest_record
 from lightning_pfc.storage.regular import read_regular
 
@@ -112,6 +112,8 @@ def as_it_was(config: DictConfig, earlier: Earlier, compose: Callable[[list[str]
         for path, value in theirs.items():
             if path[0] in _OF_A_START or _is_made_of_others(now.get(path)):
                 continue
+            if path[-1] == "_target_" and now.get(path, new_target(value)) == new_target(value):
+                value = new_target(value)  # and not where the run's own words name the earlier class
             unchanged = now.get(path, _MISSING) == then.get(path, _MISSING)
             if unchanged and now.get(path, _MISSING) != value and _has_room(config, path):
                 OmegaConf.update(config, ".".join(path), value, force_add=True)

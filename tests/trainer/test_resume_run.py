@@ -128,6 +128,23 @@ def test_a_run_keeps_defaults_that_have_changed_since(tmp_path: Path) -> None:
     assert (found.head.sample_rate, found.model.head.sample_rate) == (0.25, 0.25)
 
 
+def test_a_run_of_before_names_classes_that_no_config_names_any_more(tmp_path: Path) -> None:
+    """It was refused: its config names Lightning's ModelCheckpoint, in whose place there is one of the package."""
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "last.ckpt").touch()
+    config = compose(["data=synthetic", f"output_dir={tmp_path}"])
+    lightnings = "lightning.pytorch.callbacks.ModelCheckpoint"
+    earlier = {"callbacks.checkpoint": lightnings, "callbacks.evaluation.settings": "lightning_pfc.protocols.Settings"}
+    for key, target in earlier.items():
+        OmegaConf.update(config, f"{key}._target_", target, force_add=True)
+    (tmp_path / "config.yaml").write_text(OmegaConf.to_yaml(config, resolve=True))
+    found = taken(f"resume={tmp_path}")
+    assert found.callbacks.checkpoint._target_ == "lightning_pfc.callbacks.RunCheckpoint"
+    assert found.callbacks.evaluation.settings._target_ == "lightning_pfc.evaluation.EvaluationSettings"
+    word = f"callbacks.checkpoint._target_={lightnings}"
+    assert taken(f"resume={tmp_path}", word).callbacks.checkpoint._target_ == lightnings
+
+
 @pytest.mark.parametrize(
     ("made", "said"),
     [
