@@ -120,6 +120,8 @@ def explain(error: BaseException, config_name: str = "train", words: Sequence[st
         chosen = choices(words)
         existing = _siblings(key, config_name, chosen)
         *parents, name = key.split(".")
+        if name in existing and "Could not delete" in text:
+            return _not_deleted(text, key)
         where = f"{'.'.join(parents)} has no key {name}" if parents else f"There is no key or group {name}"
         others = [option for option in _options_with(key) if option != chosen.get(parents[0])] if parents else []
         if others and not difflib.get_close_matches(name, existing, n=1, cutoff=0.8):
@@ -131,6 +133,13 @@ def explain(error: BaseException, config_name: str = "train", words: Sequence[st
             )
         return f"{where}.{_suggest(name, existing)}\nTo add a new key, write +{key}=VALUE."
     return text
+
+
+def _not_deleted(text: str, key: str) -> str:
+    """Why a key that is there was not taken out: it has another value than the word says, or none."""
+    if value := re.search(r"The value of '.+' is (.*) and not (.*)\.", text, re.DOTALL):
+        return f"{key} is {value[1]}, and not {value[2]}. Give the value that it has, or ~{key} alone."
+    return f"{key} is null, and what is null cannot be taken out. Leave ~{key} out."
 
 
 def _quoted_rightly(text: str, words: Sequence[str]) -> str | None:

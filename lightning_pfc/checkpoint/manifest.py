@@ -193,6 +193,14 @@ def is_checkpoint_folder(path: str | os.PathLike[str]) -> bool:
     return os.path.isfile(os.path.join(path, MANIFEST))
 
 
+def unfinished_folder(path: str | os.PathLike[str]) -> CheckpointError:
+    """The error for a folder where a checkpoint is looked for, and that is none."""
+    return CheckpointError(
+        f"{os.fspath(path)} is a folder without {MANIFEST}: it is not a checkpoint of this package, or not a complete "
+        "one. Resume from another checkpoint."
+    )
+
+
 def check_block(folder: Path, name: str, entry: FileEntry, index: int, data: Any) -> None:
     """Compare a block with its checksum.
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from lightning_pfc.checkpoint.archive import check_archive, check_checkpoint, check_records, load_archive
 from lightning_pfc.checkpoint.errors import CheckpointError
-from lightning_pfc.checkpoint.manifest import is_checkpoint_folder
+from lightning_pfc.checkpoint.manifest import is_checkpoint_folder, unfinished_folder
 from lightning_pfc.checkpoint.reader import read_checkpoint
 from lightning_pfc.checkpoint.single import load_file
 from lightning_pfc.models.reviewed import built_from_a_file
@@ -79,6 +79,8 @@ def _read(path: Any, map_location: Any, weights_only: bool | None) -> dict[str, 
     location = map_location or saving._default_map_location
     if isinstance(path, str | os.PathLike):
         if not is_checkpoint_folder(path):
+            if os.path.isdir(path):
+                raise unfinished_folder(path)
             return load_file(Path(path), weights_only=plain, map_location=location)
         if not plain:
             raise ValueError("weights_only=False: a checkpoint folder holds nothing that would need it; leave it out.")

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from lightning_pfc.checkpoint import CheckpointError, is_checkpoint_folder, load_folder
 from lightning_pfc.checkpoint.identities import Identities, in_folder, in_values
+from lightning_pfc.checkpoint.manifest import unfinished_folder
 from lightning_pfc.checkpoint.publish import newest
 from lightning_pfc.checkpoint.reader import CheckpointReader
 from lightning_pfc.checkpoint.remote import fetched
@@ -114,10 +115,7 @@ class CheckpointLoading(CheckpointSaving):
 
     def _load_folder(self, path: Path, weights_only: bool) -> tuple[dict[str, Any], bool]:
         if not is_checkpoint_folder(path):
-            raise CheckpointError(
-                f"{path} is a folder without manifest.json: it is not a checkpoint of this package, or not a "
-                "complete one. Resume from another checkpoint."
-            )
+            raise unfinished_folder(path)
         origins = self._match_identities(path, lambda: in_folder(path))
         targets = LiveTensors(self.lightning_module, self._iter_heads(), fitting=self._fitting())
         given = {} if origins is None else self._moved_rows(path, origins, targets)[1]

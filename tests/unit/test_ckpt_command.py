@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from lightning_pfc import PartialFCModule
 from lightning_pfc.checkpoint import CheckpointError, Manifest, verify_folder
 from lightning_pfc.checkpoint.reader import read_checkpoint
 from lightning_pfc.commands.ckpt import main
@@ -95,9 +97,13 @@ def test_merge_to_safetensors(folder: Path, tmp_path: Path) -> None:
     assert all(torch.equal(found[key], expected[key]) for key in found)
 
 
-def test_lightnings_own_loader_names_the_way_out(folder: Path) -> None:
+def test_lightnings_own_loader_names_the_way_out(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="pfc-ckpt merge"):
         TheirModule.load_from_checkpoint(folder)
+    unfinished = shutil.copytree(folder, tmp_path / "unfinished.ckpt")
+    (unfinished / "manifest.json").unlink()
+    with pytest.raises(CheckpointError, match=r"unfinished\.ckpt is a folder without manifest\.json"):
+        PartialFCModule.load_from_checkpoint(unfinished)
 
 
 @pytest.mark.parametrize("source", ["folder", "file"])
