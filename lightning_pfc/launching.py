@@ -36,26 +36,29 @@ def _follow(parent: int) -> None:
     while os.getppid() == parent:
         if _together.wait(_INTERVAL):
             return
-    _say(f"rank 0 (process {parent}), which has started this process, has died while it was starting. Ended.")
+    say(f"rank 0 (process {parent}), which has started this process, has died while it was starting. Ended.")
     os._exit(1)
 
 
-def tell_while_waiting(text: str, over: Callable[[float], bool], clock: Callable[[], float] = time.monotonic) -> None:
+def tell_while_waiting(
+    text: str | Callable[[], str], over: Callable[[float], bool], clock: Callable[[], float] = time.monotonic
+) -> None:
     """Say what is waited for, each time after twice as long, until it is over.
 
     Args:
-        text: what.
+        text: what; or says what by then.
         over: waits for some seconds; whether it is over then.
         clock: seconds that only grow.
     """
     started, pause = clock(), _FIRST_WORD
     while not over(pause):
-        _say(f"{text}, for {clock() - started:.0f} s so far.")
+        now = text if isinstance(text, str) else text()
+        say(f"{now}, for {clock() - started:.0f} s so far.")
         pause *= 2
 
 
 @contextlib.contextmanager
-def saying_what_it_waits_for(text: str) -> Iterator[None]:
+def saying_what_it_waits_for(text: str | Callable[[], str]) -> Iterator[None]:
     """In the block this process waits for others: say so after ten seconds, and again ever more seldom."""
     over = threading.Event()
     threading.Thread(target=tell_while_waiting, args=(text, over.wait), name="waiting", daemon=True).start()
@@ -65,7 +68,8 @@ def saying_what_it_waits_for(text: str) -> Iterator[None]:
         over.set()
 
 
-def _say(text: str) -> None:
+def say(text: str) -> None:
+    """One line on the error stream, with the rank of this process."""
     rank = next((os.environ[name] for name in ("RANK", "SLURM_PROCID", "LOCAL_RANK") if name in os.environ), "")
     with contextlib.suppress(Exception):
         print(f"{f'rank {rank}: ' if rank else ''}{text}", file=sys.stderr, flush=True)

@@ -51,7 +51,8 @@ def listen_on(addresses: Sequence[str], ports: Iterable[int] = (0,)) -> list[soc
             return _listen_on_all(addresses, port)
         except OSError as error:  # noqa: PERF203
             problem = error
-    where = "any port" if tried == [0] else f"port {tried[0]} to {tried[-1]}"
+    where = f"port {tried[0]}" if len(tried) == 1 else f"{len(tried)} ports from {tried[0]} on"
+    where = "any port" if tried == [0] else where
     raise OSError(f"{where} of {', '.join(addresses)}: {problem}")
 
 

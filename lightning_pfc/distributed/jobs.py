@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import re
+import subprocess
 import sys
 from collections.abc import Sequence
 
@@ -46,6 +48,23 @@ def step_host() -> str:
     hosts = os.environ.get("SLURM_STEP_NODELIST") or os.environ.get("SLURM_NODELIST") or "localhost"
     first = re.match(r"([^,\s\[]+)(?:\[(\d+)[^\]]*\])?([^,\s\[]*)", hosts)
     return "".join(part or "" for part in first.groups()) if first else hosts
+
+
+def host_of_rank(rank: int) -> str | None:
+    """Where a task of this task's step runs; None where SLURM does not say, or does not deal tasks out in blocks."""
+    hosts = _hosts(os.environ.get("SLURM_STEP_NODELIST", ""))
+    if not hosts or os.environ.get("SLURM_DISTRIBUTION", "block").split(":")[0].split(",")[0] != "block":
+        return None
+    place = rank * len(hosts) // step_size()
+    return hosts[place] if place < len(hosts) else None
+
+
+@functools.cache
+def _hosts(nodes: str) -> list[str]:
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        words = ["scontrol", "show", "hostnames", nodes]
+        return subprocess.run(words, capture_output=True, text=True, timeout=10, check=True).stdout.split()
+    return []
 
 
 def adopt_step() -> None:

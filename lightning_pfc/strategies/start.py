@@ -55,12 +55,12 @@ class StartTogether(DDPStrategy):
                 f"This is task {step_rank()} of a SLURM step of {step_size()} tasks, which Lightning takes for a shell "
                 "by the name of its job: give it another one, srun --job-name=pfc ..."
             )
+        if isinstance(environment, SLURMEnvironment):
+            start_group_in_slurm(backend, timeout)  # says itself whom it waits for
         size = self.num_nodes * self.num_processes
         with saying_what_it_waits_for(f"waiting for all {size} processes of this run to start"):
             if isinstance(environment, TorchElasticEnvironment):
                 start_group_after_restart(backend, timeout)
-            elif isinstance(environment, SLURMEnvironment):
-                start_group_in_slurm(backend, timeout)
             elif isinstance(environment, LightningEnvironment) and size == 1:
                 start_group_alone(backend, timeout)
             super().setup_distributed()

@@ -263,6 +263,40 @@ def test_two_steps_side_by_side_in_one_job_and_node(cluster: Cluster) -> None:
     assert {result["seed"]: result["ranks"] for result in results} == {0: 2, 1: 2}, job.log()
 
 
+def test_two_jobs_of_torchrun_at_once_on_one_first_node(cluster: Cluster) -> None:
+    words = [str(RECIPES / "torchrun.sbatch"), *WORDS, "trainer.max_steps=5"]
+    options = ["--nodes=2", "--nodelist=n1,n2", *TWO[2:]]
+    both = [cluster.submit(f"torchrun {n}", *options, *words, PROCESSES_PER_NODE="1") for n in range(2)]
+    for job in both:
+        job.finish()
+        assert json.loads((job.run / "results.json").read_text())["ranks"] == 2, job.log()
+
+
+MEETS = """
+import os
+from lightning_pfc import launching
+from lightning_pfc.distributed.jobs import step_host, step_rank
+from lightning_pfc.distributed.meeting import agree_in_step
+
+def say(text):
+    if "waiting for rank 2 (host n" in text:
+        print(text, flush=True)
+        os._exit(4)
+
+if step_rank() == 2:
+    os._exit(3)
+if step_rank() == 0:
+    launching.say, launching._FIRST_WORD = say, 1.0
+agree_in_step("thing", lambda: "text", step_host())
+"""
+
+
+def test_a_rank_that_died_before_the_others_met_is_named(cluster: Cluster) -> None:
+    done = cluster.attempt("srun", "--nodes=3", "--ntasks-per-node=1", "python", "-c", MEETS, timeout=240)
+    assert "waiting for rank 2 (host n" in done.stdout, done.stderr
+    assert "has ended while the ranks met to agree on a thing" in done.stderr  # so rank 1 hears that rank 0 is gone
+
+
 def test_a_sweep_through_submitit_over_two_nodes(cluster: Cluster) -> None:
     pytest.importorskip("hydra_plugins.hydra_submitit_launcher", reason="the extra `slurm` is not installed")
     folder = cluster.folder / "sweep"

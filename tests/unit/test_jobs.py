@@ -15,7 +15,7 @@ from lightning.fabric.plugins.environments import SLURMEnvironment
 import lightning_pfc
 from lightning_pfc.distributed import jobs
 from lightning_pfc.distributed.door import addresses_of
-from lightning_pfc.distributed.rendezvous import step_ports
+from lightning_pfc.distributed.ports import step_ports, torchrun_ports
 
 TASK = {"SLURM_JOB_ID": "42", "SLURM_PROCID": "1", "SLURM_STEP_ID": "0", "SLURM_JOB_NAME": "train"}
 SEVERAL = TASK | {"SLURM_STEP_NUM_TASKS": "2", "SLURM_STEP_NODELIST": "n[1-2]", "SLURM_STEP_TASKS_PER_NODE": "1(x2)"}

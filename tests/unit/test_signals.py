@@ -175,6 +175,7 @@ def test_an_import_of_the_package_catches_nothing() -> None:
 
 
 RECIPES = Path(__file__).parents[2] / "recipes" / "slurm"
+OWN_PYTHON = f'PYTHONPATH={Path(__file__).parents[2]} exec {sys.executable} "$@"\n'
 
 
 class Batch:
@@ -191,6 +192,7 @@ class Batch:
         for name in ("scontrol", "scancel"):
             text = f"[ $1 = show ] && {{ [ $2 = hostnames ] && echo localhost || echo '{shown}'; exit; }}\n"
             self._program(name, f'{text}echo {name} "$@" >>{self.folder}/asked\n')
+        self._program("python", OWN_PYTHON)
         job = {"SLURM_JOB_ID": "77", "SLURM_JOB_NODELIST": "localhost", "SLURM_NNODES": "1", "SLURM_ARRAY_TASK_ID": "1"}
         process = subprocess.Popen(
             ["bash", str(RECIPES / self.script), "seed=1"],
@@ -280,6 +282,7 @@ def test_torchrun_saves_before_the_shell_around_it_ends(tmp_path: Path) -> None:
         (tmp_path / name).write_text(f"#!/bin/bash\n{text}\n")
         (tmp_path / name).chmod(0o755)
 
+    program("python", OWN_PYTHON)
     program("scontrol", f'[ $1 = show ] && {{ echo "{PREEMPTED}"; exit; }}; echo "$@" >>{tmp_path}/asked')
     program("srun", 'shift; exec "$@"')  # when the task has ended, SLURM kills what it has started
     saves = f"sleep 0.5; touch {tmp_path}/saved; exit 1"  # torchrun's status after SIGTERM
