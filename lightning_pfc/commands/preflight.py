@@ -16,9 +16,11 @@ def check_launch(config: DictConfig) -> None:
         config: of ``pfc-train``; its ``trainer.accelerator`` may be changed.
 
     Raises:
-        ValueError: for other numbers of processes or nodes than the launch has, and for a batch script without srun.
+        ValueError: for other numbers of processes or nodes than the launch has, and for a batch script or a shell
+            without srun where other nodes are waited for.
     """
-    refuse_lonely_task()
+    if (alone := refuse_lonely_task(config.trainer.num_nodes)) is not None:
+        rank_zero_info(alone)
     check_number_of_processes(config.trainer.devices, config.trainer.num_nodes)
     if config.trainer.accelerator == "auto" and MPSAccelerator.is_available():
         with open_dict(config):

@@ -27,9 +27,12 @@ def in_slurm() -> bool:
 
 
 def _is_typed() -> bool:
-    """Whether somebody has typed the command in a shell that ``srun --pty`` has started: the other tasks have ended."""
-    with contextlib.suppress(ValueError, AttributeError):  # no stdin
-        return "SLURM_PTY_PORT" in os.environ and sys.stdin.isatty()
+    """Whether somebody has typed the command in a shell that ``srun --pty`` has started: the other tasks have ended.
+
+    Such a shell gives each command a process group of its own; a script leaves its commands in the one of the task.
+    """
+    with contextlib.suppress(ValueError, AttributeError):  # no stdin; Windows
+        return "SLURM_PTY_PORT" in os.environ and sys.stdin.isatty() and os.getpgrp() != os.getsid(0)
     return False
 
 
@@ -153,16 +156,37 @@ def restart_count() -> int:
     return sum(int(count) for count in counts if count.isdigit())
 
 
-def refuse_lonely_task() -> None:
-    """See that the tasks of a SLURM job were started by ``srun``: in the batch script itself there is only one of them.
+def refuse_lonely_task(num_nodes: object) -> str | None:
+    """See that the tasks of a SLURM job were started by ``srun``: outside of it there is only one of them.
+
+    Args:
+        num_nodes: of the Trainer.
+
+    Returns:
+        What to say where this process runs by itself in the shell of a larger allocation, else None.
 
     Raises:
         ValueError: with the way out, where the one process would wait for the others for ever.
     """
-    tasks = _number("SLURM_NTASKS", 1)
+    tasks = max(_number("SLURM_NTASKS", 1), _number("SLURM_NNODES", 1))
     started = {"SLURM_STEP_ID", "TORCHELASTIC_RUN_ID", "SUBMITIT_EXECUTOR"} & os.environ.keys()
     if in_slurm() and not started and tasks > 1:
         raise ValueError(
             f"This job has {tasks} tasks, and this process was started by the batch script itself: it would wait for "
             "the others for ever. Put srun before the command."
         )
+    launched = {"RANK", "NODE_RANK", "LOCAL_RANK", "MASTER_ADDR"} & os.environ.keys()
+    if in_slurm() or launched or "SLURM_JOB_ID" not in os.environ:
+        return None
+    if isinstance(num_nodes, int) and num_nodes > 1:
+        raise ValueError(
+            f"trainer.num_nodes={num_nodes}: this process is in a shell that holds an allocation, and would wait "
+            f"for those on other nodes for ever. Put srun before the command: srun --nodes={num_nodes} "
+            "--ntasks-per-node=NUMBER."
+        )
+    if tasks > 1:
+        return (
+            f"This shell holds an allocation of {tasks} tasks; this run is none of them, on this machine alone. "
+            "srun before the command runs it in all."
+        )
+    return None

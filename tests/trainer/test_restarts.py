@@ -61,13 +61,13 @@ def test_restarts_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_task_without_srun_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    refuse_lonely_task()
+    refuse_lonely_task(1)
     for key, value in {"SLURM_JOB_ID": "4", "SLURM_PROCID": "0", "SLURM_NTASKS": "2"}.items():
         monkeypatch.setenv(key, value)
     with pytest.raises(ValueError, match="Put srun before the command"):
-        refuse_lonely_task()
+        refuse_lonely_task(1)
     monkeypatch.setenv("SLURM_STEP_ID", "0")
-    refuse_lonely_task()
+    refuse_lonely_task(1)
 
 
 def agree(rank: int, world_size: int, job: str) -> list[str]:

@@ -15,7 +15,7 @@ from lightning.fabric.plugins.environments import SLURMEnvironment
 import lightning_pfc
 from lightning_pfc.distributed import jobs
 from lightning_pfc.distributed.door import addresses_of
-from lightning_pfc.distributed.ports import step_ports, torchrun_ports
+from lightning_pfc.distributed.ports import step_ports
 
 TASK = {"SLURM_JOB_ID": "42", "SLURM_PROCID": "1", "SLURM_STEP_ID": "0", "SLURM_JOB_NAME": "train"}
 SEVERAL = TASK | {"SLURM_STEP_NUM_TASKS": "2", "SLURM_STEP_NODELIST": "n[1-2]", "SLURM_STEP_TASKS_PER_NODE": "1(x2)"}
@@ -57,7 +57,31 @@ def test_who_is_a_task_and_who_is_a_shell(
 ) -> None:
     put(monkeypatch, variables)
     monkeypatch.setattr(sys, "stdin", Terminal() if typed else io.StringIO())
+    monkeypatch.setattr(os, "getpgrp", lambda: os.getsid(0) + 1)  # as an interactive shell starts its commands
     assert jobs.in_slurm() is inside
+
+
+def test_a_script_that_a_terminal_is_lent_to_is_a_task(monkeypatch: pytest.MonkeyPatch) -> None:
+    """srun -n2 --pty bash script.sh: the first task must not go alone while the second waits for it."""
+    put(monkeypatch, SEVERAL | {"SLURM_JOB_NAME": "bash", "SLURM_PTY_PORT": "1"})
+    monkeypatch.setattr(sys, "stdin", Terminal())
+    monkeypatch.setattr(os, "getpgrp", lambda: os.getsid(0))
+    assert jobs.in_slurm()
+
+
+def test_a_shell_that_holds_an_allocation_is_told_of_srun(monkeypatch: pytest.MonkeyPatch) -> None:
+    put(monkeypatch, {"SLURM_JOB_ID": "42", "SLURM_NTASKS": "4", "SLURM_NNODES": "2"})
+    said = jobs.refuse_lonely_task(1)
+    assert said is not None
+    assert "an allocation of 4 tasks" in said
+    assert "srun before the command" in said
+    with pytest.raises(ValueError, match=r"trainer.num_nodes=2: .*srun --nodes=2 --ntasks-per-node=") as raised:
+        jobs.refuse_lonely_task(2)
+    assert "\n" not in str(raised.value)
+    monkeypatch.setenv("NODE_RANK", "1")  # somebody starts the nodes by hand
+    assert jobs.refuse_lonely_task(2) is None
+    put(monkeypatch, {"SLURM_JOB_ID": "42", "SLURM_NTASKS": "1"})
+    assert jobs.refuse_lonely_task(1) is None
 
 
 @pytest.mark.parametrize(
