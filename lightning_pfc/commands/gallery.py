@@ -31,7 +31,7 @@ _EPILOG = """examples
   pfc-gallery export staff copy-of-staff
       a copy, while a service goes on with the gallery
   pfc-gallery reembed staff --model runs/Y/export --folder photos/
-      another model; the old vectors serve until all pictures have new ones
+      another model; the old vectors serve until all pictures have new ones (--abort: stay with them)
 
 A gallery is a folder with one SQLite file, or a database of PostgreSQL with the extension pgvector, given as
 postgresql://HOST/DATABASE. Vectors are kept in float32; encryption of the disk is the file system's business."""
@@ -101,10 +101,10 @@ def _parser() -> argparse.ArgumentParser:
     reembed.add_argument(
         "--from-previews", action="store_true", help="use the small images of pictures that are not in the folder"
     )
-    for one in (add, search, reembed):
-        one.add_argument(
-            "--model", type=Path, metavar="EXPORT", required=one is reembed, help="default: the one it was made with"
-        )
+    reembed.add_argument("--abort", action="store_true", help="give up a move that was begun; the old vectors stay")
+    reembed.add_argument("--model", type=Path, metavar="EXPORT", help="the next model")
+    for one in (add, search):
+        one.add_argument("--model", type=Path, metavar="EXPORT", help="default: the one it was made with")
     for one in (build, add):
         one.add_argument("--no-previews", action="store_true", help="keep no small images of the pictures")
         one.add_argument(
@@ -174,7 +174,7 @@ def _rename(options: argparse.Namespace) -> int:
 def _search(options: argparse.Namespace) -> int:
     from lightning_pfc.gallery.deciding import decide
 
-    with _gallery(options) as gallery:
+    with _gallery(options, for_reading=True) as gallery:
         recogniser = _model_of(gallery, options)
         row = recogniser.embed(options.image)[0]
         found = decide(gallery.search(row, options.k), recogniser, options.threshold)
@@ -192,7 +192,7 @@ def _search(options: argparse.Namespace) -> int:
 
 
 def _list(options: argparse.Namespace) -> int:
-    with _gallery(options) as gallery:
+    with _gallery(options, for_reading=True) as gallery:
         last = ""
         while page := gallery.store.identities(last):
             for one in page:
@@ -202,7 +202,7 @@ def _list(options: argparse.Namespace) -> int:
 
 
 def _info(options: argparse.Namespace) -> int:
-    with _gallery(options) as gallery:
+    with _gallery(options, for_reading=True) as gallery:
         found: dict[str, Any] = dataclasses.asdict(gallery.info())
     if options.json:
         print(json.dumps(found))
@@ -219,7 +219,7 @@ def _info(options: argparse.Namespace) -> int:
 
 
 def _verify(options: argparse.Namespace) -> int:
-    with _gallery(options) as gallery:
+    with _gallery(options, for_reading=True) as gallery:
         faults = gallery.store.verify()
         identities, pictures = gallery.store.count()
     for fault in faults[:100]:
@@ -237,7 +237,7 @@ def _compact(options: argparse.Namespace) -> int:
 
 
 def _export(options: argparse.Namespace) -> int:
-    with _gallery(options) as gallery:
+    with _gallery(options, for_reading=True) as gallery:
         gallery.store.backup(options.out)
     print(f"copied to {options.out}")
     return 0
@@ -247,7 +247,13 @@ def _reembed(options: argparse.Namespace) -> int:
     from lightning_pfc.commands.gallery_enrolling import progress
     from lightning_pfc.gallery.reembedding import reembed
 
+    if (options.model is None) != options.abort:
+        raise ValueError("reembed takes --model EXPORT, or --abort to stay with the model that serves.")
     with _gallery(options) as gallery:
+        if options.abort:
+            gallery.store.abort_next()
+            print(f"{options.gallery} stays with the model that serves")
+            return 0
         recogniser = _recogniser(options.model, options)
         _, pictures = gallery.store.count()
         missing: list[str] = []
@@ -268,10 +274,10 @@ def _reembed(options: argparse.Namespace) -> int:
 # --- helpers ----------------------------------------------------------------------------------------------------------
 
 
-def _gallery(options: argparse.Namespace) -> Gallery:
+def _gallery(options: argparse.Namespace, *, for_reading: bool = False) -> Gallery:
     from lightning_pfc.gallery.opening import open_gallery
 
-    return open_gallery(options.gallery)
+    return open_gallery(options.gallery, for_reading=for_reading)
 
 
 def _recogniser(export: Path, options: argparse.Namespace) -> Recogniser:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from lightning_pfc.deploy.description import FILE, ModelDescription
 from lightning_pfc.deploy.errors import ExportError
-from lightning_pfc.storage.makers import is_left_behind, this_host
+from lightning_pfc.storage.makers import hidden_path, left_behind
 from lightning_pfc.storage.whole_files import errors_of, sha256
 
 
@@ -32,7 +32,7 @@ def publish(target: str | os.PathLike[str], *, replace: bool = False) -> Iterato
         raise ExportError("is no export, so it is not replaced; give another --out", final)
     final.parent.mkdir(parents=True, exist_ok=True)
     _sweep(final)
-    partial = final.with_name(f".{final.name}~{this_host()}~{os.getpid()}.part")
+    partial = hidden_path(final)
     try:
         with errors_of(partial, final):
             partial.mkdir()
@@ -54,7 +54,7 @@ def _move(partial: Path, final: Path) -> None:
     if not final.exists():
         partial.rename(final)
         return
-    old = final.with_name(f".{final.name}~{this_host()}~{os.getpid()}.old")
+    old = hidden_path(final, ".old")
     final.rename(old)
     try:
         partial.rename(final)
@@ -66,17 +66,13 @@ def _move(partial: Path, final: Path) -> None:
 
 def _sweep(final: Path) -> None:
     """Take away what killed exports have left here; the old one of an export killed in its last moment returns."""
-    begin, ours = f".{final.name}~", (this_host(), str(os.getpid()))
-    for path in list(final.parent.iterdir()):
-        host, _, pid = path.stem.removeprefix(begin).rpartition("~")
-        if not path.name.startswith(begin) or path.suffix not in (".part", ".old") or not pid.isdigit():
-            continue
-        if (host, pid) != ours and not is_left_behind(path, host, int(pid)):
-            continue
-        if path.suffix == ".old" and not final.exists():
-            path.rename(final)
+    for old in left_behind(final.parent, ".old", of=final):
+        if final.exists():
+            shutil.rmtree(old, ignore_errors=True)
         else:
-            shutil.rmtree(path, ignore_errors=True)
+            old.rename(final)
+    for part in left_behind(final.parent, of=final):
+        shutil.rmtree(part, ignore_errors=True)
 
 
 def _to_disk(path: Path) -> None:

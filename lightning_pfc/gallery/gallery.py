@@ -53,13 +53,18 @@ class Gallery:
         return cls(SqliteStore.create(Path(folder), model, pooling), precision)
 
     @classmethod
-    def open(cls, folder: str | Path, *, precision: str = "float16") -> Self:
+    def open(cls, folder: str | Path, *, precision: str = "float16", for_reading: bool = False) -> Self:
         """A gallery that exists.
+
+        Args:
+            folder: of the gallery.
+            precision: of the index.
+            for_reading: nothing is going to be changed, so a full disk and a place that cannot be written will do.
 
         Raises:
             NotAGalleryError: for a folder without one, a damaged file, or one of a newer version.
         """
-        return cls(SqliteStore(Path(folder)), precision)
+        return cls(SqliteStore(Path(folder), for_reading=for_reading), precision)
 
     def __enter__(self) -> Self:
         return self

@@ -25,8 +25,12 @@ def create_gallery(address: str, model: ModelRecord, pooling: str = "max") -> Ga
     return Gallery.create(Path(address), model, pooling=pooling)
 
 
-def open_gallery(address: str) -> Gallery:
+def open_gallery(address: str, *, for_reading: bool = False) -> Gallery:
     """A gallery that exists.
+
+    Args:
+        address: a folder, or ``postgresql://...``.
+        for_reading: nothing is going to be changed, so a full disk and a folder that cannot be written will do.
 
     Raises:
         NotAGalleryError: if there is none.
@@ -36,7 +40,7 @@ def open_gallery(address: str) -> Gallery:
         from lightning_pfc.gallery.postgres_store import PostgresStore
 
         return Gallery(PostgresStore(address))
-    return Gallery.open(Path(address))
+    return Gallery.open(Path(address), for_reading=for_reading)
 
 
 def _check_address(address: str) -> None:

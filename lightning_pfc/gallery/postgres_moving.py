@@ -8,6 +8,7 @@ from lightning_pfc.gallery.errors import GalleryError
 from lightning_pfc.gallery.postgres_database import PostgresDatabase
 from lightning_pfc.gallery.postgres_vectors import to_text
 from lightning_pfc.gallery.records import ModelRecord, Vectors, as_unit
+from lightning_pfc.gallery.sqlite_moving import given_up
 from lightning_pfc.gallery.store import Pending
 
 _NEXT = "next_model"
@@ -22,7 +23,10 @@ def begin(database: PostgresDatabase, serving: ModelRecord, model: ModelRecord) 
         if started is not None:
             other = database.rows("SELECT sha256, source FROM models WHERE id = %s", (int(started),))[0]
             if other[0] != model.sha256:
-                raise GalleryError(f"{database.name} is on its way to model {other[0][:12]} ({other[1]}); finish that.")
+                raise GalleryError(
+                    f"{database.name} is on its way to model {other[0][:12]} ({other[1]}): finish that, or give it up "
+                    "with `pfc-gallery reembed --abort`."
+                )
             return
         row = database.execute(
             "INSERT INTO models (sha256, width, source) VALUES (%s, %s, %s) RETURNING id",
@@ -42,16 +46,17 @@ def pending(database: PostgresDatabase, after: int, limit: int) -> list[Pending]
     return [Pending(picture, source, name, image and bytes(image)) for picture, source, name, image in rows]
 
 
-def put(database: PostgresDatabase, vectors: Sequence[tuple[int, Vectors]]) -> None:
+def put(database: PostgresDatabase, model: ModelRecord, vectors: Sequence[tuple[int, Vectors]]) -> None:
     """See :meth:`~lightning_pfc.gallery.store.Store.put_next`."""
     with database.writing():
         number = _next(database)
-        width = database.rows("SELECT width FROM models WHERE id = %s", (number,))[0][0]
+        if database.rows("SELECT sha256 FROM models WHERE id = %s", (number,))[0][0] != model.sha256:
+            raise given_up(database.name, model)
         for picture, vector in vectors:
             database.execute(
                 "INSERT INTO vectors SELECT %s, id, %s::vector FROM pictures WHERE id = %s "
                 "ON CONFLICT (model, picture) DO UPDATE SET vector = excluded.vector",
-                (number, to_text(as_unit(vector, width)), picture),
+                (number, to_text(as_unit(vector, model.width)), picture),
             )
 
 
@@ -68,6 +73,14 @@ def adopt(database: PostgresDatabase, serving: int) -> None:
         database.set("generation", int(database.settings()["generation"]) + 1)
         database.execute("DELETE FROM settings WHERE name = %s", (_NEXT,))
         database.execute("DELETE FROM models WHERE id = %s", (serving,))
+
+
+def abort(database: PostgresDatabase) -> None:
+    """See :meth:`~lightning_pfc.gallery.store.Store.abort_next`."""
+    with database.writing():
+        number = _next(database)
+        database.execute("DELETE FROM settings WHERE name = %s", (_NEXT,))
+        database.execute("DELETE FROM models WHERE id = %s", (number,))  # and its vectors with it
 
 
 def _next(database: PostgresDatabase) -> int:

@@ -189,14 +189,18 @@ class PostgresStore:
         """See :meth:`Store.pending`."""
         return postgres_moving.pending(self.database, after, limit)
 
-    def put_next(self, vectors: Sequence[tuple[int, Vectors]]) -> None:
+    def put_next(self, model: ModelRecord, vectors: Sequence[tuple[int, Vectors]]) -> None:
         """See :meth:`Store.put_next`."""
-        postgres_moving.put(self.database, vectors)
+        postgres_moving.put(self.database, model, vectors)
 
     def adopt_next(self) -> None:
         """See :meth:`Store.adopt_next`."""
         postgres_moving.adopt(self.database, self.model_id)
         self.reload_model()
+
+    def abort_next(self) -> None:
+        """See :meth:`Store.abort_next`."""
+        postgres_moving.abort(self.database)
 
     # --- care ---------------------------------------------------------------------------------------------------------
 

@@ -29,7 +29,8 @@ def reembed(
         missing: gets a line for each picture that could not be read.
     """
     store = gallery.store
-    store.begin_next(model_record(recogniser))
+    model = model_record(recogniser)
+    store.begin_next(model)
     last = 0
     while waiting := store.pending(last, BATCH):
         last = waiting[-1].picture
@@ -37,7 +38,7 @@ def reembed(
         read = [(picture, pixels) for picture, pixels in found if pixels is not None]
         if read:
             rows = recogniser.embed_pixels(np.stack([pixels for _, pixels in read]))
-            store.put_next([(picture, row) for (picture, _), row in zip(read, rows, strict=True)])
+            store.put_next(model, [(picture, row) for (picture, _), row in zip(read, rows, strict=True)])
         yield len(waiting)
 
 

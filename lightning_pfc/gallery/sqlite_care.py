@@ -11,6 +11,7 @@ import numpy as np
 from lightning_pfc.gallery.errors import GalleryError, NotAGalleryError
 from lightning_pfc.gallery.sqlite_file import SqliteFile
 from lightning_pfc.gallery.sqlite_schema import DATABASE, explained, sync_folder
+from lightning_pfc.storage.makers import hidden_path, sweep_parts
 
 _BATCH = 1000
 
@@ -79,11 +80,12 @@ def backup(file: SqliteFile, folder: Path) -> None:
     path = folder / DATABASE
     if path.exists():
         raise GalleryError(f"{folder} is a gallery already; name a new folder for the copy.")
+    sweep_parts(folder)
     if folder.is_dir() and any(folder.iterdir()):
         raise GalleryError(f"{folder} holds other files; name a new folder for the copy.")
     with explained(path):
         folder.mkdir(parents=True, exist_ok=True)
-        partial = folder / f".{DATABASE}.{os.getpid()}.part"
+        partial = hidden_path(path)
         try:
             file.copy_to(partial)
             descriptor = os.open(partial, os.O_RDWR)

@@ -16,7 +16,8 @@ import numpy as np
 
 from lightning_pfc.gallery.errors import GalleryBusyError, NotAGalleryError, OtherModelError
 from lightning_pfc.gallery.records import ModelRecord, Vectors
-from lightning_pfc.gallery.sqlite_schema import WAIT_MS, explained, open_database, transaction
+from lightning_pfc.gallery.sqlite_opening import open_database
+from lightning_pfc.gallery.sqlite_schema import WAIT_MS, explained, transaction
 
 POOLINGS = ("max", "mean")
 _MODEL_SHIFT = 40
@@ -28,15 +29,18 @@ class SqliteFile:
 
     Args:
         path: of the file.
+        for_reading: nothing is going to be written, so a place where nothing can be written will do.
 
     Raises:
         NotAGalleryError: for something else, a damaged file or a newer version.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, for_reading: bool = False) -> None:
         self.path = path
         self._lock = threading.RLock()
-        self._db = open_database(path)
+        self._for_reading = for_reading
+        self._before = _content(path)
+        self._db, self._writes = open_database(path, for_reading=for_reading)
         self._place = _place(path)
         try:
             self.reload_model()
@@ -71,6 +75,8 @@ class SqliteFile:
         """No other thread in between, and errors that a user can read."""
         with self._lock, explained(self.path):
             yield
+            if not self._writes:
+                self._check_content()
 
     def execute(self, statement: str, values: Sequence[Any] = ()) -> sqlite3.Cursor:
         """One statement, in a block of :meth:`reading` or :meth:`writing`."""
@@ -99,6 +105,8 @@ class SqliteFile:
 
     def emptied_log(self) -> bool:
         """Whether :meth:`empty_log` can be done now; waits for nobody, neither in this process nor in another."""
+        if not self._writes:
+            return False
         with self.reading():
             self._db.execute("PRAGMA busy_timeout = 0")
             try:
@@ -114,7 +122,11 @@ class SqliteFile:
 
     def bytes_on_disk(self) -> int:
         """Of the file and its log."""
-        return sum(file.stat().st_size for file in self.path.parent.glob(self.path.name + "*"))
+        found = 0
+        for file in self.path.parent.glob(self.path.name + "*"):
+            with contextlib.suppress(FileNotFoundError):  # another process, the last one, has closed the log
+                found += file.stat().st_size
+        return found
 
     def check_place(self) -> None:
         """Notice that the file was taken away: it goes on to be written as long as it is open, and is gone then.
@@ -126,6 +138,17 @@ class SqliteFile:
             raise NotAGalleryError(
                 f"{self.path} was taken away or replaced while it was open, and what is written now would be lost: "
                 "put it back, or open the gallery again."
+            )
+
+    def _check_content(self) -> None:
+        """Notice that others wrote while this connection, which has no lock, was reading.
+
+        Raises:
+            GalleryBusyError: then, since halves of two states may have been read.
+        """
+        if _content(self.path) != self._before:
+            raise GalleryBusyError(
+                f"{self.path.parent} was changed while it was read from where nothing can be written: try again."
             )
 
     # --- settings and models ------------------------------------------------------------------------------------------
@@ -204,6 +227,14 @@ class SqliteFile:
                 f"{self.path} is damaged: a vector has {len(wrong)} bytes, not {size}; restore a backup."
             )
         return np.frombuffer(b"".join(blobs), dtype="<f4").reshape(len(blobs), -1).astype(np.float32)
+
+
+def _content(path: Path) -> tuple[int, ...] | None:
+    try:
+        found = os.stat(path)
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
 
 
 def _place(path: Path) -> tuple[int, int] | None:

@@ -22,7 +22,8 @@ def begin(file: SqliteFile, model: ModelRecord) -> None:
             other = file.model_record(int(started))
             if other.sha256 != model.sha256:
                 raise GalleryError(
-                    f"{file.path.parent} is on its way to model {other.sha256[:12]} ({other.source}); finish that."
+                    f"{file.path.parent} is on its way to model {other.sha256[:12]} ({other.source}): finish that, or "
+                    "give it up with `pfc-gallery reembed --abort`."
                 )
             return
         row = file.execute("SELECT id FROM models WHERE sha256 = ?", (model.sha256,)).fetchone()
@@ -49,15 +50,16 @@ def pending(file: SqliteFile, after: int, limit: int) -> list[Pending]:
     return [Pending(*row) for row in rows]
 
 
-def put(file: SqliteFile, vectors: Sequence[tuple[int, Vectors]]) -> None:
+def put(file: SqliteFile, model: ModelRecord, vectors: Sequence[tuple[int, Vectors]]) -> None:
     """See :meth:`~lightning_pfc.gallery.store.Store.put_next`."""
     with file.writing():
         number = _next(file)
-        width = file.model_record(number).width
+        if file.model_record(number).sha256 != model.sha256:
+            raise given_up(str(file.path.parent), model)
         for picture, vector in vectors:
             if file.execute("SELECT 1 FROM pictures WHERE id = ?", (picture,)).fetchone():
                 file.execute("DELETE FROM vectors WHERE id = ?", (file.first_key(number) + picture,))
-                file.put_vector(number, picture, as_unit(vector, width))
+                file.put_vector(number, picture, as_unit(vector, model.width))
 
 
 def adopt(file: SqliteFile) -> None:
@@ -76,6 +78,26 @@ def adopt(file: SqliteFile) -> None:
         file.execute("DELETE FROM models WHERE id = ?", (old,))
     file.reload_model()
     file.empty_log()
+
+
+def abort(file: SqliteFile) -> None:
+    """See :meth:`~lightning_pfc.gallery.store.Store.abort_next`."""
+    with file.writing():
+        number = _next(file)
+        file.execute("DELETE FROM settings WHERE name = ?", (_NEXT,))
+        file.execute(
+            "DELETE FROM vectors WHERE id >= ? AND id < ?", (file.first_key(number), file.first_key(number + 1))
+        )
+        file.execute("DELETE FROM models WHERE id = ?", (number,))
+    file.empty_log()
+
+
+def given_up(gallery: str, model: ModelRecord) -> GalleryError:
+    """Somebody gave up the move to a model that is still at work."""
+    return GalleryError(
+        f"{gallery} is not on its way to model {model.sha256[:12]} any more: somebody gave that up, and began to "
+        "move it to another one."
+    )
 
 
 def _next(file: SqliteFile) -> int:

@@ -1,4 +1,4 @@
-"""The tables of a gallery in SQLite, and how a file of them is opened."""
+"""The tables of a gallery in SQLite, how a file of them is made, and its errors in words."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import Any
 
 from lightning_pfc.gallery.errors import GalleryBusyError, GalleryError, GalleryFullError, NotAGalleryError
 from lightning_pfc.gallery.sqlite_header import APPLICATION_ID, check_header
+from lightning_pfc.storage.makers import hidden_path, sweep_parts
 
 DATABASE = "gallery.sqlite3"
 VERSION = 1
@@ -71,7 +72,8 @@ def create_database(path: Path, first: Iterable[tuple[str, tuple[Any, ...]]] = (
         raise _exists(path)
     with explained(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f".{path.name}.{os.getpid()}.part")
+        sweep_parts(path.parent)
+        partial = hidden_path(path)
         try:
             connection = sqlite3.connect(partial, isolation_level=None)
             connection.execute(f"PRAGMA page_size = {_PAGE}")
@@ -99,44 +101,6 @@ def _exists(path: Path) -> GalleryError:
     return GalleryError(
         f"{path.parent} is a gallery already; add to it with `pfc-gallery add`, or name another folder."
     )
-
-
-def open_database(path: Path) -> sqlite3.Connection:
-    """The database of a gallery that exists.
-
-    Raises:
-        NotAGalleryError: for something else, a damaged file or a newer version.
-    """
-    with explained(path):
-        check_header(path)
-        connection = _connect(path)
-        try:
-            version = connection.execute("PRAGMA user_version").fetchone()[0]
-            if version > VERSION:
-                raise NotAGalleryError(
-                    f"{path.parent} is a gallery of version {version}, and this is for version {VERSION}: install a "
-                    "newer lightning-pfc."
-                )
-        except BaseException:
-            connection.close()
-            raise
-    return connection
-
-
-def _connect(path: Path) -> sqlite3.Connection:
-    connection = sqlite3.connect(path, timeout=WAIT_MS / 1000, isolation_level=None, check_same_thread=False)
-    # Committed means on the disk; deleted means overwritten. Both are settings of a connection, not of the file.
-    for setting in (
-        "journal_mode = WAL",
-        "synchronous = FULL",
-        "secure_delete = ON",
-        "foreign_keys = ON",
-        "trusted_schema = OFF",
-        "cell_size_check = ON",
-        f"busy_timeout = {WAIT_MS}",
-    ):
-        connection.execute(f"PRAGMA {setting}")
-    return connection
 
 
 @contextlib.contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sqlite3
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -32,15 +33,18 @@ class SqliteStore:
 
     Args:
         folder: of the gallery.
+        for_reading: nothing is going to be written, so a place where nothing can be written will do.
 
     Raises:
         NotAGalleryError: for a folder without one, a damaged file, or one of a newer version.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self._file = SqliteFile(folder / DATABASE)
-        # A process that was killed may have left what it deleted in there. Who reads or writes now is not waited for.
-        self._file.emptied_log()
+    def __init__(self, folder: Path, *, for_reading: bool = False) -> None:
+        self._file = SqliteFile(folder / DATABASE, for_reading=for_reading)
+        # A process that was killed may have left what it deleted in there. Who reads or writes now is not waited for,
+        # and who only reads need not be allowed to.
+        with contextlib.suppress(GalleryError) if for_reading else contextlib.nullcontext():
+            self._file.emptied_log()
 
     @classmethod
     def create(cls, folder: Path, model: ModelRecord, pooling: str) -> SqliteStore:
@@ -192,13 +196,17 @@ class SqliteStore:
         """See :meth:`Store.pending`."""
         return sqlite_moving.pending(self._file, after, limit)
 
-    def put_next(self, vectors: Sequence[tuple[int, Vectors]]) -> None:
+    def put_next(self, model: ModelRecord, vectors: Sequence[tuple[int, Vectors]]) -> None:
         """See :meth:`Store.put_next`."""
-        sqlite_moving.put(self._file, vectors)
+        sqlite_moving.put(self._file, model, vectors)
 
     def adopt_next(self) -> None:
         """See :meth:`Store.adopt_next`."""
         sqlite_moving.adopt(self._file)
+
+    def abort_next(self) -> None:
+        """See :meth:`Store.abort_next`."""
+        sqlite_moving.abort(self._file)
 
     # --- care ---------------------------------------------------------------------------------------------------------
 

@@ -133,14 +133,25 @@ class Store(Protocol):
     def pending(self, after: int = 0, limit: int = 1000) -> list[Pending]:
         """Pictures that the next model has not seen yet, ascending from picture ``after``."""
 
-    def put_next(self, vectors: Sequence[tuple[int, Vectors]]) -> None:
-        """Vectors of the next model by the numbers of their pictures; numbers that are gone are left out."""
+    def put_next(self, model: ModelRecord, vectors: Sequence[tuple[int, Vectors]]) -> None:
+        """Vectors of the next model by the numbers of their pictures; numbers that are gone are left out.
+
+        Raises:
+            GalleryError: if the gallery is on its way to another model, or to none, since somebody gave this one up.
+        """
 
     def adopt_next(self) -> None:
         """Let the next model serve, and forget the old one's vectors.
 
         Raises:
             GalleryError: if a picture is left that the next model has not seen.
+        """
+
+    def abort_next(self) -> None:
+        """Stay with the model that serves, and forget the vectors of the next one.
+
+        Raises:
+            GalleryError: if the gallery is not on its way to another model.
         """
 
     # --- care ---------------------------------------------------------------------------------------------------------

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from lightning_pfc.distributed.class_rows import class_rows
+from lightning_pfc.storage.makers import hidden_path, sweep_parts
 from lightning_pfc.storage.regular import read_regular
 from lightning_pfc.storage.whole_files import errors_of
 
@@ -245,7 +246,9 @@ def _create(
     """Makes a file of its full size under a name of its own, has it filled, then gives it its name."""
     header = _MAGIC + json.dumps({"name": name, "shape": list(shape), "dtype": _NAMES[dtype]}).encode()
     size = _HEADER_BYTES + _num_bytes(shape, dtype)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    sweep_parts(path.parent)  # of centers that may fill the disk
+    part = hidden_path(path)
+    part.unlink(missing_ok=True)
     try:
         with errors_of(part, path), part.open("xb") as file:
             file.write(header.ljust(_HEADER_BYTES, b"\n"))

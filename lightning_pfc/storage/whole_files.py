@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
+from lightning_pfc.storage.makers import hidden_path, sweep_parts_once
 from lightning_pfc.storage.regular import is_replaceable
 
 
@@ -30,7 +31,8 @@ def write_whole(path: str | os.PathLike[str], mode: str = "wb", **options: Any) 
             yield file
         return
     final.parent.mkdir(parents=True, exist_ok=True)
-    partial = final.with_name(f".{final.name}.{os.getpid()}.part")
+    sweep_parts_once(final.parent.absolute())
+    partial = hidden_path(final)
     try:
         with errors_of(partial, final):
             with partial.open(mode, **options) as file:

@@ -341,7 +341,7 @@ def test_moving_to_another_model(tmp_path: Path) -> None:
             with pytest.raises(GalleryError, match="no vector of the next model"):
                 store.adopt_next()
             assert gallery.search(old[5], 1)[0].identity == "n5"
-            store.put_next([(one.picture, new[int(one.identity[1:])]) for one in waiting])
+            store.put_next(following, [(one.picture, new[int(one.identity[1:])]) for one in waiting])
         other = Gallery.open(tmp_path / "g")
         gallery.remove("n7")
         store.adopt_next()
@@ -355,6 +355,26 @@ def test_moving_to_another_model(tmp_path: Path) -> None:
         with pytest.raises(OtherModelError, match="open it again"):
             other.enrol("late", [NewPicture(old[5])])
         other.close()
+
+
+def test_a_move_to_a_model_that_is_lost_can_be_given_up(tmp_path: Path) -> None:
+    old, lost = random_vectors(30), ModelRecord("c" * 64, 48, "lost")
+    halfway = np.random.default_rng(3).standard_normal(48).astype(np.float32)
+    with filled(tmp_path / "g", old, [f"n{i}" for i in range(30)]) as gallery:
+        store = gallery.store
+        with pytest.raises(GalleryError, match="not on its way"):
+            store.abort_next()
+        store.begin_next(lost)
+        store.put_next(lost, [(1, halfway)])
+        with pytest.raises(GalleryError, match="--abort"):
+            store.begin_next(ModelRecord("b" * 64, 8, "next"))
+        store.abort_next()
+        assert (gallery.search(old[5], 1)[0].identity, store.model, store.verify()) == ("n5", MODEL, [])
+        assert not found_in(tmp_path, unit(halfway).astype("<f4").tobytes())
+        store.begin_next(ModelRecord("b" * 64, 8, "next"))
+        assert len(store.pending()) == 30
+        with pytest.raises(GalleryError, match="somebody gave that up"):  # who has not heard of it yet
+            store.put_next(lost, [(2, halfway)])
 
 
 def test_a_copy_of_a_gallery_in_use_and_a_smaller_gallery(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import pytest
 pytest.importorskip("faiss", reason="needs faiss-cpu, of the extra serve")
 
 from lightning_pfc.commands.gallery import main
-from lightning_pfc.gallery import Gallery, GalleryFullError
+from lightning_pfc.gallery import Gallery, GalleryFullError, ModelRecord
 from lightning_pfc.gallery.sqlite_store import SqliteStore
 
 
@@ -75,6 +75,22 @@ def test_a_picture_that_lies_there_twice_is_counted_once(
     assert main(["build", *words, "--model", str(export_folder)]) == 0
     said = "4 pictures enrolled, 1 were there already; the gallery has 4 of 1 identities"
     assert said in capsys.readouterr().out
+
+
+def test_a_move_is_given_up(
+    export_folder: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    gallery = str(tmp_path / "gallery")
+    assert main(["build", gallery, str(pictures), "--model", str(export_folder)]) == 0
+    with Gallery.open(gallery) as opened:
+        opened.store.begin_next(ModelRecord("b" * 64, 8, "/gone"))
+    capsys.readouterr()
+    for words in ([], ["--abort", "--model", str(export_folder)]):
+        assert main(["reembed", gallery, *words]) == 1
+        assert "reembed takes --model EXPORT, or --abort" in capsys.readouterr().err
+    assert main(["reembed", gallery, "--abort"]) == 0
+    assert main(["reembed", gallery, "--abort"]) == 1
+    assert "is not on its way to another model" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("command", [["info"], ["build", "people", "--model", "export"]])

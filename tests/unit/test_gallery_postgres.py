@@ -116,13 +116,21 @@ def test_errors_are_the_same(address: str) -> None:
 
 def test_moving_to_another_model(address: str) -> None:
     old, new = vectors(30), np.random.default_rng(1).standard_normal((30, 10)).astype(np.float32)
+    following, lost = ModelRecord("b" * 64, 10, "next"), ModelRecord("c" * 64, WIDTH, "lost")
     with create_gallery(address, MODEL) as gallery, open_gallery(address) as other:
         gallery.extend((f"n{i}", NewPicture(vector)) for i, vector in enumerate(old))
-        gallery.store.begin_next(ModelRecord("b" * 64, 10, "next"))
+        gallery.store.begin_next(lost)
+        gallery.store.put_next(lost, [(1, old[0])])
+        assert len(gallery.store.pending()) == 29
+        gallery.store.abort_next()
+        gallery.store.begin_next(following)
+        assert len(gallery.store.pending()) == 30
+        with pytest.raises(GalleryError, match="somebody gave that up"):
+            gallery.store.put_next(lost, [(1, old[0])])
         while waiting := gallery.store.pending(limit=12):
             with pytest.raises(GalleryError, match="no vector of the next model"):
                 gallery.store.adopt_next()
-            gallery.store.put_next([(one.picture, new[int(one.identity[1:])]) for one in waiting])
+            gallery.store.put_next(following, [(one.picture, new[int(one.identity[1:])]) for one in waiting])
             assert gallery.search(old[4], 1)[0].identity == "n4"
         gallery.store.adopt_next()
         assert gallery.search(new[4], 1)[0].identity == "n4"

@@ -14,6 +14,7 @@ import pytest
 from lightning_pfc.checkpoint import CheckpointError
 from lightning_pfc.checkpoint.publish import prepare_file, prepare_folder
 from lightning_pfc.deploy.folder import publish
+from lightning_pfc.storage.makers import hidden_path, this_host
 from lightning_pfc.storage.whole_files import write_json, write_whole
 
 
@@ -57,6 +58,28 @@ def test_a_full_disk_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     with pytest.raises(OSError, match=rf"No space left on device: '{tmp_path / 'x'}'$"), write_whole(tmp_path / "x"):
         pass
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_killed_processes_left_half_made_is_swept(tmp_path: Path) -> None:
+    """Once in a folder, and not what another host or this process may be making."""
+    dead = os.spawnlp(os.P_NOWAIT, "true", "true")
+    os.waitpid(dead, 0)
+    mine = hidden_path(tmp_path / "x").name
+    left = mine.replace(f"~{os.getpid()}.", f"~{dead}.")
+    stays = {mine, f".x~elsewhere.1~{dead}.part", f".x~y.{dead}.part", f"x~{this_host()}~{dead}.part"}
+    for name in (*stays, left, f"{left}-journal"):
+        (tmp_path / name).touch()
+    (tmp_path / left.replace(".x~", ".folder~")).mkdir()
+    with write_whole(tmp_path / "other"):
+        pass
+    assert set(os.listdir(tmp_path)) == {*stays, "other"}
+
+
+def test_the_longest_name_can_be_written(tmp_path: Path) -> None:
+    for name in ("x" * 255, "\U0001f600" * 63):
+        with write_whole(tmp_path / name) as file:
+            file.write(b"here")
+        assert (tmp_path / name).read_bytes() == b"here"
 
 
 def test_a_device_or_a_pipe_is_written_to_and_stays(tmp_path: Path) -> None:
