@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Collection, Iterator
 
 from lightning_pfc.storage.enclosure import Enclosure
@@ -19,10 +20,14 @@ _LEFT_BEHIND = frozenset(
         "__pycache__",
         "_gsdata_",
         "~snapshot",
-        "found.000",
         "#recycle",
         "#snapshot",
+        "$extend",
         "$recycle.bin",
+        "recycled",
+        "recycler",
+        "network trash folder",
+        "temporary items",
         "system volume information",
         "lost+found",
         "thumbs.db",
@@ -31,11 +36,13 @@ _LEFT_BEHIND = frozenset(
         "icon\r",
     )
 )
+_FOUND = re.compile(r"found\.\d{3}")  # of chkdsk
 
 
 def is_hidden(name: str) -> bool:
     """Whether an entry is no data: its name begins with a dot or ``~$``, or is one that systems leave behind."""
-    return name.startswith((".", "~$")) or name.lower() in _LEFT_BEHIND
+    lower = name.lower()
+    return name.startswith((".", "~$")) or lower in _LEFT_BEHIND or _FOUND.fullmatch(lower) is not None
 
 
 def is_hidden_path(path: str) -> bool:

@@ -18,7 +18,7 @@ from lightning_pfc.data.curation.alignment import align
 from lightning_pfc.data.errors import FormatError, reading
 from lightning_pfc.data.formats import decode
 from lightning_pfc.data.formats.folder import Paths, read_image_file
-from lightning_pfc.data.formats.lists import text_lines
+from lightning_pfc.data.formats.lines import text_lines
 from lightning_pfc.evaluation.identification import identification_rate, search, tpir_at_fpir
 from lightning_pfc.evaluation.intervals import proportion_interval, tar_interval
 from lightning_pfc.evaluation.pairs import IndexedPairs

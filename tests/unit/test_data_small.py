@@ -118,6 +118,9 @@ def test_hidden_entries_are_no_classes_and_no_images(tmp_path: Path) -> None:
         "_gsdata_",
         "__pycache__",
         "found.000",
+        "FOUND.012",
+        "RECYCLER",
+        "Network Trash Folder",
     )
     for name in (
         *(f"{folder}/0.jpg" for folder in others),

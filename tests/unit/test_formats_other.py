@@ -123,12 +123,24 @@ def test_identities_that_look_like_numbers_but_are_not_stay_text(tmp_path: Path)
         ("a.txt", b"x.jpg 1\n\0\n", r"byte 8: a line holds a zero byte"),
         ("a.txt", b"x" * 70000, r"byte 0: a line is longer than 65536"),
         ("a.txt", b"\n\n", r"byte 0: the list names no image"),
+        (
+            "a.txt",
+            "x.jpg 1\n".encode("utf-16"),
+            r"byte 0: the file is UTF-16, as PowerShell writes it; save it as UTF-8",
+        ),
+        ("a.lst", b"0\t3.0\tx.jpg\n1\tnan\ty.jpg\n", r"byte 12: the label is 'nan', in 1 of 2 lines"),
+        ("a.csv", b"path,label\nx.jpg,NaN\ny.jpg,NaN\nz.jpg,7\n", r"byte 11: the label is 'NaN', in 2 of 3 lines"),
     ],
 )
 def test_damaged_lists(tmp_path: Path, name: str, text: bytes, message: str) -> None:
     (tmp_path / name).write_bytes(text)
     with pytest.raises(FormatError, match=message):
         ListImages(tmp_path / name)
+
+
+def test_people_may_be_called_nan(tmp_path: Path) -> None:
+    (tmp_path / "a.tsv").write_text("x.jpg\tNan\ny.jpg\tIna\n")
+    assert ListImages(tmp_path / "a.tsv").identities.tolist() == ["Ina", "Nan"]
 
 
 def test_a_missing_image_of_a_list_names_both_files(tmp_path: Path) -> None:

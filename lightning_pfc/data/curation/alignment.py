@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from lightning_pfc.data.errors import FormatError, missing_library, reading
 from lightning_pfc.data.formats.folder import Paths, read_image_file
-from lightning_pfc.data.formats.lists import text_lines
+from lightning_pfc.data.formats.lines import text_lines
 from lightning_pfc.data.pictures.decoding import MAX_PIXELS, decode_whole
 from lightning_pfc.storage.enclosure import Enclosure
 from lightning_pfc.storage.whole_files import write_whole

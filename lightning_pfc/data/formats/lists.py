@@ -15,15 +15,15 @@ from lightning_pfc.checked import checked
 from lightning_pfc.data.errors import FormatError, reading
 from lightning_pfc.data.formats.base import EncodedImages, contiguous_labels
 from lightning_pfc.data.formats.folder import IMAGE_SUFFIXES, Paths, read_image_file
+from lightning_pfc.data.formats.lines import text_lines
 from lightning_pfc.data.formats.texts import Texts
 from lightning_pfc.storage.enclosure import Enclosure
-from lightning_pfc.storage.regular import open_file
 
 PATH_NAMES = ("path", "image", "file", "filename", "image_path", "file_name")
 LABEL_NAMES = ("label", "identity", "id", "class", "name", "person", "target")
 _SEPARATORS = {".csv": "commas", ".tsv": "tabs", ".lst": "tabs"}
+_NOT_FINITE = ("nan", "inf", "infinity")
 MAX_LIST = 16 << 30  # bytes
-MAX_LINE = 1 << 16  # bytes
 
 
 @checked
@@ -75,6 +75,7 @@ class ListImages(EncodedImages):
             raise FormatError("the list names no image", path=path, offset=0)
         self._paths = Texts(paths)
         self._offsets = np.array(offsets, dtype=np.int64)
+        _check_known(identities, path, offsets)
         self.labels, self.identities = contiguous_labels(_as_numbers(identities))
 
     @override
@@ -108,35 +109,30 @@ def _as_numbers(identities: list[str]) -> list[str] | np.ndarray[tuple[int], np.
     return identities
 
 
+def _check_known(identities: list[str], path: str | os.PathLike[str], offsets: list[int]) -> None:
+    """See that numbers are numbers: a ``nan`` among them is a gap in a table, and many gaps are not one person.
+
+    Raises:
+        FormatError: all are numbers, and one is not finite.
+    """
+    known = set(identities)
+    words = {text for text in known if text.lower().lstrip("+-") in _NOT_FINITE}
+    if words and all(map(_is_any_number, known)):
+        gaps = [place for place, text in enumerate(identities) if text in words]
+        raise FormatError(
+            f"the label is {identities[gaps[0]]!r}, in {len(gaps)} of {len(identities)} lines, where the others are "
+            "numbers. Leave out lines without an identity, or number them",
+            path=path,
+            offset=offsets[gaps[0]],
+        )
+
+
 def _is_number(text: str) -> bool:
     # im2rec writes whole labels as 3.000000.
     head, dot, tail = text.partition(".")
     if not (head.isascii() and head.isdigit()) or len(head) > 15 or (dot and tail.strip("0")):
         return False
     return head == "0" or head[0] != "0"
-
-
-def text_lines(path: Path) -> Iterator[tuple[int, str]]:
-    """``(byte offset, text)`` of each line, without its end.
-
-    Raises:
-        FormatError: a line is too long, is not UTF-8, or holds a zero byte.
-    """
-    offset = 0
-    with open_file(path) as file:
-        while line := file.readline(MAX_LINE + 1):
-            if len(line) > MAX_LINE:
-                raise FormatError(
-                    f"a line is longer than {MAX_LINE} bytes; this is no list of images", path=path, offset=offset
-                )
-            if b"\0" in line:
-                raise FormatError("a line holds a zero byte; this is no list of images", path=path, offset=offset)
-            try:
-                text = line.decode("utf-8-sig" if offset == 0 else "utf-8")
-            except UnicodeDecodeError as error:
-                raise FormatError(f"not UTF-8: {error.reason}", path=path, offset=offset + error.start) from error
-            yield offset, text.rstrip("\r\n")
-            offset += len(line)
 
 
 def _entries(path: Path, columns: tuple[str, str] | None) -> Iterator[tuple[int, str, str]]:
