@@ -106,7 +106,7 @@ def _serve(path: Path | None, options: argparse.Namespace) -> int:
     from lightning_pfc.service.key_file import KeyFile
     from lightning_pfc.service.limits import Limits
     from lightning_pfc.service.lock import service_lock
-    from lightning_pfc.service.server import check_tls, is_loopback, listening_socket, serve
+    from lightning_pfc.service.server import address_of, check_tls, is_loopback, listening_socket, serve
     from lightning_pfc.service.state import ServiceState
     from lightning_pfc.service.telemetry import Telemetry
     from lightning_pfc.service.whole_log import whole_log
@@ -138,9 +138,7 @@ def _serve(path: Path | None, options: argparse.Namespace) -> int:
             gallery.check_model(model_record(recogniser))
             gallery.warm_up()
         state = ServiceState(recogniser, gallery, limits, telemetry)
-        host, port = sock.getsockname()[:2]
-        scheme = "https" if options.tls else "http"
-        telemetry.event("listening", address=f"{scheme}://{host}:{port}", keys=len(keys()))
+        telemetry.event("listening", address=address_of(sock, "https" if options.tls else "http"), keys=len(keys()))
         serve(create_app(state, keys), sock, grace=options.grace, tls=tuple(options.tls) if options.tls else None)
         telemetry.event("ended")
     return 0

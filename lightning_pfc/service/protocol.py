@@ -22,6 +22,10 @@ HEAD_SECONDS = 20.0
 """Until such a head is whole, from its first byte on."""
 
 
+class _RefusedError(Exception):
+    """Raised in a callback of the parser, which hands it on within an error of its own."""
+
+
 class BoundedHttp(HttpToolsProtocol):
     """One connection. The body is the gate's to bound, which knows what is in it."""
 
@@ -39,9 +43,11 @@ class BoundedHttp(HttpToolsProtocol):
         self._unset_keepalive_if_required()
         try:
             self._parse(data)
-        except httptools.HttpParserError:
-            self.logger.warning("a request was none of HTTP/1.1")
-            self.send_400_response("this is no request of HTTP/1.1; for TLS start the service with --tls.")
+        except httptools.HttpParserError as error:
+            refused = error.__context__ if isinstance(error.__context__, _RefusedError) else None
+            text = str(refused or "this is no request of HTTP/1.1; for TLS start the service with --tls.")
+            self.logger.warning("a request was refused: %s", text)
+            self.send_400_response(text)
             return
         if self._beside > HEAD and not self.transport.is_closing():
             self.send_400_response(f"A request may have {HEAD} bytes beside its body.")
@@ -59,7 +65,7 @@ class BoundedHttp(HttpToolsProtocol):
         """The head again, without the wish for another protocol, which HTTP lets a server ignore."""
         method = self.parser.get_method()
         if method == b"CONNECT":
-            raise ValueError("this is no proxy")  # answered 400 by the parser's caller
+            raise _RefusedError("this is a service and no proxy: ask it for a path, such as GET /health.")
         parts = [method, b" ", self.url, b" HTTP/", self.parser.get_http_version().encode(), b"\r\n"]
         for name, value in self.headers:
             if name == b"connection":
@@ -82,9 +88,9 @@ class BoundedHttp(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         """The first byte of a head."""
         if len(self.pipeline) >= WAITING:
-            raise ValueError(
-                f"{WAITING} requests wait on this connection already"
-            )  # answered 400 by the parser's caller
+            raise _RefusedError(
+                f"{WAITING} requests wait on this connection already: read their answers first, or open another one."
+            )
         self._whole_head = False
         self._forget()
         self._deadline = self.loop.call_later(HEAD_SECONDS, self._give_up)

@@ -28,7 +28,7 @@ class ListenError(ValueError):
 def is_loopback(host: str) -> bool:
     """Whether only this machine reaches an address."""
     try:
-        return ipaddress.ip_address(host).is_loopback
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
     except ValueError:
         return host == "localhost"
 
@@ -40,15 +40,23 @@ def listening_socket(host: str, port: int) -> socket.socket:
         ListenError: if the port is taken or the address is not this machine's.
     """
     try:
-        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        family, _, _, _, address = socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM)[0]
         # with the protocol named, asyncio sends small answers at once: without, each waits 40 ms for the one before
         found = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
         found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         found.bind(address)
+    except socket.gaierror as error:
+        raise ListenError(f"--host {host!r} is no address of this machine: {error.strerror}; name one.") from error
     except OSError as error:
         raise ListenError(f"port={port} on {host}: {error.strerror or error}; choose another with --port.") from error
     found.listen(2048)
     return found
+
+
+def address_of(sock: socket.socket, scheme: str) -> str:
+    """Where a socket listens, as clients write it: an address of IPv6 in brackets."""
+    host, port = sock.getsockname()[:2]
+    return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
 
 
 def check_tls(certificate: str, key: str) -> None:

@@ -31,6 +31,8 @@ class Service:
 
     def __init__(self, address: str, key: str | None = None, *, timeout: float = 60.0, attempts: int = 4) -> None:
         self._address, self._key, self._timeout, self._attempts = address.rstrip("/"), key, timeout, attempts
+        near = urllib.parse.urlsplit(address).hostname in ("127.0.0.1", "::1", "localhost")  # no proxy leads to it
+        self._opener = urllib.request.build_opener(*[urllib.request.ProxyHandler({})] * near)
 
     def embed(self, *pictures: Any) -> list[list[float]]:
         """Embeddings of pictures."""
@@ -70,17 +72,24 @@ class Service:
         for attempt in range(1, self._attempts + 1):
             request = urllib.request.Request(self._address + path, data, headers, method=method)
             try:
-                with urllib.request.urlopen(request, timeout=self._timeout) as answer:
+                with self._opener.open(request, timeout=self._timeout) as answer:
                     return json.loads(answer.read() or b"null")
             except urllib.error.HTTPError as error:
                 if error.code not in (429, 503) or attempt == self._attempts:
-                    raise ServiceError(error.code, json.loads(error.read() or b"{}").get("detail", "")) from None
+                    raise ServiceError(error.code, _detail(error.read()) or error.reason) from None
                 time.sleep(float(error.headers.get("Retry-After", 1)))
             except urllib.error.URLError as error:
                 if attempt == self._attempts:
                     raise ServiceError(0, f"{self._address} does not answer: {error.reason}") from None
                 time.sleep(0.5 * attempt)
         raise ServiceError(0, "no attempt was allowed: attempts must be at least 1")
+
+
+def _detail(answer: bytes) -> str:
+    try:
+        return str(json.loads(answer)["detail"])
+    except (ValueError, KeyError, TypeError):  # not of the service, but of a proxy before it
+        return ""
 
 
 def _encoded(picture: Any) -> str:

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.parse
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ import httpx
 from lightning_pfc.service.batcher import Batcher, QueueFullError
 from lightning_pfc.service.keys import KeyFileError, Keys
 from lightning_pfc.service.limits import Limits
-from lightning_pfc.service.server import serve
+from lightning_pfc.service.server import ListenError, address_of, is_loopback, listening_socket, serve
 from tests import console
 from tests.detector_files import plant, write_yunet
 from tests.serving import Running, b64, unit
@@ -400,7 +401,7 @@ def test_a_batch_that_fails_fails_its_requests_only() -> None:
 
 
 def run(*words: str, **options: Any) -> subprocess.CompletedProcess[str]:
-    return console.run(f"lightning_pfc.commands.{words[0]}", *words[1:], timeout=120, **options)
+    return console.run(f"lightning_pfc.commands.{words[0]}", *words[1:], **options)
 
 
 @contextlib.contextmanager
@@ -412,6 +413,7 @@ def _ended(process: subprocess.Popen[str]) -> Iterator[None]:
         process.kill()
 
 
+@pytest.mark.timeout(900)  # eight commands and a service, each with its imports: minutes beside other work
 def test_from_a_folder_to_answers_and_a_clean_end(
     export_folder: Path, pictures: Path, tmp_path: Path, encoded: dict[str, list[bytes]]
 ) -> None:
@@ -434,14 +436,14 @@ def test_from_a_folder_to_answers_and_a_clean_end(
         assert (second.returncode, "served already by process" in second.stderr) == (1, True)
         taken = run("serve", str(export_folder), "--port", url.rpartition(":")[2])
         assert (taken.returncode, "port=" in taken.stderr, taken.stderr.count("\n")) == (1, True, 1)
-        found = httpx.post(f"{url}/search", files={"image": encoded["id02"][1]}, trust_env=False, timeout=30).json()
+        found = httpx.post(f"{url}/search", files={"image": encoded["id02"][1]}, trust_env=False, timeout=120).json()
         assert found["matches"][0]["identity"] == "id02"
         key = run("serve", str(export_folder), "--gallery", str(gallery), "--make-key", "k", "--scopes", "read,enrol")
         secret = key.stdout.strip()
-        refused = httpx.get(f"{url}/identities", trust_env=False, timeout=30)  # type: ignore[assignment]
+        refused = httpx.get(f"{url}/identities", trust_env=False, timeout=120)  # type: ignore[assignment]
         assert refused.status_code == 401  # the service that runs knows of the key
         headers = {"Authorization": f"Bearer {secret}"}
-        assert httpx.get(f"{url}/identities", headers=headers, trust_env=False, timeout=30).status_code == 200
+        assert httpx.get(f"{url}/identities", headers=headers, trust_env=False, timeout=120).status_code == 200
         process.terminate()
         assert process.wait(60) == 0
     searched = run("gallery", "search", str(gallery), str(pictures / "id01" / "p0.png"), "--k", "1")
@@ -452,6 +454,24 @@ def test_from_a_folder_to_answers_and_a_clean_end(
 def test_listening_to_others_needs_keys(export_folder: Path, tmp_path: Path) -> None:
     open_door = run("serve", str(export_folder), "--host", "0.0.0.0", "--port", "0")
     assert (open_door.returncode, "--make-key" in open_door.stderr, open_door.stderr.count("\n")) == (1, True, 1)
+
+
+@pytest.mark.parametrize("host", ["::1", "[::1]"])
+def test_an_address_of_ipv6_is_one_that_clients_take(host: str) -> None:
+    assert is_loopback(host)
+    try:
+        sock = listening_socket(host, 0)
+    except ListenError:
+        pytest.skip("this machine has no IPv6")
+    with sock:
+        parsed = urllib.parse.urlsplit(address_of(sock, "http"))
+        with socket.create_connection((parsed.hostname, parsed.port), timeout=60):
+            pass
+
+
+def test_a_host_that_is_none_is_named() -> None:
+    with pytest.raises(ListenError, match="--host 'no such host'"):
+        listening_socket("no such host", 0)
 
 
 def test_serve_is_importable_for_others() -> None:

@@ -19,6 +19,7 @@ pytest.importorskip("fastapi", reason="needs the extra serve")
 pytest.importorskip("faiss", reason="needs the extra serve")
 
 from lightning_pfc.service import protocol
+from lightning_pfc.service.protocol import WAITING
 from lightning_pfc.service.telemetry import Telemetry
 from lightning_pfc.service.whole_log import whole_log
 from tests.serving import Running, b64
@@ -196,11 +197,12 @@ def test_a_body_is_never_a_request(service: Running) -> None:
             b"GET /health HTTP/1.1\r\nHost: x\r\nConnection: Upgrade, close\r\nUpgrade: WebSocket\r\n\r\n",
             b"no WebSockets",
         ),
-        (b"CONNECT x:80 HTTP/1.1\r\nHost: x:80\r\n\r\n", b"no request of HTTP/1.1"),
+        (b"CONNECT x:80 HTTP/1.1\r\nHost: x:80\r\n\r\n", b"no proxy: ask it for a path"),
+        (b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n" * (WAITING + 2), b"16 requests wait on this connection"),
         (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", b"no request of HTTP/1.1"),
         (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", b"start the service with --tls"),
     ],
-    ids=["websocket", "connect", "http2", "tls"],
+    ids=["websocket", "connect", "pipeline", "http2", "tls"],
 )
 def test_other_protocols_are_refused_in_json(service: Running, head: bytes, words: bytes) -> None:
     with socket.create_connection(service.address) as connection:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import http.server
 import json
 import re
 import shlex
 import shutil
 import signal
+import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,6 +26,7 @@ pytest.importorskip("faiss", reason="needs the extra serve")
 import httpx
 
 from lightning_pfc.commands import gallery, serve
+from recipes.deploy.client import Service, ServiceError
 from tests.serving import b64
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -92,6 +96,34 @@ def test_lines_of_python(home: Path, capsys: pytest.CaptureFixture[str]) -> None
         code = next(block for block in blocks(page) if word in block)
         exec(compile(code, page, "exec"), dict(known))
     assert re.search(r"^(anna|bert) ", capsys.readouterr().out, re.MULTILINE)
+
+
+def test_the_client_meets_a_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One in the environment is not asked for a service on this machine; what it says itself is no JSON."""
+
+    class Proxy(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_error(502)
+
+        def log_message(self, format: str, *words: Any) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Proxy) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{server.server_port}")
+        for name in ("no_proxy", "NO_PROXY"):
+            monkeypatch.delenv(name, raising=False)
+        try:
+            with pytest.raises(ServiceError, match="502: Bad Gateway"):
+                Service("http://service.invalid", attempts=1).identities()
+            with socket.create_server(("127.0.0.1", 0)) as unused:
+                port = unused.getsockname()[1]
+            with pytest.raises(ServiceError, match=f"{port} does not answer"):
+                Service(f"http://127.0.0.1:{port}", attempts=1).identities()
+        finally:
+            server.shutdown()
+            thread.join()
 
 
 # --- a service of its own ---------------------------------------------------------------------------------------------
