@@ -95,7 +95,7 @@ def _characters(run: Path) -> Pictures:
 
     from lightning_pfc.data.glyphs.store import open_store
 
-    source = instantiate(OmegaConf.load(run / "config.yaml")["data"]["source"])
+    source = instantiate(OmegaConf.load(run / "config.yaml").data.source)
     store = open_store(source.fonts(), size=source.size, folder=source.cache_dir)
     tested = np.unique(source.open().test["test"].identity.numpy())
     found = Pictures([], [], [])

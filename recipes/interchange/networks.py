@@ -146,7 +146,7 @@ def cvlface(clone: Path, folder: Path) -> None:
         for kind, name, ours, options in CVLFACE:
             words = {"name": name, "output_dim": DIM, "color_space": "RGB", "mask_ratio": 0.0, "start_from": ""}
             config = OmegaConf.create({**words, "freeze": False, "yaml_path": f"/{kind}/configs/v1_{name}.yaml"})
-            net = with_statistics(models.get_model(config))
+            net: Any = with_statistics(models.get_model(config))
             net.save_pretrained(folder / kind / name)
             found = imported("cvlface", folder / kind / name, folder)
             compare(f"CVLface {kind} {name}", ours, found, net, **options)

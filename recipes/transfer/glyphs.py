@@ -29,6 +29,7 @@ from lightning_pfc import PartialFCModule
 from lightning_pfc.commands.training import train
 from lightning_pfc.data import Glyphs
 from lightning_pfc.data.camera import to_float
+from lightning_pfc.data.verification import VerificationSet
 from lightning_pfc.runs.own_checkpoint import own_checkpoint
 
 MEANS = "head.init=class_means"
@@ -60,6 +61,7 @@ def distorted(picture: Tensor, generator: torch.Generator) -> Tensor:
 def new_task(folder: Path, characters: int, seed: int) -> tuple[Tensor, Tensor]:
     """Pictures to learn from, in a folder for each character; those to be recognised, and their (n,) classes."""
     held = Glyphs(progress=False).open().test["heldout"]
+    assert isinstance(held, VerificationSet)
     generator = torch.Generator().manual_seed(seed)
     wanted = held.pairs.first[held.pairs.same].unique()  # of each genuine pair one picture is of the held-out design
     order = torch.as_tensor(wanted)[torch.randperm(len(wanted), generator=generator)]

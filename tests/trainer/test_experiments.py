@@ -16,7 +16,8 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from lightning_pfc import PartialFC, train
-from lightning_pfc.config import compose, config_dir
+from lightning_pfc.config import compose
+from lightning_pfc.config_words import config_dir
 from lightning_pfc.distributed.owner import set_owner
 from lightning_pfc.losses import loss_from_config
 from lightning_pfc.optim import SparseSGD

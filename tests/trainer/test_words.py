@@ -11,8 +11,9 @@ import torch.distributed as dist
 from omegaconf import OmegaConf
 
 from lightning_pfc import PartialFCModule, train
-from lightning_pfc.config import compose, config_dir
-from lightning_pfc.heads import samplers as S
+from lightning_pfc.config import compose
+from lightning_pfc.config_words import config_dir
+from lightning_pfc.heads import sampling as S
 from tests.trainer.test_train import NET, TINY
 
 WORDS = sorted(path.stem for path in (config_dir() / "head" / "sampler").glob("*.yaml"))

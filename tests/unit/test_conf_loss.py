@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from lightning_pfc.config import compose, config_dir
+from lightning_pfc.config import compose
+from lightning_pfc.config_words import config_dir
 from lightning_pfc.losses import Loss, MarginWarmup, loss_from_config, loss_names
 
 WORDS = sorted(path.stem for path in (config_dir() / "loss").glob("*.yaml"))

@@ -13,7 +13,8 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from lightning_pfc import PartialFC
-from lightning_pfc.config import RUN_DIR_VARIABLE, compose, config_dir, run_dir
+from lightning_pfc.config import RUN_DIR_VARIABLE, compose, run_dir
+from lightning_pfc.config_words import config_dir
 from lightning_pfc.losses import Loss, loss_from_config
 from lightning_pfc.models.backbone import create_backbone
 from lightning_pfc.optim.factory import create_optimizer, create_scheduler

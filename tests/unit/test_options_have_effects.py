@@ -21,7 +21,8 @@ from torch import nn
 
 from lightning_pfc import PartialFC
 from lightning_pfc.commands.idle_keys import warn_idle_keys
-from lightning_pfc.config import RUN_DIR_VARIABLE, compose, config_dir
+from lightning_pfc.config import RUN_DIR_VARIABLE, compose
+from lightning_pfc.config_words import config_dir
 from lightning_pfc.heads.sampling import Frequency, Mixed, PositivesOnly, RateSchedule, Uniform
 from lightning_pfc.ignored import IgnoredOptionWarning
 from lightning_pfc.optim.factory import create_optimizer, create_scheduler

@@ -15,7 +15,8 @@ import torch
 from torch import nn
 
 from lightning_pfc.checked import _allowed, _problem, checked
-from lightning_pfc.config import check_flags, compose
+from lightning_pfc.config import compose
+from lightning_pfc.config_words import check_flags
 from lightning_pfc.optim.factory import create_optimizer
 
 WRONG: list[Any] = ["no", "many", 3, 2.5, True, float("nan"), None, b"x"]

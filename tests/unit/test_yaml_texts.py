@@ -8,7 +8,7 @@ import pytest
 import yaml
 from omegaconf import OmegaConf
 
-from lightning_pfc.config import config_dir
+from lightning_pfc.config_words import config_dir
 from lightning_pfc.data.errors import FormatError
 from lightning_pfc.data.formats import open_images
 from lightning_pfc.interchange.other_networks import _color_space

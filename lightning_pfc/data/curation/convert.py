@@ -13,7 +13,7 @@ import numpy as np
 from tqdm import tqdm
 
 from lightning_pfc.data.curation.sinks import FolderSink, ParquetSink, RecordSink, Sink, WebDatasetSink
-from lightning_pfc.data.format_names import WRITABLE as FORMATS
+from lightning_pfc.data.format_names import WRITABLE
 from lightning_pfc.data.formats.base import EncodedImages
 from lightning_pfc.storage.whole_files import errors_of, write_whole
 
@@ -26,7 +26,7 @@ def guess_target(target: str | os.PathLike[str]) -> str:
     """
     if Path(target).suffix.lower() == ".rec":
         return "recordio"
-    raise ValueError(f"target is {os.fspath(target)!r}, which tells no format; give one of {', '.join(FORMATS)}.")
+    raise ValueError(f"target is {os.fspath(target)!r}, which tells no format; give one of {', '.join(WRITABLE)}.")
 
 
 def convert(
@@ -64,8 +64,8 @@ def convert(
         FormatError: an image cannot be read.
     """
     target = Path(target)
-    if format not in FORMATS:
-        raise ValueError(f"format is {format!r}; use one of {', '.join(FORMATS)}.")
+    if format not in WRITABLE:
+        raise ValueError(f"format is {format!r}; use one of {', '.join(WRITABLE)}.")
     if layout not in ("headered", "flat"):
         raise ValueError(f"layout is {layout!r}; use 'headered' or 'flat'.")
     if shard_size < 1:

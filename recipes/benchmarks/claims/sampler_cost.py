@@ -13,7 +13,7 @@ import torch
 from tables import table
 
 from lightning_pfc import PartialFC
-from lightning_pfc.heads import samplers as S
+from lightning_pfc.heads import sampling as S
 from lightning_pfc.losses import CosFace
 from lightning_pfc.optim import SparseSGD
 

@@ -75,7 +75,7 @@ class Contestant:
 class Ours(Contestant):
     """PartialFC with SparseSGD, float32."""
 
-    loss = ArcFace()
+    loss: ClassVar[Loss | None] = ArcFace()
     samples = shards = True
     dtype: ClassVar[torch.dtype] = torch.float32
     options: ClassVar[dict[str, Any]] = {}
@@ -189,7 +189,7 @@ class DataParallel(LinearCrossEntropy):
 class MetricLearning(Contestant):
     """pytorch-metric-learning's ArcFaceLoss, torch.optim.SGD."""
 
-    loss = ArcFace()
+    loss: ClassVar[Loss | None] = ArcFace()
 
     def build(self) -> None:
         from pytorch_metric_learning.losses import ArcFaceLoss

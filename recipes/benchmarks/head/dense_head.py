@@ -32,7 +32,7 @@ class DenseShardedHead(nn.Module):
         local = labels - self.first_class
         owned = ((local >= 0) & (local < self.weight.shape[0])).nonzero()[:, 0]
         column = local[owned]
-        weight = self.weight
+        weight: Tensor = self.weight
         if self.rate < 1:
             index = self.draw(column)
             column = torch.searchsorted(index, column)

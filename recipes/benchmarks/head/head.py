@@ -99,7 +99,7 @@ def write(folder: Path, result: dict[str, Any]) -> None:
     """Add a result to results.json; one of the same case is replaced contestant by contestant."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "results.json"
-    content = json.loads(path.read_text()) if path.exists() else {"machine": machine(), "measured": []}
+    content: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {"machine": machine(), "measured": []}
     for old in content["measured"]:
         if old["case"] == result["case"]:
             old["results"] |= result["results"]

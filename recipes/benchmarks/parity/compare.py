@@ -19,7 +19,8 @@ from typing import Any, NamedTuple
 import yaml
 from omegaconf import DictConfig
 
-from lightning_pfc.config import compose, config_dir
+from lightning_pfc.config import compose
+from lightning_pfc.config_words import config_dir
 
 ROOT = Path(__file__).parents[3]
 GOLDEN = ROOT / "tests" / "golden" / "recipe_sources.csv"
