@@ -9,11 +9,12 @@ import torch.nn.functional as F
 from timm.models import build_model_with_cfg, generate_default_cfgs
 from torch import Tensor, nn
 
+from lightning_pfc.models.conv3x3 import Conv3x3
 from lightning_pfc.models.embedder import register
 
 
 def _conv(inside: int, outside: int, stride: int = 1) -> list[nn.Module]:
-    return [nn.Conv2d(inside, outside, 3, stride, 1, bias=False), nn.BatchNorm2d(outside)]
+    return [Conv3x3(inside, outside, stride), nn.BatchNorm2d(outside)]
 
 
 class Block(nn.Module):

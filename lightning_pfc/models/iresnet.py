@@ -11,15 +11,12 @@ from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from lightning_pfc.models.conv3x3 import Conv3x3
 from lightning_pfc.models.embedder import IMAGE_SIZE, Embedder, face_cfg, out_of_autocast, register
 
 __all__ = ["IResNet"]
 
 WIDTHS = (64, 128, 256, 512)
-
-
-def _conv(inside: int, outside: int, kernel: int, stride: int = 1) -> nn.Conv2d:
-    return nn.Conv2d(inside, outside, kernel, stride, padding=kernel // 2, bias=False)
 
 
 class IBasicBlock(nn.Module):
@@ -31,14 +28,14 @@ class IBasicBlock(nn.Module):
     def __init__(self, inside: int, outside: int, stride: int) -> None:
         super().__init__()
         self.bn1 = nn.BatchNorm2d(inside)
-        self.conv1 = _conv(inside, outside, 3)
+        self.conv1 = Conv3x3(inside, outside)
         self.bn2 = nn.BatchNorm2d(outside)
         self.prelu = nn.PReLU(outside)
-        self.conv2 = _conv(outside, outside, 3, stride)
+        self.conv2 = Conv3x3(outside, outside, stride)
         self.bn3 = nn.BatchNorm2d(outside)
         self.downsample = None
         if stride != 1 or inside != outside:
-            self.downsample = nn.Sequential(_conv(inside, outside, 1, stride), nn.BatchNorm2d(outside))
+            self.downsample = nn.Sequential(nn.Conv2d(inside, outside, 1, stride, bias=False), nn.BatchNorm2d(outside))
 
     def forward(self, x: Tensor) -> Tensor:
         y: Tensor = self.prelu(self.bn2(self.conv1(self.bn1(x))))
@@ -86,7 +83,7 @@ class IResNet(Embedder):
             {"num_chs": width, "reduction": 2 ** (stage + 1), "module": f"layer{stage + 1}"}
             for stage, width in enumerate(WIDTHS)
         ]
-        self.conv1 = _conv(in_chans, WIDTHS[0], 3)
+        self.conv1 = Conv3x3(in_chans, WIDTHS[0])
         self.bn1 = nn.BatchNorm2d(WIDTHS[0])
         self.prelu = nn.PReLU(WIDTHS[0])
         inside = WIDTHS[0]
