@@ -122,3 +122,16 @@ def is_kind(value: Any, kind: type) -> bool:
     if kind is float:
         return isinstance(value, SupportsFloat) and not (isinstance(value, float) and math.isnan(value))
     return isinstance(value, (kind, os.PathLike))
+
+
+def check_path(name: str, value: Any) -> None:
+    """See that a value of a config is a path: ``path=2024`` is a number there, and ``path=[a]`` a list.
+
+    Raises:
+        ValueError: it is not; names it and the way out.
+    """
+    if not isinstance(value, str | os.PathLike):
+        raise ValueError(
+            f"{name}={value!r} is a {type(value).__name__}, not a path; a path that looks like a number or a "
+            f"list needs quotes: '{name}=\"{value}\"'."
+        )

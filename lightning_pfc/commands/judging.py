@@ -16,6 +16,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from lightning_pfc.calibration.job import Calibrate, calibrate, target_of, write_thresholds
+from lightning_pfc.checked import check_path
 from lightning_pfc.config import compose
 from lightning_pfc.evaluation.evaluator import PROTOCOLS, Evaluator, missing_files
 from lightning_pfc.evaluation.peers import Peers
@@ -57,6 +58,8 @@ def run(config: DictConfig, folder: Path, overrides: Sequence[str] = ()) -> dict
         config.output_dir = str(folder)
     protocols: dict[str, Any] = OmegaConf.to_container(config.protocols, resolve=True)  # type: ignore[assignment]
     calibration = Calibrate(**OmegaConf.to_container(config.calibrate, resolve=True))  # type: ignore[arg-type]
+    if config.ckpt_path is not None:
+        check_path("ckpt_path", config.ckpt_path)
     if config.run:
         protocols = _follow(config, protocols)
     if not protocols:

@@ -11,6 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from lightning_pfc.checked import check_path
 from lightning_pfc.data.images import ImageTable
 from lightning_pfc.data.preprocessing import Flip, Preprocessing
 from lightning_pfc.data.verification import VerificationSet
@@ -317,6 +318,9 @@ def check_protocol(
         inspect.signature(method).bind(None, name, **arguments)
     except TypeError as error:
         raise ValueError(f"protocols.{name} of type {kind}: {error}") from error
+    for key in _FILES & set(arguments):
+        if arguments[key] is not None:
+            check_path(f"protocols.{name}.{key}", arguments[key])
     return method, arguments
 
 

@@ -67,6 +67,7 @@ def test_tables_and_pictures_of_made_up_results(claim, name, tmp_path, monkeypat
 
 def test_runs_are_kept_and_only_the_missing_ones_done(claim, tmp_path, monkeypatch, capsys):
     runs = claim("runs")
+    monkeypatch.setattr(claim("figures"), "IMAGES", Path("of the docs"))
     results = tmp_path / "x.jsonl"
     made = {"setting": "a", "seed": 0, "value": 1.0, "overrides": ["trainer.max_epochs=1"]}
     results.write_text(json.dumps(made) + "\n")
@@ -95,6 +96,8 @@ def test_runs_are_kept_and_only_the_missing_ones_done(claim, tmp_path, monkeypat
     runs.main("x", settings, lambda setting, seed: {"value": setting.overrides}, lambda records: None)
     found = {"claim": "x", "setting": "b", "seed": 0, "overrides": ["z=1"], "value": ["x=y", "z=1"]}
     assert runs.load(results) == [found]
+    images = claim("figures").IMAGES  # a try-out draws no picture of the docs
+    assert images == tmp_path
 
 
 def test_intervals(claim):

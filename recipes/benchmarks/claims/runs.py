@@ -22,6 +22,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import figures
 from tables import Record
 from tqdm import tqdm
 
@@ -163,7 +164,7 @@ def main(
 ) -> None:
     """The command of a claim."""
     parser = argparse.ArgumentParser(description=f"Claim: {claim}. Runs what is missing, then writes table and figure.")
-    parser.add_argument("--results", type=Path, default=Path("runs/claims") / f"{claim}.jsonl")
+    parser.add_argument("--results", type=Path, help="another file of results; its figures lie beside it")
     parser.add_argument("--launcher", default="", help="a command to put before each run")
     parser.add_argument("--draw-only", action="store_true")
     parser.add_argument("--jobs", type=int, default=1, metavar="N", help="runs at once, each on one thread")
@@ -172,7 +173,9 @@ def main(
     arguments = parser.parse_args()
     if arguments.jobs < 1:
         parser.error(f"--jobs {arguments.jobs}: give at least 1.")
-    results: Path = arguments.results
+    results: Path = arguments.results or Path("runs/claims") / f"{claim}.jsonl"
+    if arguments.results is not None:
+        figures.IMAGES = results.parent
     others = [r for r in load(results) if r.get("overrides", []) != arguments.overrides]
     if others:
         parser.error(
