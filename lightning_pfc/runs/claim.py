@@ -12,7 +12,6 @@ import json
 import os
 import secrets
 import socket
-import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -21,18 +20,13 @@ from typing import Any
 
 from lightning_pfc.distributed.jobs import in_slurm, job_name, restart_count, step_host
 from lightning_pfc.distributed.rendezvous import agree_on_text
+from lightning_pfc.runs.lock import Lock
 from lightning_pfc.runs.records import set_aside
 from lightning_pfc.storage.regular import read_regular
 from lightning_pfc.storage.whole_files import write_json
 
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
-
-RECORD, LOCK = "run.json", ".run.lock"
+RECORD = "run.json"
 VARIABLE = "PFC_RUN_ID"  # of the processes that a run starts itself
-_EVERY, _SILENT, _PATIENCE = 20.0, 120.0, 15.0  # seconds: of the lock's pulse, without it, and for a process to end
 _MOST = 1 << 16
 _calls = itertools.count()
 
@@ -164,86 +158,3 @@ def _agreed(what: str, take: Callable[[], str]) -> str:
     if any(os.environ.get(name, "0") not in ("", "0") for name in others):
         return json.dumps(asdict(Claim("", False)))
     return take()
-
-
-class Lock:
-    """The file that says who is at work in a folder.
-
-    What the system locks ends with the process; where another host does not see that, the file's age tells.
-
-    Args:
-        folder: of the run.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self.path = folder / LOCK
-        self._file: int | None = None
-        self._done = threading.Event()
-
-    def take(self, job: str | None) -> None:
-        """Take the lock.
-
-        Raises:
-            ValueError: naming the job and host that have it.
-        """
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        file = os.open(self.path, os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NOFOLLOW", 0))
-        try:
-            until = time.monotonic() + _PATIENCE
-            while (holder := self._holder(file, job)) is not None:
-                own = job is not None and holder.get("job") == job  # it was requeued: what is there is about to end
-                if not own or time.monotonic() > until:
-                    raise ValueError(self._taken(holder))
-                time.sleep(0.5)
-            os.ftruncate(file, 0)
-            me = {"job": job, "host": socket.gethostname(), "pid": os.getpid()}
-            os.lseek(file, 0, os.SEEK_SET)  # not os.pwrite, which Windows lacks
-            os.write(file, json.dumps(me).encode())
-        except BaseException:
-            os.close(file)
-            raise
-        self._file = file
-        threading.Thread(target=self._pulse, args=(file,), daemon=True, name="run lock").start()
-
-    def give_back(self) -> None:
-        """Let others have it; harmless if it was never taken."""
-        file, self._file = self._file, None
-        if file is not None:
-            self._done.set()
-            with contextlib.suppress(OSError):
-                os.ftruncate(file, 0)
-            os.close(file)
-
-    def _holder(self, file: int, job: str | None) -> dict[str, Any] | None:
-        """Who has it; None if it is ours now."""
-        free = True
-        if fcntl is not None:
-            try:
-                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                free = False
-        try:
-            os.lseek(file, 0, os.SEEK_SET)
-            found = json.loads(os.read(file, _MOST) or b"null")
-        except (ValueError, RecursionError):
-            found = None
-        holder = found if isinstance(found, dict) and "host" in found else {}
-        if not free:
-            return holder
-        # Ours, but for a file system on which hosts do not see each other's locks. A job comes back when it has ended.
-        elsewhere = bool(holder) and (fcntl is None or holder.get("host") != socket.gethostname())
-        elsewhere = elsewhere and (job is None or holder.get("job") != job)
-        fresh = time.time() - os.fstat(file).st_mtime < _SILENT
-        return holder if elsewhere and fresh else None
-
-    def _taken(self, holder: dict[str, Any]) -> str:
-        who = f"job {holder['job']}" if holder.get("job") else "another run"
-        return (
-            f"{self.path.parent} is in use by {who} on host {holder.get('host')} (process {holder.get('pid')}). Give "
-            f"another output_dir=, or end that run first; {_SILENT:.0f} s without a sign of life count as its end."
-        )
-
-    def _pulse(self, file: int) -> None:
-        while not self._done.wait(_EVERY):
-            with contextlib.suppress(OSError):
-                os.utime(self.path)

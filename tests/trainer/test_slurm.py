@@ -103,8 +103,10 @@ def end(run: Path) -> tuple[dict[str, Tensor], list[float], dict[str, float]]:
         for index, state in optimizer["state"].items():
             tensors |= {f"{number}/{index}/{k}": v for k, v in state.items() if isinstance(v, Tensor)}
     losses = [row["train/loss"] for row in read_metrics(run / "metrics.csv") if "train/loss" in row]
-    results = json.loads((run / "results.json").read_text())["metrics"]
-    return tensors, losses, {name: results[name] for name in results if "samples_per_second" not in name}
+    results = json.loads((run / "results.json").read_text())
+    assert results["seconds"] > 0
+    counts = {name: results[name] for name in ("samples", "steps")} | results["metrics"]
+    return tensors, losses, {name: counts[name] for name in counts if "samples_per_second" not in name}
 
 
 def same(one: Path, other: Path, steps: int) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import socket
@@ -10,13 +11,16 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from lightning_pfc.checkpoint.publish import newest_of_any_kind
-from lightning_pfc.runs.claim import LOCK, RECORD, Claim, claimed, read_record
+from lightning_pfc.runs import lock
+from lightning_pfc.runs.claim import RECORD, Claim, claimed, read_record
 from lightning_pfc.runs.errors import ExportError
+from lightning_pfc.runs.lock import LOCK
 from lightning_pfc.runs.own_checkpoint import LAST, own_checkpoint
 from lightning_pfc.runs.run_folder import Run
 from lightning_pfc.storage.row_files import RowFiles, rows_of_run
@@ -159,6 +163,84 @@ def test_a_lock_of_another_host_that_is_not_seen_here(tmp_path: Path, monkeypatc
     old = time.time() - 1000
     os.utime(tmp_path / LOCK, (old, old))
     start(tmp_path)  # no sign of life
+
+
+def lock_of(folder: Path, host: str, job: str | None = "slurm-9", pid: int = 1, age: float = 0.0) -> None:
+    (folder / LOCK).write_text(json.dumps({"job": job, "host": host, "pid": pid}))
+    when = time.time() - age
+    os.utime(folder / LOCK, (when, when))
+
+
+def refuses(monkeypatch: pytest.MonkeyPatch, number: int, times: float = float("inf")) -> None:
+    """The system refuses locks with this error, until the file is another one."""
+    fcntl = pytest.importorskip("fcntl")
+    real = fcntl.lockf
+    kept: list[int] = []
+
+    def refuse(file: int, how: int) -> None:
+        kept[:] = kept or [os.fstat(file).st_ino]
+        if times == float("inf") or os.fstat(file).st_ino in kept:
+            raise OSError(number, "no")
+        real(file, how)
+
+    monkeypatch.setattr(fcntl, "lockf", refuse)
+
+
+def test_a_file_system_without_locks_locks_nobody_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lustre without its option flock: every start was refused, for a run on host None."""
+    refuses(monkeypatch, errno.ENOSYS)
+    start(tmp_path)
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    lock_of(tmp_path, socket.gethostname(), pid=ended.pid)
+    start(tmp_path)
+    for host, pid in (("node17", 1), (socket.gethostname(), os.getpid())):
+        lock_of(tmp_path, host, pid=pid)
+        with pytest.raises(ValueError, match=f"on host {host} .*120 s without a sign of life count as its end"):
+            start(tmp_path)
+    lock_of(tmp_path, "node17", age=1000)
+    start(tmp_path)
+
+
+def test_the_lock_that_a_file_server_keeps_for_a_dead_host_names_the_way_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refuses(monkeypatch, errno.EAGAIN, times=1)
+    lock_of(tmp_path, "node17", age=1000)
+    with pytest.raises(ValueError, match=r"if host node17 is gone, delete .*\.run\.lock") as raised:
+        start(tmp_path)
+    assert "a sign of life 1000 s ago" in str(raised.value)
+    (tmp_path / LOCK).rename(tmp_path / "old")  # and not deleted, so that its number is not given away again
+    start(tmp_path)
+
+
+def test_a_job_requeued_from_a_host_that_died_takes_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    slurm(monkeypatch, 9)
+    refuses(monkeypatch, errno.EAGAIN, times=1)
+    first = os.open(tmp_path / LOCK, os.O_CREAT | os.O_RDWR)  # held open, so that its number is not given away again
+    lock_of(tmp_path, "node17", job="slurm-9 on a", age=1000)
+    start(tmp_path)
+    os.close(first)
+
+
+def test_a_live_lock_of_the_same_job_is_waited_for_and_then_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slurm(monkeypatch, 9)
+    refuses(monkeypatch, errno.EAGAIN)
+    lock_of(tmp_path, "node17", job="slurm-9 on a")
+    now = [0.0]
+    clock = SimpleNamespace(monotonic=lambda: now[0], sleep=lambda s: now.__setitem__(0, now[0] + s), time=time.time)
+    monkeypatch.setattr(lock, "time", clock)
+    with pytest.raises(ValueError, match="in use by job slurm-9 on a on host node17"):
+        start(tmp_path)
+    assert 150 < now[0] < 170  # longer than a server keeps the lock of a host without a sign of life
+
+
+def test_a_lock_from_the_future_is_no_sign_of_life(tmp_path: Path) -> None:
+    """Of a copied folder, or of a host whose clock was wrong: it locked everybody out until then."""
+    lock_of(tmp_path, "node17", age=-3600)
+    start(tmp_path)
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[1]", b'{"run": 3}', b"[" * 60_000, b"\xff\xfe"])

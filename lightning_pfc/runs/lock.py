@@ -1,0 +1,160 @@
+"""The file that says who is at work in a run folder."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import socket
+import tempfile
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+from lightning_pfc.launching import saying_what_it_waits_for
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+LOCK = ".run.lock"
+_EVERY, _SILENT, _PATIENCE = 20.0, 120.0, 15.0  # seconds: of the pulse, without it, and for a process of ours to end
+_MOST = 1 << 16
+
+
+class Lock:
+    """One process at a time has it.
+
+    What the system locks ends with the process. Where hosts do not see each other's locks, or a file system has none,
+    the file's age tells; where a file server keeps the lock of a host that has died, its age and the job do.
+
+    Args:
+        folder: of the run.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / LOCK
+        self._file: int | None = None
+        self._done = threading.Event()
+
+    def take(self, job: str | None) -> None:
+        """Take the lock. One that an earlier start of the same job has is waited for: that is about to end.
+
+        Raises:
+            ValueError: naming the job and host that have it, and the way out.
+        """
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        started = time.monotonic()
+        with saying_what_it_waits_for(f"waiting for an earlier start of this job to leave {self.path.parent}"):
+            while not self._try(job, time.monotonic() - started):
+                time.sleep(0.5)
+        threading.Thread(target=self._pulse, daemon=True, name="run lock").start()
+
+    def give_back(self) -> None:
+        """Let others have it; harmless if it was never taken."""
+        file, self._file = self._file, None
+        if file is not None:
+            self._done.set()
+            with contextlib.suppress(OSError):
+                os.ftruncate(file, 0)
+            os.close(file)
+
+    def _try(self, job: str | None, waited: float) -> bool:
+        file = os.open(self.path, os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NOFOLLOW", 0))
+        try:
+            granted = _ask_the_system(file)
+            holder = _read(file)
+            if granted is not False and not self._is_held(file, holder, job, granted is not None):
+                me = {"job": job, "host": socket.gethostname(), "pid": os.getpid()}
+                os.ftruncate(file, 0)
+                os.lseek(file, 0, os.SEEK_SET)  # not os.pwrite, which Windows lacks
+                os.write(file, json.dumps(me).encode())
+                self._file, file = file, -1
+                return True
+            age, own = self._age(file), job is not None and holder.get("job") == job
+            if own and not _is_here(holder) and age >= _SILENT:
+                self.path.unlink(missing_ok=True)  # its host is gone, and the file server keeps the lock for it
+            elif not own or waited > (_PATIENCE if _is_here(holder) else _SILENT + 2 * _EVERY):
+                raise ValueError(self._taken(holder, age, granted is False))
+            return False
+        finally:
+            if file >= 0:
+                os.close(file)
+
+    def _is_held(self, file: int, holder: dict[str, Any], job: str | None, has_locks: bool) -> bool:
+        """Whether somebody has it although the system does not say so."""
+        if not holder:
+            return False
+        if _is_here(holder):
+            if has_locks or not _is_running(holder.get("pid")):
+                return False
+        elif job is not None and holder.get("job") == job:  # a job comes back when it has ended
+            return False
+        return self._age(file) < _SILENT
+
+    def _age(self, file: int) -> float:
+        """Seconds since a sign of life, by the clock of the file system; also of a file that claims to be of later."""
+        now = time.time()
+        with contextlib.suppress(OSError), tempfile.TemporaryFile(dir=self.path.parent) as probe:
+            now = os.fstat(probe.fileno()).st_mtime
+        return abs(now - os.fstat(file).st_mtime)
+
+    def _taken(self, holder: dict[str, Any], age: float, locked: bool) -> str:
+        if not holder:
+            return (
+                f"{self.path.parent} is in use by another run, which has begun this moment. Give another output_dir=."
+            )
+        who = f"job {holder['job']}" if holder.get("job") else "another run"
+        host, ends = holder.get("host"), f"; {_SILENT:.0f} s without a sign of life count as its end"
+        if locked:
+            ends = "" if _is_here(holder) else f"; if host {host} is gone, delete {self.path}"
+        return (
+            f"{self.path.parent} is in use by {who} on host {host} (process {holder.get('pid')}), which gave a sign of "
+            f"life {age:.0f} s ago. Give another output_dir=, or end that run first{ends}."
+        )
+
+    def _pulse(self) -> None:
+        while not self._done.wait(_EVERY):
+            with contextlib.suppress(OSError):
+                os.utime(self.path)
+
+
+def _ask_the_system(file: int) -> bool | None:
+    """Whether it gives the lock; None where there are no locks."""
+    if fcntl is not None:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        except OSError as error:
+            if error.errno in (errno.EAGAIN, errno.EACCES):
+                return False
+    return None
+
+
+def _read(file: int) -> dict[str, Any]:
+    try:
+        os.lseek(file, 0, os.SEEK_SET)
+        found = json.loads(os.read(file, _MOST) or b"null")
+    except (ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) and "host" in found else {}
+
+
+def _is_here(holder: dict[str, Any]) -> bool:
+    return holder.get("host") == socket.gethostname()
+
+
+def _is_running(pid: object) -> bool:
+    """Of this host; on Windows, where nobody can be asked, yes."""
+    if fcntl is None or not isinstance(pid, int) or pid <= 0:
+        return True
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True
