@@ -25,7 +25,9 @@ SALLOC = SEVERAL | {"SLURM_JOB_NAME": "interactive"}
 @pytest.fixture(autouse=True)
 def no_job(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in list(os.environ):
-        if name.startswith(("SLURM", "TORCHELASTIC", "SUBMITIT", "PFC_", "MASTER_", "RANK", "WORLD_", "LOCAL_")):
+        if name.startswith(
+            ("SLURM", "TORCHELASTIC", "SUBMITIT", "PFC_", "MASTER_", "RANK", "WORLD_", "LOCAL_", "NODE_")
+        ):
             monkeypatch.delenv(name)
 
 
@@ -80,7 +82,8 @@ def test_a_shell_that_holds_an_allocation_is_told_of_srun(monkeypatch: pytest.Mo
     assert "\n" not in str(raised.value)
     monkeypatch.setenv("NODE_RANK", "1")  # somebody starts the nodes by hand
     assert jobs.refuse_lonely_task(2) is None
-    put(monkeypatch, {"SLURM_JOB_ID": "42", "SLURM_NTASKS": "1"})
+    put(monkeypatch, {"SLURM_NTASKS": "1", "SLURM_NNODES": "1"})
+    monkeypatch.delenv("NODE_RANK")
     assert jobs.refuse_lonely_task(1) is None
 
 
