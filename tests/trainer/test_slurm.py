@@ -144,7 +144,7 @@ def test_a_job_disturbed_in_training_ends_with_the_bits_of_the_one_left_alone(
     job = jobs[disturb.__name__]
     job.wait_for_file("at-step")
     disturb(cluster, job)
-    job.wait_for(job.preempted.exists, 60)
+    job.wait_for(job.preempted.exists, 240)
     job.finish()
     jobs[alone].finish()
     text = job.log()
@@ -213,8 +213,8 @@ def test_a_cancelled_job_saves_and_stays_cancelled(cluster: Cluster, jobs: dict[
     job = jobs["cancelled"]
     job.wait_for_file("at-step")
     cluster.run("scancel", job.number)
-    assert job.end(60) == {"CANCELLED"}
-    job.wait_for(job.preempted.exists, 30)
+    assert job.end(240) == {"CANCELLED"}
+    job.wait_for(job.preempted.exists, 120)
 
 
 def test_a_job_whose_process_died_is_tried_again_where_asked_for(cluster: Cluster, jobs: dict[str, Job]) -> None:
@@ -313,5 +313,5 @@ def test_a_sweep_through_submitit_over_two_nodes(cluster: Cluster) -> None:
 
 def test_a_batch_script_without_srun_is_told_so(cluster: Cluster) -> None:
     job = cluster.submit("no-srun", *TWO, "--wrap", f"pfc-train profile=slurm {' '.join(WORDS[:10])}")
-    assert job.end(60) == {"FAILED"}
+    assert job.end(240) == {"FAILED"}
     assert "Put srun before the command." in job.log()
