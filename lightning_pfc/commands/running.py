@@ -69,7 +69,8 @@ def _of_the_system(error: OSError) -> str:
     where = os.fspath(error.filename) if isinstance(error.filename, str | os.PathLike) else ""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return (
-            f"{where + ': ' if where else ''}the disk is full; nothing was written. Free some space, or write elsewhere"
+            f"{where + ': ' if where else ''}the disk is full; nothing half-made stands under its name. Free some "
+            "space and give the same command again, or write elsewhere"
         )
     if error.strerror is None:
         return one_line(str(error))

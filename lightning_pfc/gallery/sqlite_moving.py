@@ -74,8 +74,7 @@ def adopt(file: SqliteFile) -> None:
         file.set("model", number)
         file.set("generation", int(file.settings()["generation"]) + 1)
         file.execute("DELETE FROM settings WHERE name = ?", (_NEXT,))
-        file.execute("DELETE FROM vectors WHERE id >= ? AND id < ?", (file.first_key(old), file.first_key(old + 1)))
-        file.execute("DELETE FROM models WHERE id = ?", (old,))
+        _forget(file, old)
     file.reload_model()
     file.empty_log()
 
@@ -85,10 +84,7 @@ def abort(file: SqliteFile) -> None:
     with file.writing():
         number = _next(file)
         file.execute("DELETE FROM settings WHERE name = ?", (_NEXT,))
-        file.execute(
-            "DELETE FROM vectors WHERE id >= ? AND id < ?", (file.first_key(number), file.first_key(number + 1))
-        )
-        file.execute("DELETE FROM models WHERE id = ?", (number,))
+        _forget(file, number)
     file.empty_log()
 
 
@@ -98,6 +94,12 @@ def given_up(gallery: str, model: ModelRecord) -> GalleryError:
         f"{gallery} is not on its way to model {model.sha256[:12]} any more: somebody gave that up, and began to "
         "move it to another one."
     )
+
+
+def _forget(file: SqliteFile, number: int) -> None:
+    """A model and its vectors, in a transaction of the caller."""
+    file.execute("DELETE FROM vectors WHERE id >= ? AND id < ?", (file.first_key(number), file.first_key(number + 1)))
+    file.execute("DELETE FROM models WHERE id = ?", (number,))
 
 
 def _next(file: SqliteFile) -> int:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning_pfc.launching import saying_what_it_waits_for
+from lightning_pfc.storage.makers import is_running
 
 try:
     import fcntl
@@ -89,7 +90,7 @@ class Lock:
         if not holder:
             return False
         if _is_here(holder):
-            if has_locks or not _is_running(holder.get("pid")):
+            if has_locks or not _may_run(holder.get("pid")):
                 return False
         elif job is not None and holder.get("job") == job:  # a job comes back when it has ended
             return False
@@ -147,14 +148,6 @@ def _is_here(holder: dict[str, Any]) -> bool:
     return holder.get("host") == socket.gethostname()
 
 
-def _is_running(pid: object) -> bool:
+def _may_run(pid: object) -> bool:
     """Of this host; on Windows, where nobody can be asked, yes."""
-    if fcntl is None or not isinstance(pid, int) or pid <= 0:
-        return True
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        return True
-    return True
+    return fcntl is None or not isinstance(pid, int) or pid <= 0 or is_running(pid)

@@ -84,7 +84,7 @@ def is_left_behind(path: Path, host: str, pid: int) -> bool:
     if pid == os.getpid() and host == this_host():
         return False
     if host == this_host() and os.name == "posix":  # on Windows there is no asking after a process without ending it
-        return not _runs(pid)
+        return not is_running(pid)
     return _idle(path) > _DAY
 
 
@@ -98,7 +98,8 @@ def _idle(path: Path) -> float:
     return time.time() - latest if latest else 0.0
 
 
-def _runs(pid: int) -> bool:
+def is_running(pid: int) -> bool:
+    """Whether this host has such a process; not to be asked on Windows, where asking ends it."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

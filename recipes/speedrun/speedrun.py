@@ -1,7 +1,7 @@
 """The speedrun: entries of the log, each beside the entry before it, in turns, with the time of the whole command.
 
     python speedrun.py --seeds 0 1 2 --log results.jsonl              # every entry that the log lacks
-    python speedrun.py --entries today rate --seeds 0 --log mine.jsonl
+    python speedrun.py --entries today "four epochs" --seeds 0 --log mine.jsonl
     python speedrun.py --table --log results.jsonl
 
 A run is the command ``pfc-train WORDS seed=S`` in a process of its own, from its start to its end: imports, tests and
@@ -92,7 +92,7 @@ def table(log: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
-    parser.add_argument("--entries", nargs="*", help="those alone, in the order of the log")
+    parser.add_argument("--entries", nargs="*", choices=list(ENTRIES), help="those alone, in the order of the log")
     parser.add_argument("--words", nargs="*", default=[], help="further entries, each the words of a run")
     parser.add_argument("--seeds", type=int, nargs="*", default=[0])
     parser.add_argument("--new", action="store_true", help="an empty cache for every run: drawing is in the time")

@@ -265,7 +265,7 @@ def test_a_full_disk_leaves_nothing(
         raise OSError(errno.ENOSPC, "No space left on device", "model.onnx")
 
     monkeypatch.setattr(export_module, "write_card", full)
-    assert "the disk is full; nothing was written" in refused(capsys, str(run))
+    assert "the disk is full; nothing half-made stands under its name" in refused(capsys, str(run))
     assert not (run / "export").exists()
     assert nothing_left(run)
 

@@ -23,7 +23,7 @@ FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "out.npz")
         (TypeError("k is no number"), 2, "pfc-x: k is no number"),
         (ImportError("no faiss"), 2, "pfc-x: no faiss"),
         (FileNotFoundError(errno.ENOENT, "No such file or directory", "a.ckpt"), 2, "pfc-x: a.ckpt: No such file"),
-        (FULL, 2, "pfc-x: out.npz: the disk is full; nothing was written."),
+        (FULL, 2, "pfc-x: out.npz: the disk is full; nothing half-made stands under its name."),
         (MemoryError(), 2, "pfc-x: MemoryError"),
         (CheckpointError("a.ckpt is damaged"), 1, "pfc-x: a.ckpt is damaged"),
         (KeyboardInterrupt(), 130, "pfc-x: interrupted"),
