@@ -36,7 +36,7 @@ from lightning_pfc.commands.verdict import judge
 from lightning_pfc.config import RUN_DIR_VARIABLE, compose
 from lightning_pfc.distributed.jobs import adopt_step
 from lightning_pfc.runs.best import best_checkpoint
-from lightning_pfc.runs.choices import choose, told
+from lightning_pfc.runs.choices import choose, of_own_pictures, told
 from lightning_pfc.runs.claim import Claim
 from lightning_pfc.runs.resuming import as_it_was, earlier_run
 from lightning_pfc.transfer import ClassMeans, InitFrom
@@ -109,7 +109,7 @@ def _fit_and_test(
     data, module = _data_and_module(config, trainer)
     keep_record(config, overrides, folder, data)
 
-    chosen = config.fit and config.get("choices") == "made"
+    chosen = config.fit and config.get("choices") == "made" and of_own_pictures(config)
     metrics = _fit(trainer, module, data, starting_point(config, folder, trainer, claim)) if config.fit else {}
     if config.fit and claim.comes_back:
         metrics = logged_before(folder) | metrics

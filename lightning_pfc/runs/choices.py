@@ -1,6 +1,6 @@
-"""What a run on somebody's own pictures takes where nothing was said: from the pictures, and told.
+"""What a run takes where nothing was said: on somebody's own pictures from these, on drawn characters what is quick.
 
-Only for data on disk without a published recipe or another ``experiment``; a word that was typed is never changed.
+Only without a published recipe or another ``experiment``; a word that was typed is never changed.
 """
 
 from __future__ import annotations
@@ -19,11 +19,13 @@ from lightning_pfc.data.pictures.decoding import dimensions
 from lightning_pfc.distributed.jobs import step_host
 from lightning_pfc.distributed.rendezvous import agree_on_text
 from lightning_pfc.runs.choice_rules import Choice, check, choices_for, look_at, remarks, to_see
+from lightning_pfc.runs.quick_choices import quick_choices
 
 
 class Choices(list[Choice]):
-    """What was chosen, and ``remarks``: what else a person should know of these pictures."""
+    """What was chosen, ``why`` in general, and ``remarks``: what else a person should know of these pictures."""
 
+    why: str = "from the pictures"
     remarks: Sequence[str] = ()
 
 
@@ -40,11 +42,32 @@ def choose(config: DictConfig, words: Sequence[str]) -> Choices:
     Raises:
         ValueError: there is nothing to learn from these pictures; says what is missing.
     """
-    source = config.data.source
-    if config.get("choices") != "auto" or source.get("_target_") != "lightning_pfc.data.Files" or "recipe" in config:
-        return Choices()
     typed = {word.partition("=")[0].lstrip("+~").partition("@")[0] for word in words}
-    images = _opened(source) if "experiment" not in typed else None
+    if config.get("choices") != "auto" or "recipe" in config or "experiment" in typed:
+        return Choices()
+    if of_own_pictures(config):
+        made = _from_pictures(config, typed)
+    elif config.data.source.get("_target_") == "lightning_pfc.data.Glyphs":
+        made = Choices(choice for choice in quick_choices(config, typed) if not _said(choice.key, typed))
+        made.why = "for a short run"
+    else:
+        return Choices()
+    if made:
+        with open_dict(config):
+            for key, value, _ in made:
+                OmegaConf.update(config, key, value, merge=False, force_add=True)
+            config.choices = "made"
+    return made
+
+
+def of_own_pictures(config: DictConfig) -> bool:
+    """Whether a run is on somebody's own pictures, of which nothing is known before they are looked at."""
+    return bool(config.data.source.get("_target_") == "lightning_pfc.data.Files")
+
+
+def _from_pictures(config: DictConfig, typed: set[str]) -> Choices:
+    source = config.data.source
+    images = _opened(source)
     if images is None or len(images) == 0:
         return Choices()
     pictures = look_at(images)
@@ -52,10 +75,6 @@ def choose(config: DictConfig, words: Sequence[str]) -> Choices:
     made = Choices(choice for choice in choices_for(pictures, config, typed) if not _said(choice.key, typed))
     _find_out(made, images, config)
     made.remarks = remarks(pictures)
-    with open_dict(config):
-        for key, value, _ in made:
-            OmegaConf.update(config, key, value, merge=False, force_add=True)
-        config.choices = "made"
     return made
 
 
@@ -65,7 +84,7 @@ def told(choices: Choices) -> str:
     widths = [max(len(row[column]) for row in rows) for column in (0, 1)]
     lines = [f"  {key:<{widths[0]}}  {value:<{widths[1]}}  {why}" for key, value, why in rows]
     return "\n".join(
-        ["Chosen from the pictures, where nothing was said (choices=none: nothing is):", *lines, *choices.remarks]
+        [f"Chosen {choices.why}, where nothing was said (choices=none: nothing is):", *lines, *choices.remarks]
     )
 
 

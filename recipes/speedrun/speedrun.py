@@ -23,12 +23,13 @@ from typing import Any
 
 import numpy as np
 
+_BEFORE = "choices=none trainer.max_epochs=6"  # what no words at all meant until entry 5
 _FAST = "loss.scale=16 trainer.precision=bf16-mixed"
 ENTRIES: dict[str, str] = {
     # name: the words of the whole command
-    "today": "",
+    "today": _BEFORE,
     "four epochs": f"{_FAST} trainer.max_epochs=4",
-    "six epochs": _FAST,
+    "six epochs": f"{_FAST} trainer.max_epochs=6",
 }
 FIGURES = ("test/accuracy", "test/tar@far=1e-3", "heldout/accuracy", "heldout/tar@far=1e-3")
 
@@ -59,10 +60,10 @@ def work(arguments: argparse.Namespace) -> None:
     for before, name in zip([None, *names], names, strict=False):
         for seed in arguments.seeds:
             for each in ([before] if before else []) + [name]:
-                key = {"entry": each, "words": ENTRIES[each], "seed": seed, "beside": name, "new": arguments.new}
+                key = {"entry": each, "seed": seed, "beside": name, "new": arguments.new}  # words: they were shorter
                 if any(key.items() <= row.items() for row in read(arguments.log)):
                     continue
-                row = {**key, **run(ENTRIES[each], seed, arguments.new)}
+                row = {**key, "words": ENTRIES[each], **run(ENTRIES[each], seed, arguments.new)}
                 with arguments.log.open("a") as log:
                     log.write(json.dumps(row) + "\n")
                 print(json.dumps(row), flush=True)

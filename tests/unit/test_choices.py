@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 
 from lightning_pfc.config import compose
 from lightning_pfc.data import IdentityDataModule, Synthetic
+from lightning_pfc.runs import quick_choices
 from lightning_pfc.runs.choices import choose, told
 from lightning_pfc.runs.resuming import as_it_was, earlier_run
 
@@ -74,7 +77,7 @@ def test_a_typed_word_is_never_changed(word: str, left: str, tmp_path: Path) -> 
 def test_who_chooses_themselves_is_left_alone(word: str, tmp_path: Path) -> None:
     path = folder(tmp_path / "a", (32, 32), colour=True, classes=3)
     assert chosen("data=folder", f"data.source.path={path}", word)[0] == {}
-    assert chosen("data=glyphs")[0] == {}
+    assert chosen("data=synthetic")[0] == {}
     assert chosen("data=folder", "data.source.path=/nowhere")[0] == {}  # said better when it is read
 
 
@@ -159,3 +162,108 @@ def test_kinds_of_pictures() -> None:
         IdentityDataModule(source, kind="cats")
     with pytest.raises(ValueError, match="leave one of them out"):
         IdentityDataModule(source, kind="faces", augment="none")
+
+
+def on(monkeypatch: pytest.MonkeyPatch, processor: bool, gpu: bool | None = None) -> None:
+    """A machine with or without units for bfloat16; without a GPU where that is None."""
+    monkeypatch.setattr("lightning_pfc.heads.softmax.matmul.has_fast_bfloat16", lambda: processor)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu is not None)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation or gpu)
+
+
+@pytest.fixture(scope="module")
+def default() -> DictConfig:
+    return compose([])
+
+
+@pytest.mark.parametrize(
+    ("processor", "gpu", "accelerator", "precision", "why"),
+    [
+        (True, None, "auto", "bf16-mixed", "this processor multiplies bfloat16 faster"),
+        (False, None, "auto", "32-true", "this processor has no units"),
+        (True, False, "auto", "32-true", "this GPU has no units"),
+        (False, True, "auto", "bf16-mixed", "this GPU multiplies"),
+        (False, True, "cpu", "32-true", "this processor has no units"),
+        (False, True, "gpu", "bf16-mixed", "this GPU"),
+        (True, None, "gpu", "32-true", "this GPU has no units"),  # the Trainer says that there is none
+    ],
+)
+def test_the_default_run_takes_what_the_device_multiplies_fast(
+    processor: bool,
+    gpu: bool | None,
+    accelerator: str,
+    precision: str,
+    why: str,
+    default: DictConfig,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    on(monkeypatch, processor, gpu)
+    config = copy.deepcopy(default)
+    config.trainer.accelerator = accelerator
+    made = choose(config, [])
+    assert [choice.key for choice in made] == ["trainer.precision", "loss.scale"]
+    assert why in made[0].why
+    assert f"trainer.precision  {precision}" in told(made)
+    assert told(made).startswith("Chosen for a short run, where nothing was said (choices=none: nothing is):")
+    assert (config.trainer.precision, config.model.loss.scale, config.choices) == (precision, 16.0, "made")
+    assert choose(config, []) == []  # its record has plain values
+
+
+@pytest.mark.parametrize(
+    ("word", "made"),
+    [
+        ("trainer.precision=32-true", ["loss.scale"]),
+        ("trainer=default", ["loss.scale"]),
+        ("profile=slurm", ["trainer.precision", "loss.scale"]),
+        ("loss.scale=64", ["trainer.precision"]),
+        ("loss=cosface", ["trainer.precision"]),
+        ("loss.margin=0.4", ["trainer.precision"]),
+        ("preset=paper_2021", ["trainer.precision"]),
+        ("head.sample_rate=0.1", ["trainer.precision", "loss.scale"]),
+        ("experiment=glyphs", []),
+    ],
+)
+def test_a_word_wins_over_what_makes_the_default_run_quick(
+    word: str, made: list[str], default: DictConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    on(monkeypatch, processor=True)
+    config = copy.deepcopy(default)  # the words say what it says already
+    assert [choice.key for choice in choose(config, [word])] == made
+    assert config.trainer.precision == ("bf16-mixed" if "trainer.precision" in made else "32-true")
+    assert config.loss.scale == (16.0 if "loss.scale" in made else 64.0)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "made"),
+    [
+        ("trainer.precision", "16-mixed", ["loss.scale"]),  # of a config of the user's
+        ("trainer.accelerator", "tpu", ["loss.scale"]),
+        ("ckpt_path", "runs/x/checkpoints/last.ckpt", []),
+        ("choices", "none", []),
+    ],
+)
+def test_a_config_wins_over_what_makes_the_default_run_quick(
+    key: str, value: str, made: list[str], default: DictConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    on(monkeypatch, processor=True)
+    config = copy.deepcopy(default)
+    OmegaConf.update(config, key, value)
+    assert [choice.key for choice in choose(config, [])] == made
+    assert OmegaConf.select(config, key) == value
+
+
+def test_every_rank_takes_the_precision_of_rank_0(default: DictConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[str, str]] = []
+
+    def agree(what: str, choose: object, way_out: str, host: str | None = None) -> str:
+        asked.append((what, way_out))
+        return '["32-true", "rank 0 has no units"]'
+
+    on(monkeypatch, processor=True)
+    monkeypatch.setattr(quick_choices, "agree_on_text", agree)
+    config = copy.deepcopy(default)
+    config.output_dir = "x"
+    assert choose(config, [])[0].why == "rank 0 has no units"
+    assert (config.trainer.precision, asked) == ("32-true", [("precision for x", "trainer.precision=X")])
+    choose(copy.deepcopy(default), ["trainer.precision=32-true"])
+    assert len(asked) == 1
