@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import json
 import os
 import socket
@@ -14,12 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from lightning_pfc.launching import saying_what_it_waits_for
+from lightning_pfc.storage.file_lock import ask_for_lock
 from lightning_pfc.storage.makers import is_running
-
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
 
 LOCK = ".run.lock"
 _EVERY, _SILENT, _PATIENCE = 20.0, 120.0, 15.0  # seconds: of the pulse, without it, and for a process of ours to end
@@ -66,7 +61,7 @@ class Lock:
     def _try(self, job: str | None, waited: float) -> bool:
         file = os.open(self.path, os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NOFOLLOW", 0))
         try:
-            granted = _ask_the_system(file)
+            granted = ask_for_lock(file)
             holder = _read(file)
             if granted is not False and not self._is_held(file, holder, job, granted is not None):
                 me = {"job": job, "host": socket.gethostname(), "pid": os.getpid()}
@@ -123,18 +118,6 @@ class Lock:
                 os.utime(self.path)
 
 
-def _ask_the_system(file: int) -> bool | None:
-    """Whether it gives the lock; None where there are no locks."""
-    if fcntl is not None:
-        try:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return True
-        except OSError as error:
-            if error.errno in (errno.EAGAIN, errno.EACCES):
-                return False
-    return None
-
-
 def _read(file: int) -> dict[str, Any]:
     try:
         os.lseek(file, 0, os.SEEK_SET)
@@ -150,4 +133,4 @@ def _is_here(holder: dict[str, Any]) -> bool:
 
 def _may_run(pid: object) -> bool:
     """Of this host; on Windows, where nobody can be asked, yes."""
-    return fcntl is None or not isinstance(pid, int) or pid <= 0 or is_running(pid)
+    return os.name == "nt" or not isinstance(pid, int) or pid <= 0 or is_running(pid)

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from lightning_pfc.distributed.class_rows import class_rows
+from lightning_pfc.storage.file_lock import ask_for_lock
 from lightning_pfc.storage.makers import hidden_path, sweep_parts
 from lightning_pfc.storage.regular import read_regular
 from lightning_pfc.storage.whole_files import errors_of
@@ -96,8 +97,8 @@ class RowFiles:
             A CPU tensor; what is written to it is written to the file.
 
         Raises:
-            ValueError: If there is a file of another shape or type, a truncated one, or one that is no file of rows. It
-                is left as it is.
+            ValueError: If there is a file of another shape or type, a truncated one, one that is no file of rows, or
+                one that another process has open. It is left as it is.
             OSError: If the disk has no room for a new file; nothing is left of it.
         """
         shape = torch.Size(shape)
@@ -175,7 +176,12 @@ class _RowFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.file = os.open(path, os.O_RDWR | getattr(os, "O_BINARY", 0))
-        weakref.finalize(self, os.close, self.file)
+        close = weakref.finalize(self, os.close, self.file)
+        if ask_for_lock(self.file) is False:
+            raise ValueError(
+                f"{path} is in use by another process: two would write over each other's rows. End that one first, or "
+                "give another row_folder."
+            )
         self.shape, self.dtype = _read_header(path, os.read(self.file, _HEADER_BYTES))
         expected, found = _HEADER_BYTES + _num_bytes(self.shape, self.dtype), os.fstat(self.file).st_size
         if found != expected:
@@ -184,6 +190,8 @@ class _RowFile:
                 "truncated or was changed by something else; restore it, or remove it and load a checkpoint."
             )
         self.pages = mmap.mmap(self.file, expected)
+        close.detach()
+        weakref.finalize(self.pages, os.close, self.file)  # the lock lasts as long as somebody holds the rows
         if hasattr(mmap, "MADV_RANDOM"):
             self.pages.madvise(mmap.MADV_RANDOM)  # rows are far apart: reading ahead of them would be for nothing
         count = prod(self.shape)

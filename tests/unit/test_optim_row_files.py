@@ -174,3 +174,22 @@ def test_a_program_may_end_while_rows_are_read_ahead(tmp_path: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", program, tmp_path], capture_output=True, text=True, check=False)
     assert (done.returncode, "Exception" in done.stderr) == (0, False), done.stderr
+
+
+def test_rows_that_another_process_has_open_are_refused(tmp_path: Path) -> None:
+    pytest.importorskip("fcntl", reason="no locks on Windows")
+    rows = RowFiles(tmp_path).tensor("weight", SHAPE, torch.float32).fill_(3.0)
+    program = (
+        "import sys, torch\n"
+        "from lightning_pfc.storage.row_files import RowFiles\n"
+        f"rows = RowFiles(sys.argv[1]).tensor('weight', {SHAPE}, torch.float32)\n"
+    )
+    command = [sys.executable, "-c", program, tmp_path]
+    refused = subprocess.run(command, capture_output=True, text=True, check=False)
+    last = refused.stderr.strip().splitlines()[-1]
+    assert refused.returncode == 1
+    assert last.startswith(f"ValueError: {tmp_path / 'weight.rows'} is in use by another process")
+    assert "another row_folder" in last
+    assert (rows == 3.0).all()
+    del rows  # and with it the file
+    assert subprocess.run(command, check=False).returncode == 0
