@@ -184,7 +184,7 @@ def test_rows_that_another_process_has_open_are_refused(tmp_path: Path) -> None:
         "from lightning_pfc.storage.row_files import RowFiles\n"
         f"rows = RowFiles(sys.argv[1]).tensor('weight', {SHAPE}, torch.float32)\n"
     )
-    command = [sys.executable, "-c", program, tmp_path]
+    command = [sys.executable, "-c", program, str(tmp_path)]
     refused = subprocess.run(command, capture_output=True, text=True, check=False)
     last = refused.stderr.strip().splitlines()[-1]
     assert refused.returncode == 1
