@@ -27,6 +27,7 @@ _LEAST_PICTURES = 8
 _FOR_UNSEEN, _FOR_BOTH = 5 * LEAST, 15 * LEAST  # identities, to set some aside once and twice
 _SMALL = 20_000  # pictures: beyond, a run is long, and a validation of every tenth of it no help
 _VALIDATIONS = 10
+_LONG, _WHY_16 = 64.0, "64, for long runs, learns less in a few epochs"
 _TEST = 3000, 8000  # pictures
 
 
@@ -153,6 +154,8 @@ def choices_for(pictures: Pictures, config: DictConfig, typed: Collection[str]) 
     loss = OmegaConf.load(config_dir() / "loss" / "arcface.yaml")
     loss.scale = 16.0
     yield Choice("loss", loss, "scale 16: the larger scales of long runs learn little in a short one")
+    if any(word.split(".")[0] == "loss" for word in typed):
+        yield from short_scale(config, typed)
     total, per_class = pictures.total, pictures.total / len(pictures.counts)
     fits = min(16, _power_below(total / 3))  # an epoch has a full batch, whatever is set aside
     batch = int(np.clip(_power_below(total / 64), fits, 256))
@@ -161,6 +164,12 @@ def choices_for(pictures: Pictures, config: DictConfig, typed: Collection[str]) 
     yield Choice("trainer.max_epochs", epochs, f"{_PICTURES:,} pictures in all, within {_FEWEST} to {_MOST} epochs")
     own = "trainer.max_epochs" in typed and config.trainer.get("max_epochs")
     yield from _judging(pictures, config, typed, int(own or epochs))
+
+
+def short_scale(config: DictConfig, typed: Collection[str]) -> Iterator[Choice]:
+    """Scale 16 for a loss that comes with 64, of a short run; also for one that was named, without its scale."""
+    if config.loss.get("scale") == _LONG and not (config.get("preset") or "preset" in typed):
+        yield Choice("loss.scale", 16.0, _WHY_16)
 
 
 def to_see(total: int, epochs: Any) -> int:

@@ -14,7 +14,7 @@ from omegaconf import DictConfig
 
 from lightning_pfc.distributed.jobs import step_host
 from lightning_pfc.distributed.rendezvous import agree_on_text
-from lightning_pfc.runs.choice_rules import Choice
+from lightning_pfc.runs.choice_rules import Choice, short_scale
 
 _UNCHOSEN = "32-true"  # of conf/trainer/default.yaml: another value was somebody's choice
 _ACCELERATORS = ("auto", "cpu", "gpu", "cuda")  # of which it can be told what they multiply fast
@@ -35,8 +35,7 @@ def quick_choices(config: DictConfig, typed: Collection[str]) -> Iterator[Choice
     plain = config.trainer.precision == _UNCHOSEN and config.trainer.accelerator in _ACCELERATORS
     if plain and not {"trainer", "trainer.precision"} & set(typed):
         yield Choice("trainer.precision", *_agreed(config))
-    if not any(word.split(".")[0] in ("loss", "preset") for word in typed):
-        yield Choice("loss.scale", 16.0, "64, for long runs, learns less in a few epochs")
+    yield from short_scale(config, typed)
 
 
 def quick_precision(accelerator: str) -> tuple[str, str]:

@@ -52,10 +52,32 @@ def test_shape_and_colour_come_from_the_pictures(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("words", "scale"),
+    [
+        (["loss=adaface"], 16.0),
+        (["loss.margin=0.2"], 16.0),
+        (["loss=arcface", "loss.scale=64"], 64.0),
+        (["loss=circle"], 256.0),  # its 256 is not the 64 of the cosine losses
+        (["loss=adaface", "preset=paper_2021"], 64.0),
+        (["loss=adaface", "choices=none"], 64.0),
+    ],
+)
+@pytest.mark.parametrize("own", [True, False], ids=["own pictures", "characters"])
+def test_a_loss_named_without_its_scale_has_that_of_a_short_run(
+    words: list[str], scale: float, own: bool, tmp_path: Path
+) -> None:
+    data = ["data=folder", f"data.source.path={folder(tmp_path / 'a', (32, 32), colour=True, classes=3)}"]
+    made, config = chosen(*(data if own else []), *words)
+    assert config.model.loss.scale == scale
+    assert made.get("loss.scale", scale) == scale
+    assert ("loss.scale" in made) == (scale == 16.0)
+
+
+@pytest.mark.parametrize(
     ("word", "left"),
     [
-        ("loss.margin=0.2", "loss"),
-        ("loss=adaface", "loss"),
+        ("loss.margin=0.2", "loss.margin"),
+        ("loss=adaface", "loss.name"),
         ("data.batch_size=32", "data.batch_size"),
         ("data.kind=faces", "data.augment"),
         ("data.augment=flip", "data.augment"),
@@ -216,8 +238,8 @@ def test_the_default_run_takes_what_the_device_multiplies_fast(
         ("trainer=default", ["loss.scale"]),
         ("profile=slurm", ["trainer.precision", "loss.scale"]),
         ("loss.scale=64", ["trainer.precision"]),
-        ("loss=cosface", ["trainer.precision"]),
-        ("loss.margin=0.4", ["trainer.precision"]),
+        ("loss=cosface", ["trainer.precision", "loss.scale"]),
+        ("loss.margin=0.4", ["trainer.precision", "loss.scale"]),
         ("preset=paper_2021", ["trainer.precision"]),
         ("head.sample_rate=0.1", ["trainer.precision", "loss.scale"]),
         ("experiment=glyphs", []),
