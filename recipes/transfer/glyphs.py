@@ -1,11 +1,14 @@
-"""What fine-tuning gives, and what it forgets: a backbone of glyphs, shown characters and a design it never saw.
+"""What fine-tuning gives, and what it forgets: a backbone of glyphs, shown what it never saw.
 
-    python recipes/transfer/glyphs.py --from runs/glyphs --characters 1000 --seeds 3 --out rows.jsonl
+    python recipes/transfer/glyphs.py --from runs/glyphs --characters 1000 --epochs 4 --out rows.jsonl
+    python recipes/transfer/glyphs.py --from runs/glyphs --people lfw_aligned112/ --epochs 16 --out rows.jsonl
     python recipes/transfer/glyphs.py --table rows.jsonl
 
 The new task: characters of the backbone's test split, drawn in the design that it never saw, each of five pictures
-turned, moved and noisy in its own way; five others of each are recognised by the nearest mean of those. The first task:
-characters that it was validated on, each recognised among all by its picture in another design.
+turned, moved and noisy in its own way, and five others to be recognised; or the people of a folder that have five
+pictures or more, small and grey, of each two to be recognised and the others to learn from. Recognised by the nearest
+mean of those learned from. The first task: characters that the backbone was validated on, each recognised among all by
+its picture in another design.
 """
 
 from __future__ import annotations
@@ -47,6 +50,8 @@ WAYS: dict[str, list[str] | None] = {
 }
 OF_TRANSFORMERS = ("finetune=lora",)
 PICTURES = 5
+HELD = 2  # of a person
+SIDE = 32
 
 
 def distorted(picture: Tensor, generator: torch.Generator) -> Tensor:
@@ -58,7 +63,7 @@ def distorted(picture: Tensor, generator: torch.Generator) -> Tensor:
     return (moved + 0.15 * torch.randn(picture.shape, generator=generator)).clamp(0, 1)
 
 
-def new_task(folder: Path, characters: int, seed: int) -> tuple[Tensor, Tensor]:
+def new_characters(folder: Path, characters: int, seed: int) -> tuple[Tensor, Tensor]:
     """Pictures to learn from, in a folder for each character; those to be recognised, and their (n,) classes."""
     held = Glyphs(progress=False).open().test["heldout"]
     assert isinstance(held, VerificationSet)
@@ -80,6 +85,24 @@ def new_task(folder: Path, characters: int, seed: int) -> tuple[Tensor, Tensor]:
             else:
                 shown.append(made[None])
                 labels.append(label)
+    return torch.stack(shown), torch.tensor(labels)
+
+
+def new_people(folder: Path, people: Path, seed: int) -> tuple[Tensor, Tensor]:
+    """The same of the people in ``people``, a folder for each, who have as many pictures."""
+    generator = torch.Generator().manual_seed(seed)
+    shown, labels = [], []
+    found = {person: sorted(person.glob("*.jpg")) for person in sorted(people.iterdir()) if person.is_dir()}
+    enough = {person: paths for person, paths in found.items() if len(paths) >= PICTURES}
+    for label, (person, paths) in enumerate(enough.items()):
+        (folder / person.name).mkdir(parents=True)
+        for place, number in enumerate(torch.randperm(len(paths), generator=generator).tolist()):
+            small = Image.open(paths[number]).convert("L").resize((SIDE, SIDE), Image.Resampling.BILINEAR)
+            if place < HELD:
+                shown.append(torch.from_numpy(np.array(small))[None])
+                labels.append(label)
+            else:
+                small.save(folder / person.name / f"{place}.png")
     return torch.stack(shown), torch.tensor(labels)
 
 
@@ -126,11 +149,15 @@ def backbone_words(source: Path) -> list[str]:
     return [word for word in words if word.lstrip("+").startswith("backbone")]
 
 
-def measured(source: Path, characters: int, seed: int, epochs: int, ways: list[str]) -> Iterator[dict[str, object]]:
+def measured(source: Path, seed: int, options: argparse.Namespace, ways: list[str]) -> Iterator[dict[str, object]]:
     """A row for each way."""
+    kind = "faces" if options.people else "characters"
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name) / "pictures"
-        shown, labels = new_task(folder, characters, seed)
+        if options.people:
+            shown, labels = new_people(folder, options.people, seed)
+        else:
+            shown, labels = new_characters(folder, options.characters, seed)
         for way in ways:
             started, words = time.perf_counter(), WAYS[way]
             checkpoint = own_checkpoint(source)
@@ -138,28 +165,31 @@ def measured(source: Path, characters: int, seed: int, epochs: int, ways: list[s
                 words = [*backbone_words(source), *words]
                 run = Path(name) / f"run{list(WAYS).index(way)}"
                 typed = [f"init_from={source}" if word == "FROM" else word for word in words]
-                train("experiment=none", "data=folder", f"data.source.path={folder}", "data.source.image_size=32",
+                train("experiment=none", "data=folder", f"data.source.path={folder}", f"data.source.image_size={SIDE}",
                       "data.source.channels=1", "data.source.task=closed", "data.source.test_share=0", "choices=none",
-                      "data.augment=affine", "data.batch_size=64", f"trainer.max_epochs={epochs}", "plots=false",
+                      f"data.kind={kind}", "data.batch_size=64", f"trainer.max_epochs={options.epochs}", "plots=false",
                       "test=false", "logger=none", "trainer.enable_progress_bar=false", f"seed={seed}", "loss.scale=16",
                       "trainer.enable_model_summary=false", f"output_dir={run}", *typed)  # fmt: skip
                 checkpoint = own_checkpoint(run)
             module = PartialFCModule.load_from_checkpoint(checkpoint)
             yield {
-                "source": source.name, "way": way, "seed": seed, "characters": characters, "epochs": epochs,
+                "source": source.name, "kind": kind, "way": way, "seed": seed, "classes": len(labels.unique()),
+                "pictures": sum(1 for _ in folder.rglob("*.png")), "epochs": options.epochs,
                 "new": on_new(module, folder, shown, labels), "first": on_first(module),
                 "seconds": round(time.perf_counter() - started, 1),
             }  # fmt: skip
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """Markdown: of each run and way the least and the most in percent, on both tasks."""
-    lines = ["| | new task | first task |", "| --- | --- | --- |"]
-    for source, way in dict.fromkeys((row.get("source", ""), row["way"]) for row in rows):
-        those = [row for row in rows if (row.get("source", ""), row["way"]) == (source, way)]
+    """Markdown: of each run, new task and way how many seeds, and the least and the most in percent on both tasks."""
+    lines = ["| | seeds | new task | first task |", "| --- | --- | --- | --- |"]
+    runs: dict[tuple[str, ...], list[dict[str, Any]]] = {}
+    for row in rows:
+        runs.setdefault((row["source"], f"{row['classes']} {row['kind']}", row["way"]), []).append(row)
+    for names, those in runs.items():
         cells = [[100 * row[task] for row in those] for task in ("new", "first")]
         spread = " | ".join(f"{min(each):.1f} .. {max(each):.1f}" for each in cells)
-        lines.append(f"| {f'{source}: ' if source else ''}{way} | {spread} |")
+        lines.append(f"| {', '.join(names)} | {len(those)} | {spread} |")
     return "\n".join(lines)
 
 
@@ -168,6 +198,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--from", dest="source", type=Path, help="a run of pfc-train on glyphs")
     parser.add_argument("--characters", type=int, default=1000, help="of the new task (default 1000)")
+    parser.add_argument("--people", type=Path, metavar="FOLDER", help="their pictures, a folder each, in place of it")
     parser.add_argument("--epochs", type=int, default=8, help="of fine-tuning (default 8)")
     parser.add_argument("--seeds", type=int, default=3, help="how many (default 3)")
     parser.add_argument("--ways", nargs="+", choices=list(WAYS), help="default: all that its backbone can take")
@@ -184,7 +215,7 @@ def main() -> None:
     transformer = any("vit" in word for word in backbone_words(options.source))
     ways = options.ways or [way for way in WAYS if transformer or way not in OF_TRANSFORMERS]
     for seed in range(options.seeds):
-        for row in measured(options.source, options.characters, seed, options.epochs, ways):
+        for row in measured(options.source, seed, options, ways):
             print(json.dumps(row), flush=True)
             if options.out is not None:
                 with options.out.open("a") as file:
