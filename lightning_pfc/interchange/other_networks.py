@@ -131,7 +131,7 @@ def facenet_pytorch(source: Path) -> Imported:
     if "last_linear.weight" not in tensors or "conv2d_1a.conv.weight" not in tensors:
         raise ValueError(f"{source} should hold an InceptionResnetV1 of facenet-pytorch, and is {describe(tensors)}.")
     found = Imported(
-        notes=["no backbone of this package is an InceptionResnetV1: register theirs to use these weights"]
+        notes=["backbone=inception_resnet_v1; theirs takes pixels as (x - 127.5) / 128, ours divides by 127.5"]
     )
     take_backbone(found, {k: v for k, v in tensors.items() if not k.startswith("logits.")}, str(source))
     if "logits.weight" in tensors:

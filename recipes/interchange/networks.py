@@ -198,15 +198,17 @@ def heads(folder: Path) -> None:
     from facenet_pytorch import InceptionResnetV1
     from pytorch_metric_learning.losses import ArcFaceLoss
 
-    net = InceptionResnetV1(classify=True, num_classes=CLASSES)
+    net: Any = with_statistics(InceptionResnetV1(classify=True, num_classes=CLASSES))
     torch.save(net.state_dict(), folder / "facenet.pt")
     found = imported("facenet-pytorch", folder / "facenet.pt", folder)
     save_file(found, folder / "facenet-pytorch-back.safetensors")
     print(f"facenet-pytorch: head bit-equal: {torch.equal(found['head.weight'], net.logits.weight.detach())}")
+    net.logits = nn.Identity()  # so that it gives the embedding before it is brought to length 1
+    compare("facenet-pytorch", "inception_resnet_v1", found, net)
     again = InceptionResnetV1(classify=True, num_classes=CLASSES)
     written = exported("facenet-pytorch", folder / "facenet-pytorch-back.safetensors", folder)
     again.load_state_dict(torch.load(written, weights_only=True))
-    again.classify = net.classify = False
+    again.logits = nn.Identity()
     compare_back("facenet-pytorch", again.eval(), net)
     loss = ArcFaceLoss(CLASSES, DIM)
     torch.save(loss.state_dict(), folder / "pml.pt")
@@ -216,7 +218,9 @@ def heads(folder: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("clones", nargs="+", type=Path, help="of AdaFace, CVLface, insightface, LVFace, or the first")
+    parser.add_argument(
+        "clones", nargs="*", type=Path, help="of AdaFace, CVLface, insightface, LVFace, or the first of them, or none"
+    )
     clones = parser.parse_args().clones
     torch.manual_seed(0)
     for run, clone in zip((adaface, cvlface, insightface, lvface), clones, strict=False):

@@ -1,7 +1,7 @@
-"""Names, shapes and outputs of InsightFace's published weights.
+"""Names, shapes and outputs of InsightFace's published weights, and of facenet-pytorch's.
 
-The hashes and numbers below were taken once from the public ``arcface_torch`` backbones, run on the same made-up state
-dict. Outputs of ours differed from theirs by 0 (IResNet, MobileFaceNet) and by less than 4e-6 (ViT).
+The hashes and numbers below were taken once from the public ``arcface_torch`` backbones and facenet-pytorch, run on the
+same made-up state dict. Outputs of ours differed from theirs by less than 4e-6 (ViT) and by 0 (the others).
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ LAYOUTS = {
     "iresnet200": (1807, 118970285, "1e953a06c1f6d4a0"),
     "mobilefacenet": (333, 2083378, "2e731c3ede2a27c8"),
     "mobilefacenet_large": (606, 6367707, "a1e2275eecd1b03a"),
+    "inception_resnet_v1": (714, 23512336, "a76af126584f1181"),
     "face_vit_tiny": (150, 19139330, "da97c1c26aeaa1f3"),
     "face_vit_small": (150, 76025346, "60d91943d7ec69da"),
     "face_vit_base": (282, 113835522, "a433697f66528dab"),
@@ -49,6 +50,13 @@ NAMES = {
         "features.layers.0.layers.0.weight": (512, 1, 7, 7),
         "features.layers.2.weight": (512, 512),
     },
+    "inception_resnet_v1": {
+        "conv2d_2b.conv.weight": (64, 32, 3, 3),
+        "repeat_2.9.branch1.2.conv.weight": (128, 128, 7, 1),
+        "mixed_7a.branch2.2.bn.running_var": (256,),
+        "block8.conv2d.bias": (1792,),
+        "last_linear.weight": (512, 1792),
+    },
     "face_vit_tiny": {
         "pos_embed": (1, 144, 256),
         "mask_token": (1, 1, 256),
@@ -64,6 +72,7 @@ OUTPUTS = {
     "iresnet50": ([-0.23546, -0.31404, -0.1641, 1.31141, -2.99675, 1.62463], [-2.13558, 5.28992, -1.78081]),
     "mobilefacenet": ([2.34255, -6.14704, 0.19885, 0.77812, -5.59466, 6.52556], [-6.52542, 4.39547, -3.85659]),
     "mobilefacenet_large": ([3.64355, -8.64913, 1.35234, 1.32468, -1.47649, 1.3027], [-5.81246, 4.43675, -4.86941]),
+    "inception_resnet_v1": ([-2.99019, 3.64957, -1.99736, 4.06667, -3.9374, 4.06591], [-2.59856, 3.17492, -2.03965]),
     "face_vit_tiny": ([0.45634, 2.63651, 1.94112, -2.61326, -1.46421, 1.48773], [1.85998, -0.50355, -3.45313]),
 }
 
