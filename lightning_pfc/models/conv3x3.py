@@ -1,20 +1,24 @@
-"""The 3 x 3 convolution of our networks; on maps of at most 2 x 2 places it is computed as the matrix product it is."""
+"""The 3 x 3 convolution of our networks; on small maps, where a library's is slow on a CPU, by matrix products."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-_ROWS = 32  # images from which on the product pays: its matrix is laid out anew each time
+_ROWS = 32  # images from which on a product pays: its matrix is laid out anew each time
+_SMALL = 4  # places of an edge of the output up to which the gradient of a bfloat16 kernel is a product
 
 
 class Conv3x3(nn.Conv2d):
     """``nn.Conv2d(inside, outside, 3, stride, padding=1, bias=False)``: (B, inside, H, W) -> (B, outside, H', W').
 
     Small pictures end in maps of 2 x 2 or 1 x 1 places, of which every place of the output sees every place of the
-    input. A processor's convolution spends most of its time on the padding there. Elsewhere, on a GPU and in exported
-    graphs it is the library's convolution.
+    input. A processor's convolution spends most of its time on the padding there, so the whole is a product. The
+    gradient of a bfloat16 kernel, a sum over few places of many images, is one on outputs of up to 4 x 4 places, too.
+    Elsewhere, on a GPU and in exported graphs it is the library's convolution.
     """
 
     def __init__(self, inside: int, outside: int, stride: int = 1) -> None:
@@ -22,15 +26,62 @@ class Conv3x3(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """As ``nn.Conv2d``, to rounding."""
-        places = x.shape[-2:]
-        if self.stride != (1, 1) or max(places) > 2 or len(x) < _ROWS or not x.is_cpu or _is_recorded():
+        if len(x) < _ROWS or not x.is_cpu or _is_recorded():
             return super().forward(x)
-        height, width = places
+        height, width = x.shape[-2:]
+        if self.stride == (1, 1) and max(height, width) <= 2:
+            return self._product(x, height, width)
+        dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
+        if dtype != torch.bfloat16 or not torch.is_grad_enabled() or max(height, width) > _SMALL * self.stride[0]:
+            return super().forward(x)
+        # autocast does not see inside of a function of ours
+        operands = (x.to(dtype), self.weight.to(dtype), self.stride[0])
+        y: Tensor = _KernelByProduct.apply(*operands)  # type: ignore[no-untyped-call]
+        return y
+
+    def _product(self, x: Tensor, height: int, width: int) -> Tensor:
         kernel = self.weight.permute(0, 2, 3, 1)  # channels last, as the map mostly is
         seen = [kernel[:, 1 - i : 1 - i + height, 1 - j : 1 - j + width] for i in range(height) for j in range(width)]
         matrix = torch.stack(seen).flatten(0, 1).flatten(1)  # (H W outside, H W inside)
         y = F.linear(x.permute(0, 2, 3, 1).flatten(1), matrix)
         return y.view(len(x), height, width, self.out_channels).permute(0, 3, 1, 2)
+
+
+class _KernelByProduct(torch.autograd.Function):
+    """The library's convolution; the gradient of its kernel as a product of gradients and what each place saw."""
+
+    @staticmethod
+    def forward(x: Tensor, weight: Tensor, stride: int) -> Tensor:
+        return F.conv2d(x, weight, None, stride, 1)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, int], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs[:2])
+        ctx.stride = inputs[2]
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        x, weight = ctx.saved_tensors
+        of_x = of_weight = None
+        if ctx.needs_input_grad[0]:
+            more = ([ctx.stride] * 2, [1, 1], [1, 1], False, [0, 0], 1, [True, False, False])
+            of_x = torch.ops.aten.convolution_backward(grad, x, weight, None, *more)[0]
+        if ctx.needs_input_grad[1]:
+            of_weight = _of_kernel(x, grad, ctx.stride)
+        return of_x, of_weight, None
+
+
+def _of_kernel(x: Tensor, grad: Tensor, stride: int) -> Tensor:
+    """Gradient of the kernel, (outside, inside, 3, 3), of (B, inside, H, W) and the output's (B, outside, H', W')."""
+    images, inside = x.shape[:2]
+    outside, *places = grad.shape[1:]
+    padded = F.pad(x.permute(0, 2, 3, 1), (0, 0, 1, 1, 1, 1)).contiguous()
+    of_image, of_row, of_place, _ = padded.stride()
+    seen = padded.as_strided(
+        (images, *places, 3, 3, inside), (of_image, of_row * stride, of_place * stride, of_row, of_place, 1)
+    )
+    rows = grad.permute(0, 2, 3, 1).reshape(-1, outside)
+    return (rows.t() @ seen.reshape(len(rows), -1)).view(outside, 3, 3, inside).permute(0, 3, 1, 2)
 
 
 def _is_recorded() -> bool:

@@ -44,6 +44,48 @@ def test_a_product_where_every_place_sees_every_place_and_images_are_many() -> N
     assert products(Conv3x3(5, 7, stride=2), many) == {"aten::conv2d"}
 
 
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("autocast", [True, False])
+@pytest.mark.parametrize(
+    ("places", "stride", "by_product"), [((4, 4), 1, True), ((3, 4), 1, True), ((8, 7), 2, True), ((2, 2), 2, True),
+                                         ((5, 4), 1, False), ((9, 8), 2, False)],
+)  # fmt: skip
+def test_the_gradient_of_a_bfloat16_kernel_on_small_maps(
+    places: tuple[int, int], stride: int, by_product: bool, autocast: bool, memory_format: torch.memory_format
+) -> None:
+    torch.manual_seed(0)
+    conv = Conv3x3(5, 7, stride)
+    x = torch.randn(32, 5, *places).contiguous(memory_format=memory_format)
+    if not autocast:
+        conv, x = conv.bfloat16(), x.bfloat16()
+    x.requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        found = conv(x)
+    assert found.dtype == torch.bfloat16
+    assert ("_KernelByProduct" in type(found.grad_fn).__name__) is by_product
+    exact = x.detach().bfloat16().double().requires_grad_()
+    weight = conv.weight.detach().bfloat16().double().requires_grad_()
+    expected = F.conv2d(exact, weight, stride=stride, padding=1)
+    slopes = torch.randn_like(found)
+    torch.autograd.backward(found, slopes)
+    torch.autograd.backward(expected, slopes.double())
+    for ours, theirs in ((found, expected), (x.grad, exact.grad), (conv.weight.grad, weight.grad)):
+        assert ours is not None
+        assert theirs is not None
+        assert float((ours.detach().double() - theirs.detach()).norm() / theirs.detach().norm()) < 4e-3
+
+
+def test_nothing_is_kept_for_a_gradient_that_nobody_asks_for() -> None:
+    conv, x = Conv3x3(5, 7).bfloat16(), torch.randn(32, 5, 4, 4).bfloat16()
+    with torch.no_grad():
+        assert conv(x).grad_fn is None
+    conv.weight.requires_grad_(False)
+    x.requires_grad_()
+    (of_x,) = torch.autograd.grad(conv(x).sum(), x)
+    assert of_x.shape == x.shape
+    assert conv.weight.grad is None
+
+
 def test_under_autocast_it_gives_its_precision() -> None:
     x = torch.randn(32, 5, 2, 2)
     with torch.autocast("cpu", torch.bfloat16):
