@@ -36,7 +36,7 @@ class Conv3x3(nn.Conv2d):
             return super().forward(x)
         # autocast does not see inside of a function of ours
         operands = (x.to(dtype), self.weight.to(dtype), self.stride[0])
-        y: Tensor = _KernelByProduct.apply(*operands)  # type: ignore[no-untyped-call]
+        y: Tensor = _KernelByProduct.apply(*operands)
         return y
 
     def _product(self, x: Tensor, height: int, width: int) -> Tensor:

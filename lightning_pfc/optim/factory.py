@@ -97,6 +97,9 @@ def create_optimizer(
     factory = ROW_SPARSE[name] if sparse else _torch_optimizers()[name]
     if name == "adamw":
         _settle_missed_steps(arguments, sparse)
+    settled = arguments.get("fused") == "auto"
+    if settled:
+        _settle_fused(arguments, module, factory)
     known = [p for p in inspect.signature(factory).parameters if p not in ("self", "params")]
     for key in arguments:
         if key not in (*known, *_GROUP_KEYS, *_SCALE_KEYS):
@@ -111,6 +114,8 @@ def create_optimizer(
         arguments.pop(key, None)
     groups = parameter_groups(module, lr=lr, weight_decay=weight_decay, layers=layers, **group_options)
     optimizer = factory(groups, lr=lr, weight_decay=weight_decay, **arguments)  # type: ignore[call-arg]
+    if settled and arguments.get("fused"):
+        optimizer._step_supports_amp_scaling = False  # type: ignore[attr-defined]  # nothing is unscaled on a CPU
     refuse_thawed(optimizer, {name: param for name, param in module.named_parameters() if not param.requires_grad})
     return optimizer
 
@@ -123,6 +128,13 @@ def _check_flags(name: str, arguments: Mapping[str, Any]) -> None:
         value = arguments.get(key)
         if value is not None and not isinstance(value, bool) and value not in (0, 1):
             raise TypeError(f"optimizer {name!r}: {key}={value!r} must be True or False.")
+
+
+def _settle_fused(arguments: dict[str, Any], module: nn.Module, factory: Callable[..., Optimizer]) -> None:
+    """``auto``: one pass over the parameters where the optimizer has it and all are on a CPU; elsewhere its choice."""
+    del arguments["fused"]
+    if "fused" in inspect.signature(factory).parameters and all(param.is_cpu for param in module.parameters()):
+        arguments["fused"] = True
 
 
 def _settle_missed_steps(arguments: dict[str, Any], sparse: bool) -> None:

@@ -9,12 +9,13 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from matplotlib.figure import SubFigure
+from matplotlib.patches import Rectangle
 from torch import Tensor
 
 from lightning_pfc.plots.canvas import GENUINE, IMPOSTOR, INK, new_figure, write
 
 Pixels = npt.NDArray[np.uint8]
+_WIDTH, _PICTURE, _HEADING = 1.62, 0.86, 0.32  # inches of a pair with its margin, of a picture, of a panel's heading
 
 
 def plot_hardest_pairs(
@@ -73,17 +74,62 @@ def plot_hardest_pairs(
         )
         if len(rows)
     ]
-    heights = [-(-len(rows) // columns) * (1.12 if names is None else 1.3) + 0.35 for rows, _, _ in panels]
-    figure = new_figure(columns * 1.62, sum(heights) + 0.4)
-    figure.suptitle(title, x=0.01, ha="left", fontsize=13, color=INK)
-    parts = figure.subfigures(len(panels), 1, height_ratios=heights, squeeze=False)
-    for part, (rows, text, colour) in zip(parts.ravel(), panels, strict=True):
+    sheet = _Sheet(columns, [-(-len(rows) // columns) for rows, _, _ in panels], named=names is not None)
+    sheet.write(title, 0.3, 13, INK)
+    for rows, text, colour in panels:
         wrong = None if threshold is None else (scores[rows] > threshold) != same[rows]
         if wrong is not None:
             text += f" (threshold {threshold:.3f}: {int(wrong.sum())} of the {len(rows)} shown are on the wrong side)"
-        part.suptitle(text, x=0.01, ha="left", fontsize=11, color=colour)
-        _draw_panel(part, rows, first, second, scores, get, wrong, colour, columns, names)
-    return write(figure, path)
+        sheet.write(text, _HEADING, 11, colour)
+        for i, row in enumerate(rows.tolist()):
+            a, b = int(first[row]), int(second[row])
+            strong = wrong is not None and bool(wrong[i])
+            frame = (colour, 2.5) if strong else ("#bbbbbb", 0.8)
+            below = "" if names is None else f"{names(a)}\n{names(b)}"
+            sheet.show(i, _beside(to_pixels(get(a)), to_pixels(get(b))), f"{float(scores[row]):.3f}", below, frame)
+        sheet.end_panel(len(rows))
+    return write(sheet.figure, path)
+
+
+class _Sheet:
+    """Pairs in rows and columns on one pair of axes, in inches from the upper left.
+
+    Axes for each pair, and a layout that measures them, take ten times as long.
+    """
+
+    def __init__(self, columns: int, rows: Sequence[int], named: bool) -> None:
+        self._columns, self._below = columns, 0.26 if named else 0.0
+        self._cell = _PICTURE + 0.22 + self._below
+        width, height = columns * _WIDTH, sum(rows) * self._cell + len(rows) * _HEADING + 0.4
+        self.figure = new_figure(width, height)
+        self.figure.set_layout_engine("none")
+        self._axes = self.figure.add_axes((0, 0, 1, 1), xlim=(0, width), ylim=(height, 0))
+        self._axes.axis("off")
+        self._top = 0.0
+
+    def write(self, text: str, height: float, size: int, colour: str) -> None:
+        """A line of text across the sheet."""
+        self._top += height
+        self._axes.text(0.1, self._top - 0.06, text, fontsize=size, color=colour, va="bottom")
+
+    def show(self, place: int, pixels: Pixels, above: str, below: str, frame: tuple[str, float]) -> None:
+        """A pair in its place of the panel."""
+        row, column = divmod(place, self._columns)
+        scale = min((_WIDTH - 0.12) / pixels.shape[1], _PICTURE / pixels.shape[0])
+        width, height = pixels.shape[1] * scale, pixels.shape[0] * scale
+        middle, bottom = (column + 0.5) * _WIDTH, self._top + row * self._cell + 0.2 + _PICTURE
+        extent = (middle - width / 2, middle + width / 2, bottom, bottom - height)
+        self._axes.imshow(pixels, interpolation="nearest", extent=extent, aspect="auto", clip_on=False)
+        colour, line = frame
+        corner = (extent[0], bottom - height)
+        self._axes.add_patch(Rectangle(corner, width, height, fill=False, edgecolor=colour, linewidth=line))
+        self._axes.text(middle, bottom - height - 0.03, above, fontsize=9, color=INK, ha="center", va="bottom")
+        if below:
+            self._axes.text(middle, bottom + 0.03, below, fontsize=6, color=INK, ha="center", va="top")
+
+    def end_panel(self, count: int) -> None:
+        """Go below the pairs of a panel."""
+        self._top += -(-count // self._columns) * self._cell
 
 
 def to_pixels(image: Any) -> Pixels:
@@ -102,35 +148,6 @@ def to_pixels(image: Any) -> Pixels:
     if array.ndim != 3 or array.shape[2] not in (1, 3):
         raise ValueError(f"an image must be (C, H, W), (H, W, C) or (H, W) with 1 or 3 channels, got {array.shape}")
     return np.ascontiguousarray(np.broadcast_to(array, (*array.shape[:2], 3)), dtype=np.uint8)
-
-
-def _draw_panel(
-    part: SubFigure,
-    rows: Tensor,
-    first: Tensor,
-    second: Tensor,
-    scores: Tensor,
-    get: Callable[[int], Any],
-    wrong: Tensor | None,
-    colour: str,
-    columns: int,
-    names: Callable[[int], str] | None,
-) -> None:
-    grid = part.subplots(-(-len(rows) // columns), columns, squeeze=False).ravel()
-    for axes in grid[len(rows) :]:
-        axes.axis("off")
-    for i, (axes, row) in enumerate(zip(grid, rows.tolist(), strict=False)):
-        a, b = int(first[row]), int(second[row])
-        axes.imshow(_beside(to_pixels(get(a)), to_pixels(get(b))), interpolation="nearest")
-        axes.set_xticks([])
-        axes.set_yticks([])
-        axes.set_title(f"{float(scores[row]):.3f}", fontsize=9, pad=2, color=INK)
-        if names is not None:
-            axes.set_xlabel(f"{names(a)}\n{names(b)}", fontsize=6, labelpad=2, color=INK)
-        strong = wrong is not None and bool(wrong[i])
-        for spine in axes.spines.values():
-            spine.set_color(colour if strong else "#bbbbbb")
-            spine.set_linewidth(2.5 if strong else 0.8)
 
 
 def _beside(left: Pixels, right: Pixels) -> Pixels:
