@@ -20,6 +20,7 @@ from lightning_pfc.checkpoint.errors import CheckpointError
 from lightning_pfc.checkpoint.manifest import is_checkpoint_folder, unfinished_folder
 from lightning_pfc.checkpoint.reader import read_checkpoint
 from lightning_pfc.checkpoint.single import load_file
+from lightning_pfc.checkpoint.weights import load_weights
 from lightning_pfc.models.reviewed import built_from_a_file
 
 M = TypeVar("M", bound=LightningModule)
@@ -50,7 +51,7 @@ def load_module(
         kwargs: take the place of hyper-parameters.
 
     Raises:
-        CheckpointError: if the checkpoint is damaged, or sets what a file may not.
+        CheckpointError: if the checkpoint is damaged, is of another architecture, or sets what a file may not.
         ValueError: for an argument that makes no sense here.
     """
     checkpoint = _read(path, map_location, weights_only)
@@ -65,7 +66,7 @@ def load_module(
     module.on_load_checkpoint(checkpoint)
     state = checkpoint["state_dict"]
     strict = module.strict_loading if strict is None else strict
-    found = module.load_state_dict(state, strict=strict)
+    found = load_weights(module, state, _name(path), strict=strict)
     for what, names in (("no", found.missing_keys), ("more:", found.unexpected_keys)):
         if names:
             rank_zero_warn(f"{_name(path)} has {what} {', '.join(names)}.")

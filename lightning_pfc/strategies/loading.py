@@ -19,6 +19,7 @@ from lightning_pfc.checkpoint.reader import CheckpointReader
 from lightning_pfc.checkpoint.remote import fetched
 from lightning_pfc.checkpoint.save_load import shared_errors
 from lightning_pfc.checkpoint.single import OWN, load_file
+from lightning_pfc.checkpoint.weights import load_weights
 from lightning_pfc.strategies.already_seen import warn_of_seen
 from lightning_pfc.strategies.live_tensors import LiveTensors
 from lightning_pfc.strategies.moved_rows import find_moves, moved_rows, on_all_ranks
@@ -37,6 +38,7 @@ class CheckpointLoading(CheckpointSaving):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._match: str | None = None
+        self._opened = "the checkpoint"
         self._unmatched: tuple[str, Identities | None] | None = None
 
     @property
@@ -111,7 +113,17 @@ class CheckpointLoading(CheckpointSaving):
         load = self._load_folder if path.is_dir() else self._load_file
         checkpoint, same_ranks = load(path, True if weights_only is None else weights_only)
         self._resume_from(checkpoint.pop(OWN, None), checkpoint, same_ranks)
+        self._opened = str(path)
         return dict(checkpoint)
+
+    def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
+        """Give the module its weights.
+
+        Raises:
+            CheckpointError: on every rank, in one line, if they are of another architecture.
+        """
+        assert self.lightning_module is not None
+        load_weights(self.lightning_module, checkpoint["state_dict"], self._opened, strict=strict)
 
     def _load_folder(self, path: Path, weights_only: bool) -> tuple[dict[str, Any], bool]:
         if not is_checkpoint_folder(path):

@@ -444,3 +444,44 @@ def test_commands_take_the_names_along(ranks: RankPool, tmp_path: Path, world_si
     assert set(ranks.run(2, go, "fit", [*NAMES, "lisa", "moritz"], str(grown), None, None)) == {""}
     [said] = ranks.run(1, go, "fit", ["aaron", "abel", *NAMES], str(grown), None, None)
     assert "class 0 is 'anna' in the checkpoint and 'aaron' in the data" in said
+
+
+class Wide(Sized):
+    """Another architecture: its backbone has one layer more."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.more = torch.nn.Linear(2, 2)
+
+
+class Narrow(Sized):
+    """The same names, other shapes."""
+
+    def make_head(self) -> PartialFC:
+        return PartialFC(embedding_dim=DIM - 1, num_classes=self.classes, loss=CosFace(scale=8.0))
+
+
+def give(rank: int, world_size: int, door: str, kind: type[Sized], load: str) -> str:
+    trainer = make_trainer(rank, world_size, max_steps=3, max_epochs=-1)
+    try:
+        getattr(trainer, door)(kind(), datamodule=Named(rank, world_size, NAMES), ckpt_path=load)
+    except CheckpointError as error:
+        return str(error)
+    return ""
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_another_architecture_is_one_line_at_every_door(ranks: RankPool, tmp_path: Path, world_size: int) -> None:
+    """Torch's own error has one for each kind of difference, and names every tensor."""
+    path = str(tmp_path / "a.ckpt")
+    ranks.run(world_size, go, "fit", NAMES, None, path, None)
+    for door in ("fit", "validate", "test"):
+        for said in ranks.run(world_size, give, door, Wide, path):
+            assert said.startswith(f"{path} is of another architecture than the model: 2 of the model's")
+            assert "more.weight first" in said
+            assert len(said.splitlines()) == 1
+        for said in ranks.run(world_size, give, door, Narrow, path):
+            assert f"{DIM}) in it and" in said
+            assert f"{DIM - 1}) in the model" in said
+            assert "init_from=" in said
+            assert len(said.splitlines()) == 1
