@@ -19,6 +19,7 @@ _FEW_NODES = 1_000_000  # that every tree may have, however small its file
 _TEXT = 100  # characters that count as one node
 _HOLDS_MORE = "it holds something other than tensors and plain values, and loading it could run code ({})"
 _PIECE = 8 << 20
+_BEFORE_1_6 = bytes.fromhex("8a0a6cfc9c46f9206aa85019")  # pickled, the number with which torch marked that form
 
 
 def check_archive(file: BinaryIO, size: int) -> list[zipfile.ZipInfo]:
@@ -35,7 +36,13 @@ def check_archive(file: BinaryIO, size: int) -> list[zipfile.ZipInfo]:
         ValueError: if it is not.
     """
     file.seek(0)
-    if file.read(4) != b"PK\x03\x04":
+    start = file.read(32)
+    if _BEFORE_1_6 in start:
+        raise ValueError(
+            "torch.save wrote it before torch 1.6, in a form that is not read here; write it anew: "
+            "torch.save(torch.load(FILE, weights_only=True), NEW)"
+        )
+    if start[:4] != b"PK\x03\x04":
         raise ValueError("it is not a file of torch.save (since torch 1.6)")
     try:
         records = zipfile.ZipFile(file).infolist()

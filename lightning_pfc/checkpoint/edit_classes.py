@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,7 +73,7 @@ def rewrite_classes(path: Path, target: Path, pieces: Sequence[Piece], added: Se
         The new number of classes.
 
     Raises:
-        CheckpointError: if the source is damaged, or ``target`` exists.
+        CheckpointError: if the source is damaged, ``target`` exists, or there is no room for it.
     """
     source = CheckpointReader(path)
     old = source.num_classes
@@ -86,6 +87,7 @@ def rewrite_classes(path: Path, target: Path, pieces: Sequence[Piece], added: Se
     entries = {key: entry.with_rows(new) if entry.by_class else entry for key, entry in source.tensors.items()}
     folder = prepare_folder(target)
     try:
+        _check_room(folder, target, sum(entry.nbytes for entry in entries.values()))
         tensors, files = _write_tensors(folder, source, entries, pieces)
         rest = _with_num_classes(source.rest, old, new)
         own = {key: value for key, value in rest.get(OWN, {}).items() if key not in ("random_state", KEY)}
@@ -101,6 +103,15 @@ def rewrite_classes(path: Path, target: Path, pieces: Sequence[Piece], added: Se
         remove(folder)
         raise
     return new
+
+
+def _check_room(folder: Path, target: Path, needed: int) -> None:
+    """Before hours of writing, not at their end."""
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise CheckpointError(
+            f"{target} would have {needed:,} bytes, and {free:,} are free there. Make room, or name another place."
+        )
 
 
 def _write_tensors(

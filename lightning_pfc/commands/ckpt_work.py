@@ -228,9 +228,14 @@ def _read_centers(path: Path) -> Tensor:
         centers = readers[path.suffix](path)
     except Exception as error:  # of numpy's and safetensors' own kinds
         raise ValueError(f"--centers={path} cannot be read: {error}") from error
-    if centers.dim() != 2 or not centers.is_floating_point():
+    if centers.dim() != 2 or not centers.is_floating_point() or not len(centers):
         raise ValueError(
             f"{path} holds {centers.dtype} of shape {tuple(centers.shape)}; floats of shape (N, D) are needed."
+        )
+    none = torch.nonzero(~(centers != 0).any(1)).flatten()
+    if len(none):
+        raise ValueError(
+            f"--centers={path}: row {int(none[0])} is all zeros, and so has no direction; {len(none)} are."
         )
     bad = torch.nonzero(~centers.isfinite().all(1)).flatten()
     if len(bad):

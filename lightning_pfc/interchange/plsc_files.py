@@ -39,6 +39,8 @@ def plsc(source: Path) -> Imported:
     heads = files_by_rank(prefix.parent, re.escape(prefix.name) + r"_rank(\d+)\.pdparams")
     found = Imported()
     main = prefix.with_name(f"{prefix.name}.pdparams")
+    if not heads and not main.exists():
+        raise FileNotFoundError(f"{main} is not there.")
     if main.exists():
         for name, tensor in _tensors(main).items():
             if name == HEAD:
@@ -59,10 +61,9 @@ def _prefix(source: Path) -> Path:
             which = f"those of {', '.join(sorted(names)[:6])}: give one, {source}/NAME" if names else "none"
             raise ValueError(f"{source} should hold the .pdparams files of one checkpoint, and has {which}.")
         return source / names.pop()
-    prefix = source.with_suffix("") if source.suffix == ".pdparams" else source
-    if not any(prefix.parent.glob(f"{prefix.name}*.pdparams")):
-        raise FileNotFoundError(f"{prefix}.pdparams is not there.")
-    return prefix
+    if source.is_file() and source.suffix != ".pdparams":
+        raise ValueError(f"{source} should be a .pdparams file of PLSC, the prefix of several, or their folder.")
+    return source.with_suffix("") if source.suffix == ".pdparams" else source
 
 
 def _tensors(path: Path) -> dict[str, Tensor]:

@@ -151,6 +151,8 @@ def backbone_words(source: Path) -> list[str]:
 
 def measured(source: Path, seed: int, options: argparse.Namespace, ways: list[str]) -> Iterator[dict[str, object]]:
     """A row for each way."""
+    if not ways:
+        return
     kind = "faces" if options.people else "characters"
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name) / "pictures"
@@ -180,6 +182,16 @@ def measured(source: Path, seed: int, options: argparse.Namespace, ways: list[st
             }  # fmt: skip
 
 
+def made(options: argparse.Namespace, seed: int, way: str) -> bool:
+    """Whether the file has that row, of a command that was ended."""
+    if options.out is None or not options.out.exists():
+        return False
+    wanted = {"source": options.source.name, "way": way, "seed": seed, "epochs": options.epochs}
+    wanted |= {"kind": "faces"} if options.people else {"kind": "characters", "classes": options.characters}
+    rows = map(json.loads, options.out.read_text().splitlines())
+    return any(wanted.items() <= row.items() for row in rows)
+
+
 def table(rows: list[dict[str, Any]]) -> str:
     """Markdown: of each run, new task and way how many seeds, and the least and the most in percent on both tasks."""
     lines = ["| | seeds | new task | first task |", "| --- | --- | --- | --- |"]
@@ -202,7 +214,9 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=8, help="of fine-tuning (default 8)")
     parser.add_argument("--seeds", type=int, default=3, help="how many (default 3)")
     parser.add_argument("--ways", nargs="+", choices=list(WAYS), help="default: all that its backbone can take")
-    parser.add_argument("--out", type=Path, metavar="FILE", help="rows are added to it, a line of JSON each")
+    parser.add_argument(
+        "--out", type=Path, metavar="FILE", help="rows are added to it, a line of JSON each; those it has are not made"
+    )
     parser.add_argument(
         "--table", type=Path, metavar="FILE", help="print the table of such a file, and do nothing else"
     )
@@ -215,7 +229,7 @@ def main() -> None:
     transformer = any("vit" in word for word in backbone_words(options.source))
     ways = options.ways or [way for way in WAYS if transformer or way not in OF_TRANSFORMERS]
     for seed in range(options.seeds):
-        for row in measured(options.source, seed, options, ways):
+        for row in measured(options.source, seed, options, [way for way in ways if not made(options, seed, way)]):
             print(json.dumps(row), flush=True)
             if options.out is not None:
                 with options.out.open("a") as file:

@@ -1,4 +1,4 @@
-"""Names of classes that ``pfc-ckpt`` is given: no two the same, none empty, each one line; centers are finite."""
+"""Names of classes that ``pfc-ckpt`` is given: no two the same, none empty, each one line; centers are directions."""
 
 from __future__ import annotations
 
@@ -40,17 +40,36 @@ def test_names_that_do_not_say_whose_a_row_is(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["names.txt", "ours.ckpt"]
 
 
-def test_centers_that_are_not_finite(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    centers = torch.ones(3, DIM)
-    centers[1, 2] = float("nan")
-    save_file({"centers": centers}, tmp_path / "c.safetensors")
-    words = [
-        "append",
-        str(checkpoint(tmp_path)),
-        str(tmp_path / "out.ckpt"),
-        "--centers",
-        str(tmp_path / "c.safetensors"),
-    ]
-    assert main(words) == 2
-    assert "row 1 has numbers that are not finite" in capsys.readouterr().err
-    assert not (tmp_path / "out.ckpt").exists()
+def centers(row: int, value: float) -> torch.Tensor:
+    made = torch.ones(3, DIM)
+    made[row] = value
+    return made
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (centers(1, float("nan")), "row 1 has numbers that are not finite"),
+        (centers(2, 0.0), "row 2 is all zeros, and so has no direction; 1 are"),
+        (torch.ones(0, DIM), "floats of shape (N, D) are needed"),
+    ],
+)
+def test_centers_that_are_none(
+    given: torch.Tensor, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file, out = tmp_path / "c.safetensors", tmp_path / "out.ckpt"
+    save_file({"centers": given}, file)
+    assert main(["append", str(checkpoint(tmp_path)), str(out), "--centers", str(file)]) == 2
+    assert said in capsys.readouterr().err
+    assert not out.exists()
+
+
+def test_more_classes_than_there_is_room_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Said at once, not when the disk is full."""
+    ckpt = checkpoint(tmp_path)
+    assert main(["append", str(ckpt), str(tmp_path / "out.ckpt"), "--count", str(10**14)]) == 1
+    told = capsys.readouterr().err
+    assert " bytes, and " in told
+    assert "are free there. Make room, or name another place." in told
+    assert told.count("\n") == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["ours.ckpt"]

@@ -180,3 +180,25 @@ def test_losses_of_pml_with_several_centers_a_class(tmp_path: Path, capsys: pyte
     assert main(["import", "--from", "pml", str(tmp_path / "proxies.pt"), str(tmp_path / "p.safetensors")]) == 0
     assert torch.equal(load_file(tmp_path / "p.safetensors")["head.weight"], proxies.proxies.detach())
     assert "--classes says 5" in refused("pml", tmp_path / "sub.pt", tmp_path, capsys, "--classes", "5")
+
+
+def test_a_file_of_an_old_torch_says_how_to_write_it_anew(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """As facenet-pytorch and others published theirs."""
+    old, new = tmp_path / "old.pt", tmp_path / "new.pt"
+    torch.save({"fc.weight": weights()}, old, _use_new_zipfile_serialization=False)
+    told = refused("linear", old, tmp_path, capsys)
+    assert "before torch 1.6" in told
+    assert "torch.save(torch.load(FILE, weights_only=True), NEW)" in told
+    torch.save(torch.load(old, weights_only=True), new)
+    assert main(["import", "--from", "linear", str(new), str(tmp_path / "out.safetensors")]) == 0
+
+
+def test_plsc_names_what_it_takes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Also where the name has what a pattern of files would take for its own."""
+    torch.save({"fc.weight": weights()}, tmp_path / "x.pt")
+    assert "x.pt should be a .pdparams file of PLSC" in refused("plsc", tmp_path / "x.pt", tmp_path, capsys)
+    (tmp_path / "x2.pdparams").write_bytes(b"")
+    assert "x.pdparams is not there" in refused("plsc", tmp_path / "x", tmp_path, capsys)
+    whole = plsc_files(tmp_path / "theirs", 1) / "latest.pdparams"
+    whole.rename(odd := tmp_path / "a[1].pdparams")
+    assert main(["import", "--from", "plsc", str(odd), str(tmp_path / "out.safetensors")]) == 0

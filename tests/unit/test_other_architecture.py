@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import lightning as L
 import pytest
@@ -23,7 +24,7 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return made
 
 
-OTHERS = {
+OTHERS: dict[str, tuple[dict[str, Any], str]] = {
     "a backbone": ({"backbone": "resnet18"}, r"not in it, backbone\.\S+ first; .* are not in the model, backbone\."),
     "a neck": ({"neck": "bn"}, r"not in it, neck\.\S+ first"),
     "widths": (
