@@ -51,6 +51,7 @@ class SparseAdamW(RowSparseOptimizer):
             with clipping by norm, accumulated gradients or a loss scaler.
         capturable: Count the steps on the device, so that a CUDA graph can hold the step, together with
             ``update_in_backward``; ``lr`` may be a tensor there, which a scheduler changes in place.
+        fused: One pass over all parameters that are not stepped by rows, as in ``torch.optim.AdamW``.
 
     Raises:
         ValueError: If an option is negative, a beta is not below 1, or ``missed_steps`` neither of its two words.
@@ -71,8 +72,9 @@ class SparseAdamW(RowSparseOptimizer):
         rounding_seed: int = 0,
         update_in_backward: bool = False,
         capturable: bool = False,
+        fused: bool | None = None,
     ) -> None:
-        defaults: dict[str, Any] = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
+        defaults: dict[str, Any] = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "fused": fused}
         defaults |= {"missed_steps": missed_steps, "state_dtype": state_dtype, "rounding_seed": rounding_seed}
         super().__init__(params, {**defaults, "update_in_backward": update_in_backward, "capturable": capturable})
 
@@ -102,6 +104,7 @@ class SparseAdamW(RowSparseOptimizer):
             [],
             [state["step"] for state in states],
             amsgrad=False,
+            fused=group["fused"],
             capturable=group["capturable"] and params[0].device.type == "cuda",
             beta1=group["betas"][0],
             beta2=group["betas"][1],

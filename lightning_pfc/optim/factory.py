@@ -133,7 +133,8 @@ def _check_flags(name: str, arguments: Mapping[str, Any]) -> None:
 def _settle_fused(arguments: dict[str, Any], module: nn.Module, factory: Callable[..., Optimizer]) -> None:
     """``auto``: one pass over the parameters where the optimizer has it and all are on a CPU; elsewhere its choice."""
     del arguments["fused"]
-    if "fused" in inspect.signature(factory).parameters and all(param.is_cpu for param in module.parameters()):
+    on_cpu = all(param.device.type == "cpu" for param in module.parameters())  # a head may be without storage yet
+    if on_cpu and "fused" in inspect.signature(factory).parameters:
         arguments["fused"] = True
 
 

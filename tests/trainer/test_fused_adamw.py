@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from lightning_pfc import train
+from lightning_pfc import PartialFCModule, train
 from lightning_pfc.config import compose
 from lightning_pfc.optim.factory import create_optimizer
 from tests.trainer.test_train import NET, TINY
@@ -35,7 +35,7 @@ def made(name: str = "adamw", row_sparse: bool = False, device: str = "cpu", **m
     ("options", "fused"),
     [
         ({}, True),
-        ({"row_sparse": True}, None),
+        ({"row_sparse": True}, True),
         ({"device": "meta"}, None),
         ({"name": "sgd"}, True),
         ({"name": "rowwise_adagrad"}, None),
@@ -46,6 +46,12 @@ def made(name: str = "adamw", row_sparse: bool = False, device: str = "cpu", **m
 )
 def test_where_auto_is_one_pass(options: dict[str, Any], fused: bool | None) -> None:
     assert made(**options).param_groups[0].get("fused") is fused
+
+
+def test_a_head_without_storage_counts_as_where_it_will_be() -> None:
+    module = PartialFCModule(backbone="glyphnet", num_classes=5, embedding_dim=2, input_size=(1, 32, 32))
+    config = {"name": "adamw", "lr": 0.01, "fused": "auto"}
+    assert create_optimizer(module, config, row_sparse=False).defaults["fused"] is True
 
 
 def test_its_steps_are_those_of_torchs_default() -> None:
@@ -66,3 +72,5 @@ def test_gradients_are_clipped_in_half_precision_all_the_same(tmp_path: Path) ->
     words = ["optimizer=adamw_fast_head", "trainer.precision=bf16-mixed", "trainer.gradient_clip_val=1", "test=false"]
     results = train(*TINY, *NET, *words, "trainer.max_epochs=1", "plots=false", "logger=none", f"output_dir={tmp_path}")
     assert results["steps"] > 0
+    state = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)["optimizer_states"][0]
+    assert all(group["fused"] for group in state["param_groups"])
