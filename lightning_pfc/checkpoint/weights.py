@@ -27,6 +27,11 @@ def load_weights(module: nn.Module, state: Mapping[str, Any], source: str, *, st
     except RuntimeError as error:
         if isinstance(error, CheckpointError) or not (what := _differences(module, state, strict)):
             raise
+        if len(what) == 1 and (classes := _classes(module, state)):
+            raise CheckpointError(
+                f"{source} has {classes[0]} classes, and the model {classes[1]}. Give the data of the checkpoint, or "
+                "change it with pfc-ckpt append, drop or fuse, or begin anew: init_from=."
+            ) from error
         raise CheckpointError(
             f"{source} is of another architecture than the model: {'; '.join(what)}. Give the model as it was "
             "(pfc-train: backbone= and backbone.embedding_dim=), or begin anew with what fits: init_from=."
@@ -48,6 +53,16 @@ def _differences(module: nn.Module, state: Mapping[str, Any], strict: bool) -> l
         name = unlike[0]
         found.append(f"{name} has shape {_shape(state[name])} in it and {_shape(here[name])} in the model")
     return found
+
+
+def _classes(module: nn.Module, state: Mapping[str, Any]) -> tuple[int, int] | None:
+    """Of the checkpoint and the model, where nothing but the rows of heads differs."""
+    here = module.state_dict()
+    pairs = {name: (_shape(state[name]), _shape(here[name])) for name in here if name in state}
+    unlike = {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
+    rows = {(there[:1], now[:1]) for there, now in unlike.values()}
+    of_heads = all("head" in name.split(".") and there[1:] == now[1:] for name, (there, now) in unlike.items())
+    return next((there[0], now[0]) for there, now in rows) if of_heads and len(rows) == 1 else None
 
 
 def _shape(value: Any) -> tuple[int, ...]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+from lightning.pytorch.callbacks import Callback
 from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
@@ -16,14 +17,37 @@ from lightning_pfc.data.source import IdentityData
 from lightning_pfc.report import draw, gaps_of, peak_memory, print_results, versions
 from lightning_pfc.runs.hard_pairs import write_hard_pairs
 from lightning_pfc.runs.identity_lists import write_identities
-from lightning_pfc.runs.records import set_aside, write_record
+from lightning_pfc.runs.records import newest_record, set_aside, write_record
 from lightning_pfc.storage.whole_files import write_json
 from lightning_pfc.validation import VerificationEvaluation
 
 
+class KeepRecord(Callback):
+    """Keeps the config, the words of the command and the identities of the data in the run folder, on rank 0.
+
+    At once where it is the folder's first start. Where a run is gone on with, when it trains: a start that is refused,
+    for another architecture or other classes, would else be what the next one goes on with.
+    """
+
+    def __init__(self, config: DictConfig, overrides: Sequence[str], folder: Path, data: Any) -> None:
+        self._kept = False
+        self._given = config, overrides, folder, data
+        if newest_record(folder, "config") is None:
+            self.keep()
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Weights, optimizers and counters have been taken."""
+        self.keep()
+
+    def keep(self) -> None:
+        """Write it, if that was not done."""
+        if not self._kept:
+            _keep_record(*self._given)
+        self._kept = True
+
+
 @rank_zero_only
-def keep_record(config: DictConfig, overrides: Sequence[str], folder: Path, data: Any) -> None:
-    """Before training: the config, the words of the command, and the identities of the data."""
+def _keep_record(config: DictConfig, overrides: Sequence[str], folder: Path, data: Any) -> None:
     if isinstance(found := getattr(data, "data", None), IdentityData):
         write_identities(folder, found)
     path = write_record(folder, "config", OmegaConf.to_yaml(config, resolve=True))

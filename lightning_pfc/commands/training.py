@@ -23,9 +23,9 @@ from lightning_pfc.commands.idle_keys import warn_idle_keys
 from lightning_pfc.commands.prediction import predict
 from lightning_pfc.commands.preflight import check_launch
 from lightning_pfc.commands.results import (
+    KeepRecord,
     collect_results,
     draw_plots,
-    keep_record,
     list_hardest,
     seconds_before,
     write_results,
@@ -107,7 +107,8 @@ def _fit_and_test(
     config: DictConfig, trainer: L.Trainer, folder: Path, overrides: Sequence[str], started: float, claim: Claim
 ) -> dict[str, Any]:
     data, module = _data_and_module(config, trainer)
-    keep_record(config, overrides, folder, data)
+    record = KeepRecord(config, overrides, folder, data)
+    trainer.callbacks.insert(0, record)  # type: ignore[attr-defined]
 
     chosen = config.fit and config.get("choices") == "made" and of_own_pictures(config)
     metrics = _fit(trainer, module, data, starting_point(config, folder, trainer, claim)) if config.fit else {}
@@ -122,6 +123,7 @@ def _fit_and_test(
     if config.predict.source is not None:
         path = None if config.fit or config.test else config.ckpt_path
         predict(trainer, module, data, str(config.predict.source), folder, k=config.predict.k, ckpt_path=path)
+    record.keep()  # where there was nothing to train
 
     started -= seconds_before(trainer)  # a requeued job counts on
     results = collect_results(config, trainer, folder, overrides, metrics, verdict, best)

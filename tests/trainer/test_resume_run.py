@@ -93,6 +93,26 @@ def test_resume_goes_on_with_its_own_words(run: Path) -> None:
     assert results["metrics"]["test/accuracy"] == pytest.approx(now["metrics"]["test/accuracy"])
 
 
+def test_a_start_that_is_refused_leaves_the_run_as_it_was(run: Path) -> None:
+    """The next one goes on with the words that made the run, not with those that were refused."""
+
+    def kept() -> dict[Path, bytes]:
+        files = (path for path in run.rglob("*") if path.is_file() and path.name not in ("pfc-train.log", ".run.lock"))
+        return {path: path.read_bytes() for path in files}
+
+    before = kept()
+    for word, said in (
+        ("backbone.embedding_dim=24", "is of another architecture than the model"),
+        ("data.source.num_classes=44", "has 40 classes, and the model 44"),
+    ):
+        answer = pfc_train(f"resume='{run}'", "trainer.max_epochs=9", word, cwd=run.parent)
+        assert answer.returncode > 0
+        assert said in answer.stderr, answer.stderr
+        assert "Traceback" not in answer.stderr
+        assert kept() == before
+    assert taken(f"resume='{run}'").model.embedding_dim == 8
+
+
 def test_a_checkpoint_of_a_run_brings_its_config(run: Path, tmp_path: Path) -> None:
     before = content(run)
     word = f"ckpt_path='{run}/checkpoints/last.ckpt'"
