@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lightning_pfc.deploy.errors import EngineError, ExportError
+from lightning_pfc.unreported import import_unreported
 
 Floats = npt.NDArray[np.float32]
 
@@ -40,7 +40,7 @@ class OnnxRuntime:
     name = "onnxruntime"
 
     def __init__(self, path: str | os.PathLike[str], *, threads: int = 0, precision: str = "float32") -> None:
-        runtime = import_engine("onnxruntime", "onnxruntime", "export")
+        runtime = import_engine("onnxruntime", "export")
         if precision == "bfloat16":
             raise EngineError("onnxruntime computes nothing in bfloat16: use engine='openvino'")
         options = runtime.SessionOptions()
@@ -85,7 +85,7 @@ class OpenVino:
     name = "openvino"
 
     def __init__(self, path: str | os.PathLike[str], *, threads: int = 0, precision: str = "float32") -> None:
-        runtime = import_engine("openvino", "openvino", "openvino")
+        runtime = import_engine("openvino", "openvino")
         core = runtime.Core()
         hint = "bf16" if precision == "bfloat16" else "f32"
         if precision == "bfloat16" and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
@@ -153,17 +153,17 @@ def check_network(
         )
 
 
-def import_engine(module: str, distribution: str, extra: str) -> Any:
+def import_engine(name: str, extra: str) -> Any:
     """Import an engine's package.
 
     Raises:
         EngineError: it is not installed; says how to get it.
     """
     try:
-        return importlib.import_module(module)
+        return import_unreported(name)
     except ImportError as error:
         raise EngineError(
-            f"engine={module!r} is not installed: pip install {distribution}, or pip install 'lightning-pfc[{extra}]'"
+            f"engine={name!r} is not installed: pip install {name}, or pip install 'lightning-pfc[{extra}]'"
         ) from error
 
 

@@ -45,8 +45,8 @@ def write_onnx(
         ExportError: PyTorch cannot express the network; names its type.
         EngineError: onnx or onnxscript is not installed.
     """
-    import_engine("onnx", "onnx", "export")
-    import_engine("onnxscript", "onnxscript", "export")
+    import_engine("onnx", "export")
+    import_engine("onnxscript", "export")
     images = torch.zeros((2, *input_shape))
     try:
         with quiet():

@@ -45,7 +45,7 @@ def rename_first_nodes(path: Path) -> int:
     The package takes a model that begins with a subtraction and a product, by the names of the nodes, for one that
     scales pixels itself.
     """
-    onnx: Any = import_engine("onnx", "onnx", "export")
+    onnx: Any = import_engine("onnx", "export")
     model = onnx.load_model(os.fspath(path), load_external_data=False)
     found = [node for node in model.graph.node[:_LOOKED_AT] if node.name.startswith(("Sub", "Mul", "_minus", "_mul"))]
     for node in found:

@@ -32,7 +32,7 @@ def write_int8(float32: Path, target: Path, images: Floats, *, input_name: str) 
         ExportError: onnxruntime cannot quantise it.
         EngineError: onnxruntime is not installed.
     """
-    import_engine("onnxruntime", "onnxruntime", "export")
+    import_engine("onnxruntime", "export")
     from onnxruntime import quantization
     from onnxruntime.quantization.shape_inference import quant_pre_process
 

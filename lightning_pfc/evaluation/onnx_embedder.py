@@ -18,6 +18,7 @@ from lightning_pfc.data.errors import FormatError, missing_library
 from lightning_pfc.data.onnx_files import mended
 from lightning_pfc.data.onnx_scale import RANGES, Shown, shown
 from lightning_pfc.data.preprocessing import METADATA_KEY, Preprocessing
+from lightning_pfc.unreported import import_unreported
 
 Layout = Literal["nchw", "nhwc"]
 _TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(double)": np.float64}
@@ -74,7 +75,7 @@ class OnnxEmbedder:
         threads: int = 0,
     ) -> None:
         try:
-            import onnxruntime
+            onnxruntime = import_unreported("onnxruntime")
         except ImportError as error:
             raise missing_library("onnxruntime", "An ONNX model") from error
         if not Path(path).exists():

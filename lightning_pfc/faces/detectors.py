@@ -15,6 +15,7 @@ from lightning_pfc.data.errors import FormatError, missing_library
 from lightning_pfc.data.onnx_files import mended
 from lightning_pfc.faces.boxes import Floats, Pixels, cells, fit_in, thin_out
 from lightning_pfc.faces.unpacking import unpack
+from lightning_pfc.unreported import import_unreported
 
 STRIDES = (8, 16, 32)
 SIZE = (640, 640)
@@ -85,7 +86,7 @@ def open_detector(path: str | os.PathLike[str], *, least_score: float | None = N
 class _Network:
     def __init__(self, path: str | os.PathLike[str], threads: int) -> None:
         try:
-            import onnxruntime
+            onnxruntime = import_unreported("onnxruntime")
         except ImportError as error:
             raise missing_library("onnxruntime", "A face detector") from error
         options = onnxruntime.SessionOptions()

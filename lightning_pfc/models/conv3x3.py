@@ -26,7 +26,8 @@ class Conv3x3(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """As ``nn.Conv2d``, to rounding."""
-        if len(x) < _ROWS or not x.is_cpu or _is_recorded():
+        # first of all whether this is recorded: a graph that is asked for its batch has that size for ever
+        if _is_recorded() or len(x) < _ROWS or not x.is_cpu:
             return super().forward(x)
         height, width = x.shape[-2:]
         if self.stride == (1, 1) and max(height, width) <= 2:

@@ -92,6 +92,11 @@ def test_under_autocast_it_gives_its_precision() -> None:
         assert Conv3x3(5, 7)(x).dtype == torch.bfloat16
 
 
-def test_an_exported_graph_has_a_convolution() -> None:
-    graph = torch.export.export(Conv3x3(5, 7), (torch.randn(32, 5, 2, 2),)).graph
-    assert any("conv2d" in str(node.target) for node in graph.nodes)
+def test_an_exported_graph_has_a_convolution_and_batches_of_any_size() -> None:
+    conv = Conv3x3(5, 7)
+    batch = torch.export.Dim("batch", min=1)
+    program = torch.export.export(conv, (torch.randn(2, 5, 2, 2),), dynamic_shapes=({0: batch},))
+    assert any("conv2d" in str(node.target) for node in program.graph.nodes)
+    for images in (1, 3, 64):
+        x = torch.randn(images, 5, 2, 2)
+        torch.testing.assert_close(program.module()(x), conv(x))

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+import timm
 import torch
 from PIL import Image
 
@@ -26,12 +27,13 @@ from lightning_pfc.data.errors import BrokenImageError
 from lightning_pfc.deploy import ExportError, GateError, Recogniser, gate
 from lightning_pfc.deploy import export as export_module
 from lightning_pfc.deploy.description import ModelDescription
+from lightning_pfc.deploy.engines import open_engine
 from lightning_pfc.deploy.export import ExportOptions, export_run
 from lightning_pfc.deploy.fidelity import compare_engines
 from lightning_pfc.deploy.figures import set_scores
 from lightning_pfc.deploy.folder import publish
 from lightning_pfc.deploy.gate import judge, refuse
-from lightning_pfc.deploy.onnx_file import write_pt2
+from lightning_pfc.deploy.onnx_file import write_onnx, write_pt2
 from lightning_pfc.deploy.samples import open_samples
 from lightning_pfc.deploy.torch_engine import TorchEngine
 from lightning_pfc.runs.run_folder import Run
@@ -481,3 +483,16 @@ def test_only_what_dead_exports_left_of_this_name_is_swept(tmp_path: Path, name:
     (tmp_path / f".{name}.again~{here}~{dead}.old").mkdir()
     with publish(tmp_path / f"{name}.again", replace=True):  # its old one has returned
         assert (tmp_path / f"{name}.again").is_dir()
+
+
+@pytest.mark.parametrize("name", ["glyphnet", "iresnet18"])
+def test_networks_with_a_convolution_of_our_own_take_batches_of_any_size(name: str, tmp_path: Path) -> None:
+    network = timm.create_model(name, img_size=32, in_chans=3, num_classes=16).eval()
+    names = {"input_name": "images", "output_name": "embeddings"}
+    write_onnx(network, (3, 32, 32), tmp_path / "m.onnx", **names, metadata={})
+    engine = open_engine("onnxruntime", tmp_path / "m.onnx", threads=1)
+    for images in (1, 3, 64):
+        x = torch.randn(images, 3, 32, 32)
+        with torch.no_grad():
+            alike = torch.cosine_similarity(torch.from_numpy(engine(x.numpy())), network(x))
+        assert alike.min() > 1 - 1e-5
