@@ -12,11 +12,13 @@ from contextlib import contextmanager
 from statistics import median
 from typing import Any
 
+import torch
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 from lightning_pfc.config import compose
 from lightning_pfc.optim.factory import create_optimizer
+from lightning_pfc.runs.choices import choose
 
 WARM_UP, STEPS = 5, 30
 
@@ -26,6 +28,7 @@ def main() -> None:
         print(__doc__)
         return
     config = compose(sys.argv[1:])
+    choose(config, sys.argv[1:])  # precision and scale, as the run would
     data = instantiate(config.data, _convert_="all")
     data.prepare_data()
     data.setup("fit")
@@ -37,6 +40,7 @@ def main() -> None:
         module, settings, row_sparse=config.head.sample_rate < 1, global_batch=config.data.batch_size
     )
     seconds: dict[str, list[float]] = {}
+    half = torch.autocast("cpu", torch.bfloat16, enabled=config.trainer.precision == "bf16-mixed")
 
     @contextmanager
     def timed(name: str) -> Iterator[None]:
@@ -48,10 +52,10 @@ def main() -> None:
     for _ in range(WARM_UP + STEPS):
         with timed("loader"):
             images, labels = next(batches)
-        with timed("backbone forward"):
+        with timed("backbone forward"), half:
             embeddings = module(images)
         cut = embeddings.detach().requires_grad_()
-        with timed("head forward"):
+        with timed("head forward"), half:
             loss = module.head(cut, labels)
         with timed("head backward"):
             loss.backward()
