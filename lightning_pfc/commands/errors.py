@@ -16,8 +16,9 @@ def cause(error: BaseException) -> BaseException:
 
 
 def is_the_users(error: BaseException) -> bool:
-    """Whether a message says enough: of values, files, checkpoints and Trainers; of all else the place is shown."""
+    """Whether a message says enough: of values, files, checkpoints, Trainers and numbers that diverged; else not."""
     said: list[type[BaseException]] = [ValueError, TypeError, OSError, ImportError, OmegaConfBaseException]
+    said.append(FloatingPointError)  # of a head whose embeddings are not finite
     if "torch" in sys.modules:  # before, no checkpoint was read
         from lightning_pfc.checkpoint.errors import CheckpointError
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import itertools
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,7 @@ from torch import Tensor
 
 from lightning_pfc.checkpoint.errors import CheckpointError
 from lightning_pfc.checkpoint.identities import Identities
-from lightning_pfc.checkpoint.manifest import is_checkpoint_folder
+from lightning_pfc.checkpoint.manifest import is_checkpoint_folder, unfinished_folder
 from lightning_pfc.checkpoint.reader import MODEL, CheckpointReader
 from lightning_pfc.checkpoint.single import OWN
 from lightning_pfc.interchange.files import describe, read_file
@@ -19,7 +21,7 @@ from lightning_pfc.storage.regular import check_regular
 
 HUB = "hf-hub:"
 _WRAPPED = ("state_dict", "model_state_dict", "model", "net", "backbone", "state_dict_backbone")
-_OF_A_HUB = ("model*.safetensors", "pytorch_model*.bin")
+_OF_A_HUB = (("model", ".safetensors"), ("pytorch_model", ".bin"))
 
 
 class Weights:
@@ -147,6 +149,8 @@ def open_weights(place: str) -> Weights:
             return _Tensors(_as_weights(load_state_dict_from_hf(place.removeprefix(HUB), weights_only=True), place))
         if path.is_dir() and not is_checkpoint_folder(path):
             files = _of_a_hub(path)
+            if not files:
+                raise unfinished_folder(path)
             if files[0].suffix == ".safetensors":
                 return _Safetensors(files)
             return _Tensors({k: v for file in files for k, v in _as_weights(read_file(file), str(file)).items()})
@@ -164,7 +168,28 @@ def open_weights(place: str) -> Weights:
 
 
 def _of_a_hub(folder: Path) -> list[Path]:
-    return next((found for pattern in _OF_A_HUB if (found := sorted(folder.glob(pattern)))), [])
+    """A hub's file of the weights, or all of its parts; none in another folder.
+
+    Raises:
+        CheckpointError: a part is missing.
+    """
+    for name, suffix in _OF_A_HUB:
+        if (whole := folder / f"{name}{suffix}").exists():
+            return [whole]
+        if found := sorted(folder.glob(f"{name}*{suffix}")):
+            _check_all_there(found)
+            return found
+    return []
+
+
+def _check_all_there(paths: Sequence[Path]) -> None:
+    counted = [match for path in paths if (match := re.search(r"-(\d+)-of-(\d+)\.", path.name))]
+    there, total = {int(match[1]) for match in counted}, max((int(match[2]) for match in counted), default=0)
+    if len(there) < total:
+        missing = next(number for number in itertools.count(1) if number not in there)
+        raise CheckpointError(
+            f"{paths[0].parent} has {len(there)} of {total} parts of the weights. Copy number {missing} too."
+        )
 
 
 def _as_weights(content: Any, where: str) -> dict[str, Tensor]:

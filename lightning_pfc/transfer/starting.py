@@ -191,6 +191,11 @@ def _take(
         if found is None:
             unfit.append(f"{name} is {weights.shapes[there[name]]} there and {tuple(target.shape)} here")
             continue
+        if found[0].is_floating_point() and not bool(found[0].isfinite().all()):
+            raise CheckpointError(
+                f"init_from={report.source}: {name} holds NaN or infinity, so the run that wrote it had diverged. Give "
+                "an earlier checkpoint."
+            )
         values[name] = found[0]
         notes += [found[1]] if found[1] else []
     missing = [name for name in here if name not in values and not name.endswith(_COUNTER)]

@@ -80,12 +80,13 @@ def test_a_run_folder_that_cannot_be_made_is_said_in_one_line(name: str) -> None
     assert done.stderr.strip() == f"pfc-{name}: [Errno 20] Not a directory: '/dev/null/x'"
 
 
-def test_what_lightning_says_of_a_trainer_that_cannot_be_is_enough() -> None:
+def test_what_lightning_and_a_diverged_head_say_is_enough() -> None:
     wrong: list[dict[str, Any]] = [{"accelerator": "cpu", "devices": 0}, {"overfit_batches": 7.5}]
     for words in wrong:
         with pytest.raises(Exception, match=r"devices|overfit_batches") as caught:
             lightning.Trainer(**{**words, "logger": False})
         assert is_the_users(caught.value)
+    assert is_the_users(FloatingPointError("embeddings holds NaN or infinity"))
     assert not is_the_users(AttributeError("a fault of ours"))
 
 

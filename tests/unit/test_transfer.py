@@ -123,6 +123,10 @@ def bad_files(folder: Path) -> Mapping[str, tuple[Path, str]]:
         {f"{who}.{name}": t for who in ("student", "teacher") for name, t in tensors.items()}, folder / "two.pth"
     )
     (folder / "empty").mkdir()
+    (folder / "run" / "checkpoints" / "last.ckpt").mkdir(parents=True)
+    (folder / "parts").mkdir()
+    save_file({"a": torch.ones(2)}, folder / "parts" / "model-00002-of-00002.safetensors")
+    torch.save({"backbone": {name: t * torch.nan for name, t in tensors.items()}}, folder / "nan.pth")
     (folder / "hub").mkdir()
     torch.save({"a": Harmful()}, folder / "hub" / "pytorch_model.bin")
     return {
@@ -135,6 +139,9 @@ def bad_files(folder: Path) -> Mapping[str, tuple[Path, str]]:
         "list": (folder / "list.pth", "should hold weights, tensors by name"),
         "two": (folder / "two.pth", "two networks of this kind, under 'student.' and 'teacher.'"),
         "folder": (folder / "empty", "a run folder with checkpoints/"),
+        "diverged": (folder / "nan.pth", "holds NaN or infinity, so the run that wrote it had diverged"),
+        "unfinished": (folder / "run", "last.ckpt is a folder without manifest.json"),
+        "parts": (folder / "parts", "has 1 of 2 parts of the weights. Copy number 1 too."),
         "missing": (folder / "not.there", "there is no such file or folder"),
     }
 
