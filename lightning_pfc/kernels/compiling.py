@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import re
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -80,17 +83,14 @@ def compile_kernel(name: str, launch: Launch, chip: int, folder: Path) -> Compil
 
     options = {key: value for key, value in launch.options.items() if key in _COMPILER_OPTIONS}
     try:
-        compiled = triton.compile(_source(launch), target=GPUTarget("cuda", chip, 32), options=options)
+        with _assembler_says() as said:
+            compiled = triton.compile(_source(launch), target=GPUTarget("cuda", chip, 32), options=options)
     except Exception as error:
         raise RuntimeError(f"{name} does not compile for sm_{chip}: {str(error).strip() or repr(error)}") from error
     text: str = compiled.asm["ptx"]
-    ptx = folder / f"{name}.sm_{chip}.ptx"
-    ptx.write_text(text)
-    cubin = ptx.with_suffix(".cubin")
-    try:
-        registers, stack, spills = _assemble(ptx, cubin, chip)
-    finally:
-        ptx.unlink()
+    cubin = folder / f"{name}.sm_{chip}.cubin"
+    cubin.write_bytes(compiled.asm["cubin"])
+    registers, stack, spills = _uses(name, said.getvalue())
     return Compiled(
         name=name,
         chip=chip,
@@ -133,17 +133,24 @@ def _describe(value: Any) -> tuple[str, bool]:
     return "i32" if -(2**31) <= value < 2**31 else "u64" if value >= 2**63 else "i64", value % 16 == 0
 
 
-def _assemble(ptx: Path, cubin: Path, chip: int) -> tuple[int, int, int]:
-    """Registers, stack and spills as ``ptxas -v`` gives them."""
-    from triton.backends.nvidia.compiler import get_ptxas
+@contextmanager
+def _assembler_says() -> Iterator[StringIO]:
+    """What ``ptxas -v`` says while Triton compiles; it keeps that to itself, and compiles equal kernels once."""
+    from triton import knobs
 
-    target = re.search(r"^\.target\s+(sm_\w+)", ptx.read_text(), re.MULTILINE)
-    assert target is not None
-    said = _run(get_ptxas(chip).path, "-v", f"--gpu-name={target[1]}", str(ptx), "-o", str(cubin))
+    said = StringIO()
+    with knobs.nvidia.scope(), knobs.compilation.scope(), redirect_stdout(said):
+        knobs.nvidia.dump_ptxas_log = True
+        knobs.compilation.always_compile = True
+        yield said
+
+
+def _uses(name: str, said: str) -> tuple[int, int, int]:
+    """Registers, stack and spills as ``ptxas -v`` gives them."""
     frames = re.findall(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", said)
     registers = re.findall(r"Used (\d+) registers", said)
     if not frames or not registers:
-        raise RuntimeError(f"ptxas did not say what {ptx.stem} uses: {said.strip()}")
+        raise RuntimeError(f"ptxas did not say what {name} uses: {said.strip()}")
     stack = max(int(frame[0]) for frame in frames)
     return max(map(int, registers)), stack, max(int(stores) + int(loads) for _, stores, loads in frames)
 
