@@ -52,6 +52,7 @@ OF_TRANSFORMERS = ("finetune=lora",)
 PICTURES = 5
 HELD = 2  # of a person
 SIDE = 32
+CALLED = {"characters": "characters", "faces": "people"}
 
 
 def distorted(picture: Tensor, generator: torch.Generator) -> Tensor:
@@ -197,7 +198,7 @@ def table(rows: list[dict[str, Any]]) -> str:
     lines = ["| | seeds | new task | first task |", "| --- | --- | --- | --- |"]
     runs: dict[tuple[str, ...], list[dict[str, Any]]] = {}
     for row in rows:
-        runs.setdefault((row["source"], f"{row['classes']} {row['kind']}", row["way"]), []).append(row)
+        runs.setdefault((row["source"], f"{row['classes']} {CALLED[row['kind']]}", row["way"]), []).append(row)
     for names, those in runs.items():
         cells = [[100 * row[task] for row in those] for task in ("new", "first")]
         spread = " | ".join(f"{min(each):.1f} .. {max(each):.1f}" for each in cells)
