@@ -89,6 +89,8 @@ def told(choices: Choices) -> str:
 
 
 def _short(value: Any) -> str:
+    if isinstance(value, dict):
+        return " ".join(str(part) for part in value.values())
     return str(value.get("name") or "on") if isinstance(value, DictConfig) else str(value)
 
 

@@ -18,10 +18,11 @@ from lightning_pfc.runs.choice_rules import Choice, short_scale
 
 _UNCHOSEN = "32-true"  # of conf/trainer/default.yaml: another value was somebody's choice
 _ACCELERATORS = ("auto", "cpu", "gpu", "cuda")  # of which it can be told what they multiply fast
+_LENGTH = {f"trainer.{key}" for key in ("max_epochs", "max_steps", "max_time")}
 
 
 def quick_choices(config: DictConfig, typed: Collection[str]) -> Iterator[Choice]:
-    """Precision and scale, where no word and no config of the user's says them.
+    """Precision, scale, augmentation and length, where no word and no config of the user's says them.
 
     On several ranks the precision is that of rank 0's device: one round trip, as in
     :func:`~lightning_pfc.distributed.rendezvous.agree_on_text`.
@@ -36,6 +37,10 @@ def quick_choices(config: DictConfig, typed: Collection[str]) -> Iterator[Choice
     if plain and not {"trainer", "trainer.precision"} & set(typed):
         yield Choice("trainer.precision", *_agreed(config))
     yield from short_scale(config, typed)
+    if config.data.augment is None and config.data.kind is None and not {"data.augment", *_LENGTH} & set(typed):
+        mild = {"name": "camera", "strength": 0.6}
+        yield Choice("data.augment", mild, "pictures that are changed less are learned in fewer epochs")
+        yield Choice("trainer.max_epochs", 3, "enough for them")
 
 
 def quick_precision(accelerator: str) -> tuple[str, str]:

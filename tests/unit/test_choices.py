@@ -186,6 +186,9 @@ def test_kinds_of_pictures() -> None:
         IdentityDataModule(source, kind="faces", augment="none")
 
 
+SHORT = ("data.augment", "trainer.max_epochs")
+
+
 def on(monkeypatch: pytest.MonkeyPatch, processor: bool, gpu: bool | None = None) -> None:
     """A machine with or without units for bfloat16; without a GPU where that is None."""
     monkeypatch.setattr("lightning_pfc.heads.softmax.matmul.has_fast_bfloat16", lambda: processor)
@@ -223,25 +226,30 @@ def test_the_default_run_takes_what_the_device_multiplies_fast(
     config = copy.deepcopy(default)
     config.trainer.accelerator = accelerator
     made = choose(config, [])
-    assert [choice.key for choice in made] == ["trainer.precision", "loss.scale"]
+    assert [choice.key for choice in made] == ["trainer.precision", "loss.scale", *SHORT]
     assert why in made[0].why
-    assert f"trainer.precision  {precision}" in told(made)
+    assert f"trainer.precision   {precision}" in told(made)
     assert told(made).startswith("Chosen for a short run, where nothing was said (choices=none: nothing is):")
     assert (config.trainer.precision, config.model.loss.scale, config.choices) == (precision, 16.0, "made")
+    assert (config.data.augment, config.trainer.max_epochs) == ({"name": "camera", "strength": 0.6}, 3)
+    assert "data.augment        camera 0.6  " in told(made)
     assert choose(config, []) == []  # its record has plain values
 
 
 @pytest.mark.parametrize(
     ("word", "made"),
     [
-        ("trainer.precision=32-true", ["loss.scale"]),
-        ("trainer=default", ["loss.scale"]),
-        ("profile=slurm", ["trainer.precision", "loss.scale"]),
-        ("loss.scale=64", ["trainer.precision"]),
-        ("loss=cosface", ["trainer.precision", "loss.scale"]),
-        ("loss.margin=0.4", ["trainer.precision", "loss.scale"]),
-        ("preset=paper_2021", ["trainer.precision"]),
-        ("head.sample_rate=0.1", ["trainer.precision", "loss.scale"]),
+        ("trainer.precision=32-true", ["loss.scale", *SHORT]),
+        ("trainer=default", ["loss.scale", *SHORT]),
+        ("profile=slurm", ["trainer.precision", "loss.scale", *SHORT]),
+        ("loss.scale=64", ["trainer.precision", *SHORT]),
+        ("loss=cosface", ["trainer.precision", "loss.scale", *SHORT]),
+        ("loss.margin=0.4", ["trainer.precision", "loss.scale", *SHORT]),
+        ("preset=paper_2021", ["trainer.precision", *SHORT]),
+        ("data.augment=null", ["trainer.precision", "loss.scale"]),
+        ("trainer.max_epochs=4", ["trainer.precision", "loss.scale"]),
+        ("trainer.max_steps=-1", ["trainer.precision", "loss.scale"]),
+        ("head.sample_rate=0.1", ["trainer.precision", "loss.scale", *SHORT]),
         ("experiment=glyphs", []),
     ],
 )
@@ -258,8 +266,10 @@ def test_a_word_wins_over_what_makes_the_default_run_quick(
 @pytest.mark.parametrize(
     ("key", "value", "made"),
     [
-        ("trainer.precision", "16-mixed", ["loss.scale"]),  # of a config of the user's
-        ("trainer.accelerator", "tpu", ["loss.scale"]),
+        ("trainer.precision", "16-mixed", ["loss.scale", *SHORT]),  # of a config of the user's
+        ("trainer.accelerator", "tpu", ["loss.scale", *SHORT]),
+        ("data.augment", "flip", ["trainer.precision", "loss.scale"]),
+        ("data.kind", "characters", ["trainer.precision", "loss.scale"]),
         ("ckpt_path", "runs/x/checkpoints/last.ckpt", []),
         ("choices", "none", []),
     ],
