@@ -29,8 +29,8 @@ ENTRIES: dict[str, str] = {
     # name: the words of the whole command
     "today": _BEFORE,
     "four epochs": f"{_FAST} trainer.max_epochs=4",
-    "quicker steps": "",  # the same, by default
-    "three epochs": "trainer.max_epochs=3 data.augment={name:camera,strength:0.6}",
+    "quicker steps": f"{_FAST} trainer.max_epochs=4",  # the same words, other code
+    "three epochs": "",
     "six epochs": f"{_FAST} trainer.max_epochs=6",
 }
 FIGURES = ("test/accuracy", "test/tar@far=1e-3", "heldout/accuracy", "heldout/tar@far=1e-3")
