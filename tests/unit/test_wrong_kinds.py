@@ -71,7 +71,14 @@ RECORDS = [
     "MixedBatch",
     "Pairs",
 ]
-NETWORKS = ["Embedder", "GlyphNet", "IResNet", "MobileFaceNet", "FaceViT"]  # timm's arguments, as timm takes them
+NETWORKS = [
+    "Embedder",
+    "GlyphNet",
+    "IResNet",
+    "InceptionResNetV1",
+    "MobileFaceNet",
+    "FaceViT",
+]  # timm's arguments, as timm takes them
 NEEDED: dict[str, Any] = {
     "PartialFCModule": {"backbone": nn.Identity(), "num_classes": 3},
     "IdentityDataModule": {"source": None},
