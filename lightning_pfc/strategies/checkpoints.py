@@ -18,7 +18,7 @@ from lightning_pfc.strategies.resumed import (
     differing_hyper_parameters,
     sentence,
 )
-from lightning_pfc.strategies.resumed_place import ResumedRandomState, put_loaders_in_place
+from lightning_pfc.strategies.resumed_place import ResumedRandomState, begin_next_epoch, put_loaders_in_place
 from lightning_pfc.strategies.training_options import differing_options, training_options
 
 
@@ -109,6 +109,7 @@ class CheckpointFolders(CheckpointLoading):
         """Random state of a checkpoint that was taken between two epochs."""
         super().on_train_start()
         put_loaders_in_place(self._trainer)
+        begin_next_epoch(self._trainer)
         self._say_training_options()
         self._random_state.restore_at_start()
 

@@ -47,3 +47,17 @@ def put_loaders_in_place(trainer: Any) -> None:
     if loop.restarting and loop._combined_loader_states_to_load and fetcher is not None:
         loop._load_combined_loader_states()
         iter(fetcher)
+
+
+def begin_next_epoch(trainer: Any) -> None:
+    """Begin the epoch after one whose last batch a checkpoint was taken behind, if Lightning would not.
+
+    It counts that epoch as over, but enters the next as one that is under way: without ``on_train_epoch_start``, and
+    not counted as begun. A checkpoint within an epoch that comes later then looks as if it lay between two, and whoever
+    goes on from that trains the epoch anew from its first batch.
+    """
+    if trainer is None:
+        return
+    loop, epochs = trainer.fit_loop, trainer.fit_loop.epoch_progress.total
+    if loop.restarted_mid_epoch and epochs.processed == epochs.started:
+        loop.reset_restart_stage()
