@@ -98,36 +98,36 @@ def test_the_newest_checkpoint_is_complete_and_holds_more_than_weights(tmp_path:
     assert newest_of_any_kind([tmp_path]) == tmp_path / "b.ckpt"
 
 
-SCRIPT = """
-import os, signal, sys
-from lightning_pfc.commands import train, trainer
+DIES = """
+import os, signal
 from lightning.pytorch.callbacks import Callback
+
+OF = {("0", 25): signal.SIGKILL, ("1", 55): signal.SIGUSR1}
 
 class Dies(Callback):
     def on_train_batch_end(self, trainer, *args):
-        if trainer.global_step == 25 and trainer.global_rank == 1 and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
-            os.kill(os.getpid(), getattr(signal, os.environ["DIES_OF"]))
-
-plain = trainer._instantiate_each
-trainer._instantiate_each = lambda group: plain(group) + ([Dies()] if "checkpoint" in (group or {}) else [])
-train.main()
+        number = OF.get((os.environ["TORCHELASTIC_RESTART_COUNT"], trainer.global_step))
+        if number is not None and trainer.global_rank == 1:
+            os.kill(os.getpid(), number)
 """
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", ["SIGKILL", "SIGUSR1"])
-def test_torchrun_restarts_a_run_where_it_was(tmp_path: Path, number: str) -> None:
-    (tmp_path / "script.py").write_text(SCRIPT)
+def test_torchrun_restarts_a_run_where_it_was(tmp_path: Path) -> None:
+    """Twice: after a rank was killed, and after one was told to end and had kept its state."""
+    (tmp_path / "dies.py").write_text(DIES)
     words = [*TINY, *NET, "trainer.devices=2", "trainer.max_epochs=4", "plots=false", "test=false"]
-    words += ["data.batch_size=8", "+callbacks.checkpoint.every_n_train_steps=10"]
-    answer = torchrun(tmp_path, "--max-restarts=2", "script.py", *words, DIES_OF=number)
+    words += ["data.batch_size=8", "+callbacks.checkpoint.every_n_train_steps=10", "+callbacks.dies._target_=dies.Dies"]
+    where = os.pathsep.join([str(Path(__file__).parents[2]), str(tmp_path)])
+    command = ["--max-restarts=2", "-m", "lightning_pfc.commands.train"]
+    answer = torchrun(tmp_path, *command, *words, PYTHONPATH=where)
     assert answer.returncode == 0, answer.stderr
-    (folder,) = run_folders(tmp_path)  # one folder for both starts
-    assert "it goes on from" in answer.stderr
-    assert json.loads((folder / "results.json").read_text())["steps"] == 80
+    (folder,) = run_folders(tmp_path)  # one folder for both ranks and all starts
+    results = json.loads((folder / "results.json").read_text())
+    assert (results["steps"], results["ranks"]) == (80, 2)
     assert len(losses(folder)) == 80
-    found = next(line for line in answer.stderr.splitlines() if "it goes on from" in line)
-    assert found.endswith("last-preempted.ckpt" if number == "SIGUSR1" else "last.ckpt")
+    found = [line.rsplit("/", 1)[-1] for line in answer.stderr.splitlines() if "it goes on from" in line]
+    assert found == ["last.ckpt", "last-preempted.ckpt"]
     assert len({row["step"] for row in read_metrics(folder / "metrics.csv") if "train/loss" in row}) == 80
 
 

@@ -167,14 +167,6 @@ def test_two_processes_train_as_one(tmp_path: Path, rate: str) -> None:
     assert losses(two)[:50] == pytest.approx(losses(one)[:50], abs=1e-4)
 
 
-def test_under_torchrun_all_ranks_share_one_run_folder(tmp_path: Path) -> None:
-    words = [*TINY, *NET, "trainer.devices=2", "trainer.max_epochs=1", "plots=false"]
-    answer = torchrun(tmp_path, "-m", "lightning_pfc.commands.train", *words)
-    assert answer.returncode == 0, answer.stderr
-    (folder,) = run_folders(tmp_path)
-    assert json.loads((folder / "results.json").read_text())["ranks"] == 2
-
-
 def test_a_sweep_runs_each_job_in_its_own_folder(tmp_path: Path) -> None:
     answer = pfc_train(tmp_path, "-m", "seed=0,1", *TINY, *NET, "trainer.max_epochs=1", "plots=false")
     assert answer.returncode == 0, answer.stderr
