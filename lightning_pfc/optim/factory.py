@@ -124,10 +124,11 @@ def _check_flags(name: str, arguments: Mapping[str, Any]) -> None:
     """See that what is true or false is no word, which would count as true."""
     known = [inspect.signature(parameter_groups), inspect.signature((_torch_optimizers() | ROW_SPARSE)[name])]
     flags = {key for each in known for key, p in each.parameters.items() if isinstance(p.default, bool)}
-    for key in flags | {"row_sparse"}:
+    for key in flags | {"row_sparse", "fused"}:
         value = arguments.get(key)
-        if value is not None and not isinstance(value, bool) and value not in (0, 1):
-            raise TypeError(f"optimizer {name!r}: {key}={value!r} must be True or False.")
+        words = ("auto",) if key == "fused" else ()
+        if value is not None and not isinstance(value, bool) and value not in (0, 1, *words):
+            raise TypeError(f"optimizer {name!r}: {key}={value!r} must be {', '.join((*words, 'True'))} or False.")
 
 
 def _settle_fused(arguments: dict[str, Any], module: nn.Module, factory: Callable[..., Optimizer]) -> None:

@@ -48,6 +48,12 @@ def test_where_auto_is_one_pass(options: dict[str, Any], fused: bool | None) -> 
     assert made(**options).param_groups[0].get("fused") is fused
 
 
+@pytest.mark.parametrize("fused", ["autox", "true", 2])
+def test_a_word_that_is_none_is_refused(fused: Any) -> None:
+    with pytest.raises(TypeError, match=f"fused={fused!r} must be auto, True or False"):
+        made(fused=fused)
+
+
 def test_a_head_without_storage_counts_as_where_it_will_be() -> None:
     module = PartialFCModule(backbone="glyphnet", num_classes=5, embedding_dim=2, input_size=(1, 32, 32))
     config = {"name": "adamw", "lr": 0.01, "fused": "auto"}

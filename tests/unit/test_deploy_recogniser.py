@@ -16,6 +16,7 @@ import pytest
 import torch
 from PIL import Image
 
+from lightning_pfc import unreported
 from lightning_pfc.calibration import NotCalibratedError, Threshold, Thresholds
 from lightning_pfc.data.formats import BrokenImageError, FormatError, open_images
 from lightning_pfc.data.formats.decoded import DecodedImages
@@ -416,7 +417,7 @@ def test_an_engine_that_is_not_there(export_folder: Path, monkeypatch: pytest.Mo
     def missing(name: str) -> Any:
         raise ModuleNotFoundError(name)
 
-    monkeypatch.setattr(engines_module.importlib, "import_module", missing)
+    monkeypatch.setattr(unreported.importlib, "import_module", missing)
     with pytest.raises(EngineError, match=r"pip install openvino"):
         Recogniser.load(export_folder, engine="openvino")
 

@@ -27,7 +27,8 @@ spec.loader.exec_module(signals)
 signals._PATIENCE = 0.5
 {body}
 """
-WAITS = "print('ready', flush=True); time.sleep(300)"
+# A signal that comes between two instructions and the sleep after them is only seen when that sleep ends.
+WAITS = "print('ready', flush=True); [time.sleep(0.1) for _ in range(3000)]"
 
 
 class Program:
