@@ -44,3 +44,18 @@ def stage_pinned(table: Tensor, rows: Tensor | slice) -> Tensor:
         return table[rows]
     out = table.new_empty((rows.shape[0], *table.shape[1:]), pin_memory=torch.cuda.is_available())
     return torch.index_select(table, 0, rows, out=out)
+
+
+def bring_back(values: Tensor, device: torch.device) -> Tensor:
+    """Numbers where they are to be kept: from a GPU to the host through pinned memory, at the speed of the bus.
+
+    Into memory that is not pinned such a copy is a third as fast (predicted), since the driver copies it twice. The
+    host waits once, as it would there; torch's allocator gives the memory out again for the next ones.
+
+    Args:
+        values: on any device; themselves where they are on ``device`` already.
+        device: where they go.
+    """
+    if device.type != "cpu" or values.device.type != "cuda" or not torch.cuda.is_available():
+        return values.to(device)
+    return torch.empty(values.shape, dtype=values.dtype, pin_memory=True).copy_(values)

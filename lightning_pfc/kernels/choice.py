@@ -36,11 +36,14 @@ NUMBERED = (
 NOT_CHOSEN = -1
 _CHIP_SHIFT = 48
 
-BOUNDS = {torch.float32: 1e-5, torch.float16: 1e-3, torch.bfloat16: 2e-3, torch.int8: 2e-2, torch.uint8: 2e-2}
+BOUNDS = {
+    torch.float64: 1e-13, torch.float32: 1e-5, torch.float16: 1e-3, torch.bfloat16: 2e-3, torch.int8: 2e-2,
+    torch.uint8: 2e-2,
+}  # fmt: skip
 """How far a kernel may be from plain torch: norm of the difference over the norm, by the type of what is compared.
 
-Two correct float32 computations differ by their order of sums; rounded to fewer bits, by the few numbers that lay at
-the edge between two. Integers must be equal.
+Two correct float32 computations differ by their order of sums, in float64 by the last bit of a logarithm; rounded to
+fewer bits, by the few numbers that lay at the edge between two. Integers must be equal.
 """
 
 

@@ -42,6 +42,11 @@ def test_all_are_gone_through_without_a_device_from_any_folder(tmp_path):
     record = json.loads((tmp_path / "results" / "accept.json").read_text())
     assert {test["verdict"] for test in record["tests"]} == {"not run"}
     assert sorted(path.name for path in (tmp_path / "results").iterdir()) == ["accept.json", "accept.png"]
+    page = (FOLDER.parent / "benchmarks" / "README.md").read_text()
+    for test in record["tests"]:
+        for name, value in test["figures"].items():
+            if name.startswith(("ms_", "gb_")):
+                assert re.search(rf"[ |]{value:.4g}[,  |]", page), f"{name} is {value:.4g} now, and not so in the page"
 
 
 def test_without_a_gpu_it_says_so(accept, tmp_path, capsys, monkeypatch):
@@ -116,6 +121,37 @@ def test_a_figure_beyond_its_bound_or_no_number_falls_short(accept, number):
         beyond = bound.must - 1e-3 if bound.at_least else bound.must * 1.01 + 1e-12
         for value in (beyond, float("nan")):
             assert verdict.judge(check, good | {bound.figure: value}, check.least)
+
+
+def test_a_peer_that_raises_is_left_out_by_name(accept, monkeypatch):
+    peers = importlib.import_module("acceptance.peers")
+
+    def broken():
+        raise AssertionError("must initialize distributed")
+
+    makers = {"linear_ce": lambda: lambda x, labels: (x @ x.t()).sum(), "insightface": broken}
+    monkeypatch.setattr(peers, "_contestants", lambda bench, classes: makers)
+    bench = bench_of(accept, "cpu")
+    bench.start()
+    peers.peers(bench)
+    assert bench.figures["linear_ce"] > 0
+    assert "insightface" not in bench.figures
+    assert bench.notes == ["left out: insightface (AssertionError: must initialize distributed)"]
+    assert not accept.torch.distributed.is_initialized()
+
+
+@pytest.mark.parametrize(("milliseconds", "timed"), [(1.0, 31), (2000.0, 3), (60_000.0, 2)])
+def test_what_takes_long_is_repeated_less_often(accept, monkeypatch, milliseconds, timed):
+    bench, calls = bench_of(accept, "cpu"), []
+    bench.small = False
+
+    def clock(call):
+        calls.append(call)
+        return milliseconds
+
+    monkeypatch.setattr(bench, "_timed", clock)
+    assert bench.milliseconds(lambda: None) == milliseconds
+    assert len(calls) == timed
 
 
 def test_an_error_falls_short_in_one_line_without_judging_words(accept):

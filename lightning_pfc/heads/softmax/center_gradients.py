@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lightning_pfc.buffers.host_rows import bring_back
 from lightning_pfc.buffers.scratch import scratch
 from lightning_pfc.distributed.class_rows import class_rows
 from lightning_pfc.distributed.collectives import all_reduce
@@ -65,7 +66,7 @@ class CenterGradSink(ABC):
     def _for_autograd(self, values: Tensor, parameter: Tensor, row_sparse: bool) -> Tensor:
         """Dense like the parameter, or COO over the sampled rows; one all-reduce over the copies of a head."""
         chunks, index = self.chunks, self.chunks.index
-        values = all_reduce(values, chunks.spec.replica_group).to(parameter.device, parameter.dtype)
+        values = bring_back(all_reduce(values, chunks.spec.replica_group).to(parameter.dtype), parameter.device)
         if index is not None and parameter.device != index.device:
             index = chunks.stored_index
         if row_sparse:
@@ -130,7 +131,7 @@ class UpdateCentersInBackward(CenterGradSink):
         """Step the rows."""
         weight, real = self.chunks.weight, self.chunks.rows.count_valid(low, high)
         real = None if real is None else real.to(weight.device)
-        grad = all_reduce(grad, self.chunks.spec.replica_group).to(weight.device)
+        grad = bring_back(all_reduce(grad, self.chunks.spec.replica_group), weight.device)
         self._update.apply(self.chunks.stored_ids(low, high), grad, num_real=real, projects=of_units)
 
     def weight_grad(self) -> Tensor | None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import statistics
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from acceptance.centers import centers_drawn_on
+from acceptance.graphs import capture
 from acceptance.verdict import NotRun
 from lightning_pfc import PartialFC
 from lightning_pfc.optim import SparseSGD
@@ -21,7 +24,10 @@ from lightning_pfc.planning.live_bytes import LiveBytes
 from lightning_pfc.planning.model import H200, step_time
 from lightning_pfc.planning.work import WorkLog
 
+H200_MEMORY = 141 * 10**9
+
 GB = 1e9
+LONGEST = 5000.0  # milliseconds: a call that takes long is repeated less often
 
 
 class Bench:
@@ -49,14 +55,15 @@ class Bench:
 
     @contextmanager
     def counting(self) -> Iterator[None]:
-        """While open, every forward of a head counts as work."""
+        """While open, every forward of a head counts as work, and centers are drawn on the device."""
 
         def count(module: nn.Module, *_: Any) -> None:
             self.work += isinstance(module, PartialFC)
 
         handle = nn.modules.module.register_module_forward_hook(count)
         try:
-            yield
+            with centers_drawn_on(self.device):
+                yield
         finally:
             handle.remove()
 
@@ -89,6 +96,8 @@ class Bench:
     def head(self, **options: Any) -> PartialFC:
         """A head on the device."""
         usual: dict[str, Any] = {"embedding_dim": self.size(512, 64), "loss": "cosface", "check_finite": False}
+        if self.fake:  # what an H200 keeps where nobody chose
+            usual["memory_budget"] = H200_MEMORY // 16
         options = usual | options
         return fake_head(**options) if self.fake else PartialFC(**options).to(self.device)
 
@@ -118,19 +127,63 @@ class Bench:
             optimizer.zero_grad()
         return loss.detach()
 
-    def milliseconds(self, call: Callable[[], object], repeats: int = 30, warm_up: int = 10) -> float:
-        """Median time of a call; on tensors without values the time that is predicted for an H200."""
+    def in_turns(
+        self, head: PartialFC, optimizer: torch.optim.Optimizer, inputs: Sequence[tuple[Tensor, Tensor]]
+    ) -> Callable[[], object]:
+        """A step with the next of some batches (embeddings, labels)."""
+        turns = itertools.cycle(inputs)
+        return lambda: self.step(head, optimizer, *next(turns))
+
+    def replayed(
+        self, head: PartialFC, optimizer: torch.optim.Optimizer, inputs: Sequence[tuple[Tensor, Tensor]]
+    ) -> Callable[[], object]:
+        """:meth:`in_turns` as a CUDA graph, which is what the device does without waiting for Python.
+
+        Where there is no device, or no graph can be had (said in a note), the steps one by one.
+        """
+        if self.device.type != "cuda":
+            return self.in_turns(head, optimizer, inputs)
+        x, labels = inputs[0][0].detach().clone().requires_grad_(), inputs[0][1].clone()
+        try:
+            recorded, _ = capture(lambda: self.step(head, optimizer, x, labels))
+        except RuntimeError as error:
+            self.note(f"no graph: {error}")
+            return self.in_turns(head, optimizer, inputs)
+        turns = itertools.cycle(inputs)
+
+        def step() -> None:
+            with torch.no_grad():
+                for mine, given in zip((x, labels), next(turns), strict=True):
+                    mine.copy_(given)
+            recorded.replay()
+
+        return step
+
+    def milliseconds(
+        self, call: Callable[[], object], repeats: int = 30, warm_up: int = 10, *, graph: bool = False
+    ) -> float:
+        """Median time of a call; on tensors without values the time that is predicted for an H200.
+
+        Args:
+            call: what is timed.
+            repeats: how often; fewer where a call takes long.
+            warm_up: calls before that.
+            graph: whether it is predicted as a CUDA graph.
+        """
         self.work += 1
         if self.fake:
             call()
             with WorkLog() as log:
                 call()
-            return 1e3 * step_time(log.works, H200).eager
+            predicted = step_time(log.works, H200)
+            return 1e3 * (predicted.graph if graph else predicted.eager)
         if self.small:
             repeats, warm_up = min(repeats, 3), 1
-        for _ in range(warm_up):
+        call()  # kernels are compiled now
+        most = int(LONGEST / max(self._timed(call), 1e-3))
+        for _ in range(min(warm_up, most)):
             call()
-        return statistics.median(self._timed(call) for _ in range(repeats))
+        return statistics.median(self._timed(call) for _ in range(max(1, min(repeats, most))))
 
     def _timed(self, call: Callable[[], object]) -> float:
         if self.device.type != "cuda":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import os
 import re
@@ -13,8 +14,8 @@ from collections.abc import Callable, Iterable
 import torch
 
 from acceptance.bench import Bench
+from acceptance.graphs import capture
 from acceptance.verdict import NotRun
-from lightning_pfc import PartialFC
 from lightning_pfc.planning.work import WorkLog
 
 STEPS, REPLAYS = 20, 100
@@ -108,7 +109,7 @@ def graph(bench: Bench) -> None:
             bench.step(captured, optimizers[1], x, labels)
             bench.tell(**{figure: float("nan")})
             continue
-        recorded, loss = _capture(bench, captured, optimizers[1], x, labels)
+        recorded, loss = capture(functools.partial(bench.step, captured, optimizers[1], x, labels))
         with torch.no_grad():
             eager.load_state_dict(captured.state_dict())
         optimizers[0].load_state_dict(optimizers[1].state_dict())
@@ -126,22 +127,6 @@ def graph(bench: Bench) -> None:
             equal &= bench.step(eager, optimizers[0], other_x, other_labels) == loss
         captured.check()
         bench.tell(**{figure: min(float(equal), bench.same(captured.weight, eager.weight))})
-
-
-def _capture(
-    bench: Bench, head: PartialFC, optimizer: torch.optim.Optimizer, x: torch.Tensor, labels: torch.Tensor
-) -> tuple[torch.cuda.CUDAGraph, torch.Tensor]:
-    """The graph of a step, and the loss that it writes."""
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        for _ in range(3):
-            bench.step(head, optimizer, x, labels)
-    torch.cuda.current_stream().wait_stream(side)
-    recorded = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(recorded):
-        loss = bench.step(head, optimizer, x, labels)
-    return recorded, loss
 
 
 PROGRAM = """
