@@ -88,8 +88,13 @@ def _change_keys(path: Path | None, options: argparse.Namespace) -> int:
         raise ValueError("keys are kept beside a gallery; without one give --keys FILE.")
     keys = Keys.read(path)
     if options.remove_key is not None:
-        keys.without(options.remove_key).write(path)
+        left = keys.without(options.remove_key)
+        left.write(path)
         print(f"removed key {options.remove_key}", file=sys.stderr)
+        if not len(left):
+            print(
+                "No key is left: a service that runs answers nobody, one that starts now needs none.", file=sys.stderr
+            )
         return 0
     keys, secret = keys.with_new(options.make_key, [scope.strip() for scope in options.scopes.split(",")])
     keys.write(path)

@@ -1,4 +1,4 @@
-"""Names and notes of identities: what is allowed."""
+"""Names and notes of identities: what is allowed, and what is answered of those that have gone."""
 
 from __future__ import annotations
 
@@ -7,6 +7,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from lightning_pfc.gallery.errors import GalleryError, UnknownIdentityError
+
+REMOVED = "null"
+"""Stands in place of an answer whose pictures have been removed, and says whose they were no more."""
 
 
 def check_name(name: str) -> None:
@@ -36,3 +39,20 @@ def metadata_json(metadata: Mapping[str, Any] | None) -> str:
         return json.dumps(metadata or {}, allow_nan=False)
     except (TypeError, ValueError, RecursionError) as error:
         raise GalleryError(f"metadata must be plain JSON values: {error}.") from error
+
+
+def answer_of(key: str, request: str, kept_request: str, kept_answer: str) -> str:
+    """The kept answer of a request that came with an idempotency key.
+
+    Raises:
+        GalleryError: the key was used for another request.
+        UnknownIdentityError: what it brought has been removed.
+    """
+    if kept_request != request:
+        raise GalleryError(f"idempotency key {key[:80]!r} was used for another request; choose a new one.")
+    if kept_answer == REMOVED:
+        raise UnknownIdentityError(
+            f"what came with idempotency key {key[:80]!r} was enrolled, and has been removed since; choose a new key "
+            "to enrol it again."
+        )
+    return kept_answer

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from lightning_pfc.gallery import postgres_care, postgres_moving, postgres_vectors
 from lightning_pfc.gallery.errors import GalleryError, IdentityExistsError, OtherModelError, UnknownIdentityError
-from lightning_pfc.gallery.names import check_name, metadata_json, unknown
+from lightning_pfc.gallery.names import REMOVED, answer_of, check_name, metadata_json, unknown
 from lightning_pfc.gallery.postgres_database import PostgresDatabase
 from lightning_pfc.gallery.postgres_schema import TABLES, VERSION
 from lightning_pfc.gallery.postgres_vectors import BATCH, to_text
@@ -136,12 +136,14 @@ class PostgresStore:
         """See :meth:`Store.remove`, but for what the class says of deletion."""
         with self.database.writing():
             self.database.execute("DELETE FROM identities WHERE id = %s", (self._number(name),))
+            self._forget_answers()
 
     def remove_picture(self, picture: int) -> None:
         """See :meth:`Store.remove_picture`, likewise."""
         with self.database.writing():
             if not self.database.execute("DELETE FROM pictures WHERE id = %s", (picture,)).rowcount:
                 raise UnknownIdentityError(f"there is no picture {picture}; `pfc-gallery list` says what there is.")
+            self._forget_answers()
 
     def rename(self, name: str, new: str) -> Identity:
         """See :meth:`Store.rename`."""
@@ -165,11 +167,16 @@ class PostgresStore:
     def answer(self, key: str, request: str) -> str | None:
         """See :meth:`Store.answer`."""
         found = self.database.rows("SELECT request, answer FROM answers WHERE key = %s", (key,))
-        if not found:
-            return None
-        if found[0][0] != request:
-            raise GalleryError(f"idempotency key {key[:80]!r} was used for another request; choose a new one.")
-        return str(found[0][1])
+        return answer_of(key, request, *found[0]) if found else None
+
+    def _forget_answers(self) -> None:
+        """Overwrite answers all of whose pictures have gone: they have names."""
+        self.database.execute(
+            "UPDATE answers SET answer = %s WHERE answer <> %s AND NOT EXISTS ("
+            "SELECT 1 FROM jsonb_array_elements_text(answer::jsonb -> 'pictures') AS one "
+            "JOIN pictures ON pictures.id = one::bigint)",
+            (REMOVED, REMOVED),
+        )
 
     def put_answer(self, key: str, request: str, answer: str) -> None:
         """See :meth:`Store.put_answer`."""

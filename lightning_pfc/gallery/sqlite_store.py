@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import sqlite3
-import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from itertools import islice
@@ -14,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from lightning_pfc.gallery import sqlite_care, sqlite_moving
+from lightning_pfc.gallery import sqlite_answers, sqlite_care, sqlite_moving
 from lightning_pfc.gallery.errors import GalleryError, IdentityExistsError, UnknownIdentityError
 from lightning_pfc.gallery.names import check_name, metadata_json, unknown
 from lightning_pfc.gallery.records import Identity, ModelRecord, NewPicture, VectorBatch, Vectors, as_unit
@@ -24,8 +23,6 @@ from lightning_pfc.gallery.store import Pending, Position
 
 BATCH = 1000
 """Pictures in one transaction of a long job, and vectors in one read."""
-
-_ANSWERS_LAST = 3 * 24 * 3600.0  # seconds
 
 
 class SqliteStore:
@@ -139,6 +136,7 @@ class SqliteStore:
             number = self._number(name)
             self._file.execute("DELETE FROM pictures WHERE identity = ?", (number,))
             self._file.execute("DELETE FROM identities WHERE id = ?", (number,))
+            sqlite_answers.forget(self._file)
         self._file.empty_log()
 
     def remove_picture(self, picture: int) -> None:
@@ -146,6 +144,7 @@ class SqliteStore:
         with self._file.writing():
             if not self._file.execute("DELETE FROM pictures WHERE id = ?", (picture,)).rowcount:
                 raise UnknownIdentityError(f"there is no picture {picture}; `pfc-gallery list` says which there are.")
+            sqlite_answers.forget(self._file)
         self._file.empty_log()
 
     def rename(self, name: str, new: str) -> Identity:
@@ -171,20 +170,11 @@ class SqliteStore:
 
     def answer(self, key: str, request: str) -> str | None:
         """See :meth:`Store.answer`."""
-        with self._file.reading():
-            row = self._file.execute("SELECT request, answer FROM answers WHERE key = ?", (key,)).fetchone()
-        if row is None:
-            return None
-        if row[0] != request:
-            raise GalleryError(f"idempotency key {key[:80]!r} was used for another request; choose a new one.")
-        return str(row[1])
+        return sqlite_answers.answer(self._file, key, request)
 
     def put_answer(self, key: str, request: str, answer: str) -> None:
         """See :meth:`Store.put_answer`."""
-        now = time.time()
-        with self._file.writing():
-            self._file.execute("DELETE FROM answers WHERE at < ?", (now - _ANSWERS_LAST,))
-            self._file.execute("INSERT INTO answers VALUES (?, ?, ?, ?)", (key, request, answer, now))
+        sqlite_answers.put(self._file, key, request, answer)
 
     # --- moving to another model --------------------------------------------------------------------------------------
 

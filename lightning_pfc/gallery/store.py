@@ -116,10 +116,14 @@ class Store(Protocol):
 
         Raises:
             GalleryError: if the key was used for another request.
+            UnknownIdentityError: if all pictures that it answered with have been removed.
         """
 
     def put_answer(self, key: str, request: str, answer: str) -> None:
-        """Remember an answer for some days, in the transaction of what it answers."""
+        """Remember an answer for some days, in the transaction of what it answers.
+
+        It is a JSON object with the numbers of pictures as ``pictures``; with the last of them it is forgotten.
+        """
 
     # --- moving to another model --------------------------------------------------------------------------------------
 

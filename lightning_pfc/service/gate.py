@@ -86,7 +86,7 @@ class Gate:
         try:
             body = await self._body(scope, receive) if scope["method"] in _METHODS_WITH_BODY else b""
             size = len(body)
-            await asyncio.wait_for(self._app(scope, _replay(body, receive), send), self._limits.seconds)
+            await asyncio.wait_for(self._app(_asked(scope), _replay(body, receive), send), self._limits.seconds)
         finally:
             self._held -= size
             self._under_way[client] -= 1
@@ -101,7 +101,7 @@ class Gate:
         """
         keys, needed = self._keys(), scope_needed(scope["method"], scope["path"])
         address = str((scope.get("client") or ("unknown", 0))[0])
-        if needed is None or not len(keys):
+        if needed is None or not keys.needed:
             return address
         key = keys.find(_secret(scope))
         if key is None:
@@ -142,6 +142,11 @@ class Gate:
         except BaseException:
             self._held -= size
             raise
+
+
+def _asked(scope: Scope) -> Scope:
+    """HEAD is answered as GET would be; the server leaves the body out."""
+    return {**scope, "method": "GET"} if scope["method"] == "HEAD" else scope
 
 
 def _secret(scope: Scope) -> str:

@@ -21,7 +21,7 @@ _PAGE = 1000
 
 IdempotencyKey = Annotated[
     str | None,
-    Header(alias="Idempotency-Key", max_length=200, description="the same key twice does the work once"),
+    Header(alias="Idempotency-Key", min_length=1, max_length=200, description="the same key twice does the work once"),
 ]
 
 

@@ -11,6 +11,9 @@ from lightning_pfc.service.keys import KeyFileError, Keys
 class KeyFile:
     """Gives the keys of now: a key that was made or removed counts from the next request on.
 
+    Once there was a key, requests need one until the service ends: the last one that is removed, or a file that is
+    gone, must not open the door to everybody.
+
     Args:
         path: of the file; None: there are no keys.
 
@@ -23,7 +26,6 @@ class KeyFile:
         self._lock = threading.Lock()
         self._stamp: tuple[int, int, int] | None = None
         self._keys = Keys()
-        self._ever = False
         self._read()
 
     def __call__(self) -> Keys:
@@ -40,11 +42,10 @@ class KeyFile:
         if self._path is None:
             return
         stamp = _stamp(self._path)
-        if stamp is None and self._ever:  # a file that is gone must not open the door to everybody
-            self._stamp = None
-            return
-        self._keys, self._stamp = Keys.read(self._path), stamp
-        self._ever = self._ever or stamp is not None
+        if stamp is not None or not self._keys.needed:
+            found = Keys.read(self._path)
+            self._keys = Keys(needed=True) if self._keys.needed and not len(found) else found
+        self._stamp = stamp
 
 
 def _stamp(path: Path) -> tuple[int, int, int] | None:

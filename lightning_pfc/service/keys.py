@@ -38,11 +38,13 @@ class Keys:
     """The keys of a service.
 
     Args:
-        keys: all of them; without any, nobody is asked for one.
+        keys: all of them.
+        needed: whether a request needs one; None: if there are any.
     """
 
-    def __init__(self, keys: Iterable[Key] = ()) -> None:
+    def __init__(self, keys: Iterable[Key] = (), *, needed: bool | None = None) -> None:
         self._keys = tuple(keys)
+        self.needed = bool(self._keys) if needed is None else needed
 
     def __len__(self) -> int:
         return len(self._keys)

@@ -8,17 +8,13 @@ from typing import Any, Generic, TypeVar
 
 from fastapi import Request as HttpRequest
 from pydantic import BaseModel, ValidationError
-from starlette.datastructures import UploadFile
-from starlette.exceptions import HTTPException
-from starlette.formparsers import MultiPartException
 
 from lightning_pfc.service.errors import RequestError
+from lightning_pfc.service.forms import read_form
 from lightning_pfc.service.limits import Limits
 from lightning_pfc.service.pictures import from_base64
 
 Body = TypeVar("Body", bound=BaseModel)
-
-_FIELDS = 20  # of a form, besides its pictures
 
 
 class Read(Generic[Body]):
@@ -42,6 +38,9 @@ def reads(model: type[Body], *fields: str) -> Callable[[HttpRequest], Awaitable[
 
     async def read(request: HttpRequest) -> Read[Body]:
         limits: Limits = request.app.state.service.limits
+        coding = request.headers.get("content-encoding", "").strip().lower()
+        if coding not in ("", "identity"):
+            raise RequestError(415, f"content-encoding {coding[:80]!r} is not taken; send the request as it is.")
         kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
         if kind == "multipart/form-data":
             return await _form(request, model, fields, limits)
@@ -84,30 +83,15 @@ def _decoded(value: str | list[str] | None, limits: Limits, where: str) -> list[
 
 
 async def _form(request: HttpRequest, model: type[Body], fields: tuple[str, ...], limits: Limits) -> Read[Body]:
-    values: dict[str, Any] = {}
-    pictures: dict[str, list[bytes]] = {}
-    try:
-        async with request.form(max_files=limits.pictures, max_fields=_FIELDS, max_part_size=limits.image) as form:
-            for name, value in form.multi_items():
-                if isinstance(value, UploadFile):
-                    if name not in fields:
-                        raise RequestError(422, f"file {name[:80]!r} is none of {', '.join(fields)}.")
-                    pictures.setdefault(name, []).append(await value.read())
-                else:
-                    values[name] = _plain(model, name, value)
-    except (MultiPartException, HTTPException, ValueError, KeyError) as error:
-        text = str(error.detail if isinstance(error, HTTPException) else error).rstrip(".")
-        if text.startswith("Too many files"):
-            raise RequestError(
-                413, f"more than {limits.pictures} pictures, and as many at most are taken in a request; send fewer."
-            ) from None
-        raise RequestError(422, f"the form cannot be read: {text}.") from None
+    form = await read_form(request, fields, limits)
+    values = {name: _plain(model, name, value) for name, value in form.texts.items()}
+    pictures = form.pictures
+    if len(pictures.get("image", ())) > 1 and "images" in fields:  # several of one name are several pictures
+        pictures["images"] = [*pictures.pop("image"), *pictures.get("images", ())]
     for name, found in pictures.items():
         numbers = [str(i) for i in range(len(found))]
-        if name == "image" and len(found) > 1 and "images" in fields:
-            name = "images"
-            pictures = {"images": found}
-            values.pop("image", None)
+        if name != "images" and len(found) > 1:
+            raise RequestError(422, f"{name} is given {len(found)} times; it is one picture.")
         values[name] = numbers if name == "images" else numbers[0]
     return Read(_validated(lambda: model.model_validate(values), model), pictures)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import sqlite3
 import subprocess
@@ -143,6 +144,31 @@ def test_deleted_numbers_are_gone_from_every_file_and_from_the_index(tmp_path: P
         assert len(index) == 30
         assert secret.astype(np.float16).tobytes() not in index._codes().tobytes()
     assert not any(found_in(tmp_path, word) for word in words)
+
+
+def test_an_answer_goes_with_the_last_of_its_pictures(tmp_path: Path) -> None:
+    words = [b"secret person", b"secret note"]
+    with Gallery.create(tmp_path / "g", MODEL) as gallery:
+        for name, key in (("secret person", "k1"), ("b", "k2")):
+            with gallery.store.transaction():
+                made = gallery.enrol(
+                    name, [NewPicture(row) for row in random_vectors(2, len(name))], {"n": "secret note"}
+                )
+                answer = {"name": name, "pictures": made.pictures, "metadata": made.metadata}
+                gallery.store.put_answer(key, "digest", json.dumps(answer))
+        gallery.store.rename("secret person", "a")
+        gallery.store.set_metadata("b", {})
+        gallery.remove_picture(gallery.store.identity("b").pictures[0])
+        assert json.loads(gallery.store.answer("k2", "digest") or "")["pictures"] == [3, 4]
+        assert found_in(tmp_path, b"secret person")
+        gallery.remove("a")
+        assert not found_in(tmp_path, b"secret person")
+        with pytest.raises(UnknownIdentityError, match="'k1' was enrolled, and has been removed since"):
+            gallery.store.answer("k1", "digest")
+        gallery.remove_picture(4)
+        with pytest.raises(UnknownIdentityError, match="'k2'"):
+            gallery.store.answer("k2", "digest")
+        assert not any(found_in(tmp_path, word) for word in words)
 
 
 def found_in(folder: Path, word: bytes) -> bool:

@@ -106,10 +106,15 @@ def test_errors_are_the_same(address: str) -> None:
             gallery.enrol("d", [NewPicture(vectors(1)[0]), NewPicture(np.zeros(WIDTH, np.float32))])
         assert gallery.store.count() == (2, 1)
         with gallery.store.transaction():
-            gallery.store.put_answer("key", "one", "done")
-        assert gallery.store.answer("key", "one") == "done"
+            gallery.store.put_answer("key", "one", '{"pictures": [1]}')
+        assert gallery.store.answer("key", "one") == '{"pictures": [1]}'
         with pytest.raises(GalleryError, match="another request"):
             gallery.store.answer("key", "two")
+        gallery.remove("b")
+        assert gallery.store.answer("key", "one") is not None
+        gallery.remove("a")
+        with pytest.raises(UnknownIdentityError, match="'key' was enrolled, and has been removed since"):
+            gallery.store.answer("key", "one")
     with pytest.raises(GalleryError, match="postgresql://nowhere"):
         open_gallery("postgresql://somebody:secret@nowhere.invalid/x")
 

@@ -45,8 +45,9 @@ def _do(gallery: Gallery, what: str, name: str, count: int, seed: int) -> None:
         gallery.enrol(name, pictures)
     elif what == "once":
         with gallery.store.transaction():
-            gallery.enrol(name, pictures)
-            gallery.store.put_answer(f"key-{name}", "request", json.dumps({"name": name}))
+            made = gallery.enrol(name, pictures)
+            answer = {"name": name, "pictures": made.pictures}
+            gallery.store.put_answer(f"key-{name}", "request", json.dumps(answer))
     elif what == "add":
         gallery.add_pictures(name, pictures)
     elif what == "extend":

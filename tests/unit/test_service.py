@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gzip
 import io
+import itertools
 import json
 import os
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import urllib.parse
@@ -26,7 +29,9 @@ pytest.importorskip("faiss", reason="needs the extra serve")
 
 import httpx
 
+from lightning_pfc.commands.serve import main
 from lightning_pfc.service.batcher import Batcher, QueueFullError
+from lightning_pfc.service.key_file import KeyFile
 from lightning_pfc.service.keys import KeyFileError, Keys
 from lightning_pfc.service.limits import Limits
 from lightning_pfc.service.server import ListenError, address_of, is_loopback, listening_socket, serve
@@ -159,6 +164,76 @@ def test_a_request_sent_twice_is_done_once(service: Running, encoded: dict[str, 
     assert answers[0].json() == answers[1].json()
     other = service.client.post("/identities", json=body | {"name": "thrice"}, **with_key)
     assert (other.status_code, "another request" in other.json()["detail"]) == (422, True)
+    service.client.delete("/identities/twice")
+    gone = service.client.post("/identities", json=body, **with_key)
+    assert (gone.status_code, "removed since" in gone.json()["detail"]) == (404, True)
+    empty = service.client.post("/identities", json=body, headers={"Idempotency-Key": ""})
+    assert (empty.status_code, "Idempotency-Key" in empty.json()["detail"]) == (422, True)
+
+
+@pytest.mark.parametrize(
+    ("path", "parts", "status", "word"),
+    [
+        ("/compare", [("a", "x"), ("a", "y"), ("b", "z")], 422, "a is given 2 times"),
+        ("/compare", [("a", None), ("b", "z")], 422, "-F a=@FILE"),
+        ("/compare", [("b", "x"), ("a", "y")], 200, "score"),
+        ("/search", [("image", "x"), ("image", "y")], 422, "image is given 2 times"),
+        ("/embed", [("image", None)], 422, "-F image=@FILE"),
+        ("/embed", [("image", "x"), ("images", "y")], 422, "either image or images"),
+        ("/embed", [("image", "x"), ("image", "y"), ("images", "z")], 200, "embeddings"),
+        ("/identities", [("name", None), ("name", None), ("image", "x")], 422, "'name' is given twice"),
+        ("/identities", [("name", None), ("image", None), ("image", "x")], 422, "-F image=@FILE"),
+    ],
+)
+def test_a_form_means_one_thing(
+    service: Running,
+    encoded: dict[str, list[bytes]],
+    path: str,
+    parts: list[tuple[str, str | None]],
+    status: int,
+    word: str,
+) -> None:
+    pictures = itertools.cycle(several[0] for several in encoded.values())
+    files = [(field, (file, next(pictures))) for field, file in parts]
+    answer = service.client.post(path, files=files)
+    assert (answer.status_code, word in answer.text) == (status, True), answer.text
+    assert len(answer.json().get("embeddings", [1, 2, 3])) == 3
+
+
+def test_a_form_that_ends_early_is_refused(service: Running, encoded: dict[str, list[bytes]]) -> None:
+    picture = encoded["id20"][0]
+    request = service.client.build_request(
+        "POST", "/embed", files=[("image", ("a", picture)), ("image", ("b", picture))]
+    )
+    kind = {"Content-Type": request.headers["Content-Type"]}
+    answer = service.client.post("/embed", content=request.read()[:-200], headers=kind)
+    assert (answer.status_code, "before its last boundary" in answer.text) == (422, True), answer.text
+
+
+def test_pictures_of_a_form_stay_in_memory(service: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*_: Any) -> None:
+        raise OSError("a picture was to be written to the disk")
+
+    monkeypatch.setattr(tempfile.SpooledTemporaryFile, "rollover", refused)
+    noise = np.random.default_rng(0).integers(0, 256, (900, 900, 3), dtype=np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(noise).save(file, "PNG")
+    assert len(file.getvalue()) > 2 << 20
+    assert service.client.post("/embed", files={"image": ("a", file.getvalue())}).status_code == 200
+
+
+def test_a_packed_request_is_refused_as_such(service: Running) -> None:
+    packed = gzip.compress(b'{"image": ""}')
+    headers = {"Content-Type": "application/json", "Content-Encoding": "gzip"}
+    answer = service.client.post("/embed", content=packed, headers=headers)
+    assert (answer.status_code, "content-encoding 'gzip'" in answer.text) == (415, True)
+
+
+@pytest.mark.parametrize("path", ["/health", "/ready", "/metrics", "/model", "/identities", "/identities/x", "/page/"])
+def test_head_is_answered_as_get_without_the_body(service: Running, path: str) -> None:
+    got, asked = service.client.get(path), service.client.head(path)
+    assert (asked.status_code, asked.content) == (got.status_code, b"")
+    assert asked.headers["content-type"] == got.headers["content-type"]
 
 
 def test_what_the_service_tells_of_itself(service: Running) -> None:
@@ -317,6 +392,32 @@ def test_keys_and_scopes(export_folder: Path, tmp_path: Path, encoded: dict[str,
         assert ask("GET", "/identities", owner) == 401
     finally:
         running.close()
+
+
+def test_the_last_key_that_is_removed_opens_no_door(
+    export_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "keys.json"
+    keys, secret = Keys().with_new("door", ["read"])
+    keys.write(path)
+    followed = KeyFile(path)
+    running = Running(export_folder, tmp_path / "g", keys=followed())
+    good = {"Authorization": f"Bearer {secret}"}
+    try:
+        assert running.client.get("/model", headers=good).status_code == 200
+        assert main([str(export_folder), "--keys", str(path), "--remove-key", "door"]) == 0
+        assert "No key is left" in capsys.readouterr().err
+        running.keys = followed()
+        assert [running.client.get("/model", headers=headers).status_code for headers in (good, {})] == [401, 401]
+        assert running.client.get("/health").status_code == 200
+        path.unlink()
+        assert (len(followed()), followed().needed) == (0, True)
+        keys.write(path)
+        running.keys = followed()
+        assert running.client.get("/model", headers=good).status_code == 200
+    finally:
+        running.close()
+    assert not KeyFile(tmp_path / "none.json")().needed
 
 
 def test_a_file_of_keys(tmp_path: Path) -> None:
