@@ -19,7 +19,7 @@ from lightning_pfc.data.pictures.decoding import dimensions
 from lightning_pfc.distributed.jobs import step_host
 from lightning_pfc.distributed.rendezvous import agree_on_text
 from lightning_pfc.runs.choice_rules import Choice, check, choices_for, look_at, remarks, to_see
-from lightning_pfc.runs.quick_choices import quick_choices
+from lightning_pfc.runs.quick_choices import precision_choice, quick_choices
 
 
 class Choices(list[Choice]):
@@ -72,7 +72,8 @@ def _from_pictures(config: DictConfig, typed: set[str]) -> Choices:
         return Choices()
     pictures = look_at(images)
     check(pictures, str(source.path))
-    made = Choices(choice for choice in choices_for(pictures, config, typed) if not _said(choice.key, typed))
+    found = [*choices_for(pictures, config, typed), *(precision_choice(config, typed) if config.fit else ())]
+    made = Choices(choice for choice in found if not _said(choice.key, typed))
     _find_out(made, images, config)
     made.remarks = remarks(pictures)
     return made

@@ -284,6 +284,43 @@ def test_a_config_wins_over_what_makes_the_default_run_quick(
     assert OmegaConf.select(config, key) == value
 
 
+@pytest.mark.parametrize("processor", [True, False])
+def test_own_pictures_have_the_precision_of_the_default_run(
+    processor: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    on(monkeypatch, processor)
+    words = ["data=folder", f"data.source.path={folder(tmp_path / 'a', (16, 16), colour=False)}"]
+    expected = "bf16-mixed" if processor else "32-true"
+    made, config = chosen(*words)
+    assert (made["trainer.precision"], config.trainer.precision) == (expected, expected)
+    assert OmegaConf.to_container(config, resolve=True)["trainer"]["precision"] == expected  # in its record, too
+    for word in ("trainer.precision=32-true", "trainer=default", "ckpt_path=x.ckpt", "fit=false"):
+        made, config = chosen(*words, word)
+        assert "data.batch_size" in made
+        assert "trainer.precision" not in made
+        assert config.trainer.precision == "32-true"
+
+
+def test_a_run_with_choices_keeps_its_precision_on_another_machine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ["data=folder", f"data.source.path={folder(tmp_path / 'pictures', (16, 16), colour=False)}"]
+    for number, processor in enumerate((True, False)):
+        run = tmp_path / f"run{number}"
+        (run / "checkpoints").mkdir(parents=True)
+        (run / "checkpoints" / "last.ckpt").touch()
+        on(monkeypatch, processor)
+        _, config = chosen(*words, f"output_dir={run}")
+        (run / "config.yaml").write_text(OmegaConf.to_yaml(config, resolve=True))
+        (run / "overrides.yaml").write_text(OmegaConf.to_yaml(words))
+        on(monkeypatch, not processor)
+        earlier = earlier_run([f"resume={run}"])
+        assert earlier is not None
+        found = as_it_was(compose([w for w in earlier.words if not w.startswith("hydra.")]), earlier, compose)
+        assert choose(found, earlier.words) == []
+        assert found.trainer.precision == ("bf16-mixed" if processor else "32-true")
+
+
 def test_every_rank_takes_the_precision_of_rank_0(default: DictConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[tuple[str, str]] = []
 
