@@ -6,7 +6,7 @@ import argparse
 import dataclasses
 import json
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,7 @@ from lightning_pfc.commands.running import run_command
 if TYPE_CHECKING:
     from lightning_pfc.deploy.recogniser import Recogniser
     from lightning_pfc.gallery import Gallery
+    from lightning_pfc.gallery.enrolling import PictureFile
 
 _EPILOG = """examples
   pfc-gallery build staff photos/ --model runs/X/export
@@ -127,7 +128,7 @@ def _build(options: argparse.Namespace) -> int:
     from lightning_pfc.gallery.errors import GalleryError
     from lightning_pfc.gallery.opening import create_gallery
 
-    images = list(_folder(options.folder, options.allow))
+    images = _folder(options.folder, options.allow)
     recogniser = _recogniser(options.model, options)
     one_at_least(recogniser, images)
     with create_gallery(options.gallery, model_record(recogniser), options.pooling) as gallery:
@@ -141,12 +142,13 @@ def _build(options: argparse.Namespace) -> int:
 
 def _add(options: argparse.Namespace) -> int:
     from lightning_pfc.commands.gallery_enrolling import enrol
+    from lightning_pfc.gallery.enrolling import PictureFile
 
     with _gallery(options) as gallery:
         if options.name is not None:
-            images = [(options.name, path) for path in options.pictures]
+            images = [PictureFile.named(options.name, path) for path in options.pictures]
         elif len(options.pictures) == 1 and options.pictures[0].is_dir():
-            images = list(_folder(options.pictures[0], options.allow))
+            images = _folder(options.pictures[0], options.allow)
         else:
             raise ValueError("add takes a folder of folders, or --name NAME and pictures.")
         return enrol(gallery, _model_of(gallery, options), images, not options.no_previews)
@@ -302,12 +304,11 @@ def _model_of(gallery: Gallery, options: argparse.Namespace) -> Recogniser:
     return recogniser
 
 
-def _folder(folder: Path, allow: list[Path]) -> Iterator[tuple[str, Path]]:
+def _folder(folder: Path, allow: list[Path]) -> list[PictureFile]:
     from lightning_pfc.data.formats.folder import FolderImages
+    from lightning_pfc.gallery.enrolling import PictureFile
 
-    images = FolderImages(folder, allow=allow)
-    for i, label in enumerate(images.labels.tolist()):
-        yield images.identities[label], folder / images.locate(i)[len(str(folder)) + 1 :]
+    return list(PictureFile.found_in(FolderImages(folder, allow=allow)))
 
 
 if __name__ == "__main__":

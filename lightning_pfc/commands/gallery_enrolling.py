@@ -4,42 +4,41 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 
 from tqdm import tqdm
 
 from lightning_pfc.commands.running import one_line
 from lightning_pfc.deploy.recogniser import Recogniser
 from lightning_pfc.gallery import Gallery
-from lightning_pfc.gallery.enrolling import Candidate, EnrolReport, enrol_all, read_candidate
+from lightning_pfc.gallery.enrolling import Candidate, EnrolReport, PictureFile, enrol_all, read_candidate
 from lightning_pfc.gallery.names import check_name
 
 
-def one_at_least(recogniser: Recogniser, images: list[tuple[str, Path]]) -> None:
+def one_at_least(recogniser: Recogniser, images: list[PictureFile]) -> None:
     """Raise what is wrong with the first picture if none can be enrolled: an empty gallery would be in the way."""
-    faults = (_fault(recogniser, name, path) for name, path in images)
+    faults = (_fault(recogniser, image) for image in images)
     first = next(faults, None)
     if first is None or any(fault is None for fault in faults):
         return
     raise ValueError(f"no picture could be enrolled, and no gallery was made. The first one: {first}")
 
 
-def _fault(recogniser: Recogniser, name: str, path: Path) -> str | None:
+def _fault(recogniser: Recogniser, image: PictureFile) -> str | None:
     try:
-        check_name(name)
-        recogniser.prepare(path)
+        check_name(image.identity)
+        recogniser.prepare(image.read())
     except ValueError as error:
-        return str(error)
+        return str(error) if str(image.path) in str(error) else f"{image.path}: {error}"
     return None
 
 
-def enrol(gallery: Gallery, recogniser: Recogniser, images: list[tuple[str, Path]], previews: bool) -> int:
+def enrol(gallery: Gallery, recogniser: Recogniser, images: list[PictureFile], previews: bool) -> int:
     """Enrol pictures by the names of their identities, and say what became of them; returns an exit status."""
     report = EnrolReport()
 
     def candidates() -> Iterator[Candidate]:
-        for name, path in images:
-            candidate = read_candidate(name, path, report)
+        for image in images:
+            candidate = read_candidate(image, report)
             if candidate is not None:
                 yield candidate
 

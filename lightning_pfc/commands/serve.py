@@ -38,6 +38,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("export", type=Path, metavar="EXPORT", help="what pfc-export wrote")
     parser.add_argument("--gallery", help="of pfc-gallery; without one there is embed and compare only")
+    parser.add_argument(
+        "--read-only", action="store_true", help="search the gallery and change nothing; several services may do so"
+    )
     parser.add_argument("--host", default="127.0.0.1", help="address to listen at (default: this machine only)")
     parser.add_argument("--port", type=int, default=8000, help="0 takes a free one (default: 8000)")
     parser.add_argument("--engine", help="onnxruntime, openvino or torch (default: what the export was made for)")
@@ -118,6 +121,8 @@ def _serve(path: Path | None, options: argparse.Namespace) -> int:
 
     if options.detector is not None and not options.photos:
         raise ValueError(f"--detector {options.detector} finds faces in photos; add --photos.")
+    if options.read_only and options.gallery is None:
+        raise ValueError("--read-only is about a gallery; give --gallery, or leave it out.")
     keys = KeyFile(path)
     if not is_loopback(options.host) and not len(keys()) and not options.insecure:
         raise ValueError(
@@ -136,13 +141,13 @@ def _serve(path: Path | None, options: argparse.Namespace) -> int:
     )
     sock = listening_socket(options.host, options.port)
     telemetry = Telemetry()
-    with service_lock(options.gallery), whole_log(telemetry):
+    with service_lock(None if options.read_only else options.gallery), whole_log(telemetry):
         gallery = None
         if options.gallery is not None:
-            gallery = open_gallery(options.gallery)
+            gallery = open_gallery(options.gallery, for_reading=options.read_only)
             gallery.check_model(model_record(recogniser))
             gallery.warm_up()
-        state = ServiceState(recogniser, gallery, limits, telemetry)
+        state = ServiceState(recogniser, gallery, limits, telemetry, read_only=options.read_only)
         telemetry.event("listening", address=address_of(sock, "https" if options.tls else "http"), keys=len(keys()))
         serve(create_app(state, keys), sock, grace=options.grace, tls=tuple(options.tls) if options.tls else None)
         telemetry.event("ended")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
@@ -34,6 +34,8 @@ def one_by_one(pictures: Picture | Iterable[Picture]) -> Iterator[Picture]:
         yield cast("Picture", pictures)
     elif isinstance(pictures, np.ndarray) and (pictures.ndim < 4):
         yield pictures
+    elif not isinstance(pictures, Iterable) or isinstance(pictures, Mapping) or hasattr(pictures, "read"):
+        raise _no_picture(pictures)  # a file gives lines, a mapping its keys
     else:
         yield from cast("Iterable[Picture]", pictures)
 
@@ -91,6 +93,8 @@ def _not_yet_decoded(image: Image.Image) -> bytes | None:
     file = getattr(image, "fp", None)
     if file is None or not getattr(image, "tile", None) or not isinstance(image, ImageFile.ImageFile):
         return None
+    if image.tell():  # somebody has turned to another of its pages
+        return None
     try:
         place = file.tell()
         file.seek(0)
@@ -125,12 +129,17 @@ def pixels_of(picture: Any, channels: int) -> Pixels:
 
 def _array(picture: Any) -> Pixels:
     if not isinstance(picture, np.ndarray):
-        raise TypeError(
-            f"a picture is a path, bytes, a PIL image or a uint8 array (H, W, C), not {type(picture).__name__}"
-        )
+        raise _no_picture(picture)
     array = picture[:, :, None] if picture.ndim == 2 else picture
     if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] not in (1, 3) or 0 in array.shape:
         raise ValueError(
             f"an array of {picture.dtype} {picture.shape} is no picture: give uint8 (H, W), (H, W, 1) or (H, W, 3), RGB"
         )
     return array
+
+
+def _no_picture(thing: Any) -> TypeError:
+    return TypeError(
+        f"a picture is a path, bytes, a PIL image or a uint8 array (H, W, C), not {type(thing).__name__}"
+        + ("; give what its read() returns" if hasattr(thing, "read") else "")
+    )

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from lightning_pfc.checked import checked
+from lightning_pfc.checked import WrongKindError, checked
 from lightning_pfc.data.pictures.decoding import MAX_PIXELS
 from lightning_pfc.deploy.answers import Comparison, Match
 from lightning_pfc.deploy.centers import CenterGallery
@@ -65,6 +65,8 @@ class Recogniser:
     ) -> None:
         if flip and description.model.flip == "sum":
             raise ValueError("flip=True: the model adds mirror images itself (it was exported so); leave flip out")
+        if max_pixels < 1:
+            raise ValueError(f"max_pixels={max_pixels} must be at least 1")
         self.description = description
         self.network = network
         self.flip = flip
@@ -109,6 +111,8 @@ class Recogniser:
             EngineError: the engine is not installed.
             ValueError: an argument has a value that does not exist.
         """
+        if detector is not None and not photos:
+            raise ValueError(f"detector={os.fspath(detector)!r} finds faces in photos; give photos=True")
         description = open_folder(folder)
         if fit is not None:
             description = description.changed(preprocessing=description.preprocessing.changed(fit=fit))
@@ -209,8 +213,7 @@ class Recogniser:
 
     def embed_batches(self, pictures: Picture | Iterable[Picture], *, batch_size: int = BATCH_SIZE) -> Iterator[Floats]:
         """As :meth:`embed`, a batch at a time: for more pictures than memory holds."""
-        if batch_size < 1:
-            raise ValueError(f"batch_size={batch_size} must be at least 1")
+        _check_count("batch_size", batch_size)
         batch: list[Pixels] = []
         for picture in one_by_one(pictures):
             batch.append(self.prepare(picture))
@@ -264,8 +267,7 @@ class Recogniser:
             ExportError: the export holds no centers.
             NotCalibratedError: there is no threshold of that name.
         """
-        if k < 1:
-            raise ValueError(f"k={k} must be at least 1")
+        _check_count("k", k)
         wanted = self.threshold(threshold, "identification")
         names, scores = self.centers.nearest(self._rows([picture])[0], k)
         return [
@@ -287,3 +289,11 @@ class Recogniser:
     def _rows(self, things: list[Any]) -> Floats:
         """Embeddings (N, D) of pictures or of what already are embeddings."""
         return as_rows(things, self.width, self.embed)
+
+
+def _check_count(name: str, value: int) -> None:
+    """Refuse what counts nothing: of 2.5 pictures to a batch none would ever be full."""
+    if not hasattr(value, "__index__") or isinstance(value, bool):
+        raise WrongKindError(f"{name}={value!r} must be a whole number")
+    if value < 1:
+        raise ValueError(f"{name}={value} must be at least 1")

@@ -13,19 +13,18 @@ from PIL import Image, ImageDraw, ImageFont
 from lightning_pfc.data.errors import FormatError
 from lightning_pfc.data.formats.folder import read_image_file
 from lightning_pfc.data.preprocessing import Preprocessing
+from lightning_pfc.storage.enclosure import Enclosure
 from lightning_pfc.storage.whole_files import write_whole
 
 _EDGE, _TEXT, _COLUMNS, _MOST = 128, 40, 8, 200
 
 
-def write_contact_sheet(
-    path: str | os.PathLike[str], root: str | os.PathLike[str], rejects: Sequence[tuple[str, str]]
-) -> Path:
+def write_contact_sheet(path: str | os.PathLike[str], inside: Enclosure, rejects: Sequence[tuple[str, str]]) -> Path:
     """Write the page, whole or not at all; of more than 200 pictures the first are shown, and the rest counted.
 
     Args:
         path: The picture to write (.png or .jpg).
-        root: The folder that paths start from.
+        inside: Where paths start from; what is a link out of it is not shown.
         rejects: Path and reason of each.
     """
     shown = list(rejects[:_MOST])
@@ -37,7 +36,7 @@ def write_contact_sheet(
     draw.text((4, 4), f"{len(rejects):,} rejected{more}", "black", font)
     for number, (name, reason) in enumerate(shown):
         left, top = number % _COLUMNS * _EDGE, head + number // _COLUMNS * (_EDGE + _TEXT)
-        sheet.paste(_thumbnail(Path(root) / name), (left, top))
+        sheet.paste(_thumbnail(name, inside), (left, top))
         words = [name[-22:], *(reason[start : start + 22] for start in (0, 22))]
         for line, text in enumerate(words):
             draw.text((left + 2, top + _EDGE + 12 * line), text, "black", font)
@@ -48,10 +47,10 @@ def write_contact_sheet(
     return final
 
 
-def _thumbnail(path: Path) -> Image.Image:
+def _thumbnail(name: str, inside: Enclosure) -> Image.Image:
     edge = _EDGE - 4
     try:
-        pixels = Preprocessing(size=(edge, edge), fit="crop").picture(read_image_file(path))
+        pixels = Preprocessing(size=(edge, edge), fit="crop").picture(read_image_file(name, inside=inside))
     except FormatError:
         pixels = np.full((edge, edge, 3), 200, np.uint8)  # grey: nothing to be seen
     return Image.fromarray(pixels)

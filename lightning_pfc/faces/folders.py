@@ -96,7 +96,7 @@ def align_photos(
         photos = tqdm(paths, unit=" photos", disable=not progress)
         found = dict(_aligned(photos, known, inside, target, cutter, quality, journal))
     rejects = [(path, reason) for path, (_, reason) in found.items() if reason]
-    sheet = write_contact_sheet(target.with_name(target.name + ".rejected.png"), root, rejects) if rejects else None
+    sheet = write_contact_sheet(target.with_name(target.name + ".rejected.png"), inside, rejects) if rejects else None
     counts = [count for count, reason in found.values() if not reason]
     return AlignReport(
         photos=len(found),

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from lightning_pfc.data.errors import FormatError
-from lightning_pfc.data.formats.folder import read_image_file
+from lightning_pfc.data.formats.folder import FolderImages, read_image_file
 from lightning_pfc.deploy.errors import NoFaceError
 from lightning_pfc.deploy.pictures import Pixels
 from lightning_pfc.deploy.recogniser import Recogniser
@@ -31,6 +32,25 @@ class Candidate(NamedTuple):
     identity: str
     source: str
     data: bytes
+
+
+class PictureFile(NamedTuple):
+    """A file with a picture of an identity; ``read`` gives its bytes, or raises a FormatError."""
+
+    identity: str
+    path: Path
+    read: Callable[[], bytes]
+
+    @classmethod
+    def named(cls, identity: str, path: Path) -> PictureFile:
+        """One that the user names: it may be a link, and lie anywhere."""
+        return cls(identity, path, lambda: read_image_file(path))
+
+    @classmethod
+    def found_in(cls, images: FolderImages) -> Iterator[PictureFile]:
+        """Those of a folder of folders, out of which no link leads."""
+        for i, label in enumerate(images.labels.tolist()):
+            yield cls(images.identities[label], Path(images.locate(i)), functools.partial(images.read, i))
 
 
 @dataclass
@@ -86,10 +106,10 @@ def enrol_all(
         yield len(batch)
 
 
-def read_candidate(name: str, path: Path, report: EnrolReport) -> Candidate | None:
+def read_candidate(file: PictureFile, report: EnrolReport) -> Candidate | None:
     """A candidate of a file; None for one that cannot be read, which the report then has."""
     try:
-        return Candidate(name, str(path), read_image_file(path))
+        return Candidate(file.identity, str(file.path), file.read())
     except FormatError as error:
         report.broken.append(str(error))
         return None

@@ -27,7 +27,7 @@ _REFUSALS: dict[int | str, dict[str, Any]] = {
     for status, text in (
         (400, "the client went away"),
         (401, "a key is needed"),
-        (403, "the key does not allow this"),
+        (403, "the key does not allow this, or the service only reads"),
         (404, "there is none"),
         (408, "the request took too long to arrive"),
         (409, "it exists already"),
@@ -139,6 +139,7 @@ def _add_state(app: FastAPI, state: ServiceState) -> None:
             "thresholds": recogniser.thresholds.to_dict(),
             "scores": recogniser.description.checks.get("scores"),
             "gallery": state.has_gallery,
+            "read_only": state.read_only,
         }
 
 

@@ -34,6 +34,20 @@ def service(request: Request) -> ServiceState:
 Service = Annotated[ServiceState, Depends(service)]
 
 
+def changeable(state: Service) -> ServiceState:
+    """Likewise, to change the gallery.
+
+    Raises:
+        RequestError: 403 where the service may only read it.
+    """
+    if state.read_only:
+        raise RequestError(403, "this service only reads its gallery (--read-only); ask one that may change it.")
+    return state
+
+
+ChangeableService = Annotated[ServiceState, Depends(changeable)]
+
+
 @router.get("/identities")
 async def list_identities(
     state: Service, after: str = "", limit: Annotated[int, Query(ge=1, le=_PAGE)] = 100
@@ -47,7 +61,7 @@ async def list_identities(
 
 @router.post("/identities", status_code=201, openapi_extra=content_of(bodies.EnrolRequest))
 async def enrol(
-    state: Service,
+    state: ChangeableService,
     read: Annotated[Read[bodies.EnrolRequest], Depends(reads(bodies.EnrolRequest, "image", "images"))],
     idempotency_key: IdempotencyKey = None,
 ) -> bodies.IdentityAnswer:
@@ -63,7 +77,7 @@ async def enrol(
 @router.post("/identities/{name:path}/pictures", status_code=201, openapi_extra=content_of(bodies.AddPicturesRequest))
 async def add_pictures(
     name: str,
-    state: Service,
+    state: ChangeableService,
     read: Annotated[Read[bodies.AddPicturesRequest], Depends(reads(bodies.AddPicturesRequest, "image", "images"))],
     idempotency_key: IdempotencyKey = None,
 ) -> bodies.IdentityAnswer:
@@ -86,7 +100,9 @@ async def get_identity(name: str, state: Service) -> bodies.IdentityAnswer:
 
 @router.patch("/identities/{name:path}", openapi_extra=content_of(bodies.ChangeRequest))
 async def change(
-    name: str, state: Service, read: Annotated[Read[bodies.ChangeRequest], Depends(reads(bodies.ChangeRequest))]
+    name: str,
+    state: ChangeableService,
+    read: Annotated[Read[bodies.ChangeRequest], Depends(reads(bodies.ChangeRequest))],
 ) -> bodies.IdentityAnswer:
     """Rename an identity, or change what is remembered of it."""
     store, body = state.gallery.store, read.body
@@ -100,7 +116,7 @@ async def change(
 
 
 @router.delete("/identities/{name:path}", status_code=204)
-async def delete(name: str, state: Service) -> Response:
+async def delete(name: str, state: ChangeableService) -> Response:
     """Forget an identity and all its pictures; its numbers are overwritten when this is answered."""
     gallery = state.gallery
     await state.keep(lambda: gallery.remove(name))
@@ -108,7 +124,7 @@ async def delete(name: str, state: Service) -> Response:
 
 
 @router.delete("/pictures/{picture}", status_code=204)
-async def delete_picture(picture: int, state: Service) -> Response:
+async def delete_picture(picture: int, state: ChangeableService) -> Response:
     """Forget one picture."""
     gallery = state.gallery
     await state.keep(lambda: gallery.remove_picture(_number(picture)))

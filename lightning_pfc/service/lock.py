@@ -10,7 +10,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from lightning_pfc.gallery.errors import GalleryBusyError
+from lightning_pfc.gallery.errors import GalleryBusyError, GalleryError
 
 _LOCK, _HOLDER = "service.lock", "service.holder"
 
@@ -21,6 +21,7 @@ def service_lock(gallery: str | None) -> Iterator[None]:
 
     Raises:
         GalleryBusyError: if another service holds it; names it.
+        GalleryError: if nothing can be written there.
     """
     if gallery is None or "://" in gallery or not Path(gallery).is_dir():
         yield
@@ -34,6 +35,10 @@ def service_lock(gallery: str | None) -> Iterator[None]:
             holder = (folder / _HOLDER).read_text(encoding="utf-8")[:200]
             raise GalleryBusyError(f"{gallery} is served already by {holder}; end that, or serve another.") from None
         raise GalleryBusyError(f"{gallery} is served already by another process; end that, or serve another.") from None
+    except OSError as error:
+        raise GalleryError(
+            f"{gallery}: {error.strerror or error}, where a service that enrols writes; --read-only serves it as it is."
+        ) from error
     try:
         (folder / _HOLDER).write_text(f"process {os.getpid()} on {socket.gethostname()}", encoding="utf-8")
         yield

@@ -34,11 +34,20 @@ class ServiceState:
         limits: bounds.
         telemetry: counts and logs.
         decoders: threads that decode pictures.
+        read_only: nothing in the gallery is changed.
     """
 
     def __init__(
-        self, recogniser: Recogniser, gallery: Gallery | None, limits: Limits, telemetry: Telemetry, decoders: int = 2
+        self,
+        recogniser: Recogniser,
+        gallery: Gallery | None,
+        limits: Limits,
+        telemetry: Telemetry,
+        decoders: int = 2,
+        *,
+        read_only: bool = False,
     ) -> None:
+        self.read_only = read_only
         self.recogniser, self._gallery, self.limits, self.telemetry = recogniser, gallery, limits, telemetry
         self.batcher = Batcher(recogniser.embed_pixels, waiting=limits.queue, observe=telemetry.batch)
         self._decoders = ThreadPoolExecutor(decoders, thread_name_prefix="decoding")

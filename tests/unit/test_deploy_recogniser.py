@@ -144,6 +144,39 @@ def test_what_is_no_picture_is_named(recogniser: Recogniser, picture: Any, error
         recogniser.embed([picture])
 
 
+@pytest.mark.parametrize("thing", [None, 3, {"a": "b"}, io.BytesIO(b"a picture\n of two lines")])
+def test_what_holds_no_pictures_is_named(recogniser: Recogniser, thing: Any) -> None:
+    with pytest.raises(TypeError, match=rf"a picture is a path, .*, not {type(thing).__name__}"):
+        recogniser.embed(thing)
+
+
+@pytest.mark.parametrize("kind", ["GIF", "TIFF"])
+def test_the_page_that_was_turned_to_is_taken(recogniser: Recogniser, kind: str) -> None:
+    height, width = recogniser.input_shape[1:]
+    pages = [Image.new("RGB", (width, height), color) for color in ("black", "white")]
+    file = io.BytesIO()
+    pages[0].save(file, kind, save_all=True, append_images=pages[1:])
+    with Image.open(file) as image:
+        assert recogniser.prepare(image).max() == 0
+    with Image.open(file) as image:
+        image.seek(1)
+        assert recogniser.prepare(image).min() == 255
+
+
+def test_counts_are_counts(recogniser: Recogniser, export_folder: Path, pictures: Path) -> None:
+    picture = pictures / "id01" / "p0.png"
+    wrong: tuple[Any, ...] = (2.5, True)
+    for value in wrong:
+        with pytest.raises(TypeError, match=f"batch_size={value} must be a whole number"):
+            recogniser.embed([picture] * 3, batch_size=value)
+        with pytest.raises(TypeError, match=f"k={value} must be a whole number"):
+            recogniser.search(picture, value)
+    with pytest.raises(ValueError, match="max_pixels=0 must be at least 1"):
+        Recogniser.load(export_folder, max_pixels=0)
+    with pytest.raises(ValueError, match="give photos=True"):
+        Recogniser.load(export_folder, detector="yunet.onnx")
+
+
 # --- embeddings -------------------------------------------------------------------------------------------------------
 
 

@@ -146,6 +146,21 @@ def test_a_folder_of_photos(
     assert "was left by a job of other words" in capsys.readouterr().err
 
 
+def test_a_link_that_leads_out_of_the_photos_is_not_shown(
+    files: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = folder_of_photos(tmp_path / "photos")
+    for name in ("anna/1.jpg", "anna/2.png", "ben/broken.png", "ben/none.png"):
+        (root / name).unlink()
+    Image.new("RGB", (90, 90), "red").save(tmp_path / "secret.png")
+    (root / "ben" / "out.png").symlink_to(tmp_path / "secret.png")
+    assert main(["align", "--detector", str(files["yunet"]), str(root), str(tmp_path / "faces"), "--quiet"]) == 1
+    assert "ben/out.png" in capsys.readouterr().err
+    with Image.open(tmp_path / "faces.rejected.png") as sheet:
+        pixels = np.asarray(sheet.convert("RGB")).reshape(-1, 3)
+    assert not (pixels == (255, 0, 0)).all(1).any()
+
+
 def test_all_faces_of_a_photo_are_written(files: dict[str, Path], tmp_path: Path) -> None:
     root = folder_of_photos(tmp_path / "photos")
     words = ["align", "--detector", str(files["scrfd"]), str(root), str(tmp_path / "all"), "--faces", "all", "--quiet"]

@@ -49,6 +49,23 @@ def test_names_that_cannot_be_kept_are_listed_and_left_out(
     assert not (tmp_path / "other").exists()
 
 
+def test_links_that_lead_out_of_the_folder_are_left_out(
+    export_folder: Path, pictures: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    folder, gallery = tmp_path / "people", tmp_path / "gallery"
+    shutil.copytree(pictures / "id01", folder / "anna")
+    (folder / "eve").mkdir()
+    (folder / "eve" / "1.png").symlink_to(pictures / "id02" / "p0.png")
+    assert main(["build", str(gallery), str(folder), "--model", str(export_folder)]) == 0
+    assert f"left out: {folder / 'eve' / '1.png'}" in capfd.readouterr().err
+    assert _names(gallery) == ["anna"]
+    assert main(["add", str(gallery), str(folder), "--allow", str(pictures)]) == 0
+    assert _names(gallery) == ["anna", "eve"]
+    shutil.rmtree(folder / "anna")
+    assert main(["build", str(tmp_path / "other"), str(folder), "--model", str(export_folder)]) == 1
+    assert "no gallery was made" in capfd.readouterr().err
+
+
 def test_a_build_that_the_disk_ends_says_how_to_go_on(
     export_folder: Path, pictures: Path, tmp_path: Path, monkeypatch: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -30,10 +30,12 @@ pytest.importorskip("faiss", reason="needs the extra serve")
 import httpx
 
 from lightning_pfc.commands.serve import main
+from lightning_pfc.gallery import GalleryError
 from lightning_pfc.service.batcher import Batcher, QueueFullError
 from lightning_pfc.service.key_file import KeyFile
 from lightning_pfc.service.keys import KeyFileError, Keys
 from lightning_pfc.service.limits import Limits
+from lightning_pfc.service.lock import service_lock
 from lightning_pfc.service.server import ListenError, address_of, is_loopback, listening_socket, serve
 from tests import console
 from tests.detector_files import plant, write_yunet
@@ -418,6 +420,34 @@ def test_the_last_key_that_is_removed_opens_no_door(
     finally:
         running.close()
     assert not KeyFile(tmp_path / "none.json")().needed
+
+
+def test_a_service_that_only_reads(export_folder: Path, tmp_path: Path, encoded: dict[str, list[bytes]]) -> None:
+    picture = b64(encoded["id20"][0])
+    running = Running(export_folder, tmp_path / "g")
+    try:
+        assert running.client.post("/identities", json={"name": "anna", "image": picture}).status_code == 201
+        running.state.read_only = True
+        for method, path, body in (
+            ("POST", "/identities", {"name": "b", "image": picture}),
+            ("POST", "/identities/anna/pictures", {"image": picture}),
+            ("PATCH", "/identities/anna", {"name": "b"}),
+            ("DELETE", "/identities/anna", None),
+            ("DELETE", "/pictures/1", None),
+        ):
+            answer = running.client.request(method, path, json=body)
+            assert (answer.status_code, "--read-only" in answer.json()["detail"]) == (403, True), path
+        found = running.client.post("/search", json={"image": picture}).json()["matches"]
+        assert [one["identity"] for one in found] == ["anna"]
+        assert running.client.get("/model").json()["read_only"] is True
+    finally:
+        running.close()
+
+
+def test_a_gallery_that_cannot_be_written_says_how_it_is_served(tmp_path: Path) -> None:
+    (tmp_path / "service.lock").mkdir()
+    with pytest.raises(GalleryError, match="--read-only serves it as it is"), service_lock(str(tmp_path)):
+        pass
 
 
 def test_a_file_of_keys(tmp_path: Path) -> None:
