@@ -61,7 +61,11 @@ class CSVLogger(Logger):
         number = step if step is not None else 0
         if not self._started:
             self._started = True
-            kept = [old for old in read_metrics(self.path) if old["step"] < number] if self.path.exists() else []
+            before = read_metrics(self.path) if self.path.exists() else []
+            # a run that goes on behind the last batch of an epoch logs what its validation gives at that step
+            kept = [
+                old for old in before if old["step"] < number or (old["step"] == number and not old.keys() & row.keys())
+            ]
             self._write([*kept, row | {"step": number}])
             return
         self._pending.append(row | {"step": number})

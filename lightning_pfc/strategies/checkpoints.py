@@ -18,6 +18,7 @@ from lightning_pfc.strategies.resumed import (
     differing_hyper_parameters,
     sentence,
 )
+from lightning_pfc.strategies.resumed_epoch_end import end_what_was_begun, step_monitoring_schedules
 from lightning_pfc.strategies.resumed_place import ResumedRandomState, begin_next_epoch, put_loaders_in_place
 from lightning_pfc.strategies.training_options import differing_options, training_options
 
@@ -106,12 +107,14 @@ class CheckpointFolders(CheckpointLoading):
     # -- the place in the run
 
     def on_train_start(self) -> None:
-        """Random state of a checkpoint that was taken between two epochs."""
+        """Random state of a checkpoint that was taken between two epochs, and what was to follow its last batch."""
         super().on_train_start()
         put_loaders_in_place(self._trainer)
-        begin_next_epoch(self._trainer)
         self._say_training_options()
         self._random_state.restore_at_start()
+        end_what_was_begun(self._trainer, self._random_state)
+        step_monitoring_schedules(self._trainer)
+        begin_next_epoch(self._trainer)
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Random state of a checkpoint that was taken within an epoch: the data loader has drawn its own by now."""

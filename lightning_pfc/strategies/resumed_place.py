@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
-from lightning_pfc.checkpoint.rng import restore_random_state
+from lightning_pfc.checkpoint.rng import random_state, restore_random_state
 
 
 class ResumedRandomState:
@@ -25,6 +26,15 @@ class ResumedRandomState:
         """Of a checkpoint that was taken between two epochs: before the data loader draws."""
         if not self._within_epoch:
             self.restore()
+
+    @contextmanager
+    def in_force(self) -> Iterator[None]:
+        """Within, the generators are as they were; training goes on with what they are at the end."""
+        kept, within = self._state is not None, self._within_epoch
+        self.restore()
+        yield
+        if kept:
+            self._state, self._within_epoch = random_state(), within
 
     def restore(self) -> None:
         """Set the generators, unless that is done: the data loader of a running epoch has drawn its own by now."""

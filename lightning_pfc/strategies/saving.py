@@ -8,6 +8,7 @@ from typing import Any
 
 import torch.distributed as dist
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
+from lightning.fabric.utilities import rank_zero_warn
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -36,6 +37,7 @@ class CheckpointSaving(WithHeads):
     """
 
     _async_save = False
+    _has_said_accumulated = False
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -78,7 +80,19 @@ class CheckpointSaving(WithHeads):
         own: dict[str, Any] = {"random_state": random_state(), "optimizers": self._configured}
         if self._fitting():
             own["training"] = training_options(self._trainer, self._clip)
+            self._say_accumulated()
         return own
+
+    def _say_accumulated(self) -> None:
+        loop = self._trainer.fit_loop
+        if not self._has_said_accumulated and loop.epoch_loop.batch_idx >= 0 and loop._should_accumulate():
+            self._has_said_accumulated = True
+            rank_zero_warn(
+                f"A checkpoint is saved behind batch {loop.epoch_loop.batch_idx} of the epoch, within a step of "
+                f"accumulate_grad_batches={self._trainer.accumulate_grad_batches}: gradients are in no checkpoint, so "
+                "a run that goes on from it makes that step of the batches that are left. Save behind a step: "
+                "ModelCheckpoint(every_n_train_steps=...) does, train_time_interval does not."
+            )
 
     def _shard_of(self, key: str, tensor: Tensor) -> ClassShard | None:
         record = class_rows(tensor)

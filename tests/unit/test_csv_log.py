@@ -39,3 +39,12 @@ def test_whole_rows_are_read_and_the_log_goes_on(tmp_path: Path, content: bytes,
     logger.finalize("success")
     rows = read_metrics(path)
     assert rows == [{"step": step, "loss": 0.5 ** (step + 1)} for step in steps] + [{"step": 9, "loss": 0.75}]
+
+
+def test_a_run_that_goes_on_behind_an_epochs_last_batch_keeps_the_row_of_that_batch(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.csv"
+    path.write_bytes(b"step,loss,val\n6,0.5,\n7,0.25,\n7,,0.9\n8,0.125,\n")
+    logger = CSVLogger(tmp_path)
+    logger.log_metrics({"val": 0.75}, 7)
+    logger.finalize("success")
+    assert read_metrics(path) == [{"step": 6, "loss": 0.5}, {"step": 7, "loss": 0.25}, {"step": 7, "val": 0.75}]
