@@ -26,7 +26,7 @@ class KeepRecord(Callback):
     """Keeps the config, the words of the command and the identities of the data in the run folder, on rank 0.
 
     At once where it is the folder's first start. Where a run is gone on with, when it trains: a start that is refused,
-    for another architecture or other classes, would else be what the next one goes on with.
+    for another architecture or other classes, or that only tests, would else be what the next one goes on with.
     """
 
     def __init__(self, config: DictConfig, overrides: Sequence[str], folder: Path, data: Any) -> None:

@@ -123,7 +123,8 @@ def _fit_and_test(
     if config.predict.source is not None:
         path = None if config.fit or config.test else config.ckpt_path
         predict(trainer, module, data, str(config.predict.source), folder, k=config.predict.k, ckpt_path=path)
-    record.keep()  # where there was nothing to train
+    if config.fit:
+        record.keep()  # where there was nothing left to train
 
     started -= seconds_before(trainer)  # a requeued job counts on
     results = collect_results(config, trainer, folder, overrides, metrics, verdict, best)

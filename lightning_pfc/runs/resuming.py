@@ -22,7 +22,7 @@ from lightning_pfc.config_words import config_dir, new_key, new_target
 from lightning_pfc.runs.records import newest_record
 from lightning_pfc.storage.regular import read_regular
 
-_OF_A_START = ("output_dir", "ckpt_path", "resume")
+_OF_A_START = ("output_dir", "ckpt_path", "resume", "fit")  # words of one start, not of the run
 _MISSING = object()
 _MOST = 16 << 20  # bytes of a config
 Path_ = tuple[str, ...]

@@ -91,6 +91,20 @@ def test_resume_goes_on_with_its_own_words(run: Path) -> None:
 
     results = train(f"resume='{run}'", "fit=false", f"ckpt_path='{run}/checkpoints/last.ckpt'", "trainer.max_epochs=2")
     assert results["metrics"]["test/accuracy"] == pytest.approx(now["metrics"]["test/accuracy"])
+    assert not (run / "config_3.yaml").exists()  # a start that only tests is nothing to go on with
+    config = taken(f"resume='{run}'")
+    assert (config.fit, config.test, config.trainer.max_epochs) == (True, True, 2)
+
+
+def test_whether_a_start_trains_is_its_own_word(tmp_path: Path) -> None:
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "last.ckpt").touch()
+    words = ["data=synthetic", "fit=false", "loss.scale=20", f"output_dir={tmp_path}"]
+    (tmp_path / "config.yaml").write_text(OmegaConf.to_yaml(compose(words), resolve=True))
+    (tmp_path / "overrides.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(words)))
+    config = taken(f"resume={tmp_path}")
+    assert (config.fit, config.loss.scale) == (True, 20)
+    assert taken(f"resume={tmp_path}", "fit=false").fit is False
 
 
 def test_a_start_that_is_refused_leaves_the_run_as_it_was(run: Path) -> None:
