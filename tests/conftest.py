@@ -74,6 +74,13 @@ def pytest_report_header(config: pytest.Config) -> str:
 def pytest_configure(config: pytest.Config) -> None:
     """One thread per process, as the ranks have: sums in the same order, and no fight for the cores."""
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+    gc.disable()  # until all tests are imported
+
+
+def pytest_collection_finish() -> None:
+    """What was imported stays: the garbage collector, off until now, never goes over it."""
+    gc.freeze()
+    gc.enable()
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:

@@ -22,6 +22,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from lightning_pfc.commands.imports import large_imports
+
 ROOT = Path(__file__).parents[1]
 # What commands import when they run, not only when they are imported.
 IMPORTS = (
@@ -138,9 +140,10 @@ run = CONSOLE.run
 
 def _serve() -> Callable[[], Any] | None:
     """Fork for each line that comes, until no more do; the child returns what it is to run."""
-    for name in IMPORTS:
-        importlib.import_module(name)
-    importlib.import_module("lightning_pfc.config").compose([])  # the parser of words learns its grammar
+    with large_imports():  # runs need not go over it for garbage, nor copy its pages
+        for name in IMPORTS:
+            importlib.import_module(name)
+        importlib.import_module("lightning_pfc.config").compose([])  # the parser of words learns its grammar
     threads = os.listdir("/proc/self/task")
     if len(threads) > 1:
         raise RuntimeError(f"imports started threads, which a fork would lose: {len(threads)}.")

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from lightning_pfc.commands.imports import large_imports
 from lightning_pfc.commands.output import may_be_cut_short
 from lightning_pfc.commands.running import run_command
 
@@ -44,7 +45,8 @@ the file of one process."""
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit status: 0 fine, 1 a damaged checkpoint, 2 wrong input."""
     options = _parser().parse_args(arguments)
-    from lightning_pfc.commands.ckpt_work import WORK  # and torch, which who asks for help can do without
+    with large_imports():
+        from lightning_pfc.commands.ckpt_work import WORK  # and torch, which who asks for help can do without
 
     def work() -> int:
         WORK[options.command](options)

@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Sequence
 
 from lightning_pfc.commands.data_words import COMMANDS
+from lightning_pfc.commands.imports import large_imports
 from lightning_pfc.commands.output import may_be_cut_short
 from lightning_pfc.commands.running import run_command, unexpected_in_one_line
 
@@ -36,7 +37,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
 
     def work() -> int:
-        from lightning_pfc.commands.data_work import WORK  # and torch, which who asks for help can do without
+        with large_imports():
+            from lightning_pfc.commands.data_work import WORK  # and torch, which who asks for help can do without
 
         with unexpected_in_one_line():
             return WORK[options.command](options)

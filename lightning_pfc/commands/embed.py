@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from lightning_pfc.commands.imports import large_imports
 from lightning_pfc.commands.onnx_words import add_onnx_words, onnx_words
 from lightning_pfc.commands.output import may_be_cut_short
 from lightning_pfc.commands.pixels import add_max_pixels
@@ -66,11 +67,12 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _embed(options: argparse.Namespace) -> int:
-    from lightning_pfc.deploy.embedders import open_embedder
-    from lightning_pfc.deploy.embedding import embed_images
-    from lightning_pfc.deploy.errors import ExportError
-    from lightning_pfc.deploy.picture_folders import open_pictures
-    from lightning_pfc.faces import FaceCutter, open_detector
+    with large_imports():
+        from lightning_pfc.deploy.embedders import open_embedder
+        from lightning_pfc.deploy.embedding import embed_images
+        from lightning_pfc.deploy.errors import ExportError
+        from lightning_pfc.deploy.picture_folders import open_pictures
+        from lightning_pfc.faces import FaceCutter, open_detector
 
     if options.detector is not None and not options.photos:
         raise ValueError(f"--detector {options.detector} finds faces in photos; add --photos")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig
 
 from lightning_pfc.commands.hydra_command import run_application
+from lightning_pfc.commands.imports import large_imports
 from lightning_pfc.commands.output import may_be_cut_short
 from lightning_pfc.lazy import lazy_names
 
@@ -28,7 +29,8 @@ def main() -> None:
 
 
 def _work(config: DictConfig, folder: Path, overrides: Sequence[str]) -> dict[str, Any]:
-    from lightning_pfc.commands.judging import run
+    with large_imports():
+        from lightning_pfc.commands.judging import run
 
     return run(config, folder, overrides)
 

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lightning_pfc.commands.imports import large_imports
 from lightning_pfc.commands.output import may_be_cut_short
 from lightning_pfc.deploy.precisions import PRECISIONS
 
@@ -82,7 +83,8 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _export(options: argparse.Namespace) -> int:
-    from lightning_pfc.deploy.export import ExportOptions, export_run
+    with large_imports():
+        from lightning_pfc.deploy.export import ExportOptions, export_run
 
     about = export_run(
         options.run,

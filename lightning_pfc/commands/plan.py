@@ -7,6 +7,7 @@ import re
 import sys
 from collections.abc import Sequence
 
+from lightning_pfc.commands.imports import large_imports
 from lightning_pfc.commands.output import may_be_cut_short
 from lightning_pfc.planning.machine import MACHINES
 from lightning_pfc.planning.words import BYTES, OPTIMIZERS, PRECISIONS
@@ -44,7 +45,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     parser = _parser()
     args = parser.parse_args(argv)
-    from lightning_pfc.commands.plan_work import plan  # and torch, which who asks for help can do without
+    with large_imports():
+        from lightning_pfc.commands.plan_work import plan  # and torch, which who asks for help can do without
 
     return plan(parser, args)
 

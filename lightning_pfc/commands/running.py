@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from lightning_pfc.commands.imports import large_imports
+
 
 def run_command(name: str, work: Callable[[], int], wrong_input: int = 1) -> int:
     """Do the work of a command; what a user can mend is one line on stderr, without a traceback.
@@ -19,7 +21,8 @@ def run_command(name: str, work: Callable[[], int], wrong_input: int = 1) -> int
         What ``work`` returns; 1 for a damaged checkpoint, ``wrong_input`` for all else that a user can mend, 130 after
         Ctrl-C.
     """
-    from lightning_pfc.checkpoint import CheckpointError
+    with large_imports():
+        from lightning_pfc.checkpoint import CheckpointError
 
     before = _on_termination(_leave)  # so that what is half-written is taken away
     try:

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from lightning_pfc.commands.imports import large_imports
 from lightning_pfc.commands.output import may_be_cut_short
 from lightning_pfc.commands.running import run_command
 
@@ -107,17 +108,18 @@ def _change_keys(path: Path | None, options: argparse.Namespace) -> int:
 
 
 def _serve(path: Path | None, options: argparse.Namespace) -> int:
-    from lightning_pfc.deploy.recogniser import Recogniser
-    from lightning_pfc.gallery.enrolling import model_record
-    from lightning_pfc.gallery.opening import open_gallery
-    from lightning_pfc.service.app import create_app
-    from lightning_pfc.service.key_file import KeyFile
-    from lightning_pfc.service.limits import Limits
-    from lightning_pfc.service.lock import service_lock
-    from lightning_pfc.service.server import address_of, check_tls, is_loopback, listening_socket, serve
-    from lightning_pfc.service.state import ServiceState
-    from lightning_pfc.service.telemetry import Telemetry
-    from lightning_pfc.service.whole_log import whole_log
+    with large_imports():
+        from lightning_pfc.deploy.recogniser import Recogniser
+        from lightning_pfc.gallery.enrolling import model_record
+        from lightning_pfc.gallery.opening import open_gallery
+        from lightning_pfc.service.app import create_app
+        from lightning_pfc.service.key_file import KeyFile
+        from lightning_pfc.service.limits import Limits
+        from lightning_pfc.service.lock import service_lock
+        from lightning_pfc.service.server import address_of, check_tls, is_loopback, listening_socket, serve
+        from lightning_pfc.service.state import ServiceState
+        from lightning_pfc.service.telemetry import Telemetry
+        from lightning_pfc.service.whole_log import whole_log
 
     if options.detector is not None and not options.photos:
         raise ValueError(f"--detector {options.detector} finds faces in photos; add --photos.")

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig
 
 from lightning_pfc.commands.hydra_command import run_application
+from lightning_pfc.commands.imports import large_imports
 from lightning_pfc.commands.output import may_be_cut_short
 from lightning_pfc.config import compose
 from lightning_pfc.distributed.jobs import adopt_step
@@ -39,7 +40,8 @@ def _words() -> list[str]:
 
 
 def _work(config: DictConfig, folder: Path, overrides: Sequence[str]) -> dict[str, Any]:
-    from lightning_pfc.commands.training import run
+    with large_imports():
+        from lightning_pfc.commands.training import run
 
     _join_lightning_log()
     earlier = earlier_run(sys.argv[1:])

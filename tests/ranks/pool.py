@@ -33,8 +33,16 @@ MAX_RANKS = 4
 PATIENCE = 3.0
 # All ranks are done: only now a rank may close its connections, which the others may still have been reading from.
 _RELEASE = b"release"
-# Found wherever the tests are started, as they are installed.
-PRELOADED = ["torch", "torchvision", "timm", "lightning.pytorch", "lightning_pfc", "lightning_pfc.module"]
+# The first is found where tests are started from the root, the others wherever, as they are installed.
+PRELOADED = [
+    "tests.ranks.preload",
+    "torch",
+    "torchvision",
+    "timm",
+    "lightning.pytorch",
+    "lightning_pfc",
+    "lightning_pfc.module",
+]
 # What the libraries of a worker read when they are imported.
 WORKER_ENVIRONMENT = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
 
