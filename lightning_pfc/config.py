@@ -122,6 +122,8 @@ def explain(error: BaseException, config_name: str = "train", words: Sequence[st
         *parents, name = key.split(".")
         if name in existing and "Could not delete" in text:
             return _not_deleted(text, key)
+        if name in existing and "Could not append" in text:
+            return f"{key} is there already. Leave the + out: {key}=VALUE."
         where = f"{'.'.join(parents)} has no key {name}" if parents else f"There is no key or group {name}"
         others = [option for option in _options_with(key) if option != chosen.get(parents[0])] if parents else []
         if others and not difflib.get_close_matches(name, existing, n=1, cutoff=0.8):

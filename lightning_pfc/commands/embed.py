@@ -85,7 +85,7 @@ def _embed(options: argparse.Namespace) -> int:
         max_pixels=options.max_pixels,
         onnx=onnx_words(options),
     )
-    cutter = None
+    cutter, detector = None, None
     if options.photos:
         detector = options.detector or embedder.detector
         if detector is None:
@@ -101,6 +101,7 @@ def _embed(options: argparse.Namespace) -> int:
         open_pictures(options.source, options.format, allow=options.allow),
         options.out,
         cutter=cutter,
+        detector_file=detector,
         batch_size=options.batch_size,
         workers=options.workers,
         progress=not options.quiet and sys.stderr.isatty(),

@@ -22,6 +22,7 @@ from lightning_pfc.deploy.errors import ExportError
 from lightning_pfc.deploy.pictures import Pixels
 from lightning_pfc.faces import FaceCutter
 from lightning_pfc.storage.journal import Journal
+from lightning_pfc.storage.whole_files import sha256
 
 _ROWS, _JOURNAL = "rows.f32", "journal.tsv"
 _Read = tuple[int, list[Pixels], str]  # number of the picture, what it gave, or why nothing
@@ -52,6 +53,7 @@ def embed_images(
     target: str | os.PathLike[str],
     *,
     cutter: FaceCutter | None = None,
+    detector_file: str | os.PathLike[str] | None = None,
     batch_size: int = 64,
     workers: int = 1,
     progress: bool = True,
@@ -65,6 +67,7 @@ def embed_images(
         images: The data set.
         target: ``.npz`` (``emb``, ``label``, ``path``, ``names``) or ``.parquet`` (the same columns, and ``name``).
         cutter: Pictures are photos: embed the faces that it finds in them.
+        detector_file: Of the cutter; its digest is kept, so that faces of two detectors are not mixed unseen.
         batch_size: Pictures in a call of the network.
         workers: Threads that read and decode.
         progress: Show a progress bar.
@@ -81,7 +84,8 @@ def embed_images(
     if final.exists():
         raise FileExistsError(f"{final} is there already; take it away, or give another name")
     work = final.with_name(f"{final.name}.partial")
-    done = _rows_into(work, embedder, images, cutter, batch_size, workers, progress)
+    detector = sha256(detector_file) if detector_file else ""
+    done = _rows_into(work, embedder, images, cutter, batch_size, workers, progress, detector)
     return _finish(final, work, images, done)
 
 
@@ -129,6 +133,7 @@ def _rows_into(
     batch_size: int,
     workers: int,
     progress: bool,
+    detector: str = "",
 ) -> _Done:
     for name, value in (("batch_size", batch_size), ("workers", workers)):
         if value < 1:
@@ -140,7 +145,7 @@ def _rows_into(
         "names": _names_digest(images),
         "model": embedder.model_id,
     }
-    job |= {} if cutter is None else {"faces": cutter.faces, "size": cutter.size}
+    job |= {} if cutter is None else {"faces": cutter.faces, "size": cutter.size, "detector": detector}
     with Journal(work / _JOURNAL, job) as journal:
         done = _Done(work / _ROWS, journal)
         _embed(embedder, images, done, cutter, batch_size, workers, progress)

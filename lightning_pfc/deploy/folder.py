@@ -34,7 +34,7 @@ def publish(target: str | os.PathLike[str], *, replace: bool = False) -> Iterato
     _sweep(final)
     partial = hidden_path(final)
     try:
-        with errors_of(partial, final):
+        with errors_of(partial, final), _own_errors_of(partial, final):
             partial.mkdir()
             yield partial
             for file in partial.rglob("*"):
@@ -44,6 +44,17 @@ def publish(target: str | os.PathLike[str], *, replace: bool = False) -> Iterato
         _to_disk(final.parent)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _own_errors_of(partial: Path, final: Path) -> Iterator[None]:
+    """Within it, what cannot be exported names the folder to be too."""
+    try:
+        yield
+    except ExportError as error:
+        error.args = tuple(str(each).replace(str(partial), str(final)) for each in error.args)
+        error.path = error.path and error.path.replace(str(partial), str(final))
+        raise
 
 
 def _is_export(folder: Path) -> bool:

@@ -148,6 +148,11 @@ class OnnxEmbedder:
 
     def _layout_of(self, shape: Sequence[Any]) -> Layout:
         first, last = shape[1] in (1, 3), shape[3] in (1, 3)
+        if not (first or last) and all(isinstance(edge, int) for edge in shape[1:]):
+            raise ValueError(
+                f"{self._path}: the shape {list(shape)} of its input has neither 1 nor 3 channels, first or last; "
+                "pictures are grey or RGB"
+            )
         if first == last:
             raise ValueError(
                 f"{self._path}: the shape {list(shape)} of its input does not tell where the channels are; give "

@@ -17,6 +17,7 @@ from lightning_pfc.heads.partial_fc import PartialFC
 from lightning_pfc.strategies.moved_rows import on_all_ranks
 from lightning_pfc.transfer.sources import Weights
 
+_ROWS = 65_536  # looked at together
 _WAY_OUT = "Leave head out of init_parts, or say head.match=position if row i is class i."
 
 
@@ -118,4 +119,9 @@ def _fill(name: str, head: PartialFC, weights: Weights, prefix: str, origins: Te
             continue
         with torch.no_grad():
             take_rows(lambda start, stop, there=there: weights.rows(there, start, stop), own, out.detach())  # type: ignore[misc]
+        if not all(bool(part.isfinite().all()) for part in out.detach().split(_ROWS)):
+            raise CheckpointError(
+                f"init_from={report.source}: {there} holds NaN or infinity, so the run that wrote it had diverged. "
+                "Give an earlier checkpoint, or leave head out of init_parts."
+            )
         report.taken.append(f"{name}.{key}")

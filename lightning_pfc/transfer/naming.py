@@ -13,7 +13,12 @@ _COMPILED = "_orig_mod."
 
 def plain_names(names: Collection[str]) -> dict[str, str]:
     """Every name without the marks of torch.compile, and the name that it has in the file."""
-    return {name.replace(_COMPILED, ""): name for name in names}
+    return {plain(name): name for name in names}
+
+
+def plain(name: str) -> str:
+    """A name without the marks of torch.compile."""
+    return name.replace(_COMPILED, "")
 
 
 def find_prefix(names: Collection[str], wanted: Collection[str]) -> str | None:

@@ -16,7 +16,7 @@ from lightning_pfc.distributed import Comm
 from lightning_pfc.heads.partial_fc import iter_heads
 from lightning_pfc.transfer.fitting import fitted
 from lightning_pfc.transfer.head_rows import take_head
-from lightning_pfc.transfer.naming import BACKBONE, NECK, below, find_prefix, outer, plain_names
+from lightning_pfc.transfer.naming import BACKBONE, NECK, below, find_prefix, outer, plain, plain_names
 from lightning_pfc.transfer.sources import Weights, open_weights
 
 PARTS = ("backbone", "neck", "head")
@@ -89,7 +89,7 @@ def init_from(
         ValueError: for a part that does not exist.
     """
     wanted = check_parts(parts)
-    heads = dict(iter_heads(module))
+    heads = {plain(name): head for name, head in iter_heads(module)}
     talk = comm or next((head.comm for head in heads.values()), Comm.single())
     report = Report(source)
     error: Exception | None = None
@@ -108,7 +108,7 @@ def init_from(
         names = None if class_names is None else Identities.of(class_names)
         must = parts is not None
         take_head(heads, weights, prefix, names, talk, report, must=must, by_position=by_position)
-    live = module.state_dict(keep_vars=True)
+    live = {plain(name): value for name, value in module.state_dict(keep_vars=True).items()}
     with torch.no_grad():
         for name, value in values.items():
             live[name].detach().copy_(value)
@@ -134,28 +134,29 @@ def _plan(
     module: nn.Module, weights: Weights, parts: Sequence[str], must: bool, report: Report
 ) -> tuple[dict[str, Tensor], str]:
     """The values of backbone and neck by their names in the module; and what comes before a module's names."""
-    heads = tuple(f"{name}." for name, _ in iter_heads(module))
-    own = {name: t for name, t in module.state_dict().items() if not name.startswith(heads or ("\0",))}
+    heads = tuple(f"{plain(name)}." for name, _ in iter_heads(module))
+    state = {plain(name): value for name, value in module.state_dict().items()}
+    own = {name: value for name, value in state.items() if not name.startswith(heads or ("\0",))}
     network = getattr(module, "backbone", module)
     within = BACKBONE if network is not module else ""
     trunk = {name.removeprefix(within): t for name, t in own.items() if not name.startswith(NECK)}
-    plain = plain_names(weights.shapes)
+    named = plain_names(weights.shapes)
     try:
-        prefix = find_prefix(plain, trunk)
+        prefix = find_prefix(named, trunk)
     except CheckpointError as error:
         raise CheckpointError(f"init_from={report.source}: {error}") from error
     if prefix not in (None, "", within):
         report.notes.append(f"names without {prefix!r}")
-    if len(plain) and any("_orig_mod." in name for name in weights.shapes):
+    if len(named) and any("_orig_mod." in name for name in weights.shapes):
         report.notes.append("names without '_orig_mod.'")
     around = outer(prefix)
     of_parts = (f"{around}{NECK}", *(f"{around}{head}" for head in heads))
-    there = {n: t for n, t in below(plain, prefix or "").items() if not f"{prefix or ''}{n}".startswith(of_parts)}
+    there = {n: t for n, t in below(named, prefix or "").items() if not f"{prefix or ''}{n}".startswith(of_parts)}
     values: dict[str, Tensor] = {}
     if "backbone" in parts and (there or must):
         values |= _named(within, _take("backbone", there, trunk, network, weights, report, strict=True))
     neck = {name.removeprefix(NECK): t for name, t in own.items() if name.startswith(NECK)}
-    of_neck = below(plain, f"{around}{NECK}")
+    of_neck = below(named, f"{around}{NECK}")
     if "neck" in parts and neck:
         values |= _named(NECK, _take("neck", of_neck, neck, module, weights, report, strict=must))
     report.taken += values
@@ -163,7 +164,7 @@ def _plan(
     used = {there[n.removeprefix(within)] for n in values if n.removeprefix(within) in there}
     used |= {of_neck[n.removeprefix(NECK)] for n in values if n.startswith(NECK)}
     inner_heads = tuple(f"{around}{head}" for head in heads)
-    report.left += [raw for name, raw in plain.items() if raw not in used and not name.startswith(inner_heads or "\0")]
+    report.left += [raw for name, raw in named.items() if raw not in used and not name.startswith(inner_heads or "\0")]
     return values, around
 
 

@@ -148,6 +148,7 @@ def test_data_build(name: str, tmp_path: Path) -> None:
         (["head.sampel_rate=0.1"], "Did you mean sample_rate"),
         (["trainer.max_epoch=3"], "Did you mean max_epochs"),
         (["head.sampel_rate=0.1"], "There are: "),
+        (["+trainer.max_epochs=3"], r"trainer.max_epochs is there already. Leave the \+ out"),
         (["~loss.nothing"], "loss has no key nothing"),
         (["~loss.interclass_filter"], "loss.interclass_filter is null, .* Leave ~loss.interclass_filter out"),
         (["~loss.margin=3"], "loss.margin is 0.4, and not 3. Give the value that it has, or ~loss.margin alone"),

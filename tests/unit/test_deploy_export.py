@@ -249,6 +249,14 @@ def test_what_is_there_is_replaced_only_by_force(run: Path, capsys: pytest.Captu
     assert nothing_left(run)
 
 
+def test_what_cannot_be_exported_is_named_as_asked_for(tmp_path: Path) -> None:
+    final = tmp_path / "faces"
+    with pytest.raises(ExportError) as told, publish(final) as folder:  # noqa: PT012
+        assert folder != final
+        raise ExportError("the engine does not take it", folder / "model.onnx")
+    assert str(told.value) == f"{final / 'model.onnx'}: the engine does not take it"
+
+
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full, of Linux")
 def test_a_full_disk_under_pt2_is_the_system_s_error(tmp_path: Path) -> None:
     """PyTorch's writer of archives ended the process."""

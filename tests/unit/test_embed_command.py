@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 from PIL import Image
 
@@ -161,6 +162,28 @@ def test_parquet(export_folder: Path, people: Path, tmp_path: Path) -> None:
     assert table["path"].to_pylist()[0] == "id00/p0.png"
     wanted = Recogniser.load(export_folder).embed(people / "id00" / "p0.png")
     np.testing.assert_allclose(table["emb"].to_pylist()[0], wanted[0], atol=1e-5)
+
+
+def test_faces_of_two_detectors_are_not_mixed(
+    export_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = write_yunet(tmp_path / "yunet.onnx")
+    model = onnx.load(first)
+    model.producer_name = "another"
+    onnx.save(model, tmp_path / "other.onnx")
+    (tmp_path / "photos").mkdir()
+    Image.fromarray(plant((200, 300), (96, 96))).save(tmp_path / "photos" / "a.png")
+    words = [str(export_folder), str(tmp_path / "photos"), str(tmp_path / "out.npz"), "--photos", "--detector"]
+
+    def fails(self: Any, pixels: Any) -> Any:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(embedders._Exported, "embed_pixels", fails)
+        assert main([*words, str(first)]) == 130
+    assert main([*words, str(tmp_path / "other.onnx")]) == 1
+    assert "left by a job of other words or files" in capsys.readouterr().err
+    assert main([*words, str(first)]) == 0
 
 
 def test_photos(

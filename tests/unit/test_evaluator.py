@@ -412,3 +412,24 @@ def test_onnx_models_with_packed_weights_among_the_inputs(tmp_path: Path) -> Non
         torch.testing.assert_close(embedder(pictures), expected, atol=1e-4, rtol=1e-5)
     with pytest.raises(ValueError, match="channels='xyz'"):
         OnnxEmbedder(tmp_path / "m.onnx", channels="xyz")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("shape", "said"),
+    [([1, 4, 8, 8], "neither 1 nor 3 channels"), ([1, 8, 8, 2], "neither 1 nor 3 channels"), ([1, 3, 8, 3], "layout=")],
+)
+def test_an_onnx_input_of_other_channels_is_named(tmp_path: Path, shape: list[int], said: str) -> None:
+    onnx = pytest.importorskip("onnx", reason="writes the file")
+    pytest.importorskip("onnxruntime", reason="reads the file")
+    from lightning_pfc.evaluation import OnnxEmbedder
+
+    helper, float32 = onnx.helper, onnx.TensorProto.FLOAT
+    graph = helper.make_graph(
+        [helper.make_node("Flatten", ["data"], ["embedding"])],
+        "embedder",
+        [helper.make_tensor_value_info("data", float32, shape)],
+        [helper.make_tensor_value_info("embedding", float32, [1, int(np.prod(shape))])],
+    )
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), tmp_path / "m.onnx")
+    with pytest.raises(ValueError, match=said):
+        OnnxEmbedder(tmp_path / "m.onnx")

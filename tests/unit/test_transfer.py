@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from lightning_pfc import PartialFCModule
 from lightning_pfc.checkpoint import CheckpointError
@@ -37,6 +37,21 @@ WAYS: dict[str, tuple[Callable[[str], str], Callable[[dict[str, Tensor]], Any]]]
     "net.": (lambda name: f"net.{name}", lambda tensors: {"state_dict": tensors, "epoch": 3}),
     "model.module.": (lambda name: f"model.module.{name}", lambda tensors: {"model": tensors}),
 }
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_a_module_that_is_compiled_already_takes_them(tmp_path: Path, whole: bool) -> None:
+    there, parts = made(1), made(2)
+    torch.save(there.state_dict(), tmp_path / "weights.pth")
+    backbone: Any = parts.backbone if whole else torch.compile(parts.backbone)
+    here = nn.ModuleDict({"backbone": backbone, "neck": parts.neck, "head": parts.head})
+    target: Any = torch.compile(here) if whole else here
+    report = init_from(target, str(tmp_path / "weights.pth"))
+    found = {name.replace("_orig_mod.", ""): value for name, value in here.state_dict().items()}
+    for name, value in there.state_dict().items():
+        if value.is_floating_point():
+            assert torch.equal(found[name], value), name
+    assert report.new == []
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -179,3 +194,13 @@ def test_prefixes() -> None:
     assert find_prefix(["a.b.conv.weight", "a.b.bn.weight", "c.conv.weight"], wanted) == "a.b."
     assert find_prefix(["conv.weight", "bn.weight"], wanted) == ""
     assert find_prefix(["x", "y.z"], wanted) is None
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_centers_that_are_not_finite_are_refused(tmp_path: Path, value: float) -> None:
+    tensors = made(1).state_dict()
+    tensors["head.weight"][3, 2] = value
+    torch.save(tensors, tmp_path / "weights.pth")
+    with pytest.raises(CheckpointError, match=r"head\.weight holds NaN or infinity.*leave head out of init_parts"):
+        init_from(made(2), str(tmp_path / "weights.pth"))
+    assert "head.weight" not in init_from(made(2), str(tmp_path / "weights.pth"), parts=["backbone", "neck"]).taken
