@@ -21,6 +21,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from lightning_pfc.commands.imports import large_imports
 from tests import console, tiers, workers
 from tests.ranks import RankPool
 
@@ -74,13 +75,13 @@ def pytest_report_header(config: pytest.Config) -> str:
 def pytest_configure(config: pytest.Config) -> None:
     """One thread per process, as the ranks have: sums in the same order, and no fight for the cores."""
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
-    gc.disable()  # until all tests are imported
 
 
-def pytest_collection_finish() -> None:
-    """What was imported stays: the garbage collector, off until now, never goes over it."""
-    gc.freeze()
-    gc.enable()
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """Tests are imported and collected: three times what a command imports, and a third less time without a search."""
+    with large_imports():
+        return (yield)
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:

@@ -7,4 +7,10 @@ from __future__ import annotations
 
 import os
 
-collect_ignore_glob = [] if os.environ.get("TRITON_INTERPRET") == "1" else ["test_*.py"]
+if os.environ.get("TRITON_INTERPRET") == "1":
+    collect_ignore_glob = []
+    from tests.interpreted import patched_once
+
+    patched_once.install()
+else:
+    collect_ignore_glob = ["test_*.py"]
