@@ -21,8 +21,9 @@ from lightning_pfc.data.verification import LEAST
 
 _SAMPLE, _DECODED = 200, 48
 _LARGEST, _MULTIPLE = 112, 16  # pixels: of an edge; glyphnet halves it three times, and one more is cheap
-_PICTURES = 120_000  # that a run should see: more of them on a small set made it no better
-_FEWEST, _MOST = 6, 40  # epochs
+_PICTURES = 180_000  # that a run should see
+_FEWEST, _MOST = 6, 200  # epochs
+_BATCHES, _LEAST_BATCH = 32, 64  # of an epoch; and pictures: half as many take nearly as long in bfloat16
 _LEAST_PICTURES = 8
 _FOR_UNSEEN, _FOR_BOTH = 5 * LEAST, 15 * LEAST  # identities, to set some aside once and twice
 _SMALL = 20_000  # pictures: beyond, a run is long, and a validation of every tenth of it no help
@@ -157,8 +158,8 @@ def choices_for(pictures: Pictures, config: DictConfig, typed: Collection[str]) 
     if any(word.split(".")[0] == "loss" for word in typed):
         yield from short_scale(config, typed)
     total, per_class = pictures.total, pictures.total / len(pictures.counts)
-    fits = min(16, _power_below(total / 3))  # an epoch has a full batch, whatever is set aside
-    batch = int(np.clip(_power_below(total / 64), fits, 256))
+    fits = min(_LEAST_BATCH, _power_below(total / 3))  # an epoch has a full batch, whatever is set aside
+    batch = int(np.clip(_power_below(total / _BATCHES), fits, 256))
     yield Choice("data.batch_size", batch, f"{total:,} pictures, {per_class:.3g} a class: many steps an epoch")
     epochs = int(np.clip(round(_PICTURES / total), _FEWEST, _MOST))
     yield Choice("trainer.max_epochs", epochs, f"{_PICTURES:,} pictures in all, within {_FEWEST} to {_MOST} epochs")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from PIL import Image
 from lightning_pfc.config import compose
 from lightning_pfc.data import IdentityDataModule, Synthetic
 from lightning_pfc.runs import quick_choices
+from lightning_pfc.runs.choice_rules import Pictures, choices_for
 from lightning_pfc.runs.choices import choose, told
 from lightning_pfc.runs.resuming import as_it_was, earlier_run
 
@@ -41,7 +43,7 @@ def test_shape_and_colour_come_from_the_pictures(tmp_path: Path) -> None:
     path = folder(tmp_path / "a", (45, 60), colour=False)
     made, config = chosen("data=folder", f"data.source.path={path}")
     assert (made["data.source.image_size"], made["data.source.channels"]) == ([48, 64], 1)
-    assert (made["data.augment"], made["data.batch_size"], made["trainer.max_epochs"]) == ("affine", 8, 40)
+    assert (made["data.augment"], made["data.batch_size"], made["trainer.max_epochs"]) == ("affine", 8, 200)
     assert (config.model.loss.name, config.model.loss.scale) == ("ArcFace", 16.0)
     assert config.data.source.fit == "stretch"
     assert choose(config, []) == []  # as in a run that goes on: its record has plain values
@@ -49,6 +51,17 @@ def test_shape_and_colour_come_from_the_pictures(tmp_path: Path) -> None:
     large, _ = chosen("data=folder", f"data.source.path={folder(tmp_path / 'b', (300, 150), colour=True)}")
     assert large["data.source.image_size"] == [112, 64]
     assert "data.source.channels" not in large
+
+
+@pytest.mark.parametrize(
+    ("each", "batch", "epochs"),
+    [(1, 32, 200), (3, 64, 200), (10, 64, 180), (20, 64, 90), (50, 128, 36), (100, 256, 18), (250, 256, 7), (1000, 256, 6)],
+)
+def test_batch_and_length_follow_from_the_pictures(each: int, batch: int, epochs: int, default: DictConfig) -> None:
+    pictures = Pictures(np.full(100, each), "a", Counter({(32, 32): 1}), grey=True, equal=False)
+    made = {choice.key: choice.value for choice in choices_for(pictures, default, [])}
+    assert (made["data.batch_size"], made["trainer.max_epochs"]) == (batch, epochs)
+    assert batch <= 100 * each / 3  # whatever is set aside, an epoch has a full one
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ The identities of ``test`` are never among those of ``train``.
 from __future__ import annotations
 
 import argparse
+import gzip
 import io
 import tarfile
 from collections.abc import Iterator
@@ -108,6 +109,51 @@ def faces(tar: Path) -> Iterator[list[Picture]]:
     yield from (people[name] for name in np.random.default_rng(0).permutation(names).tolist())
 
 
+def fashion(idx: Path, count: int, each: int, seed: int) -> Iterator[list[Picture]]:
+    """Zalando's clothes, of Debian's package dataset-fashion-mnist: ten identities with many pictures."""
+    raw = [gzip.decompress((idx / f"train-{name}-ubyte.gz").read_bytes()) for name in ("images-idx3", "labels-idx1")]
+    images = np.frombuffer(raw[0], np.uint8, offset=16).reshape(-1, 28, 28)
+    labels = np.frombuffer(raw[1], np.uint8, offset=8)
+    for kind in np.random.default_rng(seed).permutation(10)[:count].tolist():
+        of_kind = images[labels == kind][:each]
+        yield [Image.fromarray(image).resize((32, 32), Image.Resampling.BILINEAR) for image in of_kind]
+
+
+def places(photographs: Path, count: int, each: int, seed: int) -> Iterator[list[Picture]]:
+    """A place in a photograph is an identity; a picture is what a camera sees of it, from elsewhere and in other light.
+
+    The photographs are those of scikit-image's and scikit-learn's wheels; of the last two come the last identities.
+    """
+    import sklearn
+
+    rng = np.random.default_rng(seed)
+    more = Path(sklearn.__file__).parent / "datasets" / "images"
+    names = ("astronaut.png", "chelsea.png", "rocket.jpg", "motorcycle_left.png", "hubble_deep_field.jpg", "ihc.png",
+             "retina.jpg", "flower.jpg", "coffee.png", "china.jpg")  # fmt: skip
+    found: list[tuple[Picture, int, int]] = []
+    for name in names:
+        photograph = Image.open(photographs / name if (photographs / name).exists() else more / name).convert("RGB")
+        grey_values = np.asarray(photograph.convert("L"), np.float64)
+        spots = [(x, y) for x in range(40, photograph.width - 40, 40) for y in range(40, photograph.height - 40, 40)]
+        seen = [(x, y) for x, y in spots if grey_values[y - 16 : y + 16, x - 16 : x + 16].std() > 12]
+        chosen = rng.permutation(len(seen))[: count // 8].tolist()
+        found += [(photograph, *seen[k]) for k in chosen]
+    for photograph, x, y in found[-count:]:
+        yield [seen_again(photograph, x, y, rng) for _ in range(each)]
+
+
+def seen_again(photograph: Picture, x: int, y: int, rng: Random) -> Picture:
+    """32 x 32 pixels of about 40 around a place."""
+    angle, size = rng.normal(0, 0.2), 1.25 * np.exp(rng.normal(0, 0.12))
+    a, b = size * np.cos(angle), size * np.sin(angle)
+    x, y = x + rng.normal(0, 2), y + rng.normal(0, 2)
+    view = (a, -b, x - 16 * (a - b), b, a, y - 16 * (a + b))
+    picture = photograph.transform((32, 32), Image.Transform.AFFINE, view, Image.Resampling.BILINEAR)
+    blurred = np.asarray(picture.filter(ImageFilter.GaussianBlur(float(rng.uniform(0, 0.8)))), np.float64)
+    light = 255 * (blurred / 255) ** np.exp(rng.normal(0, 0.3)) * rng.uniform(0.7, 1)
+    return grey(light + rng.normal(0, rng.uniform(1, 8), light.shape))
+
+
 SETS = {
     # name: (maker, identities, pictures of each, identities to test)
     "characters": (characters, 800, 10, 300),
@@ -119,18 +165,21 @@ SETS = {
     "digits": (digits, 10, 170, 4),
     "noisy": (characters, 800, 10, 300),
     "faces": (faces, 747, 0, 200),
+    "fashion": (fashion, 10, 170, 4),
+    "places": (places, 560, 12, 140),
 }
 
 
-def make(name: str, folder: Path, tar: Path | None = None) -> Path | None:
-    """A set, unless it is there; None where it cannot be made."""
+def make(name: str, folder: Path, given: dict[str, Path | None]) -> Path | None:
+    """A set, unless it is there; None where it cannot be made, since what it is made from was not given."""
     place = folder / name
     if (place / "done").exists():
         return place
-    if name == "faces" and tar is None:
+    if name in given and given[name] is None:
         return None
     maker, count, each, held = SETS[name]
-    identities = list(faces(tar) if name == "faces" and tar else maker(count, each, 7))  # type: ignore[operator]
+    start = [given[name]] if name in given else []
+    identities = list(maker(*start) if name == "faces" else maker(*start, count, each, 7))  # type: ignore[operator]
     training = identities[: len(identities) - held]
     if name == "noisy":
         swap_labels(training, 0.2)
@@ -223,10 +272,13 @@ def latin_fonts() -> list[Path]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--faces", type=Path)
+    parser.add_argument("--faces", type=Path, help="a tar of PERSON/PICTURE.jpg")
+    parser.add_argument("--fashion", type=Path, help="the folder of the package's idx files")
+    parser.add_argument("--places", type=Path, help="skimage/data")
     arguments = parser.parse_args()
+    given = {name: getattr(arguments, name) for name in ("faces", "fashion", "places")}
     for name in SETS:
-        print(name, make(name, arguments.folder, arguments.faces) or "needs --faces", flush=True)
+        print(name, make(name, arguments.folder, given) or f"needs --{name}", flush=True)
 
 
 if __name__ == "__main__":
