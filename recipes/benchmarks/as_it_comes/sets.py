@@ -2,6 +2,7 @@
 
     python sets.py sets/                     # all that can be made
     python sets.py sets/ --faces lfw.tar     # and faces of a tar of IDENTITY/*.jpg
+    python sets.py sets/ --fashion usr/share/datasets/fashion-mnist --places skimage/data    # of a package each
 
 The identities of ``test`` are never among those of ``train``.
 """
@@ -146,8 +147,8 @@ def seen_again(photograph: Picture, x: int, y: int, rng: Random) -> Picture:
     """32 x 32 pixels of about 40 around a place."""
     angle, size = rng.normal(0, 0.2), 1.25 * np.exp(rng.normal(0, 0.12))
     a, b = size * np.cos(angle), size * np.sin(angle)
-    x, y = x + rng.normal(0, 2), y + rng.normal(0, 2)
-    view = (a, -b, x - 16 * (a - b), b, a, y - 16 * (a + b))
+    column, row = x + rng.normal(0, 2), y + rng.normal(0, 2)
+    view = (a, -b, column - 16 * (a - b), b, a, row - 16 * (a + b))
     picture = photograph.transform((32, 32), Image.Transform.AFFINE, view, Image.Resampling.BILINEAR)
     blurred = np.asarray(picture.filter(ImageFilter.GaussianBlur(float(rng.uniform(0, 0.8)))), np.float64)
     light = 255 * (blurred / 255) ** np.exp(rng.normal(0, 0.3)) * rng.uniform(0.7, 1)
