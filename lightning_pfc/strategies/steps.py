@@ -14,7 +14,7 @@ from lightning_pfc.distributed.leaving import stay_at_exit
 from lightning_pfc.strategies.checkpoints import CheckpointFolders
 from lightning_pfc.strategies.loss_uses import LossUses
 from lightning_pfc.strategies.replicas import Replicas, ReplicaWatch
-from lightning_pfc.strategies.waiting import waits_before_head
+from lightning_pfc.strategies.waiting import check_same_end, waits_before_head
 from lightning_pfc.strategies.wiring import Wiring, tell_apart
 
 
@@ -115,7 +115,7 @@ class StepsTogether(CheckpointFolders):
 
         Raises:
             Exception: of whatever a rank raised in its step, on every rank.
-            RuntimeError: on every rank, if the step returned None on some of them only.
+            RuntimeError: on every rank, if the step returned None on some of them only, or an epoch ends on some only.
         """
         try:
             output = super().training_step(*args, **kwargs)
@@ -127,6 +127,10 @@ class StepsTogether(CheckpointFolders):
             self._loss_uses.look(output, self._named_shards())
         return output
 
+    def _is_last_batch(self) -> bool:
+        loop = self._module.trainer.fit_loop.epoch_loop
+        return bool(loop._num_ready_batches_reached())
+
     def _named_shards(self) -> dict[str, Tensor]:
         return {
             f"{name}.{key}": value for name, head in self._iter_heads() for key, value in head.sharded_tensors().items()
@@ -134,8 +138,10 @@ class StepsTogether(CheckpointFolders):
 
     def _agree_on_output(self, output: STEP_OUTPUT) -> None:
         try:
-            said = self.comm.agreement.exchange("training_step", [int(output is None), self._hand])
+            numbers = [int(output is None), self._hand, int(self._is_last_batch())]
+            said = self.comm.agreement.exchange("training_step", numbers)
             self.raised_hands = [hand for _, hand, *_ in said]
+            check_same_end([bool(last) for _, _, last, *_ in said], self._module.trainer)
             skipped = [rank for rank, (skip, *_) in enumerate(said) if skip]
             if self._module.automatic_optimization and 0 < len(skipped) < self.world_size:
                 raise RuntimeError(

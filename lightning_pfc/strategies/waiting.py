@@ -1,8 +1,9 @@
-"""Whether a rank that goes on could wait for one that does not, in DDP, where nobody can tell it why."""
+"""Whether a rank that goes on could wait for one that does not, where nobody can tell it why."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from typing import Any
 
 import torch.distributed as dist
@@ -27,6 +28,28 @@ def waits_before_head(model: Any) -> bool:
     if _agrees_on_buckets(model) or (model.will_sync_module_buffers() and _host_waits(model)):  # type: ignore[no-untyped-call]
         return True
     return any(isinstance(module, nn.SyncBatchNorm) for module in model.modules())
+
+
+def check_same_end(last: Sequence[bool], trainer: Any) -> None:
+    """Refuse an epoch that ends on some ranks while others have more batches; the same on every rank.
+
+    Args:
+        last: of each rank, whether this batch was the last one.
+        trainer: where it is in the epoch.
+
+    Raises:
+        RuntimeError: naming the ranks, the batch and the ways out.
+    """
+    if all(last) or not any(last):
+        return
+    ended, others = ([rank for rank, each in enumerate(last) if each is done] for done in (True, False))
+    batches = trainer.fit_loop.epoch_loop.batch_progress.current.ready
+    raise RuntimeError(
+        f"the training data of rank {', '.join(map(str, ended))} ended after {batches} batch(es) of epoch "
+        f"{trainer.current_epoch}, that of rank {', '.join(map(str, others))} goes on: the ranks would wait for each "
+        f"other for ever. Give every rank the same number of batches, or take so many of each: "
+        f"Trainer(limit_train_batches={batches})."
+    )
 
 
 def _agrees_on_buckets(model: DistributedDataParallel) -> bool:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from torch import Tensor
+from torch.utils.data import DataLoader, IterableDataset
 
 from lightning_pfc import PartialFC
 from lightning_pfc.losses import CosFace
@@ -55,6 +58,24 @@ class RaisesInValidation(TheirModule):
         super().validation_step(batch, batch_idx)
 
 
+class Stream(IterableDataset[Batch]):
+    """Whole batches, one more on rank 1; of no length that could be compared beforehand."""
+
+    def __init__(self, rank: int, batches: int) -> None:
+        self.batches = list(make_loader(rank, 2))[: batches + rank]
+
+    def __iter__(self) -> Iterator[Batch]:
+        return iter(self.batches)
+
+
+class EndsEarlier(TheirModule):
+    pass
+
+
+class ValidatesLess(TheirModule):
+    pass
+
+
 class HeadOnRankZero(TheirModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         x = self.backbone(batch[0])
@@ -81,6 +102,8 @@ KINDS = {
         RaisesInValidation,
         HeadOnRankZero,
         WrongLabel,
+        EndsEarlier,
+        ValidatesLess,
     )
 }
 
@@ -89,9 +112,11 @@ def run(rank: int, world_size: int, kind: str) -> tuple[str, float, int]:
     model = KINDS[kind]()
     trainer = make_trainer(rank, world_size, num_sanity_val_steps=0)
     loader = make_loader(rank, world_size)
+    train: Any = DataLoader(Stream(rank, 3), batch_size=None) if kind == "EndsEarlier" else loader
+    validation: Any = {"RaisesInValidation": loader, "ValidatesLess": DataLoader(Stream(rank, 2), batch_size=None)}
     start = time.monotonic()
     try:
-        trainer.fit(model, loader, loader if kind == "RaisesInValidation" else None)
+        trainer.fit(model, train, validation.get(kind))
         text = ""
     except Exception as error:
         text = f"{type(error).__name__}: {error}"
@@ -106,6 +131,18 @@ def run(rank: int, world_size: int, kind: str) -> tuple[str, float, int]:
         ("RaisesAfterTheHead", "ValueError: a bad sample", "ValueError: rank 0: a bad sample", 0),
         ("RaisesBetweenSteps", "OSError: the disk has gone", "OSError: rank 1: the disk has gone", 1),
         ("RaisesInValidation", "OSError: an unreadable image", "OSError: rank 1: an unreadable image", 1),
+        (
+            "EndsEarlier",
+            "data of rank 0 ended after 3 batch(es) of epoch 0, that of rank 1",
+            "limit_train_batches=3",
+            0,
+        ),
+        (
+            "ValidatesLess",
+            "have left step with each other",
+            "is at 'the last batch of the validation'",
+            1,
+        ),
         ("HeadOnRankZero", "have left step with each other", "rank 1 is at 'training_step'", 0),
         ("WrongLabel", "labels", "ValueError: rank 1: labels", 1),
     ],
