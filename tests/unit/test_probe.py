@@ -126,4 +126,4 @@ def test_not_asked_where_it_was_said(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     assert augment("fit=false") == "affine"
     assert asked == []
     assert [augment(), augment("data.source.image_size=16")] == ["flip"] * 2
-    assert asked == [((32, 32), 1, 960), ((16, 16), 1, 960)]
+    assert asked == [((32, 32), 1, 3000), ((16, 16), 1, 3000)]
