@@ -237,7 +237,7 @@ def test_convert_as_a_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert "12 images of 4 classes as recordio" in capsys.readouterr().out
     assert (tmp_path / "a.rec").read_bytes() == (GOLDEN / "mxnet_flat.rec").read_bytes()
     assert main(["convert", str(GOLDEN / "mxnet_headered.rec"), str(tmp_path / "x")]) == 2
-    assert "tells no format" in capsys.readouterr().err
+    assert "tells no format; say it (--to), one of recordio, folder" in capsys.readouterr().err
     assert main(["convert", str(tmp_path / "none.rec"), str(tmp_path / "x.rec")]) == 2
     assert "no such file" in capsys.readouterr().err
     (tmp_path / "a.idx").unlink()

@@ -26,7 +26,9 @@ def guess_target(target: str | os.PathLike[str]) -> str:
     """
     if Path(target).suffix.lower() == ".rec":
         return "recordio"
-    raise ValueError(f"target is {os.fspath(target)!r}, which tells no format; give one of {', '.join(WRITABLE)}.")
+    raise ValueError(
+        f"target is {os.fspath(target)!r}, which tells no format; say it (--to), one of {', '.join(WRITABLE)}."
+    )
 
 
 def convert(
