@@ -109,6 +109,7 @@ _NAMES = {
     f"{_CHECKPOINT}.edit_classes:Kept": "KeepRows",
     f"{_CHECKPOINT}.edit_classes:Joined": "MergeRows",
     f"{_CHECKPOINT}.edit_classes:Added": "NewRows",
+    f"{_EVALUATION}.blockwise:true_float32": "lightning_pfc.float32_matmul:true_float32",
     f"{_EVALUATION}:Suite": "Evaluator",
     f"{_EVALUATION}:Settings": "EvaluationSettings",
     f"{_EVALUATION}.evaluator:Suite": "Evaluator",

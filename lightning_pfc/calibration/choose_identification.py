@@ -19,8 +19,9 @@ from lightning_pfc.calibration.choose_verification import LEAST_FALSE_ACCEPTS, D
 from lightning_pfc.calibration.material import Material
 from lightning_pfc.calibration.spread import Accepts, quantiles, replicates, scaled, variance
 from lightning_pfc.calibration.trials import Floats, Ints, Searches
-from lightning_pfc.evaluation.blockwise import UnitRows, entries_above, true_float32
+from lightning_pfc.evaluation.blockwise import UnitRows, entries_above
 from lightning_pfc.evaluation.intervals import ratio_interval
+from lightning_pfc.float32_matmul import true_float32
 from lightning_pfc.metrics.verification import rate_name
 from lightning_pfc.runs.thresholds import Threshold
 

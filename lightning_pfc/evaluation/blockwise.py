@@ -8,13 +8,8 @@ scores give, and it depends neither on the size of the blocks nor on the machine
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import torch
 from torch import Tensor
-
-from lightning_pfc.cpu_matmul import fast_fp32_matmul
 
 _EXACT_CHUNK = 1 << 15  # pairs
 
@@ -59,18 +54,6 @@ class UnitRows:
             product = (self.raw[i].double() * other.raw[j].double()).sum(1)
             out[start : start + _EXACT_CHUNK] = product / (self.norms[i] * other.norms[j])
         return out
-
-
-@contextmanager
-def true_float32() -> Iterator[None]:
-    """Matrix products in real float32: the bound above does not hold for TF32 or bfloat16."""
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
-    try:
-        with fast_fp32_matmul():
-            yield
-    finally:
-        torch.set_float32_matmul_precision(before)
 
 
 def entries_above(block: Tensor, floor: float) -> tuple[Tensor, Tensor]:

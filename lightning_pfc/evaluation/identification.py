@@ -12,8 +12,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lightning_pfc.evaluation.blockwise import UnitRows, true_float32
+from lightning_pfc.evaluation.blockwise import UnitRows
 from lightning_pfc.evaluation.peers import Peers
+from lightning_pfc.float32_matmul import true_float32
 from lightning_pfc.metrics.functional.checks import check_rate
 from lightning_pfc.metrics.functional.curves import allowed_false_accepts
 

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_pfc import PartialFC, losses
+from lightning_pfc.evaluation.all_pairs import all_pairs_tar
 from lightning_pfc.heads.softmax.matmul import matmul
 from lightning_pfc.heads.softmax.precision import resolve_precision
 
@@ -213,3 +214,32 @@ def test_a_product_stands_where_it_was_asked_for(word: Any, dtype: Any, out_dtyp
     given = matmul(a, b, word, out=out, may_round_result=may_round)
     assert given.data_ptr() == out.data_ptr()
     assert (out.double() - a.double() @ b.double()).abs().max() < 0.1
+
+
+@pytest.mark.skipif(
+    not hasattr(torch.backends.cuda.matmul, "fp32_precision"), reason="this PyTorch has one way to say it"
+)
+@pytest.mark.parametrize("where", ["everywhere", "on a GPU", "on a CPU"])
+def test_either_way_to_allow_tf32_is_understood_and_stays(where: str) -> None:
+    """Where the newer one was used, torch raises as soon as the older one is asked for."""
+    backends: Any = torch.backends
+    holder = {"everywhere": backends, "on a GPU": backends.cuda.matmul, "on a CPU": backends.mkldnn.matmul}[where]
+    before = holder.fp32_precision
+    first = [each.fp32_precision for each in (backends, backends.cuda.matmul, backends.mkldnn.matmul)]
+    torch.manual_seed(0)
+    x, embeddings, head = torch.randn(12, 16), torch.randn(40, 16), make()
+    state = {name: value.clone() for name, value in head.to("cpu").state_dict().items()}
+    usual, counted = step(head, x), all_pairs_tar(embeddings, torch.arange(40) // 4, [0.1]).points
+    try:
+        holder.fp32_precision = "tf32"
+        kept = [each.fp32_precision for each in (backends, backends.cuda.matmul, backends.mkldnn.matmul)]
+        assert resolve_precision("auto", CUDA, "32-true") == ("float32" if where == "on a CPU" else "tf32")
+        head.load_state_dict(state)
+        for one, other in zip(usual, step(head, x), strict=True):
+            assert torch.equal(one, other)
+        assert all_pairs_tar(embeddings, torch.arange(40) // 4, [0.1]).points == counted
+        assert [each.fp32_precision for each in (backends, backends.cuda.matmul, backends.mkldnn.matmul)] == kept
+    finally:
+        holder.fp32_precision = before
+    every = (backends, backends.cuda.matmul, backends.mkldnn.matmul)
+    assert [each.fp32_precision for each in every] == first  # what was inherited is not pinned

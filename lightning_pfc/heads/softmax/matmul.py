@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_pfc.cpu_matmul import fast_fp32_matmul
+from lightning_pfc.float32_matmul import cpu_products, cuda_products
 from lightning_pfc.heads.softmax.no_autocast import no_autocast
 from lightning_pfc.heads.softmax.precision import Precision
 
@@ -37,39 +37,8 @@ def products_in(precision: Precision, device: torch.device) -> Iterator[None]:
     On a GPU it switches TF32 on or off for float32 products, on a CPU it takes the faster library; autocast around it
     changes nothing. What was set is in force again afterwards.
     """
-    with no_autocast(device), _cuda_float32(tf32=precision == "tf32"), _cpu_float32():
+    with no_autocast(device), cuda_products(tf32=precision == "tf32"), cpu_products():
         yield
-
-
-@contextmanager
-def _cpu_float32() -> Iterator[None]:
-    setting: Any = getattr(torch.backends.mkldnn, "matmul", None)
-    before = getattr(setting, "fp32_precision", None)
-    if before is None:
-        yield
-        return
-    setting.fp32_precision = "ieee"
-    try:
-        with fast_fp32_matmul():
-            yield
-    finally:
-        setting.fp32_precision = before
-
-
-@contextmanager
-def _cuda_float32(*, tf32: bool) -> Iterator[None]:
-    setting: Any = torch.backends.cuda.matmul
-    name = "fp32_precision" if hasattr(setting, "fp32_precision") else "allow_tf32"
-    wanted = ("tf32" if tf32 else "ieee") if name == "fp32_precision" else tf32
-    if not torch.cuda.is_available():
-        yield
-        return
-    before = getattr(setting, name)
-    setattr(setting, name, wanted)
-    try:
-        yield
-    finally:
-        setattr(setting, name, before)
 
 
 def round_operand(x: Tensor, precision: Precision, out: Tensor | None = None) -> Tensor:
@@ -139,7 +108,7 @@ def _wide_mm(a: Tensor, b: Tensor, out: Tensor | None) -> Tensor:
             return product if out is None else out.copy_(product)
         return torch.mm(a, b, out_dtype=torch.float32, out=out)
     # every half-precision number is one of TF32 too: nothing is lost
-    with _cuda_float32(tf32=True):
+    with cuda_products(tf32=True):
         wide = (a.float(), b.float())
         if out is None or out.dtype == torch.float32:
             return torch.mm(*wide) if out is None else torch.mm(*wide, out=out)

@@ -5,7 +5,8 @@ exponentials, margins, norms, the targets' own cosines with their part of both g
 are float32 in every precision (float64 for float64 embeddings).
 
 ``auto`` is float32 on a CPU and in a plain script; on an accelerator under a Trainer it is bfloat16 where the Trainer's
-precision is a half one, and TF32 under ``32-true`` where ``torch.set_float32_matmul_precision`` allows it.
+precision is a half one, and TF32 under ``32-true`` where the user allows it (``torch.set_float32_matmul_precision``, or
+``torch.backends.cuda.matmul.fp32_precision``).
 
 **Errors.** With u the unit roundoff of an operand (2^-24, 2^-11 in TF32 and float16, 2^-8 in bfloat16) a cosine of unit
 rows is off by at most 2 u, and, since roundings are independent, by about ``u / sqrt(D)``: a logit by ``sigma = s u /
@@ -32,6 +33,8 @@ from typing import Literal, get_args
 
 import torch
 from torch import Tensor
+
+from lightning_pfc.float32_matmul import tf32_is_allowed
 
 Precision = Literal["float32", "tf32", "bfloat16", "float16", "float16x3"]
 """A precision that products can be computed in."""
@@ -97,8 +100,7 @@ def resolve_precision(word: str, device: torch.device, trainer_precision: str | 
 
     Returns:
         For ``auto``: ``float32`` on a CPU and in a plain script. On an accelerator under a Trainer, ``bfloat16`` for
-        every half precision, ``tf32`` for ``32-true`` where ``torch.set_float32_matmul_precision`` allows it, else
-        ``float32``.
+        every half precision, ``tf32`` for ``32-true`` where the user allows it, else ``float32``.
 
     Raises:
         ValueError: if the word is none.
@@ -110,11 +112,7 @@ def resolve_precision(word: str, device: torch.device, trainer_precision: str | 
         return "float32"
     if trainer_precision.startswith(("16", "bf16", "transformer-engine")):
         return "bfloat16"
-    if (
-        trainer_precision.startswith("32")
-        and device.type == "cuda"
-        and torch.get_float32_matmul_precision() != "highest"
-    ):
+    if trainer_precision.startswith("32") and device.type == "cuda" and tf32_is_allowed():
         return "tf32"
     return "float32"
 
