@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+from collections.abc import Iterator
 from typing import Any
 
 import lightning as L
@@ -216,30 +217,36 @@ def test_a_product_stands_where_it_was_asked_for(word: Any, dtype: Any, out_dtyp
     assert (out.double() - a.double() @ b.double()).abs().max() < 0.1
 
 
-@pytest.mark.skipif(
-    not hasattr(torch.backends.cuda.matmul, "fp32_precision"), reason="this PyTorch has one way to say it"
-)
-@pytest.mark.parametrize("where", ["everywhere", "on a GPU", "on a CPU"])
-def test_either_way_to_allow_tf32_is_understood_and_stays(where: str) -> None:
+HOLDERS: list[Any] = [torch.backends, torch.backends.cuda.matmul, getattr(torch.backends.mkldnn, "matmul", None)]
+TWO_WAYS = all(hasattr(holder, "fp32_precision") for holder in HOLDERS)
+
+
+@pytest.fixture
+def nothing_said() -> Iterator[None]:
+    """What other tests have asked the older way stays set for good: here nobody has asked for anything."""
+    for holder in HOLDERS:
+        holder.fp32_precision = "none"
+    yield
+    for holder in HOLDERS:
+        holder.fp32_precision = "none"
+
+
+@pytest.mark.skipif(not TWO_WAYS, reason="this PyTorch has one way to say it")
+@pytest.mark.usefixtures("nothing_said")
+@pytest.mark.parametrize(("place", "expected"), [(0, "tf32"), (1, "tf32"), (2, "float32")])
+def test_either_way_to_allow_tf32_is_understood_and_stays(place: int, expected: str) -> None:
     """Where the newer one was used, torch raises as soon as the older one is asked for."""
-    backends: Any = torch.backends
-    holder = {"everywhere": backends, "on a GPU": backends.cuda.matmul, "on a CPU": backends.mkldnn.matmul}[where]
-    before = holder.fp32_precision
-    first = [each.fp32_precision for each in (backends, backends.cuda.matmul, backends.mkldnn.matmul)]
     torch.manual_seed(0)
-    x, embeddings, head = torch.randn(12, 16), torch.randn(40, 16), make()
+    x, embeddings, people, head = torch.randn(12, 16), torch.randn(40, 16), torch.arange(40) // 4, make()
     state = {name: value.clone() for name, value in head.to("cpu").state_dict().items()}
-    usual, counted = step(head, x), all_pairs_tar(embeddings, torch.arange(40) // 4, [0.1]).points
-    try:
-        holder.fp32_precision = "tf32"
-        kept = [each.fp32_precision for each in (backends, backends.cuda.matmul, backends.mkldnn.matmul)]
-        assert resolve_precision("auto", CUDA, "32-true") == ("float32" if where == "on a CPU" else "tf32")
-        head.load_state_dict(state)
-        for one, other in zip(usual, step(head, x), strict=True):
-            assert torch.equal(one, other)
-        assert all_pairs_tar(embeddings, torch.arange(40) // 4, [0.1]).points == counted
-        assert [each.fp32_precision for each in (backends, backends.cuda.matmul, backends.mkldnn.matmul)] == kept
-    finally:
-        holder.fp32_precision = before
-    every = (backends, backends.cuda.matmul, backends.mkldnn.matmul)
-    assert [each.fp32_precision for each in every] == first  # what was inherited is not pinned
+    usual, counted = step(head, x), all_pairs_tar(embeddings, people, [0.1]).points
+    HOLDERS[place].fp32_precision = "tf32"
+    kept = [holder.fp32_precision for holder in HOLDERS]
+    assert resolve_precision("auto", CUDA, "32-true") == expected
+    head.load_state_dict(state)
+    for one, other in zip(usual, step(head, x), strict=True):
+        assert torch.equal(one, other)
+    assert all_pairs_tar(embeddings, people, [0.1]).points == counted
+    assert [holder.fp32_precision for holder in HOLDERS] == kept
+    HOLDERS[place].fp32_precision = "none"
+    assert [holder.fp32_precision for holder in HOLDERS] == ["none"] * 3  # what was inherited is not pinned
