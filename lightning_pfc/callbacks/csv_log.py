@@ -24,7 +24,8 @@ class CSVLogger(Logger):
     """Writes ``SAVE_DIR/metrics.csv``: one row per logged step, one column per name, empty where nothing was logged.
 
     A file that is there already is continued: rows before the first step that is logged now stay, later ones are those
-    of an interrupted run and are written anew. Only rank 0 writes.
+    of an interrupted run and are written anew. Of that first step what is logged again is: a run that goes on behind a
+    batch validates under the number of that batch. Only rank 0 writes.
 
     Args:
         save_dir: the folder.
@@ -37,7 +38,7 @@ class CSVLogger(Logger):
         self.flush_every = flush_every
         self._columns: list[str] = []
         self._pending: list[dict[str, Any]] = []
-        self._started = False
+        self._first: int | None = None  # step that this start has logged
 
     @property
     @override
@@ -59,14 +60,9 @@ class CSVLogger(Logger):
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         row = {name: float(value) for name, value in metrics.items()}
         number = step if step is not None else 0
-        if not self._started:
-            self._started = True
-            before = read_metrics(self.path) if self.path.exists() else []
-            # a run that goes on behind the last batch of an epoch logs what its validation gives at that step
-            kept = [
-                old for old in before if old["step"] < number or (old["step"] == number and not old.keys() & row.keys())
-            ]
-            self._write([*kept, row | {"step": number}])
+        if self._first is None or number == self._first:
+            self._first = number
+            self._log_again(row, number)
             return
         self._pending.append(row | {"step": number})
         if len(self._pending) >= self.flush_every:
@@ -93,6 +89,13 @@ class CSVLogger(Logger):
     @rank_zero_only
     def finalize(self, status: str) -> None:
         self.save()
+
+    def _log_again(self, row: dict[str, Any], number: int) -> None:
+        """Write a row in place of what an earlier start has logged under its names, and of all that came later."""
+        before = read_metrics(self.path) if self.path.exists() else []
+        kept = [old for old in before if old["step"] < number]
+        same = [{k: v for k, v in old.items() if k not in row} for old in before if old["step"] == number]
+        self._write([*kept, *(old for old in same if len(old) > 1), row | {"step": number}])
 
     def _write(self, rows: list[dict[str, Any]]) -> None:
         """The whole file anew, at once: a reader never sees half of it."""

@@ -48,3 +48,30 @@ def test_a_run_that_goes_on_behind_an_epochs_last_batch_keeps_the_row_of_that_ba
     logger.log_metrics({"val": 0.75}, 7)
     logger.finalize("success")
     assert read_metrics(path) == [{"step": 6, "loss": 0.5}, {"step": 7, "loss": 0.25}, {"step": 7, "val": 0.75}]
+
+
+def test_what_is_logged_again_under_one_step_stands_once(tmp_path: Path) -> None:
+    """The rate comes before the loss, and both in rows of their own."""
+    path = tmp_path / "metrics.csv"
+    path.write_bytes(b"step,loss,lr,time\n6,0.5,,1\n7,,0.1,\n7,0.25,,2\n8,0.125,,3\n")
+    logger = CSVLogger(tmp_path)
+    for row in ({"lr": 0.2}, {"loss": 0.75}):
+        logger.log_metrics(row, 7)
+    logger.log_metrics({"loss": 1.0}, 8)
+    logger.finalize("success")
+    found = read_metrics(path)
+    assert [(row["step"], row["loss"]) for row in found if "loss" in row] == [(6, 0.5), (7, 0.75), (8, 1.0)]
+    assert [(row["step"], row["lr"]) for row in found if "lr" in row] == [(7, 0.2)]
+
+
+def test_a_row_of_the_last_batch_keeps_what_its_validation_does_not_log(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.csv"
+    path.write_bytes(b"step,loss,speed,val\n6,0.5,1,\n7,0.25,2,\n7,,,0.9\n")
+    logger = CSVLogger(tmp_path)
+    logger.log_metrics({"val": 0.75, "speed": 3.0}, 7)
+    logger.finalize("success")
+    assert read_metrics(path) == [
+        {"step": 6, "loss": 0.5, "speed": 1.0},
+        {"step": 7, "loss": 0.25},
+        {"step": 7, "speed": 3.0, "val": 0.75},
+    ]
