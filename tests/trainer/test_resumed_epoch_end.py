@@ -99,7 +99,7 @@ def fit(rank: int, world_size: int, folder: str, moment: Moment | None, resume: 
         max_epochs=3,
         val_check_interval=often,
         enable_checkpointing=True,
-        callbacks=[notes, stopping, saves],
+        callbacks=[stopping, notes, saves],  # what is saved before stopping has looked cannot tell that it has not
     )
     torch.manual_seed(9 if resume else 0)  # whatever is restored must not depend on what is there already
     model, loader = Monitored(), make_loader(rank, world_size, 2)
