@@ -51,7 +51,7 @@ def cpu_products() -> Iterator[None]:
 def cuda_products(*, tf32: bool) -> Iterator[None]:
     """While open, products of float32 operands on a GPU are TF32's, or float32's."""
     setting: Any = torch.backends.cuda.matmul
-    if not torch.cuda.is_initialized():  # nothing lies there yet; is_available would open the driver's library
+    if not torch.cuda.is_initialized():  # type: ignore[no-untyped-call]  # so nothing is there; is_available opens drivers
         yield
     elif hasattr(setting, "fp32_precision"):
         with _set(setting, "tf32" if tf32 else "ieee"):
