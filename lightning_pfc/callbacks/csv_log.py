@@ -39,6 +39,8 @@ class CSVLogger(Logger):
         self._columns: list[str] = []
         self._pending: list[dict[str, Any]] = []
         self._first: int | None = None  # step that this start has logged
+        self._earlier: list[dict[str, Any]] = []  # what an earlier one has logged there, and this one not again so far
+        self._own: list[dict[str, Any]] = []  # beside them
 
     @property
     @override
@@ -58,13 +60,13 @@ class CSVLogger(Logger):
     @override
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        row = {name: float(value) for name, value in metrics.items()}
         number = step if step is not None else 0
-        if self._first is None or number == self._first:
-            self._first = number
+        row: dict[str, Any] = {name: float(value) for name, value in metrics.items()} | {"step": number}
+        if self._first is None or (number == self._first and self._earlier):
             self._log_again(row, number)
             return
-        self._pending.append(row | {"step": number})
+        self._earlier = []
+        self._pending.append(row)
         if len(self._pending) >= self.flush_every:
             self.save()
 
@@ -92,10 +94,14 @@ class CSVLogger(Logger):
 
     def _log_again(self, row: dict[str, Any], number: int) -> None:
         """Write a row in place of what an earlier start has logged under its names, and of all that came later."""
-        before = read_metrics(self.path) if self.path.exists() else []
-        kept = [old for old in before if old["step"] < number]
-        same = [{k: v for k, v in old.items() if k not in row} for old in before if old["step"] == number]
-        self._write([*kept, *(old for old in same if len(old) > 1), row | {"step": number}])
+        there = read_metrics(self.path) if self.path.exists() else []
+        if self._first is None:
+            self._first, self._earlier = number, [old for old in there if old["step"] == number]
+        names = row.keys() - {"step"}
+        rest = ({name: value for name, value in old.items() if name not in names} for old in self._earlier)
+        self._earlier = [old for old in rest if len(old) > 1]
+        self._own.append(row)
+        self._write([*(old for old in there if old["step"] < number), *self._earlier, *self._own])
 
     def _write(self, rows: list[dict[str, Any]]) -> None:
         """The whole file anew, at once: a reader never sees half of it."""

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 def large_imports() -> Iterator[None]:
     """Around the first large import of a command; a process that has imported Lightning is left as it is.
 
-    The collector would go over what is imported again and again, in a sixth of the seconds that a start takes. Nothing
+    The collector would go over what is imported again and again, a third of the processor time of a start. Nothing
     is collected meanwhile; afterwards it looks at new objects only, until the process ends.
     """
     if "lightning.pytorch" in sys.modules or not gc.isenabled():

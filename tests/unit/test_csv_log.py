@@ -75,3 +75,17 @@ def test_a_row_of_the_last_batch_keeps_what_its_validation_does_not_log(tmp_path
         {"step": 7, "loss": 0.25},
         {"step": 7, "speed": 3.0, "val": 0.75},
     ]
+
+
+def test_what_this_start_logs_twice_stands_twice(tmp_path: Path) -> None:
+    """A second fit of one logger begins at the first step again; without a step every row is of step 0."""
+    path = tmp_path / "metrics.csv"
+    path.write_bytes(b"step,loss,val\n0,0.5,\n0,,0.9\n")
+    logger = CSVLogger(tmp_path, flush_every=2)
+    for step in (0, 1, 2, 0, 1):
+        logger.log_metrics({"loss": 1.0 + step}, step)
+    logger.log_metrics({"loss": 7.0})
+    logger.finalize("success")
+    found = [(row["step"], row["loss"]) for row in read_metrics(path) if "loss" in row]
+    assert found == [(0, 1.0), (1, 2.0), (2, 3.0), (0, 1.0), (1, 2.0), (0, 7.0)]
+    assert [row["val"] for row in read_metrics(path) if "val" in row] == [0.9]
