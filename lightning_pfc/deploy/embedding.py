@@ -84,7 +84,9 @@ def embed_images(
     if final.exists():
         raise FileExistsError(f"{final} is there already; take it away, or give another name")
     work = final.with_name(f"{final.name}.partial")
-    detector = sha256(detector_file) if detector_file else ""
+    if detector_file is not None and cutter is None:
+        raise ValueError(f"detector_file={os.fspath(detector_file)!r} is that of a cutter; give one, or leave it out")
+    detector = sha256(detector_file) if detector_file is not None else ""
     done = _rows_into(work, embedder, images, cutter, batch_size, workers, progress, detector)
     return _finish(final, work, images, done)
 

@@ -15,6 +15,7 @@ from lightning_pfc.commands.data import main as data_main
 from lightning_pfc.commands.embed import main
 from lightning_pfc.commands.eval import evaluate
 from lightning_pfc.deploy import Recogniser, embedders
+from lightning_pfc.deploy.embedding import embed_images
 from lightning_pfc.faces import FaceCutter, open_detector
 from tests.detector_files import HALF, plant, write_yunet
 
@@ -255,3 +256,10 @@ def test_nothing_readable_is_an_error(export_folder: Path, tmp_path: Path, capsy
     assert main([str(export_folder), str(tmp_path / "bad"), str(tmp_path / "out.npz")]) == 1
     assert "not one of the 2 pictures gave an embedding; the first:" in capsys.readouterr().err
     assert not list(tmp_path.glob("out.npz*"))
+
+
+def test_a_detector_without_a_cutter_is_refused(tmp_path: Path) -> None:
+    nothing: Any = None
+    with pytest.raises(ValueError, match="detector_file='d' is that of a cutter"):
+        embed_images(nothing, nothing, tmp_path / "e.npz", detector_file="d")
+    assert not list(tmp_path.iterdir())
