@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -65,6 +69,14 @@ class ClassShard:
     def num_local(self) -> int:
         """How many classes live here: ``c``."""
         return self.stop - self.start
+
+    def owns(self, ids: Tensor) -> Tensor:
+        """Which of the global class ids live here: int64 of any shape -> bool of that shape; -1 lives nowhere."""
+        return (ids >= self.start) & (ids < self.stop)
+
+    def local_rows(self, ids: Tensor) -> Tensor:
+        """The local rows (m,) of those of the global class ids (n,) that live here; waits for an accelerator."""
+        return ids[self.owns(ids)] - self.start
 
     def largest_world_size(self) -> int:
         """The largest number of ranks, not above ``world_size``, that leaves no rank empty."""

@@ -86,5 +86,4 @@ class ClassMemory:
     def _local(self, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Local rows (B,) of classes (B,), clamped to those that are here, and whether this rank owns them."""
         shard = self.shard
-        owned = (labels >= shard.start) & (labels < shard.stop)
-        return (labels - shard.start).clamp(0, shard.num_local - 1), owned
+        return (labels - shard.start).clamp(0, shard.num_local - 1), shard.owns(labels)

@@ -75,7 +75,7 @@ class ClassSums:
         group, shard = self.comm.group, self.head.shard
         numbers = all_gather_uneven(torch.stack([classes, counts], 1), sizes, group)
         sums = all_gather_uneven(sums, sizes, group)
-        mine = (numbers[:, 0] >= shard.start) & (numbers[:, 0] < shard.stop)
+        mine = shard.owns(numbers[:, 0])
         rows = (numbers[mine, 0] - shard.start).to(self.sums.device)
         self.sums.index_add_(0, rows, sums[mine].to(self.sums.device))
         self.counts.index_add_(0, rows, numbers[mine, 1].to(self.sums.device))

@@ -104,3 +104,12 @@ def test_empty_shards_name_the_largest_number_of_ranks(classes, world, most):
         with pytest.raises(ValueError, match=f"at most {most} ranks"):
             ClassShard(classes, rank, world)
     ClassShard(classes, most - 1, most)
+
+
+@pytest.mark.parametrize("world", [1, 3])
+def test_every_class_has_one_owner_and_a_label_that_is_none_has_no_owner(world):
+    ids = torch.tensor([[6, -1], [0, 3]])
+    shards = [ClassShard(7, rank, world) for rank in range(world)]
+    assert sum(shard.owns(ids).int() for shard in shards).tolist() == [[1, 0], [1, 1]]
+    found = [row + shard.start for shard in shards for row in shard.local_rows(ids.flatten()).tolist()]
+    assert sorted(found) == [0, 3, 6]

@@ -125,7 +125,7 @@ class Sampler(Configurable):
         shard = context.shard
         targets = distinct(context.targets)
         kept = distinct(torch.cat([targets, drawn.classes.to(targets)]))
-        own = kept[(kept >= shard.start) & (kept < shard.stop)]
+        own = kept[shard.owns(kept)]
         weight = None
         if self.correction and drawn.log_inclusion is not None:
             ids, order = drawn.classes.sort()

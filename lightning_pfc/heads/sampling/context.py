@@ -63,9 +63,8 @@ class SamplingContext:
     def centers(self, classes: Tensor) -> Tensor:
         """The centers (n, K D) of any classes (n,) int64, in float32; one all-reduce over the ranks of the head."""
         shard = self.shard
-        owned = (classes >= shard.start) & (classes < shard.stop)
         rows = take_rows(self.weight, (classes - shard.start).clamp(0, shard.num_local - 1), classes.device).float()
-        return all_reduce(torch.where(owned[:, None], rows, 0.0), self.comm.shard_group)
+        return all_reduce(torch.where(shard.owns(classes)[:, None], rows, 0.0), self.comm.shard_group)
 
     def best(self, classes: Tensor, scores: Tensor, count: int) -> tuple[Tensor, Tensor]:
         """Of what every rank proposes, the ``count`` classes with the highest scores; the same on every rank.

@@ -39,8 +39,7 @@ class Dissection(Sampler):
         drawn = sample_uniform(nobody, nobody, shard, context.budget, context.seed, context.step, static_shapes=False)
         if drawn.index is None:
             return sample_uniform(context.targets, context.labels, shard, context.budget, context.seed, context.step)
-        own = context.targets[(context.targets >= shard.start) & (context.targets < shard.stop)] - shard.start
-        index = distinct(torch.cat([drawn.index, own]))
+        index = distinct(torch.cat([drawn.index, shard.local_rows(context.targets)]))
         once = torch.tensor(context.num_classes / max(1, context.budget)).log().item() if self.correction else 0.0
         weight = torch.where(is_among(index, drawn.index), once, -torch.inf)
         return SampledClasses(index, columns_of(context.labels, index, shard), drawn.num_sampled, None, weight)

@@ -94,6 +94,5 @@ class Frequency(Sampler):
     def _weights_of(self, context: SamplingContext, classes: Tensor) -> Tensor:
         """Weights (n,) of any classes, from the ranks that have them; one all-reduce of (n,)."""
         shard = context.shard
-        owned = (classes >= shard.start) & (classes < shard.stop)
         own = context.state["count"][(classes - shard.start).clamp(0, shard.num_local - 1)]
-        return all_reduce(torch.where(owned, self._weights(own), 0.0), context.comm.shard_group)
+        return all_reduce(torch.where(shard.owns(classes), self._weights(own), 0.0), context.comm.shard_group)

@@ -87,8 +87,7 @@ class Retrieval(Sampler):
         else:
             queries = context.embeddings()
         among = torch.ones(context.shard.num_local, dtype=torch.bool, device=targets.device)
-        own = targets[(targets >= context.shard.start) & (targets < context.shard.stop)] - context.shard.start
-        among[own] = False
+        among[context.shard.local_rows(targets)] = False
         rows, scores = self._search(context, queries.float(), among, count)
         if count <= 0:
             return Drawn(targets[:0])

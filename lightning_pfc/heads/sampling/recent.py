@@ -47,8 +47,7 @@ class Recent(Sampler):
         """The targets, and the classes that were targets last."""
         seen, shard = context.state["seen"], context.shard
         targets = distinct(context.targets)
-        own = targets[(targets >= shard.start) & (targets < shard.stop)] - shard.start
-        seen[own] = (context.step + 1).to(seen.dtype)
+        seen[shard.local_rows(targets)] = (context.step + 1).to(seen.dtype)
         length = targets.shape[0] + round(self.share * max(0, context.budget - targets.shape[0]))
         local = _latest(seen, min(length, shard.num_local))
         return context.best(shard.start + local, seen[local].double(), length)[0]

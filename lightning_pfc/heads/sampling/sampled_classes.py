@@ -63,8 +63,7 @@ def all_classes(labels: Tensor, shard: ClassShard) -> SampledClasses:
 
 def columns_of(labels: Tensor, index: Tensor, shard: ClassShard) -> Tensor:
     """The place of each label among the ascending local rows ``index``, or -1 where another rank owns it."""
-    owned = (labels >= shard.start) & (labels < shard.stop)
-    return torch.where(owned, torch.searchsorted(index, labels - shard.start), -1)
+    return torch.where(shard.owns(labels), torch.searchsorted(index, labels - shard.start), -1)
 
 
 def distinct(ids: Tensor) -> Tensor:

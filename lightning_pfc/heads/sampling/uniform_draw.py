@@ -51,7 +51,7 @@ def sample_uniform(
     first = torch.ones_like(ordered, dtype=torch.bool)
     first[1:] = ordered[1:] != ordered[:-1]
     num_targets = first.sum()
-    owned_targets = first & (ordered >= shard.start) & (ordered < shard.stop)
+    owned_targets = first & shard.owns(ordered)
     candidates, chosen = _negatives(all_labels, shard, budget, num_targets, seed, step)
 
     if static_shapes is None:
@@ -92,7 +92,7 @@ def _negatives(
     negative[permutation.inverse(labels).clamp(max=length)] = False
     negative = negative[:length] & (candidates < shard.num_classes)
     chosen = negative & (negative.cumsum(0) <= (budget - num_targets).clamp(min=0))
-    return candidates, chosen & (candidates >= shard.start) & (candidates < shard.stop)
+    return candidates, chosen & shard.owns(candidates)
 
 
 def _compact(values: Tensor, keep: Tensor, size: int, filler: int) -> tuple[Tensor, Tensor]:
