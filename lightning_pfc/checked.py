@@ -67,6 +67,22 @@ def check_arguments(cls: type, given: Mapping[str, Any]) -> None:
             raise WrongKindError(f"{cls.__name__}({name}={given[name]!r}): {name} must be {problem}.")
 
 
+def check_call(function: Callable[..., Any], given: Mapping[str, Any], where: str) -> None:
+    """The same of a function's arguments that a config gives.
+
+    Args:
+        function: that will be called.
+        given: arguments by name.
+        where: the config key that they stand below, for the message.
+
+    Raises:
+        WrongKindError: a value of another kind.
+    """
+    for name, allowed in _allowed(function, function).items():
+        if name in given and (problem := _problem(given[name], allowed)) is not None:
+            raise WrongKindError(f"{where}.{name}={given[name]!r}: {name} must be {problem}.")
+
+
 class _Allowed(NamedTuple):
     kinds: tuple[type, ...]
     words: tuple[Any, ...]
@@ -74,7 +90,7 @@ class _Allowed(NamedTuple):
 
 
 @functools.cache
-def _allowed(cls: type, constructor: Callable[..., Any]) -> dict[str, _Allowed]:
+def _allowed(cls: Any, constructor: Callable[..., Any]) -> dict[str, _Allowed]:
     own = {**vars(sys.modules[cls.__module__]), **getattr(constructor, "__globals__", {})}
     found = {name: _read(p.annotation, own) for name, p in inspect.signature(constructor).parameters.items()}
     return {name: allowed for name, allowed in found.items() if allowed is not None}

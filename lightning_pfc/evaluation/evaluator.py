@@ -11,7 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from lightning_pfc.checked import check_path
+from lightning_pfc.checked import check_call, check_path
 from lightning_pfc.data.images import ImageTable
 from lightning_pfc.data.preprocessing import Flip, Preprocessing
 from lightning_pfc.data.verification import VerificationSet
@@ -20,18 +20,19 @@ from lightning_pfc.evaluation.bins import BinImages
 from lightning_pfc.evaluation.embedders import Embedder, embed_images, preprocessing_of
 from lightning_pfc.evaluation.faces import EncodedFaces, FaceSet, labels_of, of_identities, open_faces, shared_labels
 from lightning_pfc.evaluation.group_gaps import compare_groups
-from lightning_pfc.evaluation.identification import DISTRACTOR, rank_among_distractors
+from lightning_pfc.evaluation.identification import DISTRACTOR, check_widths, rank_among_distractors
 from lightning_pfc.evaluation.identification_rates import cumulative_match, identify
 from lightning_pfc.evaluation.ijb import evaluate_ijb
 from lightning_pfc.evaluation.intervals import ratio_interval
 from lightning_pfc.evaluation.one_shot import one_shot
 from lightning_pfc.evaluation.pairs import IndexedPairs, PairedImages, pairs_by_name
 from lightning_pfc.evaluation.peers import Peers
-from lightning_pfc.evaluation.report import Measurement, ProtocolResult
+from lightning_pfc.evaluation.report import Measurement, ProtocolResult, unresolved
 from lightning_pfc.evaluation.run_pictures import held_out
 from lightning_pfc.evaluation.settings import EvaluationSettings
 from lightning_pfc.evaluation.templates import TemplateMode
 from lightning_pfc.evaluation.verification import verify_pairs
+from lightning_pfc.metrics.functional.checks import check_rate
 from lightning_pfc.metrics.verification import rate_name
 from lightning_pfc.runs.run_folder import Run
 
@@ -64,10 +65,14 @@ class Evaluator:
             The numbers.
 
         Raises:
-            ValueError: For an unknown type or argument (says which exist), or what the protocol itself finds wrong.
+            ValueError: For an unknown type or argument (says which exist), what the protocol itself finds wrong, or
+                where there was nothing to measure.
         """
         method, arguments = check_protocol(name, protocol)
-        return method(self, name, **arguments)
+        result = method(self, name, **arguments)
+        if not result.measurements:
+            raise ValueError(f"protocols.{name} measured nothing: {result.description}")
+        return result
 
     # --- verification ------------------------------------------------------------------------------------------------
 
@@ -132,7 +137,7 @@ class Evaluator:
         total = result.num_genuine + result.num_impostor
         text = (
             f"all {total:,} pairs ({result.num_genuine:,} genuine) of {len(labels):,} images, exact; intervals by "
-            "identity at the threshold found"
+            f"identity at the threshold found{unresolved('FAR', self.settings.fars, result.num_impostor, 'of them')}"
         )
         return ProtocolResult(name, text, found)
 
@@ -146,6 +151,7 @@ class Evaluator:
         gallery_labels, probe_labels = shared_labels(enrolled, sought)
         if distractors is not None:
             _, more = self._open(f"{name}.distractors", distractors)
+            check_widths(gallery=gallery_rows, distractors=more)
             gallery_rows = torch.cat([gallery_rows, more])
             gallery_labels = torch.cat([gallery_labels, torch.full((len(more),), DISTRACTOR)])
         return identify(self, name, probe_rows, probe_labels, gallery_rows, gallery_labels)
@@ -155,6 +161,8 @@ class Evaluator:
         faces, embeddings = self._open(name, path, identities)
         labels = torch.unique(labels_of(faces), return_inverse=True)[1]
         several = torch.bincount(labels)[labels] > 1
+        if not bool(several.any()):
+            raise ValueError(f"protocols.{name}: no identity of {path} has two images, one to enroll and one to search")
         first = torch.zeros_like(several)
         position = torch.full((int(labels.max()) + 1,), len(labels))
         first[position.scatter_reduce_(0, labels, torch.arange(len(labels)), "amin")] = True
@@ -174,7 +182,10 @@ class Evaluator:
             seed=self.settings.seed,
         )
         if not found:
-            raise ValueError(f"protocols.{name}: no identity has two images, or there is only one identity")
+            raise ValueError(
+                f"protocols.{name}: no identity has two images, there is only one identity, or settings.ranks "
+                f"({', '.join(map(str, self.settings.ranks))}) are not below the number of identities"
+            )
         text = f"{len(torch.unique(labels)):,} identities, {len(labels):,} images; jackknife by identity"
         return ProtocolResult(name, text, found)
 
@@ -311,7 +322,7 @@ def check_protocol(
         protocol = {"type": "bin" if str(protocol).endswith(".bin") else "pairs", "path": protocol}
     arguments = dict(protocol)
     kind = arguments.pop("type", None)
-    if kind not in PROTOCOLS:
+    if str(kind) not in PROTOCOLS:
         raise ValueError(f"protocols.{name} has type {kind!r}; there are: {', '.join(sorted(PROTOCOLS))}")
     method = PROTOCOLS[str(kind)]
     try:
@@ -321,7 +332,20 @@ def check_protocol(
     for key in _FILES & set(arguments):
         if arguments[key] is not None:
             check_path(f"protocols.{name}.{key}", arguments[key])
+    _check_values(f"protocols.{name}", method, arguments)
     return method, arguments
+
+
+def _check_values(where: str, method: Callable[..., ProtocolResult], arguments: Mapping[str, Any]) -> None:
+    """Values that are no paths, before a model is loaded and the first set measured."""
+    check_call(method, {key: value for key, value in arguments.items() if key not in _FILES}, where)
+    for key in ("block", "draws"):
+        if key in arguments and arguments[key] < 1:
+            raise ValueError(f"{where}.{key}={arguments[key]} must be at least 1")
+    if "far" in arguments:
+        check_rate(arguments["far"], f"{where}.far")
+    if not isinstance(arguments.get("of", {}), Mapping):
+        raise ValueError(f"{where}.of={arguments['of']!r} must be groups by name: {{GROUP: PROTOCOL, ...}}")
 
 
 def missing_files(name: str, protocol: str | os.PathLike[str] | Mapping[str, Any]) -> list[str]:

@@ -24,7 +24,7 @@ from lightning_pfc.storage.regular import read_regular
 
 _EMBEDDING_KEYS = ("emb", "embeddings", "features")
 _LABEL_KEYS = ("label", "labels", "identity")
-_NAME_KEYS = ("names", "name", "paths")
+_NAME_KEYS = ("path", "paths", "names", "name")  # of pictures; beside a path, `names` are those of the labels
 _LONGEST_LIST = 1 << 30  # bytes
 
 
@@ -93,7 +93,8 @@ def open_faces(
 ) -> FaceSet:
     """Open images with identities (any format of the data module) or a file or folder of embeddings.
 
-    Embeddings are an ``.npz`` with ``emb`` (N, D) and ``label`` or ``names`` (N,), or a folder ``IDENTITY/NAME.npy``.
+    Embeddings are an ``.npz`` with ``emb`` (N, D) and ``label`` or ``names`` (N,), the ``.npz`` of ``pfc-embed``, or a
+    folder ``IDENTITY/NAME.npy``.
 
     Args:
         path: File or folder.
@@ -153,12 +154,7 @@ def of_identities(faces: FaceSet, path: str | os.PathLike[str]) -> FaceSet:
     with reading(path, "a list of identities, a name a line"):
         text = read_regular(path, _LONGEST_LIST).decode("utf-8-sig")  # some editors put a mark before the first name
     wanted = dict.fromkeys(line for line in text.splitlines() if line)
-    if faces.identities is not None and faces.labels is not None:
-        own = [str(faces.identities[label]) for label in faces.labels.tolist()]
-    elif faces.names is not None and all("/" in name for name in faces.names):
-        own = [name.rsplit("/", 1)[0] for name in faces.names]
-    else:
-        own = [] if faces.labels is None else [str(label) for label in faces.labels.tolist()]
+    own = _own_names(faces)
     known = set(own)
     if missing := [name for name in wanted if name not in known]:
         count = len(missing)
@@ -189,18 +185,28 @@ def labels_of(faces: FaceSet) -> Tensor:
 
 
 def shared_labels(gallery: FaceSet, probes: FaceSet) -> tuple[Tensor, Tensor]:
-    """Labels of two sets in one numbering: by the folder in their names where both have one, else as they are."""
-    one, two = _folders(gallery), _folders(probes)
-    if one is None or two is None:
-        return labels_of(gallery), labels_of(probes)
+    """Labels of two sets in one numbering, by the names of their identities; what has a label below 0 keeps it."""
+    one, two = _own_names(gallery) or labels_of(gallery).tolist(), _own_names(probes) or labels_of(probes).tolist()
     number = {identity: i for i, identity in enumerate(sorted({*one, *two}))}
-    return torch.tensor([number[i] for i in one]), torch.tensor([number[i] for i in two])
+    return _renumbered(gallery, one, number), _renumbered(probes, two, number)
 
 
-def _folders(faces: FaceSet) -> list[str] | None:
-    if faces.names is None or not all("/" in name for name in faces.names):
-        return None
-    return [name.split("/", 1)[0] for name in faces.names]
+def _renumbered(faces: FaceSet, own: list[str], number: dict[str, int]) -> Tensor:
+    found = torch.tensor([number[name] for name in own], dtype=torch.int64)
+    return found if faces.labels is None else torch.where(faces.labels < 0, faces.labels, found)
+
+
+def _own_names(faces: FaceSet) -> list[str]:
+    """The name of each one's identity: the data's own, the folder in its name, or its label; empty if unknown."""
+    if faces.identities is not None and faces.labels is not None:
+        return [str(faces.identities[label]) for label in faces.labels.tolist()]
+    labels = None if faces.labels is None else [str(label) for label in faces.labels.tolist()]
+    if faces.names is not None and all("/" in name for name in faces.names):
+        folders = [name.rsplit("/", 1)[0] for name in faces.names]
+        # A folder above those of the identities, or one of each day, is not what the labels say.
+        if labels is None or len(set(zip(folders, labels, strict=True))) == len(set(folders)) == len(set(labels)):
+            return folders
+    return labels or []
 
 
 def _npy_files(path: Path, allow: Paths) -> list[Path]:
@@ -221,7 +227,8 @@ def _npz(path: Path) -> FaceSet:
             f"no array {' or '.join(_EMBEDDING_KEYS)} of floats (N, D); there are {sorted(there)[:20]}", path=path
         )
     labels = next((found[key] for key in _LABEL_KEYS if key in found), None)
-    names = next((found[key] for key in _NAME_KEYS if key in found and len(found[key]) == len(rows)), None)
+    named = next((key for key in _NAME_KEYS if key in found and found[key].shape == rows.shape[:1]), None)
+    names = None if named is None else found[named]
     if labels is not None and (labels.shape != rows.shape[:1] or labels.dtype.kind not in "iu"):
         raise FormatError(f"labels must be {len(rows)} integers, found {labels.dtype} {labels.shape}", path=path)
     return FaceSet(
@@ -229,7 +236,14 @@ def _npz(path: Path) -> FaceSet:
         embeddings=torch.from_numpy(rows.astype(np.float32)),
         labels=None if labels is None else torch.from_numpy(labels.astype(np.int64)),
         names=None if names is None else [str(name) for name in names],
+        identities=None if labels is None or named == "names" else _table(found.get("names"), labels),
     )
+
+
+def _table(names: np.ndarray[Any, Any] | None, labels: np.ndarray[Any, Any]) -> np.ndarray[Any, Any] | None:
+    """The names of all labels, if that is what they are."""
+    fits = names is not None and names.ndim == 1 and len(labels) and labels.min() >= 0 and labels.max() < len(names)
+    return names if fits else None
 
 
 def _npy_folder(path: Path, files: list[Path]) -> FaceSet:

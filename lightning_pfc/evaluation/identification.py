@@ -67,6 +67,7 @@ def search(
     """
     _check_labels(probes, probe_labels, "probes")
     _check_labels(gallery, gallery_labels, "gallery")
+    check_widths(probes=probes, gallery=gallery)
     if int(probe_labels.min()) < 0:
         raise ValueError("probe_labels holds a negative label; -1 marks distractors, which belong in the gallery")
     peers = peers or Peers.current()
@@ -117,6 +118,7 @@ def rank_among_distractors(
     _check_labels(embeddings, labels, "embeddings")
     if not len(distractors):
         raise ValueError("distractors is empty; use search for a gallery without distractors")
+    check_widths(embeddings=embeddings, distractors=distractors)
     peers = peers or Peers.current()
     one, other = UnitRows(embeddings), UnitRows(distractors)
     identity = torch.unique(labels, return_inverse=True)[1]
@@ -261,6 +263,17 @@ def _mates(rows: Tensor, labels: Tensor, gallery_labels: Tensor) -> Sequence[tup
         parts.append((rows[alive], order[start[alive] + step]))
         step += 1
     return parts
+
+
+def check_widths(**sets: Tensor) -> None:
+    """See that embeddings, each (n, D), have one D.
+
+    Raises:
+        ValueError: they have not; says which has what.
+    """
+    if len({rows.shape[1:] for rows in sets.values()}) > 1:
+        text = ", ".join(f"{name} {tuple(rows.shape)}" for name, rows in sets.items())
+        raise ValueError(f"embeddings of several widths: {text}; all must come from one model")
 
 
 def _check_labels(embeddings: Tensor, labels: Tensor, name: str) -> None:

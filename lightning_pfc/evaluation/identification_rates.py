@@ -14,7 +14,7 @@ from lightning_pfc.evaluation.identification import (
     tpir_at_fpir,
 )
 from lightning_pfc.evaluation.intervals import proportion_interval
-from lightning_pfc.evaluation.report import Measurement, ProtocolResult
+from lightning_pfc.evaluation.report import Measurement, ProtocolResult, unresolved
 from lightning_pfc.metrics.verification import rate_name
 
 if TYPE_CHECKING:
@@ -33,12 +33,16 @@ def identify(
         probe_labels: Identity of each, (P,) int64.
         gallery: (G, D) enrolled embeddings.
         gallery_labels: Identity of each, (G,) int64, or ``DISTRACTOR``.
+
+    Raises:
+        ValueError: No probe has a mate, or every gallery image is one of every probe, so that nothing can be missed.
     """
     results = search(probes, probe_labels, gallery, gallery_labels, peers=evaluator.peers)
     rank, who = results.rank[results.mated], probe_labels[results.mated]
-    found = cumulative_match(evaluator, rank, who) if len(rank) else []
     strangers = int((~results.mated).sum())
-    for fpir in evaluator.settings.fpirs if strangers and len(rank) else ():
+    _refuse_without_question(name, len(rank), strangers, gallery_labels)
+    found = cumulative_match(evaluator, rank, who)
+    for fpir in evaluator.settings.fpirs if strangers else ():
         if fpir * strangers < 1:
             continue
         value, threshold = tpir_at_fpir(results, fpir)
@@ -48,8 +52,21 @@ def identify(
     text = (
         f"{len(rank):,} probes with a mate and {strangers:,} without in a gallery of {len(gallery):,} images"
         f"{f' ({distractors:,} distractors)' if distractors else ''}; intervals by identity, thresholds held"
+        f"{unresolved('FPIR', evaluator.settings.fpirs, strangers, 'probes without a mate') if strangers else ''}"
     )
     return ProtocolResult(name, text, found)
+
+
+def _refuse_without_question(name: str, mated: int, strangers: int, gallery_labels: Tensor) -> None:
+    if not mated:
+        raise ValueError(
+            f"protocols.{name}: not one of {strangers:,} probes has its identity in the gallery, so nothing can be "
+            "found; identities are matched by name: of the data, of the folder of an embedding, or by label"
+        )
+    if not strangers and len(gallery_labels.unique()) < 2:
+        raise ValueError(
+            f"protocols.{name}: gallery and probes show one identity, so every answer is right; a second one is needed"
+        )
 
 
 def cumulative_match(evaluator: Evaluator, rank: Tensor, who: Tensor) -> list[Measurement]:

@@ -22,7 +22,7 @@ from lightning_pfc.data.formats.lines import text_lines
 from lightning_pfc.evaluation.identification import identification_rate, search, tpir_at_fpir
 from lightning_pfc.evaluation.intervals import proportion_interval, tar_interval
 from lightning_pfc.evaluation.pairs import IndexedPairs
-from lightning_pfc.evaluation.report import Measurement, ProtocolResult, ScoredPairs
+from lightning_pfc.evaluation.report import Measurement, ProtocolResult, ScoredPairs, unresolved
 from lightning_pfc.evaluation.templates import (
     TemplateMode,
     template_features,
@@ -160,7 +160,8 @@ def evaluate_ijb(
     first = torch.searchsorted(numbers, rows[:, 0].contiguous())
     second = torch.searchsorted(numbers, rows[:, 1].contiguous())
     pairs = IndexedPairs(first, second, same, torch.full_like(first, -1))
-    return ProtocolResult(name, f"{text}; intervals by pairs and probes", found, ScoredPairs(scores, pairs))
+    left_out = unresolved("FAR", evaluator.settings.fars, impostors, "impostor pairs")
+    return ProtocolResult(name, f"{text}; intervals by pairs and probes{left_out}", found, ScoredPairs(scores, pairs))
 
 
 def _one_to_n(

@@ -11,9 +11,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from lightning_pfc.evaluation.blockwise import UnitRows
 from lightning_pfc.evaluation.intervals import Interval, interval_of
 from lightning_pfc.evaluation.report import Measurement
 
@@ -46,11 +46,13 @@ def one_shot(
         ``rank-k`` for each k; nothing where no identity has two pictures or there is one identity.
 
     Raises:
-        ValueError: On wrong shapes.
+        ValueError: On wrong shapes, a row that is not finite, or fewer than one draw.
     """
     if embeddings.ndim != 2 or labels.shape != embeddings.shape[:1]:
         raise ValueError(f"embeddings {tuple(embeddings.shape)} must be (n, D), and labels {tuple(labels.shape)} (n,)")
-    unit, identity = F.normalize(embeddings.float()), torch.unique(labels, return_inverse=True)[1]
+    if draws < 1:
+        raise ValueError(f"draws={draws} must be at least 1")
+    unit, identity = UnitRows(embeddings).unit, torch.unique(labels, return_inverse=True)[1]
     size = int(identity.max()) + 1 if len(identity) else 0
     probes = len(identity) - size
     if size < 2 or probes < 1:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import os
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -71,7 +73,7 @@ def read_pairs(path: str | os.PathLike[str]) -> tuple[list[ListedPair], int]:
 
 def _read_pairs(path: str | os.PathLike[str]) -> tuple[list[ListedPair], int]:
     pairs: list[ListedPair] = []
-    folds, lfw, offset = 10, False, 0
+    folds, lfw, offset, promised = 10, False, 0, 0
     with open_file(path) as file:
         while line := file.readline(MAX_LINE + 1):
             if len(line) > MAX_LINE or offset > MAX_LIST:
@@ -83,6 +85,7 @@ def _read_pairs(path: str | os.PathLike[str]) -> tuple[list[ListedPair], int]:
             header = _header(text) if not pairs and not lfw else None
             if header is not None:
                 folds, lfw = header, True
+                promised = 2 * math.prod(map(int, text.split()))  # as many of two identities as of one
             elif text and not text.startswith("#"):
                 pair = _lfw_pair(text) if lfw else _plain_pair(text)
                 if pair is None:
@@ -96,6 +99,9 @@ def _read_pairs(path: str | os.PathLike[str]) -> tuple[list[ListedPair], int]:
             offset += len(line)
     if not pairs:
         raise FormatError("the list names no pair", path=path, offset=0)
+    if promised and promised != len(pairs):
+        text = f"{path} holds {len(pairs):,} pairs, and its first line says {promised:,}; was it cut short?"
+        warnings.warn(text, stacklevel=2)
     return pairs, folds
 
 

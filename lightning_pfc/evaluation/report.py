@@ -16,6 +16,7 @@ from lightning_pfc.data.images import ImageTable
 from lightning_pfc.evaluation.intervals import Interval
 from lightning_pfc.evaluation.pairs import IndexedPairs
 from lightning_pfc.metrics.functional import roc_curve
+from lightning_pfc.metrics.verification import rate_name
 from lightning_pfc.plots import plot_det, plot_hardest_pairs, plot_roc, plot_score_histogram
 
 
@@ -67,6 +68,22 @@ class ProtocolResult:
     description: str
     measurements: list[Measurement]
     scored: ScoredPairs | None = field(default=None, repr=False)
+
+
+def unresolved(rate: str, wanted: Iterable[float], trials: int, what: str) -> str:
+    """What a description says of rates that so few trials cannot resolve and that are left out.
+
+    Args:
+        rate: What it is called, such as ``FAR``.
+        wanted: The rates asked for.
+        trials: How many there are.
+        what: What they are.
+
+    Returns:
+        The words, to stand at the end; empty where all are resolved.
+    """
+    names = ", ".join(rate_name(each) for each in wanted if each * trials < 1)
+    return f"; {trials:,} {what} cannot resolve {rate} {names}" if names else ""
 
 
 def metrics_of(results: Iterable[ProtocolResult]) -> dict[str, float]:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from lightning_pfc.checked import checked
+from lightning_pfc.checked import checked, is_kind
 from lightning_pfc.data.pictures.decoding import MAX_PIXELS
 from lightning_pfc.data.preprocessing import Fit, Flip, Resampling
 from lightning_pfc.ignored import warn_ignored
+from lightning_pfc.metrics.functional.checks import check_rate
 
 
 @checked
@@ -48,9 +50,29 @@ class EvaluationSettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        for name, least in (("batch_size", 1), ("num_workers", 0), ("max_pixels", 1)):
+            if getattr(self, name) < least:
+                raise ValueError(f"settings.{name}={getattr(self, name)} must be at least {least}")
+        if not 0.0 < self.level < 1.0:
+            raise ValueError(f"settings.level={self.level} must lie in (0, 1), for example 0.95")
+        for rate in _each("fars", self.fars, float) + _each("fpirs", self.fpirs, float):
+            check_rate(rate, "a rate of settings.fars or settings.fpirs")
+        if low := [k for k in _each("ranks", self.ranks, int) if k < 1]:
+            raise ValueError(f"settings.ranks holds {low[0]}; ranks count from 1")
         if self.replicates < 0:
             raise ValueError(
                 f"replicates={self.replicates} must be 0, which makes no intervals, or 1000, for intervals"
             )
         if self.replicates not in (0, 1000):
             warn_ignored(f"replicates={self.replicates}", "nothing is drawn for intervals; 0 leaves them out", 4)
+
+
+def _each(name: str, values: Any, kind: type) -> list[Any]:
+    """The members of a list of numbers, each of which is one."""
+    if isinstance(values, str) or not isinstance(values, Iterable):
+        raise ValueError(f"settings.{name}={values!r} must be a list: settings.{name}=[{values}]")
+    members = list(values)
+    if wrong := [value for value in members if not is_kind(value, kind)]:
+        text = "a whole number" if kind is int else "a number"
+        raise ValueError(f"settings.{name} holds {wrong[0]!r}, which is not {text}")
+    return members

@@ -9,7 +9,7 @@ from torch import Tensor
 from lightning_pfc.data.images import ImageTable
 from lightning_pfc.evaluation.intervals import auc_interval, proportion_interval, tar_interval
 from lightning_pfc.evaluation.pairs import IndexedPairs
-from lightning_pfc.evaluation.report import Measurement, ProtocolResult, ScoredPairs
+from lightning_pfc.evaluation.report import Measurement, ProtocolResult, ScoredPairs, unresolved
 from lightning_pfc.metrics.functional import (
     area_under_roc,
     cosine_from_squared_distance,
@@ -61,6 +61,7 @@ def verify_pairs(
     text = (
         f"verification, {len(same)} pairs ({int(same.sum())} genuine) of {len(embeddings)} images, "
         f"flip {evaluator.flip}, intervals by {unit}"
+        f"{unresolved('FAR', evaluator.settings.fars, int((~same).sum()), 'impostor pairs')}"
     )
     return ProtocolResult(name, text, found, ScoredPairs(scores, pairs, images, threshold))
 
@@ -78,7 +79,7 @@ def _by_folds(
     note = f"{folds} folds, std {result.std:.4f}; with exact thresholds {exact.mean:.4f}"
     found = [Measurement("accuracy", result.mean, interval, note)]
     if bool(inside.all()):
-        val = kfold_tar_at_far(distances, same, 1e-3, num_folds=folds)
+        val = kfold_tar_at_far(distances, same, 1e-3, num_folds=folds, fold=pairs.fold)
         note = f"threshold from the other folds, std {val.std:.4f}, far {val.far:.1e}"
         found.append(Measurement("val@far=1e-3", val.tar, None, note))
     return found, 1.0 - 0.5 * float(result.fold_threshold.median())

@@ -116,21 +116,7 @@ def kfold_accuracy(
         ValueError: On wrong shapes, NaN, one kind of pairs only, more folds than pairs, an empty fold or an unknown
             ``thresholds``.
     """
-    if fold is not None:
-        if fold.shape != distances.shape:
-            raise ValueError(
-                f"fold has shape {tuple(fold.shape)} but distances {tuple(distances.shape)}; they must agree"
-            )
-        used = fold.to(distances.device) >= 0
-        distances, same, fold = distances[used], same.to(distances.device)[used], fold.to(distances.device)[used]
-    distances, same = check_scored_pairs(distances, same, "distances")
-    if fold is None:
-        fold = fold_of_pair(len(distances), num_folds).to(distances.device)
-    elif torch.bincount(fold, minlength=num_folds).ne(0).tolist() != [True] * num_folds or num_folds < 2:
-        raise ValueError(
-            f"fold holds pairs of the folds {sorted(set(fold.tolist()))}; it must name each of 0 to {num_folds - 1} "
-            f"(num_folds={num_folds}, at least 2)"
-        )
+    distances, same, fold = _folded(distances, same, fold, num_folds)
     if thresholds == "grid":
         chosen, accuracy = _best_on_grid(distances, same, fold, num_folds)
     elif thresholds == "exact":
@@ -141,7 +127,13 @@ def kfold_accuracy(
 
 
 def kfold_tar_at_far(
-    distances: Tensor, same: Tensor, far: float = 1e-3, *, num_folds: int = 10, step: float = 0.001
+    distances: Tensor,
+    same: Tensor,
+    far: float = 1e-3,
+    *,
+    num_folds: int = 10,
+    step: float = 0.001,
+    fold: Tensor | None = None,
 ) -> KFoldTAR:
     """The "VAL @ FAR" of the InsightFace protocol: the threshold for ``far`` is set on the other folds.
 
@@ -156,6 +148,7 @@ def kfold_tar_at_far(
         far: Wanted false accept rate, in (0, 1].
         num_folds: Contiguous folds in pair order.
         step: Grid of thresholds.
+        fold: As for :func:`kfold_accuracy`.
 
     Returns:
         Mean rates over folds. A fold without genuine (impostor) pairs does not take part in the mean of ``tar``
@@ -165,8 +158,7 @@ def kfold_tar_at_far(
         ValueError: As :func:`kfold_accuracy`, or when ``far`` is outside (0, 1].
     """
     far = check_rate(far, "far")
-    distances, same = check_scored_pairs(distances, same, "distances")
-    fold = fold_of_pair(len(distances), num_folds).to(distances.device)
+    distances, same, fold = _folded(distances, same, fold, num_folds)
     grid = grid_thresholds(step).to(distances.device)
     _, impostor, total = _counts_below(distances, same, fold, num_folds, grid)
     train = impostor.sum(0, keepdim=True) - impostor
@@ -187,6 +179,25 @@ def kfold_tar_at_far(
     tar = _rate_per_fold(accepted & same, same, fold, num_folds)
     observed = _rate_per_fold(accepted & ~same, ~same, fold, num_folds)
     return KFoldTAR(float(tar.mean()), float(tar.std(correction=0)), float(observed.mean()), chosen)
+
+
+def _folded(distances: Tensor, same: Tensor, fold: Tensor | None, num_folds: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The checked pairs that are in a fold, and the fold of each; contiguous ones where none are given."""
+    if fold is None:
+        distances, same = check_scored_pairs(distances, same, "distances")
+        return distances, same, fold_of_pair(len(distances), num_folds).to(distances.device)
+    if fold.shape != distances.shape:
+        raise ValueError(f"fold has shape {tuple(fold.shape)} but distances {tuple(distances.shape)}; they must agree")
+    fold = fold.to(distances.device)
+    used = fold >= 0
+    distances, same = check_scored_pairs(distances[used], same.to(distances.device)[used], "distances")
+    fold = fold[used]
+    if torch.bincount(fold, minlength=num_folds).ne(0).tolist() != [True] * num_folds or num_folds < 2:
+        raise ValueError(
+            f"fold holds pairs of the folds {sorted(set(fold.tolist()))}; it must name each of 0 to {num_folds - 1} "
+            f"(num_folds={num_folds}, at least 2)"
+        )
+    return distances, same, fold
 
 
 def _counts_below(
