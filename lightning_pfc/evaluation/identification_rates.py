@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
 
 from lightning_pfc.evaluation.identification import (
@@ -63,7 +64,7 @@ def _refuse_without_question(name: str, mated: int, strangers: int, gallery_labe
             f"protocols.{name}: not one of {strangers:,} probes has its identity in the gallery, so nothing can be "
             "found; identities are matched by name: of the data, of the folder of an embedding, or by label"
         )
-    if not strangers and len(gallery_labels.unique()) < 2:
+    if not strangers and len(torch.unique(gallery_labels)) < 2:
         raise ValueError(
             f"protocols.{name}: gallery and probes show one identity, so every answer is right; a second one is needed"
         )
