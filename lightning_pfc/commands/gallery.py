@@ -102,6 +102,9 @@ def _parser() -> argparse.ArgumentParser:
     reembed.add_argument(
         "--from-previews", action="store_true", help="use the small images of pictures that are not in the folder"
     )
+    reembed.add_argument(
+        "--other-bytes", action="store_true", help="take files by their names, if they are not those that were enrolled"
+    )
     reembed.add_argument("--abort", action="store_true", help="give up a move that was begun; the old vectors stay")
     reembed.add_argument("--model", type=Path, metavar="EXPORT", help="the next model")
     for one in (add, search):
@@ -259,7 +262,8 @@ def _reembed(options: argparse.Namespace) -> int:
         recogniser = _recogniser(options.model, options)
         _, pictures = gallery.store.count()
         missing: list[str] = []
-        for _ in progress(reembed(gallery, recogniser, options.folder, options.from_previews, missing), pictures):
+        sources = options.folder, options.from_previews
+        for _ in progress(reembed(gallery, recogniser, *sources, missing, options.other_bytes), pictures):
             pass
         if missing:
             for line in missing[:20]:

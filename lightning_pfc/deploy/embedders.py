@@ -148,7 +148,7 @@ class _Exported:
     def __init__(self, recogniser: Recogniser) -> None:
         self.recogniser = recogniser
         self.width = recogniser.width
-        self.model_id = f"{recogniser.model_id} {recogniser.normalize}"
+        self.model_id = f"{recogniser.model_id} {recogniser.normalize} {recogniser.max_pixels}"
         self.alignment_size = recogniser.input_shape[1]
         about, folder = recogniser.description, recogniser.folder
         self.detector = None if about.detector is None or folder is None else folder / about.detector
@@ -190,7 +190,7 @@ class _Network:
         self._preprocessing = network.preprocessing.changed(fit=fit)
         self._flip, self._normalize, self._max_pixels = flip, normalize, max_pixels
         self.width = 0
-        self.model_id = f"{identity} {flip} {normalize} {self._preprocessing.to_config()}"
+        self.model_id = f"{identity} {flip} {normalize} {max_pixels} {self._preprocessing.to_config()}"
         self.alignment_size = self._preprocessing.size[0]
         self.detector: Path | None = None
 

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,18 +12,18 @@ import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
-from lightning_pfc.data.formats.base import EncodedImages
+from lightning_pfc.data.formats.base import EncodedImages, places_digest
+from lightning_pfc.deploy.embedded_before import DoneRows, in_batches, keep_unchanged
 from lightning_pfc.deploy.embedded_files import KINDS, write_embeddings
 from lightning_pfc.deploy.embedders import PictureEmbedder
-from lightning_pfc.deploy.engines import Floats
 from lightning_pfc.deploy.errors import ExportError
 from lightning_pfc.deploy.pictures import Pixels
 from lightning_pfc.faces import FaceCutter
-from lightning_pfc.storage.journal import Journal
+from lightning_pfc.storage.journal import Journal, mark_of
 from lightning_pfc.storage.whole_files import sha256
 
 _ROWS, _JOURNAL = "rows.f32", "journal.tsv"
-_Read = tuple[int, list[Pixels], str]  # number of the picture, what it gave, or why nothing
+_Read = tuple[int, list[Pixels], str, str]  # number of the picture, what it gave, or why nothing, and its mark
 
 
 @dataclass(frozen=True)
@@ -60,7 +58,8 @@ def embed_images(
 ) -> EmbedReport:
     """Embed all pictures of a data set into ``target``, which appears when all is done.
 
-    Until then the work lies in ``TARGET.partial``; the same call goes on where an interrupted one stopped.
+    Until then the work lies in ``TARGET.partial``; the same call goes on where an interrupted one stopped, or at the
+    first picture whose bytes are not those that were embedded.
 
     Args:
         embedder: Of :func:`~lightning_pfc.deploy.embedders.open_embedder`.
@@ -136,7 +135,7 @@ def _rows_into(
     workers: int,
     progress: bool,
     detector: str = "",
-) -> _Done:
+) -> DoneRows:
     for name, value in (("batch_size", batch_size), ("workers", workers)):
         if value < 1:
             raise ValueError(f"{name}={value} must be at least 1")
@@ -144,77 +143,36 @@ def _rows_into(
     job = {
         "source": os.path.abspath(images.source),
         "pictures": len(images),
-        "names": _names_digest(images),
+        "names": places_digest(images),
         "model": embedder.model_id,
     }
-    job |= {} if cutter is None else {"faces": cutter.faces, "size": cutter.size, "detector": detector}
+    job |= {} if cutter is None else {**cutter.settings, "detector": detector}
     with Journal(work / _JOURNAL, job) as journal:
-        done = _Done(work / _ROWS, journal)
+        keep_unchanged(journal, images, batch_size, workers, progress)
+        done = DoneRows(work / _ROWS, journal)
         _embed(embedder, images, done, cutter, batch_size, workers, progress)
     return done
-
-
-class _Done:
-    """Rows on disk, and a line for each picture: its number, how many rows it gave, or why none."""
-
-    def __init__(self, rows: Path, journal: Journal) -> None:
-        self.rows, self.journal = rows, journal
-        self.width = 0
-        self.lines = [line for line in journal.lines if len(line) == 4 and line[0].isdigit() and line[1].isdigit()]
-        self.resumed = len(self.lines)
-        if self.lines:
-            self.width = int(self.lines[0][3])
-        size = 4 * self.width * self.count
-        if self.resumed and (not rows.is_file() or rows.stat().st_size < size):
-            raise ValueError(f"{rows.parent} is damaged; take it away, and begin again")
-        self._file = rows.open("ab")
-        self._file.truncate(size)  # rows whose lines were not written any more
-
-    @property
-    def count(self) -> int:
-        return sum(int(line[1]) for line in self.lines)
-
-    def add(self, batch: Sequence[tuple[int, int, str]], rows: Floats | None) -> None:
-        """Rows first: a line is a promise that its rows are there."""
-        if rows is not None:
-            self.width = rows.shape[1]
-            self._file.write(np.ascontiguousarray(rows, np.float32).tobytes())
-            self._file.flush()
-        for number, count, reason in batch:
-            line = [str(number), str(count), reason, str(self.width)]
-            self.lines.append(line)
-            self.journal.add(line)
-        self.journal.flush()
-
-    def close(self) -> None:
-        self._file.close()
-
-    def mapped(self) -> npt.NDArray[np.float32]:
-        """The rows where they lie."""
-        return np.memmap(self.rows, np.float32, "r", shape=(self.count, self.width))
-
-    def owners(self) -> npt.NDArray[np.int64]:
-        """The picture of each row."""
-        return np.repeat([int(line[0]) for line in self.lines], [int(line[1]) for line in self.lines])
 
 
 def _embed(
     embedder: PictureEmbedder,
     images: EncodedImages,
-    done: _Done,
+    done: DoneRows,
     cutter: FaceCutter | None,
     batch_size: int,
     workers: int,
     progress: bool,
 ) -> None:
     def read(number: int) -> _Read:
+        mark = ""
         try:
             data = images.read(number)
+            mark = mark_of(data)
             if cutter is None:
-                return number, [embedder.prepare(data)], ""
-            return number, [embedder.prepare(face.pixels) for face in cutter.photo(data)], ""
+                return number, [embedder.prepare(data)], "", mark
+            return number, [embedder.prepare(face.pixels) for face in cutter.photo(data)], "", mark
         except ValueError as error:  # broken, or no face in it
-            return number, [], str(error).removeprefix("image: ")
+            return number, [], str(error).removeprefix("image: "), mark
 
     start = len(done.lines)
     try:
@@ -222,27 +180,16 @@ def _embed(
             ThreadPoolExecutor(workers) as pool,
             tqdm(total=len(images), initial=start, unit=" pictures", disable=not progress) as bar,
         ):
-            for found in _batches(pool, read, range(start, len(images)), batch_size):
-                pixels = [each for _, faces, _ in found for each in faces]
+            for found in in_batches(pool, read, range(start, len(images)), batch_size):
+                pixels = [each for _, faces, _, _ in found for each in faces]
                 rows = embedder.embed_pixels(np.stack(pixels)) if pixels else None
-                done.add([(number, len(faces), reason) for number, faces, reason in found], rows)
+                done.add([(number, len(faces), reason, mark) for number, faces, reason, mark in found], rows)
                 bar.update(len(found))
     finally:
         done.close()
 
 
-def _batches(pool: Executor, read: Callable[[int], _Read], numbers: range, size: int) -> Iterator[list[_Read]]:
-    """What was read, a batch at a time; the next batch is read while one is in use."""
-    waiting: list[Future[_Read]] = []
-    for start in range(0, len(numbers), size):
-        reading = [pool.submit(read, number) for number in numbers[start : start + size]]
-        if waiting:
-            yield [future.result() for future in waiting]
-        waiting = reading
-    yield [future.result() for future in waiting]
-
-
-def _finish(final: Path, work: Path, images: EncodedImages, done: _Done) -> EmbedReport:
+def _finish(final: Path, work: Path, images: EncodedImages, done: DoneRows) -> EmbedReport:
     rejects = [(_path(images, int(line[0])), line[2]) for line in done.lines if line[1] == "0"]
     if not done.count:
         shutil.rmtree(work)
@@ -256,14 +203,6 @@ def _finish(final: Path, work: Path, images: EncodedImages, done: _Done) -> Embe
     del rows
     shutil.rmtree(work)
     return EmbedReport(len(images), len(owner), rejects, done.resumed, table)
-
-
-def _names_digest(images: EncodedImages) -> str:
-    """Of where each picture lies, in order: with one more and one less, as many would get the rows of others."""
-    digest = hashlib.sha256(images.labels.tobytes())
-    for number in range(len(images)):
-        digest.update(images.locate(number).encode("utf-8", "surrogateescape") + b"\0")
-    return digest.hexdigest()
 
 
 def _path(images: EncodedImages, number: int) -> str:

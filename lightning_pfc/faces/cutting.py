@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 
@@ -62,6 +62,15 @@ class FaceCutter:
         self.size = size
         self.faces = faces
         self.max_pixels = max_pixels
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What its faces depend on besides the detector's file; of bounds those that are not the usual ones."""
+        found: dict[str, Any] = {"size": self.size, "faces": self.faces}
+        if self.max_pixels != MAX_PIXELS:
+            found["max_pixels"] = self.max_pixels
+        least, usual = (getattr(self.detector, name, None) for name in ("least_score", "usual_score"))
+        return found if least == usual else {**found, "least_score": least}
 
     def file(self, path: str | os.PathLike[str]) -> list[AlignedFace]:
         """The faces of a photo in a file; errors as :meth:`photo`, and FormatError where it cannot be read."""

@@ -73,9 +73,9 @@ def open_detector(path: str | os.PathLike[str], *, least_score: float | None = N
         raise FileNotFoundError(f"no such detector: {path}; give an ONNX file of YuNet or SCRFD")
     network = _Network(path, threads)
     if set(network.outputs) >= {f"{kind}_{stride}" for kind in ("cls", "obj", "bbox", "kps") for stride in STRIDES}:
-        return YuNet(network, 0.7 if least_score is None else least_score)
+        return YuNet(network, least_score)
     if len(network.outputs) == 9:
-        return Scrfd(network, 0.5 if least_score is None else least_score)
+        return Scrfd(network, least_score)
     if len(network.outputs) == 6:
         raise FormatError("it is an SCRFD without the five points; use one with them (its name has 'kps')", path=path)
     raise FormatError(
@@ -120,16 +120,18 @@ class _Detector:
 
     kind: str
     overlap: float
+    usual_score: float
 
-    def __init__(self, network: _Network, least_score: float) -> None:
-        self._network, self._least_score = network, least_score
+    def __init__(self, network: _Network, least_score: float | None) -> None:
+        self._network = network
+        self.least_score = self.usual_score if least_score is None else least_score
         self._cv2 = _cv2()
 
     def __call__(self, image: Pixels) -> list[Face]:
         """See :class:`Detector`."""
         canvas, scale = fit_in(image, self._network.size, self._cv2)
         boxes, points, scores = self._found(canvas)
-        sure = scores >= self._least_score
+        sure = scores >= self.least_score
         boxes, points, scores = boxes[sure], points[sure], scores[sure]
         kept = thin_out(boxes, scores, self.overlap)
         return [Face(boxes[i] / scale, points[i] / scale, float(scores[i])) for i in kept.tolist()]
@@ -143,6 +145,7 @@ class YuNet(_Detector):
 
     kind = "yunet"
     overlap = 0.3
+    usual_score = 0.7
 
     def _found(self, canvas: Pixels) -> tuple[Floats, Floats, Floats]:
         outputs = self._network.run(canvas[:, :, ::-1].transpose(2, 0, 1)[None].astype(np.float32))
@@ -164,6 +167,7 @@ class Scrfd(_Detector):
 
     kind = "scrfd"
     overlap = 0.4
+    usual_score = 0.5
 
     def _found(self, canvas: Pixels) -> tuple[Floats, Floats, Floats]:
         images = (canvas.transpose(2, 0, 1)[None].astype(np.float32) - 127.5) / 128.0

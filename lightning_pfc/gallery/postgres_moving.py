@@ -38,12 +38,12 @@ def begin(database: PostgresDatabase, serving: ModelRecord, model: ModelRecord) 
 def pending(database: PostgresDatabase, after: int, limit: int) -> list[Pending]:
     """See :meth:`~lightning_pfc.gallery.store.Store.pending`."""
     rows = database.rows(
-        "SELECT p.id, p.source, i.name, w.image FROM pictures p JOIN identities i ON i.id = p.identity "
+        "SELECT p.id, p.source, i.name, p.digest, w.image FROM pictures p JOIN identities i ON i.id = p.identity "
         "LEFT JOIN previews w ON w.picture = p.id WHERE p.id > %s AND NOT EXISTS "
         "(SELECT 1 FROM vectors v WHERE v.picture = p.id AND v.model = %s) ORDER BY p.id LIMIT %s",
         (after, _next(database), limit),
     )
-    return [Pending(picture, source, name, image and bytes(image)) for picture, source, name, image in rows]
+    return [Pending(*row[:4], preview=row[4] and bytes(row[4])) for row in rows]
 
 
 def put(database: PostgresDatabase, model: ModelRecord, vectors: Sequence[tuple[int, Vectors]]) -> None:

@@ -41,7 +41,7 @@ def pending(file: SqliteFile, after: int, limit: int) -> list[Pending]:
     """See :meth:`~lightning_pfc.gallery.store.Store.pending`."""
     with file.reading():
         rows = file.execute(
-            "SELECT pictures.id, pictures.source, identities.name, previews.image FROM pictures "
+            "SELECT pictures.id, pictures.source, identities.name, pictures.digest, previews.image FROM pictures "
             "JOIN identities ON identities.id = pictures.identity LEFT JOIN previews ON previews.picture = pictures.id "
             "WHERE pictures.id > ? AND NOT EXISTS (SELECT 1 FROM vectors WHERE vectors.id = ? + pictures.id) "
             "ORDER BY pictures.id LIMIT ?",

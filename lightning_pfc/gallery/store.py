@@ -31,11 +31,12 @@ class Position(NamedTuple):
 
 
 class Pending(NamedTuple):
-    """A picture that waits for its next vector: number, where it came from, identity, and what to show of it."""
+    """A picture that waits for its next vector: number, where it came from, identity, digest, what to show of it."""
 
     picture: int
     source: str
     identity: str
+    digest: str
     preview: bytes | None
 
 

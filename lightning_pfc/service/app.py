@@ -10,6 +10,8 @@ from fastapi import Depends, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, RedirectResponse
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
+from starlette.types import Scope
 
 import lightning_pfc
 from lightning_pfc.gallery.deciding import decide
@@ -84,6 +86,9 @@ def _add_errors(app: FastAPI) -> None:
 
     def http(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
+        if error.status_code == 405:
+            taken = ", ".join(_methods_at(app, request.scope))
+            return JSONResponse({"detail": f"only {taken} is taken at this path."}, 405, {"Allow": taken})
         return JSONResponse({"detail": str(error.detail)}, error.status_code, error.headers)
 
     def invalid(request: Request, error: Exception) -> Response:
@@ -96,6 +101,16 @@ def _add_errors(app: FastAPI) -> None:
     app.add_exception_handler(RequestError, refused)
     for kind in (ValueError, RuntimeError, OSError):
         app.add_exception_handler(kind, refused)
+
+
+def _methods_at(app: FastAPI, scope: Scope) -> list[str]:
+    """What may be asked of a path, by all of its routes: the framework's own answer has those of the first."""
+    taken = [
+        method
+        for method in ("DELETE", "GET", "PATCH", "POST", "PUT")
+        if any(route.matches({**scope, "method": method})[0] is Match.FULL for route in app.routes)
+    ]
+    return sorted([*taken, "HEAD"] if "GET" in taken else taken)
 
 
 def _add_state(app: FastAPI, state: ServiceState) -> None:

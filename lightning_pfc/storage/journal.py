@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, TextIO
+
+from lightning_pfc.storage.whole_files import write_whole
 
 _FORMAT = "lightning-pfc journal"
 
@@ -32,10 +35,13 @@ class Journal:
         self.path = Path(path)
         self._head = json.dumps({"format": _FORMAT, **job}, sort_keys=True)
         self.lines: list[list[str]] = self._read()
-        self._file = self.path.open("a", encoding="utf-8", newline="\n")
+        self._file = self._opened()
         if self._file.tell() == 0:
             self._file.write(self._head + "\n")
             self.flush()
+
+    def _opened(self) -> TextIO:
+        return self.path.open("a", encoding="utf-8", newline="\n")
 
     def _read(self) -> list[list[str]]:
         if not self.path.is_file():
@@ -53,7 +59,16 @@ class Journal:
 
     def add(self, fields: Sequence[str]) -> None:
         """Add a line; it may stay in memory until :meth:`flush`."""
-        self._file.write("\t".join(map(_escaped, fields)) + "\n")
+        self._file.write(_line(fields))
+
+    def rewrite(self, lines: Iterable[Sequence[str]]) -> None:
+        """Have these lines in place of all that there are."""
+        self.lines = [list(line) for line in lines]
+        self._file.close()
+        with write_whole(self.path, "w", encoding="utf-8", newline="\n") as file:
+            file.write(self._head + "\n")
+            file.writelines(map(_line, self.lines))
+        self._file = self._opened()
 
     def flush(self) -> None:
         """Hand what was added to the system: it outlives the process."""
@@ -73,6 +88,15 @@ class Journal:
 
 
 _ESCAPES = {"\\": "\\\\", "\t": "\\t", "\n": "\\n", "\r": "\\r"}
+
+
+def mark_of(data: bytes) -> str:
+    """Tells bytes from others of the same name; a job may note "" for what cannot be read."""
+    return hashlib.blake2b(data, digest_size=8).hexdigest()
+
+
+def _line(fields: Sequence[str]) -> str:
+    return "\t".join(map(_escaped, fields)) + "\n"
 
 
 def _escaped(field: str) -> str:

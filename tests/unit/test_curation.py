@@ -136,6 +136,29 @@ def test_another_conversion_does_not_take_over(tmp_path: Path) -> None:
         convert(plain, tmp_path / "there", "folder", progress=False)
 
 
+def test_other_files_of_as_many_do_not_take_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One more and one less of an identity: what was written is a picture that is gone, and another is left out."""
+    data, out = tmp_path / "data", tmp_path / "out"
+    convert(mixed(NAMES), data, "folder", progress=False)
+    read = FolderImages.read
+
+    def stops(self: FolderImages, index: int) -> bytes:
+        if index == 2:
+            raise Stopped
+        return read(self, index)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(FolderImages, "read", stops)
+        with pytest.raises(Stopped):
+            convert(FolderImages(data), out, "list", progress=False)
+    first = sorted(path for path in data.rglob("*") if path.is_file())[0]
+    first.rename(first.with_name(f"zz{first.suffix}"))
+    with pytest.raises(FileExistsError, match="left by another conversion"):
+        convert(FolderImages(data), out, "list", progress=False)
+    first.with_name(f"zz{first.suffix}").rename(first)
+    convert(FolderImages(data), out, "list", progress=False)
+
+
 def test_shuffled_flat_records(tmp_path: Path) -> None:
     source = mixed()
     convert(source, tmp_path / "a.rec", "recordio", layout="flat", shuffle=1, progress=False)

@@ -125,7 +125,43 @@ def test_it_goes_on_where_it_stopped(
             np.testing.assert_array_equal(found[key], wanted[key])
 
 
-@pytest.mark.parametrize("what", ["--normalize", "--flip", "renamed", "moved"])
+@pytest.mark.parametrize("changed", ["replaced", "mended", "broken"])
+def test_a_picture_with_other_bytes_is_embedded_anew(
+    export_folder: Path,
+    people: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    changed: str,
+) -> None:
+    """Under its old name, while the command was interrupted: else its row would be that of another picture."""
+    words = [str(export_folder), str(people), str(tmp_path / "out.npz"), "--batch-size", "4"]
+    calls: list[int] = []
+    embed = embedders._Exported.embed_pixels
+
+    def fails_third(self: Any, pixels: Any) -> Any:
+        calls.append(len(pixels))
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return embed(self, pixels)
+
+    monkeypatch.setattr(embedders._Exported, "embed_pixels", fails_third)
+    assert main(words) == 130  # eight pictures are done, the sixth of them broken
+    name = "id01/p1.jpg" if changed == "mended" else "id00/p2.png"
+    assert (people / name).exists()
+    (people / name).write_bytes(b"none" if changed == "broken" else (people / "id04" / "p0.png").read_bytes())
+    capsys.readouterr()
+    assert main(words) == 0
+    kept = 5 if changed == "mended" else 2
+    assert f"{kept} of them before the interruption" in capsys.readouterr().out
+    assert main([*words[:2], str(tmp_path / "whole.npz")]) == 0
+    with np.load(tmp_path / "out.npz") as found, np.load(tmp_path / "whole.npz") as wanted:
+        assert found["path"].tolist() == wanted["path"].tolist()
+        assert (name in found["path"].tolist()) == (changed != "broken")
+        np.testing.assert_allclose(found["emb"], wanted["emb"], atol=1e-5)
+
+
+@pytest.mark.parametrize("what", ["--normalize", "--flip", "--max-pixels=8100", "renamed", "moved"])
 def test_what_was_begun_otherwise_is_not_gone_on_with(
     export_folder: Path,
     people: Path,

@@ -141,9 +141,41 @@ def test_a_folder_of_photos(
     assert "1.jpg" not in seen
     assert len(seen) == 4
     assert table.read_text().splitlines()[1:] == lines
-    capsys.readouterr()
-    assert main([*words, "--faces", "all"]) == 2
-    assert "was left by a job of other words" in capsys.readouterr().err
+    for other in (["--faces", "all"], ["--max-pixels", "200000"], ["--least-score", "0.6"]):
+        capsys.readouterr()
+        assert main([*words, *other]) == 2
+        assert "was left by a job of other words" in capsys.readouterr().err
+
+
+def test_a_photo_with_other_bytes_is_aligned_anew(files: dict[str, Path], tmp_path: Path) -> None:
+    """Under its old name: else the face of another photo would stay under it."""
+    root, target = folder_of_photos(tmp_path / "photos"), tmp_path / "faces"
+    words = ["align", "--detector", str(files["yunet"]), str(root), str(target), "--quiet", "--faces", "all"]
+    assert main(words) == 1
+    table = tmp_path / "faces.photos.tsv"
+    before = table.read_text().splitlines()
+
+    def written() -> list[str]:
+        return sorted(str(path.relative_to(target)) for path in target.rglob("*.*"))
+
+    assert written() == ["anna/1.jpg", "anna/2.face1.png", "anna/2.png", "ben/1.bmp.png"]
+    Image.fromarray(plant((300, 400), (80, 120))).save(root / "anna/2.png")  # one face now
+    Image.fromarray(plant((200, 200))).save(root / "ben/1.bmp")  # none
+    Image.fromarray(plant((200, 200), (96, 96))).save(root / "ben/none.png")  # one
+    assert main(words) == 1
+    assert written() == ["anna/1.jpg", "anna/2.png", "ben/none.png"]
+    after = table.read_text().splitlines()
+    assert [line.split("\t")[:2] for line in after[1:]] == [
+        ["anna/1.jpg", "1"],
+        ["anna/2.png", "1"],
+        ["ben/1.bmp", "0"],
+        ["ben/broken.png", "0"],
+        ["ben/none.png", "1"],
+    ]
+    assert after[:2] == before[:2]
+    table.write_text("".join(f"{line}\n" for line in [after[0], *(line.rpartition("\t")[0] for line in after[1:])]))
+    assert main(words) == 1  # of a version that noted no marks
+    assert written() == ["anna/1.jpg", "anna/2.png", "ben/none.png"]
 
 
 def test_a_link_that_leads_out_of_the_photos_is_not_shown(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 pytest.importorskip("faiss", reason="needs faiss-cpu, of the extra serve")
 
 from lightning_pfc.commands.gallery import main
+from lightning_pfc.deploy import Recogniser
 from lightning_pfc.gallery import Gallery, GalleryFullError, ModelRecord
 from lightning_pfc.gallery.sqlite_store import SqliteStore
 
@@ -108,6 +110,42 @@ def test_a_move_is_given_up(
     assert main(["reembed", gallery, "--abort"]) == 0
     assert main(["reembed", gallery, "--abort"]) == 1
     assert "is not on its way to another model" in capsys.readouterr().err
+
+
+def test_a_move_takes_the_pictures_that_were_enrolled_and_no_others(
+    export_folder: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A file that was replaced, or has the end of the path only, would be another picture under the old name."""
+    people, gallery, following = tmp_path / "people", str(tmp_path / "gallery"), tmp_path / "next"
+    for number, name in enumerate(("anna", "bert")):
+        shutil.copytree(pictures / f"id{number:02d}", people / name)
+    assert main(["build", gallery, str(people), "--model", str(export_folder)]) == 0
+    shutil.copytree(export_folder, following)
+    about = json.loads((following / "model.json").read_text())
+    (following / "model.json").write_text(json.dumps(about | {"weights": "b" * 64}))
+    stranger = (pictures / "id05" / "p0.png").read_bytes()
+    (people / "anna" / "p0.png").write_bytes(stranger)
+    (people / "bert" / "p2.png").rename(tmp_path / "away.png")
+    (people / "p2.png").write_bytes(stranger)
+    words = ["reembed", gallery, "--model", str(following), "--folder", str(people)]
+    capsys.readouterr()
+    assert main(words) == 1
+    said = capsys.readouterr().err
+    for line in ("of anna: ", "of bert: "):
+        assert line in said
+    assert said.count("has other bytes than the picture that was enrolled; --other-bytes takes it") == 2
+    assert "2 pictures could not be read again" in said
+    (tmp_path / "away.png").rename(people / "bert" / "p2.png")  # found again, the stranger beside it or not
+    assert main([*words, "--from-previews"]) == 0
+    with Gallery.open(gallery) as opened:
+        recogniser = Recogniser.load(following)
+        # anna's is of her small image, and near the picture that was enrolled
+        for name, file in (("anna", pictures / "id00" / "p0.png"), ("bert", people / "bert" / "p2.png")):
+            assert opened.search(recogniser.embed(file)[0], 1)[0].identity == name
+        assert opened.search(recogniser.embed(file)[0], 1)[0].score > 1 - 1e-5
+    assert main(["reembed", gallery, "--model", str(export_folder), "--folder", str(people), "--other-bytes"]) == 0
+    with Gallery.open(gallery) as opened:
+        assert opened.search(Recogniser.load(export_folder).embed(stranger)[0], 1)[0].score > 1 - 1e-5
 
 
 @pytest.mark.parametrize("command", [["info"], ["build", "people", "--model", "export"]])

@@ -331,6 +331,24 @@ def test_limits_come_before_decoding(export_folder: Path, encoded: dict[str, lis
         running.close()
 
 
+@pytest.mark.parametrize(
+    ("path", "taken"),
+    [
+        ("/embed", "POST"),
+        ("/health", "GET, HEAD"),
+        ("/page/app.js", "GET, HEAD"),
+        ("/identities", "GET, HEAD, POST"),
+        ("/identities/anna", "DELETE, GET, HEAD, PATCH"),
+        ("/identities/anna/pictures", "DELETE, GET, HEAD, PATCH, POST"),
+        ("/pictures/1", "DELETE, GET, HEAD"),
+    ],
+)
+def test_another_method_is_told_those_of_the_path(service: Running, path: str, taken: str) -> None:
+    answer = service.client.put(path, json={})
+    assert (answer.status_code, answer.headers["allow"]) == (405, taken)
+    assert taken in answer.json()["detail"]
+
+
 @pytest.mark.parametrize(("limits", "status"), [({"queue": 2}, 503), ({"per_client": 2}, 429)])
 def test_busy_is_said_with_a_time(
     export_folder: Path, encoded: dict[str, list[bytes]], monkeypatch: Any, limits: dict[str, Any], status: int

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from lightning_pfc.data.curation.sinks import FolderSink, ParquetSink, RecordSink, Sink, WebDatasetSink
 from lightning_pfc.data.format_names import WRITABLE
-from lightning_pfc.data.formats.base import EncodedImages
+from lightning_pfc.data.formats.base import EncodedImages, places_digest
 from lightning_pfc.storage.whole_files import errors_of, write_whole
 
 
@@ -114,6 +114,7 @@ def _fingerprint(
         "source": images.source,
         "images": len(images),
         "labels": digest.hexdigest(),
+        "places": places_digest(images),
         "format": format,
         "layout": layout,
         "shard_size": shard_size,

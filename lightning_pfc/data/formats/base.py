@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
@@ -62,6 +63,14 @@ class EncodedImages(ABC):
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.source!r}, images={len(self)}, classes={self.num_classes})"
+
+
+def places_digest(images: EncodedImages) -> str:
+    """Of where each image lies, in order: with one more and one less, as many would stand for others."""
+    digest = hashlib.sha256(images.labels.tobytes())
+    for number in range(len(images)):
+        digest.update(images.locate(number).encode("utf-8", "surrogateescape") + b"\0")
+    return digest.hexdigest()
 
 
 def contiguous_labels(keys: npt.NDArray[Any] | Sequence[Any]) -> tuple[npt.NDArray[np.int64], npt.NDArray[Any]]:
