@@ -43,7 +43,7 @@ def pending(database: PostgresDatabase, after: int, limit: int) -> list[Pending]
         "(SELECT 1 FROM vectors v WHERE v.picture = p.id AND v.model = %s) ORDER BY p.id LIMIT %s",
         (after, _next(database), limit),
     )
-    return [Pending(*row[:4], preview=row[4] and bytes(row[4])) for row in rows]
+    return [Pending(*row)._replace(preview=row[4] and bytes(row[4])) for row in rows]
 
 
 def put(database: PostgresDatabase, model: ModelRecord, vectors: Sequence[tuple[int, Vectors]]) -> None:
