@@ -1,4 +1,4 @@
-"""Work that waits until somebody imports a module: what it does there costs nothing to those who never do."""
+"""Work that is put off until a module is imported: a process that never imports it pays nothing."""
 
 from __future__ import annotations
 

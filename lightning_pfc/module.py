@@ -235,7 +235,7 @@ class PartialFCModule(L.LightningModule):
                 head.set_class_counts(_class_counts(self.trainer, name, head))
 
     def on_validation_start(self) -> None:
-        """Set the metrics up for what the data says it is: a closed set, or pairs of an open one."""
+        """Choose the metrics that the data module declares: closed-set classification or open-set verification."""
         self.evaluations = make_evaluations(self, "val")
 
     def on_test_start(self) -> None:

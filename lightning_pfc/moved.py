@@ -1,4 +1,4 @@
-"""Where modules went whose old names others may still import."""
+"""Modules and names that were moved: the old names still import, with one warning."""
 
 from __future__ import annotations
 

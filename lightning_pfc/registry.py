@@ -1,4 +1,4 @@
-"""Frozen objects that a config knows by name: losses, additions to them, samplers."""
+"""Frozen objects that a config knows by name: losses, auxiliary losses, samplers."""
 
 from __future__ import annotations
 

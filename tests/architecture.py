@@ -17,7 +17,7 @@ PACKAGE = "lightning_pfc"
 PAGE = ROOT / "ARCHITECTURE.md"
 BEGIN, END = "<!-- made by python -m tests.architecture -->", "<!-- end of what is made -->"
 OF_NO_FOLDER = {
-    "start": ("What runs when the package is imported, and what Lightning is told then.", {"__init__", "registration"}),
+    "start": ("What runs on import, and how Lightning learns the strategy's name.", {"__init__", "registration"}),
     "processes": ("Signals and the end of processes, before anything large is imported.", {"launching", "signals"}),
     "config": (
         "The configs: where they lie, how they are composed, and what is said when a name does not exist.",
@@ -28,7 +28,7 @@ OF_NO_FOLDER = {
         {"hyperparameters", "module"},
     ),
     "names": (
-        "Names: of others' when they come, of ours when they are asked for, and those that were given up.",
+        "Importing names: lazily, when another library has been imported, and under earlier words.",
         {"after_import", "lazy", "moved", "renamed", "strategy_names"},
     ),
 }

@@ -81,7 +81,7 @@ def gather_batch(
 
 
 def shared_gradient(x: Tensor, ranks: int) -> Tensor:
-    """``x``, with its gradient divided by ``ranks``: for what every one of them computes alike and somebody adds up."""
+    """``x`` with its gradient divided by ``ranks``: of a value that all ranks compute, the gradients are summed."""
     return x if ranks == 1 or not x.requires_grad else x.detach() + (x - x.detach()) / ranks
 
 

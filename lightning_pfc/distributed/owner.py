@@ -1,4 +1,4 @@
-"""Who owns the process group of this process: our strategy, another trainer's strategy, or nobody.
+"""Which strategy owns the process group: ours, another one, or none.
 
 A head is built by user code that hands it no group. Our strategy leaves its :class:`Comm` here for the heads that are
 built after it, and a guard notes a foreign strategy, under which a sharded head would be overwritten by rank 0's shard.
@@ -28,7 +28,7 @@ _owner: Owner | None = None
 
 
 def set_owner(name: str | None, comm: Comm | None = None) -> None:
-    """Note who owns the process group from now on; ``None`` says nobody does."""
+    """Note who owns the process group from now on; ``None``: no strategy does."""
     global _owner  # one process group per process, hence one owner
     _owner = None if name is None else Owner(name, comm)
 

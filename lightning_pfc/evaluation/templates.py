@@ -17,7 +17,7 @@ from lightning_pfc.metrics.functional.curves import cumulative_counts
 @checked
 @dataclass(frozen=True, kw_only=True)
 class TemplateMode:
-    """How images become a template; part of every number's name, because results of different modes do not compare.
+    """How images become a template; part of every number's name, because results of different modes are not comparable.
 
     Attributes:
         flip: Add the embedding of the mirrored image (F1).

@@ -27,7 +27,7 @@ class InitialCenters(NamedTuple):
         init: the name of it, see :func:`initial_centers`.
         std: standard deviation of their numbers before a "unit" row is brought to length 1.
         dim: D; a row holds one center or several side by side.
-        awaits_means: whether these are to be replaced by class means before training; nobody has done so yet.
+        awaits_means: whether these are still to be replaced by class means before training.
     """
 
     init: CenterInit
@@ -59,7 +59,7 @@ def initial_centers(
 
     Args:
         init: "normal" with ``std``; "unit", directions at random and length 1; "kaiming", N(0, 1/D); "xavier",
-            N(0, 2/(C + D)); "class_means", as ``of_loss`` until somebody replaces them by means. None: "normal" where
+            N(0, 2/(C + D)); "class_means", as ``of_loss`` until they are replaced by means. None: "normal" where
             ``std`` is given, else ``of_loss``.
         std: of "normal"; None: 0.01.
         of_loss: how the loss's authors begin.

@@ -1,4 +1,4 @@
-"""How a head comes to the classes of a step: what its sampler is told, and what is read ahead for it."""
+"""The sampled classes of a step: the context that a sampler is given, and rows that are fetched ahead."""
 
 from __future__ import annotations
 
@@ -141,12 +141,12 @@ class ClassSampling(HeadState):
         files = row_files(self.weight)
         if files is None or not self.is_subsampling:
             return
-        nobody = self.step.new_empty(0)
-        context = self._sampling_context(nobody, nobody, None)
+        none = self.step.new_empty(0)
+        context = self._sampling_context(none, none, None)
 
         def rows() -> Tensor:
             index = self.sampler.predict_rows(context)
-            return nobody if index is None else index
+            return none if index is None else index
 
         files.prefetch(rows)
 

@@ -34,9 +34,9 @@ def best_classes(head: PartialFC, embeddings: Tensor, k: int) -> TopClasses:
     if k < 1:
         raise ValueError(f"k={k} must be at least 1.")
     comm, count = head.comm, min(k, head.num_classes)
-    nobody = torch.zeros(embeddings.shape[0], dtype=torch.int64, device=embeddings.device)
+    unused = torch.zeros(embeddings.shape[0], dtype=torch.int64, device=embeddings.device)
     with no_autocast(embeddings.device):
-        batch, chunks = _every_class(head, embeddings, nobody, "PartialFC.top_classes")
+        batch, chunks = _every_class(head, embeddings, unused, "PartialFC.top_classes")
         found = top_classes(chunks, head.shard.start, count, comm.shard_size, comm.shard_group)
     return TopClasses(found.score[batch.own], found.label[batch.own])
 

@@ -59,21 +59,21 @@ class PartialFC(ClassSampling):
         num_classes: C, over all ranks.
         loss: a :class:`~lightning_pfc.losses.Loss`, its name, or a mapping with ``name`` and arguments.
         sample_rate: share of the classes in a training step, in [0, 1]: 1 is the exact softmax, 0 keeps the batch's own
-            classes only. Losses of different rates do not compare (they differ by about ``ln`` of the rates' ratio).
+            classes only. Losses at different rates are not comparable: they differ by about ``ln`` of the ratio.
         sampler: which classes those are: a :class:`~lightning_pfc.heads.sampling.Sampler`, its name, or a mapping with
-            ``name`` and arguments. By default the targets of the batch and others drawn evenly.
+            ``name`` and arguments. By default the targets of the batch and negatives drawn uniformly.
         seed: of the initial centers and of the negatives.
-        comm: whom to talk to; None finds out (the strategy's ranks, the default process group, or nobody).
+        comm: process groups to use; None: those of the strategy, else the default group, else a single process.
         device, dtype: of the centers; the dtype or its name. bfloat16 halves their memory; computation is in float32
             (float64 for float64 embeddings).
-        init: how centers begin: "normal", N(0, init_std^2); "unit", directions at random and length 1; "kaiming",
+        init: initial centers: "normal", N(0, init_std^2); "unit", directions at random and length 1; "kaiming",
             N(0, 1/D); "xavier", N(0, 2/(C + D)); "class_means", which :class:`lightning_pfc.transfer.ClassMeans` takes
-            from the data. None: "normal" where ``init_std`` is given, else as the loss's authors have it: "unit" for
+            from the data. None: "normal" where ``init_std`` is given, else the choice of the loss's authors: "unit" for
             AdaFace, MagFace and MVSoftmax, "kaiming" for UniFace and "normal" for the others.
         init_std: standard deviation of "normal"; None: 0.01.
         row_folder: where the centers, and their state in an optimizer of ``lightning_pfc.optim``, are kept in
             memory-mapped files, every rank's in a folder of its own; beside a GPU together with ``rows_on="host"``.
-            Rows of the next step's negatives are read ahead. Files that are there are gone on with, whatever ``seed``.
+            Rows of the next step's negatives are read ahead. Existing files are reused, and ``seed`` is then not used.
         rows_on: "device": the centers are where the head is. "host": centers and their state in an optimizer stay in
             the host's memory (pinned where there is a GPU) or in ``row_folder``, and the head computes where the module
             is moved to: the sampled rows go there a chunk at a time and their gradients come back. The host then waits
@@ -183,7 +183,7 @@ class PartialFC(ClassSampling):
             embeddings: (b, D) floating, this rank's part; b may differ from rank to rank and from step to step.
             labels: (b,) int64 global class ids; or (b, P), -1 for none: the mean over positives that do not compete.
             other: (b,) int64, the second class of each row, on every rank or on none; None: there is none.
-            share: () or (b,) in [0, 1], what the first class counts where there are two. One all-gather of it more.
+            share: () or (b,) in [0, 1], mixing weight of ``labels`` against ``other``. Costs one more all-gather.
 
         Returns:
             () in float32 (float64 for float64 embeddings): the mean over the global batch, the same on every rank. The

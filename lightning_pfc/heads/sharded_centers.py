@@ -232,7 +232,7 @@ class ShardedCenters(nn.Module):
                 self.attach(owner.comm)
                 return
             raise RuntimeError(
-                "This PartialFC was built before the process group and nobody has given it its shard. "
+                "This PartialFC was built before the process group and was never given its shard. "
                 + foreign_strategy_message(owner.name if owner else "this set-up")
                 + " In a script without a Trainer, build the head after torch.distributed.init_process_group."
             )

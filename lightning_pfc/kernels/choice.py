@@ -123,7 +123,7 @@ def choose(word: str, device: torch.device, kept: Kernels | None = None) -> Kern
 
 
 def is_good(name: str, device: torch.device) -> bool:
-    """Whether an operation's kernel is used on a GPU where nobody chose; compared with its twin the first time."""
+    """Whether an operation's kernel is used on a GPU by default; compared with plain torch the first time."""
     return _obstacle(device, chip_of(device)) is None and _found_good(name, device)
 
 

@@ -1,4 +1,4 @@
-"""What a margin-softmax loss is to the head: a few pure functions of cosines and of facts about the rows.
+"""The interface of a margin-softmax loss: a few pure functions of cosines and of facts about the batch.
 
 Shape letters: capital = global, small = this rank's part. B rows of the global batch, n classes of one chunk, D
 embedding.
@@ -79,7 +79,7 @@ class Loss(Configurable):
     num_centers: ClassVar[int] = 1  # centers per class, side by side in a row of the head's weight; the nearest counts
     linear_negatives: ClassVar[bool] = True  # negative_logits is `scale * cosine` (but for the filter)
     softplus_negatives: ClassVar[bool] = False  # the head sums softplus(z) instead of z in `negative_sum`
-    center_init: ClassVar[CenterInit] = "normal"  # how the loss's authors begin, where the head is not told
+    center_init: ClassVar[CenterInit] = "normal"  # the authors' initial centers, unless the head is given others
     neutral_margins: ClassVar[Mapping[str, float]] = {  # at which a margin of this name does nothing
         "margin": 0.0,
         "lower_margin": 0.0,
@@ -161,11 +161,11 @@ class Loss(Configurable):
         return "it remembers an embedding of each row's class" if self.class_buffers(1) else None
 
     def initial_state(self, num_classes: int) -> State:
-        """Averages that the loss keeps, as small tensors; the head registers them as buffers (saved, on every rank)."""
+        """Averages that the loss keeps, as small tensors, equal on all ranks; the head makes them saved buffers."""
         return {}
 
     def initial_parameters(self, num_classes: int) -> State:
-        """Numbers that the loss learns, as small float tensors; the head makes them parameters, alike on every rank."""
+        """Numbers that the loss learns, as small float tensors; the head makes them parameters, equal on all ranks."""
         return {}
 
     def update_state(self, state: State, batch: BatchInfo) -> None:

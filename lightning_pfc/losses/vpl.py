@@ -1,4 +1,4 @@
-"""VPL: each class is judged by its center mixed with an embedding that it gave lately."""
+"""VPL: logits use the class center blended with a recent embedding of that class."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ class VPL(ArcFace):
     """ArcFace on ``(1 - a) w_j/|w_j| + a f_j`` (Variational Prototype Learning, CVPR 2021, section 3.3).
 
     ``f_j`` is the last embedding of class j, of length 1; it takes part while it is no older than ``lifetime`` steps,
-    and not before step ``start``. It carries no gradient. The memory, D + 1 numbers a class, is sharded as the
+    and not before step ``start``. It carries no gradient. The memory, D + 1 numbers per class, is sharded as the
     centers are and part of the checkpoint. Works with sampling too, where the published code asks for rate 1;
-    evaluation uses the centers alone. One all-reduce of (B, D) a step.
+    evaluation uses the centers alone. One all-reduce of (B, D) per step.
 
     Args:
         scale: s > 0.
         share: a in [0, 1).
-        start: training forwards before the first mixing.
-        lifetime: age in training forwards, from which on an embedding is too old.
+        start: training forwards before the first blend.
+        lifetime: age in training forwards up to which an embedding is used.
         margin, margin_grad, label_smoothing, interclass_filter: see :class:`ArcFace`.
     """
 
@@ -42,7 +42,7 @@ class VPL(ArcFace):
                 raise ValueError(f"VPL({name}={count!r}): {name} must be an integer of at least {least}.")
 
     def class_buffers(self, embedding_dim: int) -> dict[str, tuple[int, ...]]:
-        """``feature`` (D,) and ``seen`` (), the step of it counted from 1; 0 is never."""
+        """``feature`` (D,), and ``seen`` (), the step it is from, counted from 1; 0 is never."""
         return {"feature": (embedding_dim,), "seen": ()}
 
     def blend_weights(self, memory: Mapping[str, Tensor], batch: BatchInfo) -> Tensor:

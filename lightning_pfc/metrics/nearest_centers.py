@@ -16,7 +16,7 @@ from lightning_pfc.distributed.collectives import all_reduce
 from lightning_pfc.distributed.shard import ClassShard
 from lightning_pfc.heads.partial_fc import PartialFC
 
-_NOBODY = -4.0  # added to a cosine, it never is the largest one
+_EXCLUDED = -4.0  # added to a cosine, it never is the largest one
 
 
 class NearestCenters(NamedTuple):
@@ -85,16 +85,16 @@ def nearest_centers(head: PartialFC, *, chunk: int = 2048) -> NearestCenters:
                 rows = norm.new_empty(((stop - start) * several, head.embedding_dim))
             if comm.shard_group is not None:
                 dist.broadcast(rows, dist.get_global_rank(comm.shard_group, owner), group=comm.shard_group)
-            nobody = torch.where((rows != 0).any(1), 0.0, _NOBODY)
+            excluded = torch.where((rows != 0).any(1), 0.0, _EXCLUDED)
             for low in range(0, len(norm), chunk):
                 part = slice(low, min(low + chunk, len(norm)))
                 scores = _unit(_every_center(weight[part].to(head.device), several)).flatten(0, 1) @ rows.T
-                scores += nobody
+                scores += excluded
                 scores = scores.view(part.stop - low, several, stop - start, several).amax((1, 3))
                 first, last = max(shard.start + low, start), min(shard.start + part.stop, stop)
                 if first < last:  # a class never is its own neighbour
                     ids = torch.arange(first, last, device=norm.device)
-                    scores[ids - shard.start - low, ids - start] = _NOBODY
+                    scores[ids - shard.start - low, ids - start] = _EXCLUDED
                 best, place = scores.max(1)
                 better = best > cosine[part]
                 cosine[part] = torch.where(better, best, cosine[part])
@@ -136,17 +136,17 @@ def target_and_negative_cosines(
         parts, id_parts = gather_all_tensors(rows, comm.shard_group), gather_all_tensors(ids, comm.shard_group)
         before = sum(len(part) for part in parts[: comm.shard_rank])
         rows, ids = torch.cat(parts), torch.cat(id_parts)
-    target = rows.new_full((len(rows),), _NOBODY)
-    negative = rows.new_full((len(rows),), _NOBODY)
+    target = rows.new_full((len(rows),), _EXCLUDED)
+    negative = rows.new_full((len(rows),), _EXCLUDED)
     for low in range(0, shard.num_local, chunk):
         centers = _unit(_every_center(head.weight.detach()[low : low + chunk].to(rows.device), several))
         scores = (rows @ centers.flatten(0, 1).T).view(len(rows), len(centers), several).amax(2)
         local = (ids - shard.start - low)[:, None]
         here = (local >= 0) & (local < scores.shape[1])
         place = local.clamp(0, scores.shape[1] - 1)
-        own = torch.where(here, scores.gather(1, place), _NOBODY)
+        own = torch.where(here, scores.gather(1, place), _EXCLUDED)
         target = torch.maximum(target, own.squeeze(1))
-        scores.scatter_(1, place, torch.where(here, _NOBODY, scores.gather(1, place)))
+        scores.scatter_(1, place, torch.where(here, _EXCLUDED, scores.gather(1, place)))
         negative = torch.maximum(negative, scores.amax(1))
     for values in (target, negative):
         all_reduce(values, comm.shard_group, "max")

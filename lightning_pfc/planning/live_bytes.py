@@ -15,7 +15,7 @@ _GRANULE = 512
 
 
 class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """While open, follows what operators of this thread make until nobody holds it any more.
+    """While open, follows the tensors that operators of this thread make, until the last reference is gone.
 
     What was there before does not count, nor what a library takes for itself (workspaces of products).
 

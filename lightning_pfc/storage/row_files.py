@@ -1,4 +1,4 @@
-"""Rows in files: centers and their state beyond memory, and what is on disk is where a run goes on."""
+"""Memory-mapped rows: centers and optimizer state larger than memory; a run resumes from what is on disk."""
 
 from __future__ import annotations
 

@@ -60,7 +60,7 @@ class Sampler(Configurable):
 
     correction: bool = False
 
-    fill_with_uniform: ClassVar[bool] = False  # draw evenly from the remaining classes until the budget is full
+    fill_with_uniform: ClassVar[bool] = False  # draw the rest of the budget uniformly from the other classes
     has_inclusion_probs: ClassVar[bool] = False  # ``correction`` is possible
     draws_from_labels: ClassVar[bool] = False  # a function of targets, seed and step, without a collective
     needs_counts: ClassVar[bool] = False  # row state "count": images of each class, given by ``head.set_class_counts``
@@ -83,7 +83,7 @@ class Sampler(Configurable):
     # --- what the head asks -------------------------------------------------------------------------------------------
 
     def classes(self, context: SamplingContext) -> Tensor:
-        """Global ids (n,) int64 of the classes that take part beside the targets, the same on every rank."""
+        """Global ids (n,) int64 of the classes that take part besides the targets, the same on every rank."""
         raise NotImplementedError(f"{type(self).__name__} must define classes(context).")
 
     def draw(self, context: SamplingContext) -> Drawn:
@@ -108,7 +108,7 @@ class Sampler(Configurable):
         return self.correction
 
     def predict_rows(self, context: SamplingContext) -> Tensor | None:
-        """Local rows (n,) that a step whose targets are not known yet will probably use; None if nobody knows."""
+        """Local rows (n,) that the next step will probably use, its targets not known yet; None: not predictable."""
         return None
 
     def initial_state(self, num_classes: int, embedding_dim: int) -> dict[str, Tensor]:
@@ -139,7 +139,7 @@ class Sampler(Configurable):
 
 
 def fill_uniformly(context: SamplingContext, kept: Tensor, correction: bool) -> SampledClasses:
-    """``kept`` (n,) classes, and others drawn evenly until the budget is full; see :func:`draw_sample`."""
+    """``kept`` (n,) classes, and others drawn uniformly until the budget is full; see :func:`draw_sample`."""
     found = draw_sample(kept, context.labels, context.shard, context.budget, context.seed, context.step)
     if not correction or found.index is None:
         return found

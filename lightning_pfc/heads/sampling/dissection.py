@@ -1,4 +1,4 @@
-"""Targets for the intra-class term only, an even draw for the inter-class term: the sampler of D-Softmax-K."""
+"""Targets for the intra-class term only, a uniform draw for the inter-class term: the sampler of D-Softmax-K."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from lightning_pfc.heads.sampling.uniform_draw import sample_uniform
 
 @dataclass(frozen=True, kw_only=True)
 class Dissection(Sampler):
-    """Negatives drawn evenly from all C classes; a target that was not drawn is nobody's negative.
+    """Negatives drawn uniformly from all C classes; a target that was not drawn is not a negative of other samples.
 
     Softmax Dissection (arXiv:1908.01281, D-Softmax-K) samples the inter-class term alone and keeps the
     intra-class term whole. Partial FC's samples always hold the targets of the whole batch, which makes a class that
-    has an image in the batch a negative more often than others; here every class is one equally often. Meant for
+    has an image in the batch a negative more often than others; here all classes are negatives equally often. Meant for
     ``loss=dsoftmax``, possible with any. Costs what :class:`Uniform` costs, on any number of ranks.
 
     Args:
@@ -35,8 +35,8 @@ class Dissection(Sampler):
 
     def sample(self, context: SamplingContext) -> SampledClasses:
         """The drawn classes, and the targets, that live on this rank."""
-        nobody, shard = context.targets[:0], context.shard
-        drawn = sample_uniform(nobody, nobody, shard, context.budget, context.seed, context.step, static_shapes=False)
+        none, shard = context.targets[:0], context.shard
+        drawn = sample_uniform(none, none, shard, context.budget, context.seed, context.step, static_shapes=False)
         if drawn.index is None:
             return sample_uniform(context.targets, context.labels, shard, context.budget, context.seed, context.step)
         index = distinct(torch.cat([drawn.index, shard.local_rows(context.targets)]))

@@ -53,7 +53,7 @@ class Frequency(Sampler):
         if "counted" not in context.cache:
             if not context.state["count"].all():
                 raise ValueError(
-                    "Frequency draws by how many images a class has, which nobody has said: call "
+                    "Frequency draws by how many images each class has, and was not given it: call "
                     "head.set_class_counts(counts) with (num_classes,) integers before training."
                 )
             context.cache["counted"] = True

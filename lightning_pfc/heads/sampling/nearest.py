@@ -29,7 +29,7 @@ class Retrieval(Sampler):
     some steps old finds them. Each rank searches its own centers and the best of all ranks are taken, so the set does
     not depend on how the classes are split (to rounding). A class's score is its cosine to the nearest row of the
     batch.
-    Where the searched cells hold too few classes, the rest is drawn evenly.
+    Where the searched cells hold too few classes, the rest is drawn uniformly.
 
     A search costs O(B sqrt(C) D + B probes sqrt(C) D / W), an all-gather of K pairs, and waits for the device.
 
@@ -120,11 +120,11 @@ class Retrieval(Sampler):
 @checked
 @dataclass(frozen=True, kw_only=True)
 class Mixed(Retrieval):
-    """A share of the negatives by retrieval, the others drawn evenly from what is left.
+    """A share of the negatives by retrieval, the others drawn uniformly from the remaining classes.
 
-    The hard ones carry the gradient, the even ones keep the whole space in view. With ``correction`` the even ones
-    count for all classes that were not retrieved: the softmax is exact in expectation, and with little noise, since its
-    large terms are summed and not estimated.
+    Hard negatives carry the gradient, uniform ones represent all other classes. With ``correction`` the uniform ones
+    stand for all classes that were not retrieved: the sum over the negatives is unbiased and has little noise, since
+    its large terms are summed and not estimated.
 
     Args:
         share: of the negatives that are retrieved, in [0, 1].

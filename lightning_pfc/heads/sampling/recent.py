@@ -1,4 +1,4 @@
-"""The classes that were targets most lately: a queue of classes."""
+"""The most recently seen classes: a queue."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from lightning_pfc.heads.sampling.sampled_classes import distinct
 
 @dataclass(frozen=True, kw_only=True)
 class Recent(Sampler):
-    """A queue: the classes that had an image most lately, and others drawn evenly until the budget is full.
+    """The most recently seen classes (a FIFO queue); what is left of the budget is drawn uniformly.
 
-    The centers of a class that was a target a few steps ago fit the network as it is now, those of one that was drawn
-    last an epoch ago do not. Dynamic Class Queue (arXiv:2105.11113), Prototype Memory (arXiv:2105.02103) and Faster
+    The center of a class that was a target a few steps ago fits the current network, that of a class last drawn an
+    epoch ago does not. Dynamic Class Queue (arXiv:2105.11113), Prototype Memory (arXiv:2105.02103) and Faster
     Face Classification (arXiv:2105.10375) keep nothing but such a queue, with prototypes made of recent embeddings in
-    place of learned centers. Here the queue chooses among learned centers; ``loss=vpl`` mixes recent embeddings in.
+    place of learned centers. Here the queue chooses among learned centers; ``loss=vpl`` blends recent embeddings in.
 
     Of classes that were targets in the same step, those with the lower id stay longer. Costs a selection in c numbers
     a step, O(c), and one all-gather of K pairs; 4 bytes a class, part of the checkpoint.
 
     Args:
-        share: of the budget beyond the targets that the queue fills, in [0, 1]; the rest is drawn evenly, as are the
+        share: of the budget beyond the targets that the queue fills, in [0, 1]; the rest is drawn uniformly, as are the
             places of the queue that are still empty.
         correction: see :class:`Sampler`; not possible, since what is not in the queue is never drawn.
     """
@@ -40,11 +40,11 @@ class Recent(Sampler):
         self._check_number("share", 0.0, 1.0)
 
     def row_state(self, embedding_dim: int) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
-        """``seen``: the step in which a class was a target last, counted from 1; 0 is never."""
+        """``seen``: the last step in which a class was a target, counted from 1; 0 is never."""
         return {"seen": ((), torch.int32)}
 
     def classes(self, context: SamplingContext) -> Tensor:
-        """The targets, and the classes that were targets last."""
+        """The targets, and the classes that were targets most recently."""
         seen, shard = context.state["seen"], context.shard
         targets = distinct(context.targets)
         seen[shard.local_rows(targets)] = (context.step + 1).to(seen.dtype)

@@ -28,8 +28,8 @@ class SampledClasses:
         valid: (k,) bool, False where ``index`` is padding (static shapes only); None means all are real.
         log_weight: (k,) float, logarithm of how often a class counts as a negative: 0 is once, ``-log p`` makes up for
             a class that is drawn with probability p only, ``-inf`` leaves it out; None means once each.
-        num_valid: () int64 tensor, how many of ``index`` are real, where somebody has counted; these come first.
-        staged: their rows, on their way from the host's memory; None where nobody has asked for them yet.
+        num_valid: () int64 tensor, how many of ``index`` are real, if it was counted; these come first.
+        staged: their rows, on their way from the host's memory; None if they were not requested ahead.
     """
 
     index: Tensor | None

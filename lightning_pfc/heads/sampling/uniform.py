@@ -33,8 +33,8 @@ class Uniform(Sampler):
 
     def predict_rows(self, context: SamplingContext) -> Tensor | None:
         """All rows but the targets'."""
-        nobody = context.step.new_empty(0)
-        return sample_uniform(nobody, nobody, context.shard, context.budget, context.seed, context.step).index
+        none = context.step.new_empty(0)
+        return sample_uniform(none, none, context.shard, context.budget, context.seed, context.step).index
 
 
 @dataclass(frozen=True, kw_only=True)

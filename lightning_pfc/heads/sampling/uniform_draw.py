@@ -1,4 +1,4 @@
-"""Which classes take part in a step: every target of the global batch, and negatives drawn evenly up to a budget.
+"""Which classes take part in a step: every target of the global batch, and negatives drawn uniformly up to a budget.
 
 Capital letters are global, small ones this rank's part: B rows, C/c classes, K/k sampled classes.
 """

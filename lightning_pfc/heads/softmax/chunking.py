@@ -48,7 +48,7 @@ def budget_bytes(memory_budget: int | str | None, device: torch.device) -> int:
 
 
 def chunk_width(batch: int, num_rows: int, dim: int, device: torch.device, *, kept_bytes: int, budget: int) -> int:
-    """Classes of a chunk of a pass that keeps exponentials, where nobody chose.
+    """Default number of classes per chunk, for a pass that keeps exponentials.
 
     On a GPU a chunk is as wide as the budget allows: with all exponentials kept, what they leave; else a quarter of it.
     So a step starts few kernels; with a small budget a chunk has a tile for each multiprocessor, whose scores stay in
@@ -83,7 +83,7 @@ def bytes_to_keep(width: int, batch: int, dim: int, device: torch.device, *, kep
 
 
 def num_kept(ranges: Sequence[tuple[int, int]], row_bytes: int, budget: int) -> int:
-    """How many of the first chunks have their exponentials kept, ``row_bytes`` a class."""
+    """How many of the first chunks have their exponentials kept, at ``row_bytes`` per class."""
     return sum(high * row_bytes <= budget for _, high in ranges)
 
 

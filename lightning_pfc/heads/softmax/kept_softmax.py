@@ -107,7 +107,7 @@ class _KeptSoftmax(torch.autograd.Function):
 
 
 def _with_chunk_size(spec: SoftmaxSpec, x: Tensor, num_rows: int) -> SoftmaxSpec:
-    """``spec`` with the width of a chunk of so many classes, where nobody chose one."""
+    """``spec`` with the default chunk size for ``num_rows`` classes, unless one was given."""
     if spec.chunk_size is not None:
         return spec
     size = _kept_bytes(spec, x)

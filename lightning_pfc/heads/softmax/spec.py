@@ -47,8 +47,8 @@ class SampledRows:
         valid: (K,) bool, False where ``index`` is padding; None means all are real.
         log_weight: (K,) float, logarithm of how often a class counts as a negative: 0 is once, ``-log p`` makes up for
             a class that is drawn with probability p only, ``-inf`` leaves it out; None means once each.
-        num_valid: () int64 tensor, how many of ``index`` are real, where somebody has counted; these come first.
-        staged: the rows themselves, on their way from the host's memory; None where nobody has asked for them yet.
+        num_valid: () int64 tensor, how many of ``index`` are real, if it was counted; these come first.
+        staged: the rows themselves, on their way from the host's memory; None if they were not requested ahead.
     """
 
     index: Tensor | None
