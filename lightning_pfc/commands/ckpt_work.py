@@ -19,6 +19,7 @@ from lightning_pfc.checkpoint.merging import merge_to_file, merge_to_safetensors
 from lightning_pfc.checkpoint.reader import MODEL, CheckpointReader
 from lightning_pfc.checkpoint.single import check_file, load_file
 from lightning_pfc.commands.class_names import check_alone, check_lines, read_names
+from lightning_pfc.commands.running import one_line
 from lightning_pfc.heads.center_init import init_centers_
 from lightning_pfc.interchange import EXPORTERS, IMPORTERS, write_imported
 from lightning_pfc.interchange.recognised import way_out
@@ -124,7 +125,9 @@ def take(options: argparse.Namespace) -> None:
     try:
         found = IMPORTERS[options.project](options.source)
     except (OSError, ValueError) as error:
-        raise ValueError(f"{str(error).removesuffix('.')}.{way_out(options.source, options.project)}") from error
+        said = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) and error.filename else str(error)
+        said += "" if said.endswith((".", "?")) else "."
+        raise ValueError(f"{said}{way_out(options.source, options.project)}") from error
     if options.classes is not None:
         found.cut(options.classes)
     if options.classes is not None and options.classes != found.num_classes:
@@ -132,10 +135,10 @@ def take(options: argparse.Namespace) -> None:
             f"{options.source} has {found.num_classes} classes, --classes says {options.classes}: is a rank's file "
             "missing?"
         )
-    write_imported(found, options.output)
+    write_imported(found, options.output, options.source)
     kinds = {name.partition(".")[0] for name in found.parts}
     for line in [f"{len(found.parts)} tensors ({', '.join(sorted(kinds))}), {found.num_classes} classes", *found.notes]:
-        print(f"{options.output}: {line}")
+        print(f"{options.output}: {one_line(line)}")
 
 
 def give(options: argparse.Namespace) -> None:

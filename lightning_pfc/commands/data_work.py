@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from lightning_pfc.commands.kept_lists import keep_list
 from lightning_pfc.data.arrays import NpyFile, read_npy, read_npz
 from lightning_pfc.data.formats import EncodedImages, Subset, open_images
 from lightning_pfc.data.tables import read_table, write_table
@@ -85,6 +86,8 @@ def check(options: argparse.Namespace) -> int:
 
     if options.workers < 1:
         raise ValueError(f"--workers is {options.workers}; it is at least 1.")
+    if options.list:
+        keep_list(options.list, force=options.force)
     against = None if options.against is None else _open_other(options.against, options.allow)
     images = _open(options)
     report = checking.check(
@@ -185,6 +188,7 @@ def clean(options: argparse.Namespace) -> int:
     from lightning_pfc.data.curation.clean import find
     from lightning_pfc.data.formats.base import contiguous_labels
 
+    keep_list(options.target, force=options.force)
     embeddings, keys, names = _load_embeddings(options.embeddings, options.labels)
     labels, identities = contiguous_labels(keys)
     if names is not None:

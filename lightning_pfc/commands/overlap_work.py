@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from typing_extensions import override
 
+from lightning_pfc.commands.kept_lists import keep_list
 from lightning_pfc.commands.onnx_words import ONNX_WORDS, onnx_words
 from lightning_pfc.commands.overlap_defaults import DEFAULTS
 from lightning_pfc.data.formats import EncodedImages, open_images
@@ -33,6 +34,7 @@ _Broken = tuple[list[tuple[int, str]], list[tuple[int, str]]]
 def overlap(options: argparse.Namespace) -> int:
     """List the identities and pictures that two data sets have in common."""
     options = _settled(options)
+    keep_list(options.target, force=options.force)
     a, b = _open(options.a, options.format, options), _open(options.b, options.format_b, options)
     refuse_same(a, b)
     target = Path(options.target)

@@ -77,9 +77,9 @@ def _of_the_system(error: OSError) -> str:
         )
     if error.strerror is None:
         return one_line(str(error))
-    return f"{where}: {error.strerror}" if where else error.strerror
+    return one_line(f"{where}: {error.strerror}" if where else error.strerror)
 
 
 def one_line(text: str) -> str:
-    """A message without line breaks."""
-    return " ".join(text.split())
+    """A message without line breaks, and without what a terminal would take for orders."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in " ".join(text.split()))

@@ -57,7 +57,9 @@ def as_matrix(value: Any, what: str) -> Tensor:
     """
     if isinstance(value, Tensor) and value.dim() == 2 and value.is_floating_point() and value.layout == torch.strided:
         return value.detach()
-    found = f"{value.dtype} of shape {tuple(value.shape)}" if isinstance(value, Tensor) else describe(value)
+    found = describe(value)
+    if isinstance(value, Tensor):
+        found = f"{value.dtype} of shape {tuple(value.shape)}{'' if value.layout == torch.strided else ', sparse'}"
     raise ValueError(f"{what} should be floats of shape (classes, dimensions), and is {found}.")
 
 
@@ -65,7 +67,7 @@ def as_tensors(value: Any, what: str) -> dict[str, Tensor]:
     """A state dict: tensors by their names, with ``module.`` and ``_orig_mod.`` of wrappers left out.
 
     Raises:
-        ValueError: if it is none.
+        ValueError: if it is none, or two have one name.
     """
     if not isinstance(value, Mapping) or not value or not all(isinstance(each, Tensor) for each in value.values()):
         raise ValueError(f"{what} should be a state dict, tensors by name, and is {describe(value)}.")
@@ -74,6 +76,8 @@ def as_tensors(value: Any, what: str) -> dict[str, Tensor]:
         name = str(key)
         while name.startswith(("module.", "_orig_mod.")):
             name = name.removeprefix("module.").removeprefix("_orig_mod.")
+        if name in tensors:
+            raise ValueError(f"{what} has two tensors of one name, {name} and {key}. Save the one that is meant.")
         tensors[name] = tensor.detach()
     return tensors
 

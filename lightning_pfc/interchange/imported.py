@@ -62,24 +62,57 @@ def take_backbone(found: Imported, value: Any, what: str) -> None:
     """Add a state dict's tensors.
 
     Raises:
-        ValueError: if it is none.
+        ValueError: if it is none, or two tensors have one name here.
     """
-    for name, tensor in as_tensors(value, what).items():
-        found.parts[BACKBONE + name.removeprefix(BACKBONE)] = [tensor]
+    for key, tensor in as_tensors(value, what).items():
+        name = BACKBONE + key.removeprefix(BACKBONE)
+        if name in found.parts:
+            raise ValueError(f"{what} has two tensors that are {name} here, one of them {key}. Save the one meant.")
+        found.parts[name] = [tensor]
+
+
+def first_of(paths: Sequence[Path], found: Imported) -> list[Path]:
+    """The first of several files of one thing that is there, or none; the others are said to be left out."""
+    there = [path for path in paths if path.exists()]
+    if len(there) > 1:
+        found.notes.append(f"the backbone of {there[0].name}; left out: {', '.join(path.name for path in there[1:])}")
+    return there[:1]
 
 
 def files_by_rank(folder: Path, pattern: str) -> list[Path]:
     """The files of ranks 0, 1, 2, ...
 
     Raises:
-        ValueError: naming one that is missing.
+        ValueError: naming one that is missing, or two of one rank.
     """
-    numbers = {int(match[1]): path for path in folder.iterdir() if (match := re.fullmatch(pattern, path.name))}
+    numbers: dict[int, Path] = {}
+    for path in sorted(folder.iterdir()):
+        match = re.fullmatch(pattern, path.name)
+        if match and (other := numbers.setdefault(int(match[1]), path)) is not path:
+            raise ValueError(f"{other} and {path.name} are both of rank {int(match[1])}. Take one of them away.")
     for rank in range(len(numbers)):
         if rank not in numbers:
             name = pattern.replace("(\\d+)", str(rank)).replace("\\", "")
             raise ValueError(f"{folder / name} is missing: there are files of the ranks {sorted(numbers)}.")
     return [numbers[rank] for rank in range(len(numbers))]
+
+
+def momenta_beside(paths: Sequence[Path]) -> bool:
+    """Whether the files of the ranks' momenta are there.
+
+    Args:
+        paths: those that there would be, one for each rank.
+
+    Raises:
+        ValueError: some are, naming the first that is not.
+    """
+    missing = [path for path in paths if not path.exists()]
+    if missing and len(missing) < len(paths):
+        raise ValueError(
+            f"{missing[0]} is missing, and {len(paths) - len(missing)} other ranks have theirs. Copy it too, or take "
+            "all of them away: momenta then begin at zero."
+        )
+    return not missing
 
 
 def check_ranges(parts: Sequence[Tensor], files: Sequence[Path]) -> None:

@@ -16,6 +16,8 @@ from lightning_pfc.interchange.imported import (
     check_alike,
     check_ranges,
     files_by_rank,
+    first_of,
+    momenta_beside,
     take_backbone,
 )
 from lightning_pfc.interchange.mxnet_files import mxnet
@@ -56,18 +58,18 @@ def _first_generation(source: Path, files: Sequence[Path]) -> Imported:
     found = Imported({HEAD: [read_matrix(path) for path in files]})
     check_ranges(found.parts[HEAD], files)
     momenta = [path.with_name(f"{path.stem}_mom.pt") for path in files]
-    if all(path.exists() for path in momenta):
+    if momenta_beside(momenta):
         found.parts[MOMENTUM] = [read_matrix(path) for path in momenta]
         check_alike(found.parts[MOMENTUM], found.parts[HEAD], momenta)
-    backbones = [source / name for name in ("backbone.pth", "model.pt") if (source / name).exists()]
-    for path in backbones[:1]:
+    for path in first_of([source / "backbone.pth", source / "model.pt"], found):
         take_backbone(found, read_file(path), str(path))
     return found
 
 
 def _second_generation(files: Sequence[Path]) -> Imported:
     found = Imported({HEAD: []})
-    momenta: list[Tensor] = []
+    momenta: list[Tensor | None] = []
+    moments: list[tuple[int | None, int | None]] = []
     for rank, path in enumerate(files):
         content = read_file(path)
         head = content.get("state_dict_softmax_fc") if isinstance(content, Mapping) else None
@@ -77,20 +79,41 @@ def _second_generation(files: Sequence[Path]) -> Imported:
             )
         weight = as_matrix(head["weight"], f"state_dict_softmax_fc.weight in {path}")
         found.parts[HEAD].append(weight)
-        momenta += [each for each in [_momentum(content.get("state_optimizer"), weight)] if each is not None]
+        momenta.append(_momentum(content.get("state_optimizer"), weight))
+        moments.append((_number(content.get("epoch")), _number(content.get("global_step"))))
+        if moments[rank] != moments[0]:
+            raise ValueError(
+                f"{path} is of epoch and step {moments[rank]}, and {files[0].name} of {moments[0]}: these are not the "
+                "files of one moment of a run."
+            )
         if rank == 0:
             take_backbone(found, content.get("state_dict_backbone"), f"state_dict_backbone in {path}")
-            found.notes.append(f"epoch {content.get('epoch')}, step {content.get('global_step')}")
+            found.notes.append("epoch {}, step {}".format(*moments[0]))
     check_ranges(found.parts[HEAD], files)
-    if len(momenta) == len(files):
-        found.parts[MOMENTUM] = momenta
+    _take_momenta(found, momenta, files)
     return found
+
+
+def _take_momenta(found: Imported, momenta: Sequence[Tensor | None], files: Sequence[Path]) -> None:
+    there = [momentum for momentum in momenta if momentum is not None]
+    if len(there) == len(files):
+        found.parts[MOMENTUM] = there
+    elif there:
+        path = files[[momentum is None for momentum in momenta].index(True)]
+        raise ValueError(f"{path} has no momentum of the head, and other ranks' files have: are they of one run?")
+    else:
+        found.notes.append("the optimizer's state holds no momentum of the head")
+
+
+def _number(value: Any) -> int | None:
+    return value if isinstance(value, int) else None
 
 
 def _momentum(optimizer: Any, weight: Tensor) -> Tensor | None:
     """SGD's momentum of the head, which is the last parameter of theirs."""
     states = optimizer.get("state") if isinstance(optimizer, Mapping) else None
-    last = states[max(states)] if isinstance(states, Mapping) and states else None
+    numbers = [key for key in states if isinstance(key, int)] if isinstance(states, Mapping) else []
+    last = states[max(numbers)] if numbers else None
     buffer = last.get("momentum_buffer") if isinstance(last, Mapping) else None
     return buffer if isinstance(buffer, Tensor) and buffer.shape == weight.shape else None
 
@@ -146,12 +169,13 @@ def pml(source: Path) -> Imported:
     """
     content = read_file(source)
     tensors = as_tensors(content, str(source))
-    name = next((name for name in ("W", "proxies", "fc") if name in tensors), None)
-    if name is None:
+    names = [name for name in ("W", "proxies", "fc") if name in tensors]
+    if len(names) != 1:
         raise ValueError(
-            f"{source} should hold W, proxies or fc, as losses of pytorch-metric-learning with classes do, and is "
-            f"{describe(content)}."
+            f"{source} should hold one of W, proxies and fc, as losses of pytorch-metric-learning with classes do, and "
+            f"is {describe(content)}."
         )
+    [name] = names
     weight = as_matrix(tensors[name], f"{name} in {source}")
     return Imported({HEAD: [weight if name == "proxies" else weight.t()]}, several_centers=name != "proxies")
 

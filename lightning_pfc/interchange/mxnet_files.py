@@ -17,6 +17,7 @@ from lightning_pfc.interchange.imported import (
     check_alike,
     check_ranges,
     files_by_rank,
+    momenta_beside,
     take_backbone,
 )
 from lightning_pfc.interchange.ir_names import is_iresnet
@@ -51,14 +52,19 @@ def mxnet(source: Path) -> Imported:
     found.parts[HEAD] = [_bank(path) for path in files]
     check_ranges(found.parts[HEAD], files)
     momenta = [path.with_name(f"{rank}_centers_mom.param") for rank, path in enumerate(files)]
-    if all(path.exists() for path in momenta):
+    if momenta_beside(momenta):
         found.parts[MOMENTUM] = [_bank(path) for path in momenta]
         check_alike(found.parts[MOMENTUM], found.parts[HEAD], momenta)
     return found
 
 
 def _from_params(path: Path) -> Imported:
-    arrays = {name.removeprefix("arg:").removeprefix("aux:"): array for name, array in read_mxnet(path).items()}
+    arrays: dict[str, Tensor] = {}
+    for key, array in read_mxnet(path).items():
+        name = key.removeprefix("arg:").removeprefix("aux:")
+        if name in arrays:
+            raise ValueError(f"{path} has two arrays of one name, {name} as arg: and as aux:. Save the one meant.")
+        arrays[name] = array
     centers, network = _split(arrays)
     found = Imported()
     if "fc7_weight" in centers:

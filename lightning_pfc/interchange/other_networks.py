@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lightning_pfc.interchange.cvlface_networks import ours
 from lightning_pfc.interchange.files import as_matrix, as_tensors, describe, read_file
-from lightning_pfc.interchange.imported import HEAD, Imported, check_ranges, files_by_rank, take_backbone
+from lightning_pfc.interchange.imported import HEAD, Imported, check_ranges, files_by_rank, first_of, take_backbone
 from lightning_pfc.interchange.ir_names import FIRST, as_iresnet
 from lightning_pfc.interchange.vit_names import is_face_vit, with_mask_token
 from lightning_pfc.storage.regular import check_regular, read_regular
@@ -53,10 +53,10 @@ def cvlface(source: Path) -> Imported:
     Raises:
         OSError, ValueError: naming the file, and what was expected.
     """
-    folder = source if source.is_dir() else source.parent
+    found, folder = Imported(), source if source.is_dir() else source.parent
     if source.is_dir():
         names = [f"{place}model.{end}" for place in ("", "pretrained_model/") for end in ("safetensors", "pt")]
-        models = [folder / name for name in names if (folder / name).exists()][:1]
+        models = first_of([folder / name for name in names], found)
         heads = files_by_rank(folder, r"classifier_rank(\d+)\.pt")
     else:
         models, heads = [source], []
@@ -64,7 +64,6 @@ def cvlface(source: Path) -> Imported:
         raise ValueError(
             f"{source} should hold model.pt or model.safetensors, or classifier_rankN.pt, and has neither."
         )
-    found = Imported()
     for path in models:
         _take_cvlface(found, path)
     if heads:

@@ -11,13 +11,14 @@ from torch import Tensor
 
 from lightning_pfc.interchange.files import as_matrix, as_tensors, describe
 from lightning_pfc.interchange.imported import (
-    BACKBONE,
     HEAD,
     MOMENTUM,
     Imported,
     check_alike,
     check_ranges,
     files_by_rank,
+    momenta_beside,
+    take_backbone,
 )
 from lightning_pfc.interchange.plain_pickles import read_arrays
 
@@ -46,7 +47,7 @@ def plsc(source: Path) -> Imported:
             if name == HEAD:
                 found.parts[HEAD] = [as_matrix(tensor, f"{name} in {main}")]
             else:
-                found.parts[BACKBONE + _torch_name(name)] = [_torch_layout(name, tensor)]
+                take_backbone(found, {_torch_name(name): _torch_layout(name, tensor)}, str(main))
     if heads:
         found.parts[HEAD] = [_head(path) for path in heads]
         check_ranges(found.parts[HEAD], heads)
@@ -97,7 +98,7 @@ def _head(path: Path) -> Tensor:
 
 def _take_momentum(found: Imported, heads: Sequence[Path]) -> None:
     paths = [path.with_suffix(".pdopt") for path in heads]
-    if not all(path.exists() for path in paths):
+    if not momenta_beside(paths):
         return
     momenta = [_momentum(read_arrays(path, own=_THEIR_OBJECTS)) for path in paths]
     if any(momentum is None for momentum in momenta):

@@ -13,6 +13,7 @@ import torch
 from lightning_pfc.checkpoint.blocks import BlockWriter, safetensors_header, tensor_bytes
 from lightning_pfc.checkpoint.manifest import dtype_name
 from lightning_pfc.interchange.imported import Imported
+from lightning_pfc.interchange.plain_weights import check_finite, check_kinds
 from lightning_pfc.storage.first_error import FirstError
 from lightning_pfc.storage.whole_files import errors_of
 
@@ -52,12 +53,18 @@ def save_tensors(content: Any, path: Path) -> None:
         writer.finish()
 
 
-def write_imported(found: Imported, target: Path) -> None:
+def write_imported(found: Imported, target: Path, source: str | os.PathLike[str]) -> None:
     """One safetensors file with the names of a module of ours; parts are joined as they are written.
 
+    Args:
+        found: what is written.
+        target: the file to be.
+        source: where it was found, for messages.
+
     Raises:
-        ValueError: if ``target`` exists.
+        ValueError: if ``target`` exists, or what was found are no weights; nothing is left then.
     """
+    check_kinds(source, found.parts)
     shapes = {name: [sum(p.shape[0] for p in parts), *parts[0].shape[1:]] for name, parts in _with_rows(found).items()}
     entries = []
     for name, parts in found.parts.items():
@@ -65,8 +72,9 @@ def write_imported(found: Imported, target: Path) -> None:
         entries.append((name, dtype_name(parts[0].dtype), shapes.get(name, []), size))
     with made_whole(target) as made, BlockWriter(made) as file:
         file.write(safetensors_header(entries, {})[0])
-        for parts in found.parts.values():
-            for part in parts:
+        for name, parts in found.parts.items():
+            for number, part in enumerate(parts):
+                check_finite(source, name, part, number)
                 for piece in tensor_bytes(part):
                     file.write(piece)
 

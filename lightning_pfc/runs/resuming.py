@@ -67,6 +67,8 @@ def earlier_run(typed: Sequence[str]) -> Earlier | None:
         for key, value in [_split(word)]
         if key in ("resume", "ckpt_path", "init_from", "head.init")
     }
+    if empty := next((key for key, value in values.items() if value == ""), None):
+        raise ValueError(f"{empty}= is empty: is a variable not set? Give a value, or leave {empty} out.")
     goes_on = next((f"{key}={values[key]}" for key in ("resume", "ckpt_path") if values.get(key) is not None), None)
     if goes_on is not None and values.get("init_from") is not None:
         raise ValueError(

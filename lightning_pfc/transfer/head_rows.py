@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from lightning_pfc.checkpoint.identities import Identities, difference
 from lightning_pfc.checkpoint.save_load import shared_errors
 from lightning_pfc.distributed import Comm
 from lightning_pfc.heads.partial_fc import PartialFC
+from lightning_pfc.interchange.plain_weights import all_finite, why_no_weights
 from lightning_pfc.strategies.moved_rows import on_all_ranks
 from lightning_pfc.transfer.sources import Weights
 
@@ -110,6 +112,27 @@ def _said(name: str, origins: Tensor, there: int) -> str:
     )
 
 
+def _check(what: str, read: Callable[[int, int], Iterator[Tensor]], wanted: Tensor, out: Tensor) -> None:
+    """See that rows are weights before one is taken: which reads them twice, once a run.
+
+    Raises:
+        CheckpointError: they are not.
+    """
+    least, most = (int(wanted.min()), int(wanted.max()) + 1) if len(wanted) else (0, 0)
+    for start in range(least, most, _ROWS):
+        stop = min(start + _ROWS, most)
+        among = wanted[(wanted >= start) & (wanted < stop)] - start
+        for part in read(start, stop):
+            if wrong := why_no_weights(part, True):
+                raise CheckpointError(f"{what} {wrong}")
+            own, among = among[among < len(part)], among[among >= len(part)] - len(part)
+            if not all_finite(part[own].to(out.dtype)):
+                raise CheckpointError(
+                    f"{what} holds NaN or infinity, so the run that wrote it had diverged. Give an earlier checkpoint, "
+                    "or leave head out of init_parts."
+                )
+
+
 def _fill(name: str, head: PartialFC, weights: Weights, prefix: str, origins: Tensor, report: Any) -> None:
     own = origins[head.shard.start : head.shard.stop]
     report.known_rows[name] = own != NEW
@@ -117,11 +140,8 @@ def _fill(name: str, head: PartialFC, weights: Weights, prefix: str, origins: Te
         out, there = getattr(head, key), f"{prefix}{name}.{key}"
         if out is None or there not in weights.shapes:
             continue
+        read = partial(weights.rows, there)
+        _check(f"init_from={report.source}: {there}", read, own[own != NEW], out)
         with torch.no_grad():
-            take_rows(lambda start, stop, there=there: weights.rows(there, start, stop), own, out.detach())  # type: ignore[misc]
-        if not all(bool(part.isfinite().all()) for part in out.detach().split(_ROWS)):
-            raise CheckpointError(
-                f"init_from={report.source}: {there} holds NaN or infinity, so the run that wrote it had diverged. "
-                "Give an earlier checkpoint, or leave head out of init_parts."
-            )
+            take_rows(read, own, out.detach())
         report.taken.append(f"{name}.{key}")

@@ -12,8 +12,16 @@ _COMPILED = "_orig_mod."
 
 
 def plain_names(names: Collection[str]) -> dict[str, str]:
-    """Every name without the marks of torch.compile, and the name that it has in the file."""
-    return {plain(name): name for name in names}
+    """Every name without the marks of torch.compile, and the name that it has in the file.
+
+    Raises:
+        CheckpointError: two are one without them.
+    """
+    found: dict[str, str] = {}
+    for name in names:
+        if (other := found.setdefault(plain(name), name)) != name:
+            raise CheckpointError(f"{other} and {name} are one tensor. Give a file with the one that is meant.")
+    return found
 
 
 def plain(name: str) -> str:

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from lightning_pfc.checkpoint.errors import CheckpointError
@@ -75,7 +76,8 @@ class _Tensors(Weights):
         return self._tensors[name].detach()
 
     def rows(self, name: str, start: int, stop: int) -> Iterator[Tensor]:
-        yield self.whole(name)[start:stop]
+        value = self.whole(name)
+        yield value if value.layout != torch.strided else value[start:stop]  # refused by who asks
 
 
 class _Safetensors(Weights):
@@ -91,8 +93,12 @@ class _Safetensors(Weights):
             try:
                 file = safe_open(path, framework="pt")
                 for name in file.keys():  # type: ignore[no-untyped-call]  # noqa: SIM118
+                    if name in self._files:
+                        raise CheckpointError(f"{path} and another file beside it both have {name}. Give one of them.")
                     self.shapes[name] = tuple(file.get_slice(name).get_shape())  # type: ignore[no-untyped-call]
                     self._files[name] = file
+            except CheckpointError:
+                raise
             except Exception as error:  # of safetensors' own kinds
                 raise CheckpointError(f"{path} is no safetensors file, or damaged ({error}).") from error
 
@@ -112,8 +118,13 @@ def find_source(place: str) -> Path | None:
     """
     if place.startswith(HUB):
         return None
+    if "://" in place:
+        raise FileNotFoundError(
+            f"init_from={place} is an address, and nothing is fetched from one. Give the path of a file that you have "
+            f"fetched, or {HUB}OWNER/MODEL."
+        )
     path = Path(place).absolute()
-    if not path.exists():
+    if not place.strip() or not path.exists():
         raise FileNotFoundError(
             f"init_from={place}: there is no such file or folder. Give a checkpoint, a run folder, a state dict, "
             f"safetensors, a folder of the Hugging Face hub, or {HUB}OWNER/MODEL."
@@ -153,7 +164,7 @@ def open_weights(place: str) -> Weights:
                 raise unfinished_folder(path)
             if files[0].suffix == ".safetensors":
                 return _Safetensors(files)
-            return _Tensors({k: v for file in files for k, v in _as_weights(read_file(file), str(file)).items()})
+            return _Tensors(_joined(files))
         if path.is_dir():
             return _Checkpoint(path)
         if path.suffix == ".safetensors":
@@ -161,10 +172,29 @@ def open_weights(place: str) -> Weights:
         content = read_file(path)
         ours = isinstance(content, Mapping) and OWN in content and "state_dict" in content
         return _Checkpoint(path) if ours else _Tensors(_as_weights(content, str(path)))
-    except (FileNotFoundError, CheckpointError):
+    except CheckpointError:
         raise
+    except FileNotFoundError as error:
+        if path is not None:
+            raise
+        raise FileNotFoundError(f"init_from={place}: {str(error).splitlines()[0]}") from error  # of the hub
     except (OSError, ValueError, RuntimeError, ImportError) as error:
         raise CheckpointError(f"init_from={place} cannot be used: {str(error).splitlines()[0]}") from error
+
+
+def _joined(files: Sequence[Path]) -> dict[str, Tensor]:
+    """The tensors of files that belong together.
+
+    Raises:
+        CheckpointError: one is in two of them, which then do not.
+    """
+    found: dict[str, Tensor] = {}
+    for file in files:
+        for name, tensor in _as_weights(read_file(file), str(file)).items():
+            if name in found:
+                raise CheckpointError(f"{file} and another file beside it both have {name}. Give one of them.")
+            found[name] = tensor
+    return found
 
 
 def _of_a_hub(folder: Path) -> list[Path]:

@@ -14,6 +14,7 @@ from lightning_pfc.checkpoint.identities import Identities
 from lightning_pfc.checkpoint.save_load import raise_on_all
 from lightning_pfc.distributed import Comm
 from lightning_pfc.heads.partial_fc import iter_heads
+from lightning_pfc.interchange.plain_weights import all_finite, why_no_weights
 from lightning_pfc.transfer.fitting import fitted
 from lightning_pfc.transfer.head_rows import take_head
 from lightning_pfc.transfer.naming import BACKBONE, NECK, below, find_prefix, outer, plain, plain_names
@@ -140,8 +141,8 @@ def _plan(
     network = getattr(module, "backbone", module)
     within = BACKBONE if network is not module else ""
     trunk = {name.removeprefix(within): t for name, t in own.items() if not name.startswith(NECK)}
-    named = plain_names(weights.shapes)
     try:
+        named = plain_names(weights.shapes)
         prefix = find_prefix(named, trunk)
     except CheckpointError as error:
         raise CheckpointError(f"init_from={report.source}: {error}") from error
@@ -188,11 +189,14 @@ def _take(
     for name, target in here.items():
         if name not in there:
             continue
-        found = fitted(name, weights.whole(there[name]), target, network, name == stem)
+        value = weights.whole(there[name])
+        if wrong := why_no_weights(value, target.is_floating_point()):
+            raise CheckpointError(f"init_from={report.source}: {name} {wrong}")
+        found = fitted(name, value, target, network, name == stem)
         if found is None:
             unfit.append(f"{name} is {weights.shapes[there[name]]} there and {tuple(target.shape)} here")
             continue
-        if found[0].is_floating_point() and not bool(found[0].isfinite().all()):
+        if not (all_finite(found[0]) and all_finite(found[0].to(target.dtype))):
             raise CheckpointError(
                 f"init_from={report.source}: {name} holds NaN or infinity, so the run that wrote it had diverged. Give "
                 "an earlier checkpoint."

@@ -359,7 +359,7 @@ def test_clean_finds_outliers_and_classes_to_merge(tmp_path: Path) -> None:
     assert [row[:3] for row in rows[1:]] == [["outlier", "7", "0"], ["outlier", "45", "20"], ["merge", "", "20"]]
     assert [row[4] for row in rows[1:]] == ["30", "0", "50"]
     np.savez(tmp_path / "n.npz", emb=embeddings, label=labels, names=np.array(list("abcdef")))
-    assert main(["clean", str(tmp_path / "n.npz"), str(tmp_path / "s.tsv"), "--quiet"]) == 0
+    assert main(["clean", str(tmp_path / "n.npz"), str(tmp_path / "s.tsv"), "--quiet", "--force"]) == 0
     rows = [line.split("\t") for line in (tmp_path / "s.tsv").read_text().splitlines()]
     assert [(row[2], row[4]) for row in rows[1:]] == [("a", "d"), ("c", "a"), ("c", "f")]
 
@@ -402,3 +402,35 @@ def test_help_teaches(capsys: pytest.CaptureFixture[str]) -> None:
             main([*command, "--help"])
         assert stop.value.code == 0
         assert len(capsys.readouterr().out) > 300
+
+
+@pytest.mark.parametrize("command", ["check", "clean", "overlap"])
+def test_a_list_that_is_there_stays(command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Somebody may have edited it, and the next command goes by it."""
+    for name in "ab":
+        for k in range(2):
+            path = tmp_path / name / f"id{k}" / "0.png"
+            path.parent.mkdir(parents=True)
+            path.write_bytes(picture(k))
+    np.savez(tmp_path / "e.npz", emb=np.eye(4), label=np.array([0, 0, 1, 1]))
+    listed = tmp_path / "list.tsv"
+    words = {
+        "check": ["check", str(tmp_path / "a"), "--list", str(listed), "--quiet"],
+        "clean": ["clean", str(tmp_path / "e.npz"), str(listed), "--quiet"],
+        "overlap": ["overlap", str(tmp_path / "a"), str(tmp_path / "b"), str(listed), "--quiet"],
+    }[command]
+    listed.write_text("")  # as `mktemp` makes it
+    assert main(words) in (0, 1)
+    written = listed.read_text()
+    edited = written + "my line\n"
+    listed.write_text(edited)
+    before = sorted(tmp_path.rglob("*"))
+    capsys.readouterr()
+    assert main(words) == 2
+    assert capsys.readouterr().err.strip().splitlines() == [
+        f"pfc-data {command}: {listed} is there already, perhaps edited: give another name, or --force to replace it."
+    ]
+    assert listed.read_text() == edited
+    assert sorted(tmp_path.rglob("*")) == before
+    assert main([*words, "--force"]) in (0, 1)
+    assert listed.read_text() == written

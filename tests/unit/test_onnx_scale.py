@@ -280,7 +280,7 @@ def test_overlap_takes_the_words(
     assert data_main(words) == 0, capsys.readouterr().err
     assert "does not say which pixels it takes" in caplog.text
     caplog.clear()
-    assert data_main([*words, "--mean", "127.5", "--std", "127.5", "--channels", "rgb"]) == 0
+    assert data_main([*words, "--force", "--mean", "127.5", "--std", "127.5", "--channels", "rgb"]) == 0
     assert caplog.messages == []
 
 

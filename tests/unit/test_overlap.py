@@ -300,6 +300,7 @@ def test_a_threshold_by_name_or_none(
     from lightning_pfc.runs.thresholds import Threshold, Thresholds
 
     words = ["overlap", *map(str, split), str(tmp_path / "l.tsv"), "--quiet", "--no-pixels", "--same-picture", "none"]
+    words.append("--force")
     assert main([*words, "--model", str(export_folder)]) == 2
     assert "has no threshold of its own: give a cosine, such as --threshold 0.4" in capsys.readouterr().err
     calibrated = tmp_path / "calibrated"

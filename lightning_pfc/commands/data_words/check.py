@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from lightning_pfc.commands.data_words.common import add_command, add_source
+from lightning_pfc.commands.kept_lists import add_force
 from lightning_pfc.commands.pixels import add_max_pixels
 
 
@@ -30,5 +31,6 @@ test set.""",
     parser.add_argument("--png", metavar="FILE", help="draw the histogram")
     parser.add_argument("--json", metavar="FILE", help="write all numbers")
     parser.add_argument("--list", metavar="FILE", help="write what is wrong as a .tsv")
+    add_force(parser)
     parser.add_argument("--workers", type=int, default=1, help="threads that decode (%(default)s)")
     add_max_pixels(parser)

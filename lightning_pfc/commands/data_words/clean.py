@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from lightning_pfc.commands.data_words.common import add_command
+from lightning_pfc.commands.kept_lists import add_force
 
 
 def add_words(commands: Any) -> None:
@@ -26,6 +27,7 @@ numbers, and perhaps `names`, one per class; or a .npy with the embeddings, with
     )
     parser.add_argument("embeddings", help=".npz or .npy")
     parser.add_argument("target", help="the .tsv to write")
+    add_force(parser)
     parser.add_argument("--labels", help=".npy with the class of each embedding")
     parser.add_argument("--outlier-below", type=float, default=0.2, metavar="COS", help="(%(default)s)")
     parser.add_argument("--merge-above", type=float, default=0.7, metavar="COS", help="(%(default)s)")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from lightning_pfc.commands.data_words.common import add_command, add_two
+from lightning_pfc.commands.kept_lists import add_force
 from lightning_pfc.commands.onnx_words import add_onnx_words
 from lightning_pfc.commands.overlap_defaults import DEFAULTS
 
@@ -42,6 +43,7 @@ Exit status 0 if nothing is in both, 1 if something is.""",
     )
     add_two(parser)
     parser.add_argument("target", metavar="LIST", help="the .tsv or .csv to write")
+    add_force(parser)
     parser.add_argument("--png", metavar="FILE", help="the contact sheet (default: LIST with .png)")
     parser.add_argument(
         "--near", type=int, metavar="BITS", help=f"that may differ in near duplicates ({DEFAULTS['near']})"

@@ -99,7 +99,7 @@ def main() -> None:
 def compared(work: Path, model: str, threshold: float) -> tuple[list[dict[str, str]], str]:
     """The list of the command, and how many pairs it says there would be by chance."""
     target = work / "list.tsv"
-    words = ["overlap", str(work / "a"), str(work / "b"), str(target), "--model", model, "--quiet"]
+    words = ["overlap", str(work / "a"), str(work / "b"), str(target), "--model", model, "--quiet", "--force"]
     command = [sys.executable, "-m", "lightning_pfc.commands.data", *words, "--threshold", str(threshold)]
     answer = subprocess.run(command, capture_output=True, text=True, check=False)
     if not target.exists():  # it ends with 1 where something is in both
