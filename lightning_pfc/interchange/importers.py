@@ -112,8 +112,8 @@ def _number(value: Any) -> int | None:
 def _momentum(optimizer: Any, weight: Tensor) -> Tensor | None:
     """SGD's momentum of the head, which is the last parameter of theirs."""
     states = optimizer.get("state") if isinstance(optimizer, Mapping) else None
-    numbers = [key for key in states if isinstance(key, int)] if isinstance(states, Mapping) else []
-    last = states[max(numbers)] if numbers else None
+    numbered = {k: v for k, v in states.items() if isinstance(k, int)} if isinstance(states, Mapping) else {}
+    last = numbered[max(numbered)] if numbered else None
     buffer = last.get("momentum_buffer") if isinstance(last, Mapping) else None
     return buffer if isinstance(buffer, Tensor) and buffer.shape == weight.shape else None
 
