@@ -54,7 +54,8 @@ class Running:
         self.url = f"http://127.0.0.1:{self.address[1]}"
         from lightning_pfc.service import server
 
-        self._server = server.Server(server.configured(create_app(self.state, lambda: self.keys)))
+        self.config = server.configured(create_app(self.state, lambda: self.keys))
+        self._server = server.Server(self.config)
         self._thread = threading.Thread(target=self._server.run, kwargs={"sockets": [sock]}, daemon=True)
         self._thread.start()
         self.client = httpx.Client(base_url=self.url, timeout=30, trust_env=False)

@@ -20,6 +20,7 @@ WAITING = 16
 """Requests that a client may send on a connection before the one under way is answered."""
 HEAD_SECONDS = 20.0
 """Until such a head is whole, from its first byte on."""
+_TOO_LONG = f"A request may have {HEAD} bytes beside its body."
 
 
 class _RefusedError(Exception):
@@ -32,15 +33,24 @@ class BoundedHttp(HttpToolsProtocol):
     def __init__(self, *arguments: Any, **words: Any) -> None:
         super().__init__(*arguments, **words)
         self._beside = 0  # bytes of a request that are none of its body: head, frames of chunks, trailers
+        self._head = 0  # of these, of address and headers as the parser gives them
         self._whole_head = False
         self._plain_head = b""  # of a request that asks for another protocol, without that
         self._deadline: asyncio.TimerHandle | None = None
+        self._refusal = ""  # of a request that came while others are under way
+
+    @override
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """A client, which may be silent as long as one that was answered."""
+        super().connection_made(transport)
+        self.timeout_keep_alive_task = self.loop.call_later(self.timeout_keep_alive, self.timeout_keep_alive_handler)
 
     @override
     def data_received(self, data: bytes) -> None:
         """Bytes of the client."""
+        if self._refusal:
+            return
         self._beside += len(data)
-        self._unset_keepalive_if_required()
         try:
             self._parse(data)
         except httptools.HttpParserError as error:
@@ -50,7 +60,7 @@ class BoundedHttp(HttpToolsProtocol):
             self.send_400_response(text)
             return
         if self._beside > HEAD and not self.transport.is_closing():
-            self.send_400_response(f"A request may have {HEAD} bytes beside its body.")
+            self.send_400_response(_TOO_LONG)
 
     def _parse(self, data: bytes) -> None:
         """Feed the parser. Asked for another protocol it skips the body, so it gets the head again, without that."""
@@ -75,7 +85,13 @@ class BoundedHttp(HttpToolsProtocol):
 
     @override
     def send_400_response(self, msg: str) -> None:
-        """What every other refusal looks like, then the end of the connection."""
+        """What every other refusal looks like, then the end of the connection.
+
+        Requests that came before are answered first: what comes first would be taken for the answer to the first.
+        """
+        if self._others_under_way():
+            self._refusal = msg
+            return
         body = json.dumps({"detail": msg}).encode()
         head = (
             "HTTP/1.1 400 Bad Request\r\nContent-Type: application/json\r\n"
@@ -84,27 +100,56 @@ class BoundedHttp(HttpToolsProtocol):
         self.transport.write(head.encode() + body)
         self.transport.close()
 
+    def _others_under_way(self) -> bool:
+        if self.cycle is not None and self.cycle.more_body and self.pipeline:
+            self.pipeline.popleft()  # the request that is refused itself, whose body has not arrived
+            return True
+        answered = self.cycle is None or self.cycle.response_complete
+        return not answered and (self.cycle.response_started or not self.cycle.more_body)
+
+    @override
+    def on_response_complete(self) -> None:
+        """An answer was sent; the next request begins, or a refusal that waited is said."""
+        last = not self.pipeline
+        super().on_response_complete()
+        if self._refusal and last and not self.transport.is_closing():
+            self.send_400_response(self._refusal)
+
     @override
     def on_message_begin(self) -> None:
-        """The first byte of a head."""
+        """The first byte of a head; empty lines before it, or what is left of an answered request's body, are none."""
+        self._unset_keepalive_if_required()
         if len(self.pipeline) >= WAITING:
             raise _RefusedError(
                 f"{WAITING} requests wait on this connection already: read their answers first, or open another one."
             )
-        self._whole_head = False
+        self._whole_head, self._head = False, 0
         self._forget()
         self._deadline = self.loop.call_later(HEAD_SECONDS, self._give_up)
         super().on_message_begin()
 
+    def _count(self, size: int) -> None:
+        self._head += size
+        if self._head > HEAD:
+            raise _RefusedError(_TOO_LONG)
+
+    @override
+    def on_url(self, url: bytes) -> None:
+        """The address, or a part of it."""
+        self._count(len(url))
+        super().on_url(url)
+
     @override
     def on_header(self, name: bytes, value: bytes) -> None:
         """A header; those behind the body, which nobody reads, are not kept."""
+        self._count(len(name) + len(value) + len(": \r\n"))
         if not self._whole_head:
             super().on_header(name, value)
 
     @override
     def on_headers_complete(self) -> None:
         """The head is whole."""
+        self._unset_keepalive_if_required()  # set if the request before was answered meanwhile
         self._whole_head = True
         self._forget()
         if self.parser.should_upgrade():
@@ -139,5 +184,7 @@ class BoundedHttp(HttpToolsProtocol):
 
     def _give_up(self) -> None:
         self._deadline = None
-        if not self.transport.is_closing():
+        if self.pipeline:  # nothing is read before those are under way
+            self._deadline = self.loop.call_later(HEAD_SECONDS, self._give_up)
+        elif not self.transport.is_closing():
             self.send_400_response(f"The head of a request did not arrive within {HEAD_SECONDS:g} s.")

@@ -6,11 +6,12 @@ import importlib.util
 import io
 import json
 import logging
+import re
 import socket
 import time
 import warnings
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import pytest
@@ -118,6 +119,66 @@ def test_a_head_arrives_in_time(service: Running, monkeypatch: pytest.MonkeyPatc
         assert b"did not arrive within 0.3 s" in said
 
 
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"GET /health HTTP/1.1\r\nHost: x\r\n" + b"A: x\r\n" * 15_000 + b"\r\n",
+        b"GET /" + b"x" * 80_000 + b" HTTP/1.1\r\nHost: x\r\n\r\n",
+        b"POST /embed HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n" + b"A: x\r\n" * 15_000 + b"\r\n",
+    ],
+    ids=["headers", "path", "trailers"],
+)
+def test_a_head_that_comes_at_once_has_an_end_too(service: Running, head: bytes) -> None:
+    """Its bound did not count where a request was whole within one read."""
+    with socket.create_connection(service.address) as connection:
+        connection.sendall(head)
+        said = _answer(connection)
+    assert b"may have 65536 bytes beside its body" in said
+
+
+@pytest.mark.parametrize("said", [b"", b"\r\n", b"GET /health HTTP/1.1\r\nHost: x\r\nContent-Length: 99999\r\n\r\n"])
+def test_a_connection_that_says_nothing_is_closed(service: Running, said: bytes) -> None:
+    """Also one that was never answered, and one that goes on to send what nobody reads."""
+    service.config.timeout_keep_alive, before = 1, service.config.timeout_keep_alive
+    try:
+        with socket.create_connection(service.address) as connection:
+            connection.sendall(said)
+            connection.settimeout(0.05)
+            found = b""
+            while True:
+                with suppress(TimeoutError):
+                    part = connection.recv(1000)
+                    if not part:
+                        break
+                    found += part
+                with suppress(ConnectionError):
+                    connection.sendall(b"\r\n" if len(said) < 3 else b"x")
+    except ConnectionError:  # it had sent more than was read
+        pass
+    finally:
+        service.config.timeout_keep_alive = before
+    assert found.count(b"HTTP/1.1 200 ") == (len(said) > 2)
+
+
+@pytest.mark.parametrize(
+    "last",
+    [
+        b"GARBAGE\r\n\r\n",
+        b"POST /embed HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
+    ],
+    ids=["head", "body"],
+)
+def test_what_came_before_a_refused_request_is_answered_first(service: Running, pictures: Path, last: bytes) -> None:
+    """The refusal alone would be taken for the answer to the first."""
+    body = json.dumps({"image": b64((pictures / "id01" / "p0.png").read_bytes())}).encode()
+    head = b"POST /embed HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
+    with socket.create_connection(service.address) as connection:
+        connection.sendall((head % len(body) + body) * 2 + last)
+        said = _answer(connection)
+    assert re.findall(rb"HTTP/1.1 (\d+) ", said) == [b"200", b"200", b"400"]
+    assert said.endswith(b'start the service with --tls."}')
+
+
 def test_requests_that_nobody_waits_for(service: Running) -> None:
     with socket.create_connection(service.address) as connection:
         connection.sendall(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n" * 2000)
@@ -208,8 +269,9 @@ def test_other_protocols_are_refused_in_json(service: Running, head: bytes, word
     with socket.create_connection(service.address) as connection:
         connection.sendall(head)
         said = _answer(connection)
-    assert said.startswith(b"HTTP/1.1 400 ")
-    assert words in json.loads(said.split(b"\r\n\r\n", 1)[1])["detail"].encode()
+    *before, last = said.split(b"HTTP/1.1 ")[1:]
+    assert (last[:4], all(answer.startswith(b"200 ") for answer in before)) == (b"400 ", True)
+    assert words in json.loads(last.split(b"\r\n\r\n", 1)[1])["detail"].encode()
 
 
 def test_what_libraries_log_is_json_too() -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import resource
+import select
 import socket
 from collections.abc import Iterator
 from multiprocessing.connection import Connection
@@ -51,6 +52,7 @@ def _be(host: str, idle: int, parent: Connection) -> None:
     slow, gone = _connect(host, _HEAD + b'{"image": "'), 0
     parent.send("ready")
     while not parent.poll(_PAUSE):
+        silent = _open_again(silent, host)
         try:
             slow.sendall(b"A")
         except OSError:  # its time was up
@@ -59,6 +61,15 @@ def _be(host: str, idle: int, parent: Connection) -> None:
             _connect(host, _HEAD).close()
             gone += 1
     parent.send({"hung up": gone, "idle ones answered": sum(_is_answered(each) for each in silent)})
+
+
+def _open_again(silent: list[socket.socket], host: str) -> list[socket.socket]:
+    """In place of those that were closed since they said nothing for too long, others."""
+    poll = select.poll()
+    for each in silent:
+        poll.register(each, select.POLLIN)
+    closed = {number for number, _ in poll.poll(0)}
+    return [_connect(host) if each.fileno() in closed else each for each in silent]
 
 
 def _connect(host: str, said: bytes = b"") -> socket.socket:
