@@ -29,6 +29,7 @@ _FOR_UNSEEN, _FOR_BOTH = 5 * LEAST, 15 * LEAST  # identities, to set some aside 
 _SMALL = 20_000  # pictures: beyond, a run is long, and a validation of every tenth of it no help
 _VALIDATIONS = 10
 _LONG, _WHY_16 = 64.0, "64, for long runs, learns less in a few epochs"
+_FEW, _SMALL_MARGIN = 10, 0.2  # identities; and radians, of fewer
 _TEST = 3000, 8000  # pictures
 
 
@@ -152,9 +153,7 @@ def choices_for(pictures: Pictures, config: DictConfig, typed: Collection[str]) 
             "moved and turned a little; whether mirrored ones keep their identity is not known: data.kind=faces says so"
         )
         yield Choice("data.augment", "affine", why)
-    loss = OmegaConf.load(config_dir() / "loss" / "arcface.yaml")
-    loss.scale = 16.0
-    yield Choice("loss", loss, "scale 16: the larger scales of long runs learn little in a short one")
+    yield _loss(len(pictures.counts))
     if any(word.split(".")[0] == "loss" for word in typed):
         yield from short_scale(config, typed)
     total, per_class = pictures.total, pictures.total / len(pictures.counts)
@@ -165,6 +164,20 @@ def choices_for(pictures: Pictures, config: DictConfig, typed: Collection[str]) 
     yield Choice("trainer.max_epochs", epochs, f"{_PICTURES:,} pictures in all, within {_FEWEST} to {_MOST} epochs")
     own = "trainer.max_epochs" in typed and config.trainer.get("max_epochs")
     yield from _judging(pictures, config, typed, int(own or epochs))
+
+
+def _loss(identities: int) -> Choice:
+    """ArcFace for a short run.
+
+    Few identities with many pictures each are soon told apart, and then a large margin goes on pressing out of the
+    features what identities that nobody trained would need.
+    """
+    loss = OmegaConf.load(config_dir() / "loss" / "arcface.yaml")
+    loss.scale, why = 16.0, "scale 16: the larger scales of long runs learn little in a short one"
+    if identities < _FEW:
+        loss.margin = _SMALL_MARGIN
+        why = f"{why}; margin {_SMALL_MARGIN}: a larger one, of {identities} identities alone, does worse on others"
+    return Choice("loss", loss, why)
 
 
 def short_scale(config: DictConfig, typed: Collection[str]) -> Iterator[Choice]:

@@ -64,6 +64,14 @@ def test_batch_and_length_follow_from_the_pictures(each: int, batch: int, epochs
     assert batch <= 100 * each / 3  # whatever is set aside, an epoch has a full one
 
 
+@pytest.mark.parametrize(("identities", "margin"), [(2, 0.2), (9, 0.2), (10, 0.5), (1000, 0.5)])
+def test_few_identities_have_a_small_margin(identities: int, margin: float, default: DictConfig) -> None:
+    pictures = Pictures(np.full(identities, 50), "a", Counter({(32, 32): 1}), grey=True, equal=False)
+    loss = next(choice for choice in choices_for(pictures, default, []) if choice.key == "loss")
+    assert (loss.value.name, loss.value.scale, loss.value.margin) == ("ArcFace", 16.0, margin)
+    assert (f"of {identities} identities alone" in loss.why) == (margin == 0.2)
+
+
 @pytest.mark.parametrize(
     ("words", "scale"),
     [

@@ -52,6 +52,17 @@ def typefaces(count: int, each: int, seed: int) -> Iterator[list[Picture]]:
         yield [placed(slanted(letter(str(c), font), slant, weight), rng, small=True) for c in chosen]
 
 
+def letters(count: int, each: int, seed: int) -> Iterator[list[Picture]]:
+    """A letter is an identity; a picture is it in one of many typefaces, slants and weights."""
+    rng = np.random.default_rng(seed)
+    unlike = "ABCDEFGHIJKLMNOPQRSTUVWXYZ23456789abdefghmnqrt"  # of upper and lower case alike, one
+    whole = [path for path in latin_fonts() if not path.stem.endswith(("Display", "cmex10", "cmsy10"))]
+    for text in rng.permutation(list(unlike))[:count].tolist():
+        styles = rng.permutation(len(whole) * 9)[:each].tolist()
+        drawn = [(letter(text, ImageFont.truetype(str(whole[s // 9]), 26)), s) for s in styles]
+        yield [placed(slanted(p, (-0.35, 0.0, 0.35)[s % 3], (-1, 0, 1)[s // 3 % 3]), rng, small=True) for p, s in drawn]
+
+
 def drawings(count: int, each: int, seed: int) -> Iterator[list[Picture]]:
     """Strokes of a hand: an identity is a few curves, and its mirror image is another identity."""
     rng = np.random.default_rng(seed)
@@ -168,6 +179,7 @@ SETS = {
     "faces": (faces, 747, 0, 200),
     "fashion": (fashion, 10, 170, 4),
     "places": (places, 560, 12, 140),
+    "letters": (letters, 46, 170, 38),
 }
 
 

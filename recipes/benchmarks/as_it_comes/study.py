@@ -72,7 +72,7 @@ def study(arguments: argparse.Namespace) -> None:
         place = arguments.folder / name
         epochs = f"trainer.max_epochs={epochs_of(place, arguments.share)}"
         seconds = 0.0
-        contestants = [("as_it_comes", ""), *((plain, "") for plain in PLAIN)]
+        contestants = [("as_it_comes", ""), *((plain, "") for plain in arguments.scripts)]
         contestants += [("words", words) for words in (grid() if arguments.grid else arguments.words)]
         for contestant, words in contestants:
             key = {"set": name, "seed": seed, "share": arguments.share, "contestant": contestant, "words": words}
@@ -96,8 +96,8 @@ def table(arguments: argparse.Namespace) -> None:
     rows = [r for r in read(arguments.log) if r["rules"] == arguments.rules and r["share"] == arguments.share]
     if arguments.plot:
         draw(rows, arguments.plot)
-    print("| set | CPU s | as it comes | cross entropy | ArcFace | best of further points |")
-    print("| --- | --- | --- | --- | --- | --- |")
+    print("| set | CPU s | as it comes | cross entropy | ArcFace | best of further points, seed 0 | short of it |")
+    print("| --- | --- | --- | --- | --- | --- | --- |")
     for name in sorted({r["set"] for r in rows}):
         own = [r for r in rows if r["set"] == name]
         own.sort(key=lambda r: r["seed"])
@@ -105,8 +105,15 @@ def table(arguments: argparse.Namespace) -> None:
         points = [r for r in own if r["contestant"] == "words" and r["seed"] == 0]
         best = max(points, key=lambda r: r["rank1"], default=None)
         seconds = np.mean([r["seconds"] for r in own if r["contestant"] == "as_it_comes"])
-        point = "" if best is None else f"{best['rank1']:.1f}: `{best['words']}`"
-        print(f"| {name} | {seconds:.0f} | {' | '.join(cells)} | {point} |")
+        cells.append("" if best is None else f"{best['rank1']:.1f} of {len(points)}: `{best['words']}`")
+        cells.append("" if best is None else short(best, own))
+        print(f"| {name} | {seconds:.0f} | {' | '.join(cells)} |")
+
+
+def short(best: dict[str, Any], own: list[dict[str, Any]]) -> str:
+    """By how much as it comes is behind a point of its seed; less than nothing where it is ahead."""
+    alike = [r["rank1"] for r in own if r["contestant"] == "as_it_comes" and r["seed"] == best["seed"]]
+    return f"{best['rank1'] - alike[0]:.1f}" if alike else ""
 
 
 def shown(values: list[float]) -> str:
@@ -121,6 +128,7 @@ def main() -> None:
     parser.add_argument("--sets", nargs="*")
     parser.add_argument("--seeds", type=int, nargs="*", default=[0])
     parser.add_argument("--share", type=float, default=1.0, help="of the epochs that are chosen")
+    parser.add_argument("--scripts", nargs="*", choices=PLAIN, default=PLAIN, help="beside it; none: --scripts alone")
     parser.add_argument("--grid", action="store_true")
     parser.add_argument("--words", nargs="*", default=[], help="further points, each the words of a run")
     parser.add_argument("--rules", default="", help="a name for the rules of this version, kept in the log")
