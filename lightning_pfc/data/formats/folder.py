@@ -13,6 +13,7 @@ from lightning_pfc.data.entries import files_below, folders_in
 from lightning_pfc.data.errors import FormatError, reading
 from lightning_pfc.data.formats.base import EncodedImages, contiguous_labels
 from lightning_pfc.data.formats.texts import Texts
+from lightning_pfc.data.parts import refuse_splits_as_identities
 from lightning_pfc.storage.enclosure import Enclosure
 from lightning_pfc.storage.regular import read_regular
 
@@ -57,7 +58,8 @@ class FolderImages(EncodedImages):
 
     Raises:
         FileNotFoundError: ``root`` is not a folder.
-        FormatError: there is no image in it, or a link to a folder leads out of it.
+        FormatError: there is no image in it, a link to a folder leads out of it, or its folders are splits (``train``,
+            ``test``) that hold the identities.
     """
 
     def __init__(self, root: str | os.PathLike[str], *, allow: Paths = ()) -> None:
@@ -74,7 +76,10 @@ class FolderImages(EncodedImages):
                 identities += [name] * len(found)
                 paths += found
         if not paths:
-            raise FormatError("no folder in it holds an image; expected ROOT/IDENTITY/image.jpg", path=root)
+            noted = any(os.path.exists(self.root / name) for name in ("metadata.jsonl", "metadata.csv"))
+            way_out = "; with the identities in its metadata it is data=huggingface" if noted else ""
+            raise FormatError(f"no folder in it holds an image; expected ROOT/IDENTITY/image.jpg{way_out}", path=root)
+        refuse_splits_as_identities(sorted(set(identities)), paths, self.root)
         self._paths = Texts(paths)
         self.labels, self.identities = contiguous_labels(identities)
 

@@ -11,19 +11,13 @@ from typing import Any, NamedTuple
 
 from lightning_pfc.data.entries import files_below
 from lightning_pfc.data.errors import FormatError, reading
+from lightning_pfc.data.parts import refuse_missing_shards, split_of
 from lightning_pfc.storage.enclosure import Enclosure
 from lightning_pfc.storage.yaml_texts import parse_yaml
 
 _MAX_JSON = 1 << 28  # bytes; names of classes lie in it
 _TABLES = (".parquet", ".arrow")
 _CARDS = ("README.md", ".huggingface.yaml")
-# As the library tells splits by the names of files.
-_SHARD = re.compile(r"(?:^|/)data/(?P<split>[\w.]+?)-\d{5}-of-\d{5}\.\w+$")
-_WORDS = {
-    "train": ("train", "training"),
-    "validation": ("validation", "valid", "dev", "val"),
-    "test": ("test", "testing", "eval", "evaluation"),
-}
 
 
 class Local(NamedTuple):
@@ -74,8 +68,10 @@ def read_tables(path: Path, split: str | None, inside: Enclosure) -> Local | Non
         by_split: dict[str, list[Path]] = {}
         for name in names:
             inside.real(name)
-            by_split.setdefault(_split_of(name.replace(os.sep, "/")), []).append(Path(inside.root) / name)
-        return Local(by_split[choose_split(list(by_split), split, path)], {}, [])
+            by_split.setdefault(split_of(name.replace(os.sep, "/")) or "train", []).append(Path(inside.root) / name)
+        files = by_split[choose_split(list(by_split), split, path)]
+        refuse_missing_shards(map(str, files), path)
+        return Local(files, {}, [])
 
 
 def choose_split(splits: list[str], split: str | None, path: Path) -> str:
@@ -171,12 +167,3 @@ def _strings(value: Any) -> Iterator[str]:
     elif isinstance(value, list):
         for each in value:
             yield from _strings(each)
-
-
-def _split_of(name: str) -> str:
-    if match := _SHARD.search(name):
-        return match["split"]
-    for split, words in _WORDS.items():
-        if re.search(rf"(^|[./_\- 0-9])({'|'.join(words)})([./_\- 0-9]|$)", name, re.IGNORECASE):
-            return split
-    return "train"

@@ -20,6 +20,7 @@ from lightning_pfc.data.formats.base import EncodedImages, contiguous_labels
 from lightning_pfc.data.formats.folder import Paths, read_image_file
 from lightning_pfc.data.formats.parquet_rows import ParquetRows
 from lightning_pfc.data.formats.texts import text_array
+from lightning_pfc.data.parts import refuse_missing_shards, refuse_several_splits
 from lightning_pfc.storage.enclosure import Enclosure
 
 IMAGE_COLUMNS = ("image", "jpg", "jpeg", "png", "img", "bytes", "image_bytes")
@@ -220,7 +221,11 @@ def _find_files(path: Path, allow: Paths) -> tuple[Enclosure, list[Path]]:
     if not path.is_dir():
         return Enclosure(path.parent, allow), [path]
     inside = Enclosure(path, allow)
-    found = [Path(inside.root) / name for name in files_below(inside, "", _SUFFIXES)]
+    names = list(files_below(inside, "", _SUFFIXES))
+    found = [Path(inside.root) / name for name in names]
+    words = "give the files of one, or data=huggingface data.source.options.split=SPLIT"
+    refuse_several_splits((name.replace(os.sep, "/") for name in names), path, words)
+    refuse_missing_shards(names, path)
     for file in found:
         inside.real(str(file.relative_to(inside.root)))
     if not found:

@@ -125,6 +125,19 @@ class RecordFile:
                     )
             yield start
 
+    def warn_of_a_rest(self, offsets: npt.NDArray[np.int64], index: str | os.PathLike[str]) -> None:
+        """Say that records follow the last one of an index: it belongs to a shorter file, or was cut short."""
+        if not len(offsets):
+            return
+        with reading(self.path, "a RecordIO file"):
+            rest = self.file.size - self._record(int(offsets.max()))[1]
+        if rest > 0:
+            warnings.warn(
+                f"{index} ends before {self.path} does: {rest:,} bytes after its last record are not read. Remove it, "
+                "and `pfc-data index` writes a whole one.",
+                stacklevel=2,
+            )
+
     def _part(self, offset: int, begin: bytes = b"") -> tuple[int, int, int]:
         """``(cflag, length, offset of what follows)`` of the part at ``offset``, whose ``begin`` may be known."""
         if offset < 0 or offset + 8 > self.file.size:

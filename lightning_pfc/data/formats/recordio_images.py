@@ -110,11 +110,13 @@ class RecordIOImages(EncodedImages):
     def _read_keys(
         self, path: Path, index: str | os.PathLike[str] | None, inside: Enclosure
     ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-        if index is not None:
-            return read_index(index)
-        if (chosen := path.with_suffix(".idx")).exists():
-            inside.real(chosen.name)
-            return read_index(chosen)
+        chosen = path.with_suffix(".idx") if index is None else index
+        if index is None and os.path.exists(chosen):
+            inside.real(os.path.basename(chosen))
+        if index is not None or os.path.exists(chosen):
+            keys, known = read_index(chosen)
+            self.records.warn_of_a_rest(known, chosen)
+            return keys, known
         offsets = np.fromiter(self.records.scan(), np.int64)
         return np.arange(len(offsets), dtype=np.int64), offsets
 

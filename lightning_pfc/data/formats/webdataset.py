@@ -20,6 +20,7 @@ from lightning_pfc.data.errors import FormatError, missing_library, reading
 from lightning_pfc.data.formats.base import EncodedImages, contiguous_labels
 from lightning_pfc.data.formats.folder import Paths
 from lightning_pfc.data.formats.texts import Texts
+from lightning_pfc.data.parts import refuse_missing_shards, refuse_several_splits
 from lightning_pfc.storage.enclosure import Enclosure
 from lightning_pfc.storage.positioned import PositionedFile
 
@@ -103,7 +104,9 @@ class WebDatasetImages(EncodedImages):
 def _expand(pattern: str, allow: Paths) -> list[str]:
     """The shards that a word of the user means. Links among those that are looked for may not lead away."""
     if os.path.isdir(pattern):
-        names = [name for name in os.listdir(pattern) if name.lower().endswith(".tar")]
+        names = [name for name in os.listdir(pattern) if name.lower().endswith(".tar") and not is_hidden(name)]
+        refuse_several_splits(names, pattern, f"give a pattern, such as {os.path.join(pattern, 'train-*.tar')}")
+        refuse_missing_shards(names, pattern)
         return _inside(pattern, [os.path.join(pattern, name) for name in names], allow)
     if "{" in pattern:
         try:
