@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from lightning_pfc.after_import import after_import
-from lightning_pfc.launching import follow_rank_0
-from lightning_pfc.lazy import lazy_names
-from lightning_pfc.moved import MOVED
+from lightning_pfc.names.after_import import after_import
+from lightning_pfc.names.lazy import lazy_names
+from lightning_pfc.names.moved import MOVED
+from lightning_pfc.processes.launching import follow_rank_0
+from lightning_pfc.processes.signals import catch_from_the_start
 from lightning_pfc.registration import register
-from lightning_pfc.signals import catch_from_the_start
 
 if TYPE_CHECKING:
     from lightning_pfc.commands.train import train

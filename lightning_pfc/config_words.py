@@ -20,7 +20,7 @@ from hydra.errors import HydraException
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import DictConfig, OmegaConf
 
-from lightning_pfc.renamed import warn_renamed
+from lightning_pfc.names.renamed import warn_renamed
 
 _FLAGS = {"no": "false", "off": "false", "n": "false", "yes": "true", "on": "true", "y": "true", "none": "null"}
 _EARLIER_KEYS = {"model.head_options": "head", "model.sample_rate": "head.sample_rate", "model.seed": "head.seed"}

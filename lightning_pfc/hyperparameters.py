@@ -11,7 +11,7 @@ from lightning_utilities.core.rank_zero import rank_zero_warn
 from lightning_pfc.data.preprocessing import Preprocessing
 from lightning_pfc.heads.sampling import Sampler
 from lightning_pfc.losses import Loss
-from lightning_pfc.renamed import warn_renamed
+from lightning_pfc.names.renamed import warn_renamed
 
 NOT_PLAIN = object()
 """In place of a value that no checkpoint keeps."""

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lightning_pfc.strategy_names import add_names
+from lightning_pfc.names.strategy_names import add_names
 
 if TYPE_CHECKING:
     from lightning_pfc.strategies.pfc import PartialFCStrategy

@@ -18,7 +18,6 @@ PAGE = ROOT / "ARCHITECTURE.md"
 BEGIN, END = "<!-- made by python -m tests.architecture -->", "<!-- end of what is made -->"
 OF_NO_FOLDER = {
     "start": ("What runs on import, and how Lightning learns the strategy's name.", {"__init__", "registration"}),
-    "processes": ("Signals and the end of processes, before anything large is imported.", {"launching", "signals"}),
     "config": (
         "The configs: where they lie, how they are composed, and what is said when a name does not exist.",
         {"config", "config_words"},
@@ -26,10 +25,6 @@ OF_NO_FOLDER = {
     "module": (
         "PartialFCModule, and what becomes of its arguments.",
         {"hyperparameters", "module"},
-    ),
-    "names": (
-        "Importing names: lazily, when another library has been imported, and under earlier words.",
-        {"after_import", "lazy", "moved", "renamed", "strategy_names"},
     ),
 }
 """Rooms of small files: what each is for, and which."""

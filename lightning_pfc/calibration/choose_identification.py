@@ -21,7 +21,7 @@ from lightning_pfc.calibration.spread import Accepts, quantiles, replicates, sca
 from lightning_pfc.calibration.trials import Floats, Ints, Searches
 from lightning_pfc.evaluation.blockwise import UnitRows, entries_above
 from lightning_pfc.evaluation.intervals import ratio_interval
-from lightning_pfc.float32_matmul import true_float32
+from lightning_pfc.matmul.float32 import true_float32
 from lightning_pfc.metrics.verification import rate_name
 from lightning_pfc.runs.thresholds import Threshold
 

@@ -24,7 +24,7 @@ from lightning_pfc.calibration.trials import AllPairs, Floats, Ints, ListedPairs
 from lightning_pfc.evaluation.all_pairs import all_pairs_tar
 from lightning_pfc.evaluation.blockwise import UnitRows, entries_above
 from lightning_pfc.evaluation.intervals import proportion_interval, ratio_interval
-from lightning_pfc.float32_matmul import true_float32
+from lightning_pfc.matmul.float32 import true_float32
 from lightning_pfc.metrics.functional import tar_at_far
 from lightning_pfc.metrics.verification import rate_name
 from lightning_pfc.runs.thresholds import Threshold

@@ -17,7 +17,7 @@ from lightning_pfc.callbacks.ranks import comm_of
 from lightning_pfc.callbacks.signal_handlers import SignalHandlers
 from lightning_pfc.checked import checked
 from lightning_pfc.checkpoint.publish import run_of
-from lightning_pfc.signals import CAUGHT, leave, requeue_job, slurm_job, wants_requeue
+from lightning_pfc.processes.signals import CAUGHT, leave, requeue_job, slurm_job, wants_requeue
 from lightning_pfc.strategies.pfc import PartialFCStrategy
 
 _log = logging.getLogger(__name__)

@@ -13,7 +13,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from lightning_pfc.checkpoint.errors import CheckpointError
-from lightning_pfc.lazy import lazy_names
+from lightning_pfc.names.lazy import lazy_names
 
 if TYPE_CHECKING:
     from lightning_pfc.checkpoint.manifest import Manifest, is_checkpoint_folder

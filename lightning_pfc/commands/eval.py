@@ -11,7 +11,7 @@ from omegaconf import DictConfig
 from lightning_pfc.commands.hydra_command import run_application
 from lightning_pfc.commands.imports import large_imports
 from lightning_pfc.commands.output import may_be_cut_short
-from lightning_pfc.lazy import lazy_names
+from lightning_pfc.names.lazy import lazy_names
 
 if TYPE_CHECKING:
     from lightning_pfc.commands.judging import evaluate, run

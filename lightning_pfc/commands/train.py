@@ -15,7 +15,7 @@ from lightning_pfc.commands.imports import large_imports
 from lightning_pfc.commands.output import may_be_cut_short
 from lightning_pfc.config import compose
 from lightning_pfc.distributed.jobs import adopt_step
-from lightning_pfc.lazy import lazy_names
+from lightning_pfc.names.lazy import lazy_names
 from lightning_pfc.runs.resuming import as_it_was, earlier_run
 
 if TYPE_CHECKING:

@@ -17,7 +17,6 @@ from lightning.pytorch.callbacks import Callback
 from lightning_utilities.core.rank_zero import rank_zero_info
 from omegaconf import DictConfig, open_dict
 
-from lightning_pfc import signals
 from lightning_pfc.callbacks import Preemption
 from lightning_pfc.commands.idle_keys import warn_idle_keys
 from lightning_pfc.commands.prediction import predict
@@ -35,6 +34,7 @@ from lightning_pfc.commands.trainer import make_callbacks, make_trainer
 from lightning_pfc.commands.verdict import judge
 from lightning_pfc.config import RUN_DIR_VARIABLE, compose
 from lightning_pfc.distributed.jobs import adopt_step
+from lightning_pfc.processes import signals
 from lightning_pfc.runs.best import best_checkpoint
 from lightning_pfc.runs.choices import choose, of_own_pictures, told
 from lightning_pfc.runs.claim import Claim

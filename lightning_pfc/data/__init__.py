@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from lightning_pfc.lazy import lazy_names
+from lightning_pfc.names.lazy import lazy_names
 
 if TYPE_CHECKING:
     from lightning_pfc.data.augment import Pipeline, RandomFlip, augmentation

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lightning_pfc.distributed.comm import Comm
 from lightning_pfc.distributed.shard import ClassShard
-from lightning_pfc.renamed import warn_renamed
+from lightning_pfc.names.renamed import warn_renamed
 
 if TYPE_CHECKING:
     from lightning_pfc.optim.row_step import RowUpdate

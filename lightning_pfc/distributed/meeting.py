@@ -20,7 +20,7 @@ from lightning_pfc.distributed.door import Door, addresses_of, enter
 from lightning_pfc.distributed.jobs import host_of_rank, step_rank, step_size
 from lightning_pfc.distributed.lines import Ended, Line
 from lightning_pfc.distributed.ports import PORT_VARIABLE, step_ports
-from lightning_pfc.launching import say, saying_what_it_waits_for
+from lightning_pfc.processes.launching import say, saying_what_it_waits_for
 
 SECRET_VARIABLE = "PFC_SECRET"
 TIMEOUT = dt.timedelta(minutes=5)

@@ -12,7 +12,7 @@ import torch.distributed as dist
 from lightning_pfc.distributed.door import listen_on
 from lightning_pfc.distributed.jobs import in_slurm, step_host, step_rank, step_size
 from lightning_pfc.distributed.meeting import TIMEOUT, agree_in_step, own_addresses
-from lightning_pfc.launching import saying_what_it_waits_for
+from lightning_pfc.processes.launching import saying_what_it_waits_for
 
 
 def agree_on_text(what: str, choose: Callable[[], str], way_out: str, slurm_host: str | None = None) -> str:

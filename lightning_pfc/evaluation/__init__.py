@@ -25,7 +25,7 @@ from lightning_pfc.evaluation.peers import Peers
 from lightning_pfc.evaluation.report import Measurement, ProtocolResult
 from lightning_pfc.evaluation.settings import EvaluationSettings
 from lightning_pfc.evaluation.templates import TemplateMode, template_features, template_scores, tpr_at_nearest_fpr
-from lightning_pfc.renamed import renamed_names
+from lightning_pfc.names.renamed import renamed_names
 
 __all__ = [
     "PROTOCOLS",

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lightning_pfc.evaluation.blockwise import UnitRows
 from lightning_pfc.evaluation.peers import Peers
-from lightning_pfc.float32_matmul import true_float32
+from lightning_pfc.matmul.float32 import true_float32
 from lightning_pfc.metrics.functional.checks import check_rate
 from lightning_pfc.metrics.functional.curves import allowed_false_accepts
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from lightning_pfc.faces.errors import NoFaceError
-from lightning_pfc.lazy import lazy_names
+from lightning_pfc.names.lazy import lazy_names
 
 if TYPE_CHECKING:
     from lightning_pfc.faces.cutting import FACES, AlignedFace, FaceCutter

@@ -21,7 +21,7 @@ from lightning_pfc.heads.sampling.uniform_draw import class_budget
 from lightning_pfc.heads.several_labels import without_gaps
 from lightning_pfc.heads.sharded_centers import SAMPLED_PREFIX
 from lightning_pfc.kernels.library import using
-from lightning_pfc.renamed import warn_renamed
+from lightning_pfc.names.renamed import warn_renamed
 from lightning_pfc.storage.row_files import row_files
 
 

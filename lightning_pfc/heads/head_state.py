@@ -29,7 +29,7 @@ from lightning_pfc.kernels.choice import Kernels
 from lightning_pfc.losses import Loss
 from lightning_pfc.losses.auxiliary import AuxiliaryLoss
 from lightning_pfc.losses.base import DEFAULTS_VERSION
-from lightning_pfc.renamed import warn_renamed
+from lightning_pfc.names.renamed import warn_renamed
 
 _OF_SAMPLERS = (SAMPLER_PREFIX, SAMPLED_PREFIX)
 

@@ -40,7 +40,7 @@ from lightning_pfc.heads.wrapped import RowWatch
 from lightning_pfc.kernels.library import using
 from lightning_pfc.losses import Loss, loss_from_config
 from lightning_pfc.losses.auxiliary import AuxiliaryLoss
-from lightning_pfc.renamed import warn_renamed
+from lightning_pfc.names.renamed import warn_renamed
 
 
 @checked

@@ -26,8 +26,8 @@ from lightning_pfc.losses.subcenter import SubCenterArcFace
 from lightning_pfc.losses.uniface import UniFace
 from lightning_pfc.losses.vpl import VPL
 from lightning_pfc.losses.warmup import MarginWarmup
+from lightning_pfc.names.renamed import renamed_names
 from lightning_pfc.registry import from_config, registered_subclasses
-from lightning_pfc.renamed import renamed_names
 
 __all__ = [
     "VPL",

@@ -31,8 +31,8 @@ from typing_extensions import Self
 
 from lightning_pfc.losses.batch_info import BatchInfo, LogitSums, State
 from lightning_pfc.losses.margins import COSINE_LIMIT, MarginGrad, angle, with_margin_grad
+from lightning_pfc.names.renamed import adopt_renamed_members, renamed_member, renamed_names, warn_renamed
 from lightning_pfc.registry import Configurable
-from lightning_pfc.renamed import adopt_renamed_members, renamed_member, renamed_names, warn_renamed
 
 __all__ = [
     "COSINE_LIMIT",

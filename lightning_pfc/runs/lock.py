@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from lightning_pfc.launching import saying_what_it_waits_for
+from lightning_pfc.processes.launching import saying_what_it_waits_for
 from lightning_pfc.storage.file_lock import ask_for_lock
 from lightning_pfc.storage.makers import is_running
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from lightning.pytorch.strategies import StrategyRegistry
 
-from lightning_pfc.lazy import lazy_names
+from lightning_pfc.names.lazy import lazy_names
 from lightning_pfc.strategies.pfc import PartialFCStrategy
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ import os
 
 from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 
-from lightning_pfc.launching import RANK_0
+from lightning_pfc.processes.launching import RANK_0
 
 
 class ScriptLauncher(_SubprocessScriptLauncher):

@@ -23,6 +23,7 @@ from lightning_pfc.distributed import Comm
 from lightning_pfc.distributed.leaving import leave_at_exit
 from lightning_pfc.distributed.owner import set_owner
 from lightning_pfc.heads.partial_fc import iter_heads
+from lightning_pfc.names.strategy_names import add_names
 from lightning_pfc.optim.foreign import check_optimizer
 from lightning_pfc.strategies.precision import ShardAware, ShardedPrecision, is_known, shard_aware
 from lightning_pfc.strategies.refused_optimizers import refuse_early_updates, refuse_fused
@@ -31,7 +32,6 @@ from lightning_pfc.strategies.start import StartTogether
 from lightning_pfc.strategies.steps import StepsTogether
 from lightning_pfc.strategies.whose import check_match
 from lightning_pfc.strategies.wiring import Wiring
-from lightning_pfc.strategy_names import add_names
 
 Clip = Literal["global", "backbone"]
 _APART = "post_localSGD_hook"  # replicas differ between two averages

@@ -10,7 +10,7 @@ from lightning.pytorch.strategies import DDPStrategy
 
 from lightning_pfc.distributed.jobs import in_slurm, step_rank, step_size
 from lightning_pfc.distributed.rendezvous import start_group_after_restart, start_group_alone, start_group_in_slurm
-from lightning_pfc.launching import all_are_there, saying_what_it_waits_for
+from lightning_pfc.processes.launching import all_are_there, saying_what_it_waits_for
 from lightning_pfc.strategies.launcher import ScriptLauncher
 
 

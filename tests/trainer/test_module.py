@@ -14,12 +14,13 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_pfc import PartialFC, PartialFCModule, renamed
+from lightning_pfc import PartialFC, PartialFCModule
 from lightning_pfc.data import IdentityDataModule, Synthetic
 from lightning_pfc.heads.sampling import Mixed
 from lightning_pfc.losses import ArcFace, CosFace
 from lightning_pfc.models.backbone import as_input_size, create_backbone, output_width
 from lightning_pfc.models.neck import create_neck
+from lightning_pfc.names import renamed
 
 SMALL: dict[str, Any] = {
     "backbone": "glyphnet",

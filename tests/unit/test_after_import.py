@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from lightning_pfc.after_import import after_import
+from lightning_pfc.names.after_import import after_import
 
 KNOWN = "assert 'pfc' in lightning.pytorch.strategies.StrategyRegistry"
 

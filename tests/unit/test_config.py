@@ -61,7 +61,7 @@ def test_every_argument_of_the_head_is_a_key_and_no_other() -> None:
 
 
 def test_earlier_keys_of_the_head_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lightning_pfc.renamed._told", set())
+    monkeypatch.setattr("lightning_pfc.names.renamed._told", set())
     with pytest.warns(FutureWarning) as caught:
         config = compose(
             ["model.sample_rate=0.1", "model.seed=3", "model.head_options.chunk_size=7", "+model.head_options.x=1"]

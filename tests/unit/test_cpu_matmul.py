@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lightning_pfc import cpu_matmul
-from lightning_pfc.cpu_matmul import fast_fp32_matmul, onednn_is_faster
+from lightning_pfc.matmul import cpu as cpu_matmul
+from lightning_pfc.matmul.cpu import fast_fp32_matmul, onednn_is_faster
 
 
 def test_products_are_float32_inside_and_the_setting_is_restored() -> None:

@@ -196,7 +196,7 @@ def test_gradient_is_dense_unless_marked():
 
 
 def test_the_earlier_attribute_asks_for_sparse_gradients(monkeypatch):
-    monkeypatch.setattr("lightning_pfc.renamed._told", set())
+    monkeypatch.setattr("lightning_pfc.names.renamed._told", set())
     head = PartialFC(embedding_dim=4, num_classes=30, loss=ArcFace(), sample_rate=0.2)
     head.weight.row_sparse = True
     with pytest.warns(FutureWarning, match="param.row_sparse is called"):

@@ -14,10 +14,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from lightning_pfc import PartialFC, renamed
+from lightning_pfc import PartialFC
 from lightning_pfc.losses import Loss, MagFace
 from lightning_pfc.losses.auxiliary import AuxiliaryLoss
-from lightning_pfc.moved import _MODULES, _NAMES
+from lightning_pfc.names import renamed
+from lightning_pfc.names.moved import _MODULES, _NAMES
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from lightning_pfc import signals
+from lightning_pfc.processes import signals
 
 HERE = Path(signals.__file__)
 JOB = {"SLURM_JOB_ID": "77", "SLURM_PROCID": "0"}

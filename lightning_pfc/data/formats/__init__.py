@@ -21,7 +21,7 @@ from lightning_pfc.data.formats.recordio_writer import RecordWriter
 from lightning_pfc.data.formats.subset import Subset
 from lightning_pfc.data.formats.webdataset import WebDatasetImages
 from lightning_pfc.data.pictures.decoding import decode
-from lightning_pfc.lazy import lazy_names
+from lightning_pfc.names.lazy import lazy_names
 
 if TYPE_CHECKING:
     from lightning_pfc.data.formats.decoded import DecodedImages

@@ -15,8 +15,8 @@ from lightning_pfc.heads.sampling.recent import Recent
 from lightning_pfc.heads.sampling.sampled_classes import SampledClasses, all_classes
 from lightning_pfc.heads.sampling.uniform import PositivesOnly, Uniform
 from lightning_pfc.heads.sampling.uniform_draw import capacity, class_budget, sample_uniform
+from lightning_pfc.names.renamed import renamed_names
 from lightning_pfc.registry import from_config, registered_subclasses
-from lightning_pfc.renamed import renamed_names
 
 __all__ = [
     "Dissection",

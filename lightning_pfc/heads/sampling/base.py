@@ -15,8 +15,8 @@ from torch import Tensor
 from lightning_pfc.heads.sampling.context import SamplingContext
 from lightning_pfc.heads.sampling.draw_kernel import draw_sample
 from lightning_pfc.heads.sampling.sampled_classes import SampledClasses, columns_of, distinct, is_among
+from lightning_pfc.names.renamed import adopt_renamed_members, renamed_member
 from lightning_pfc.registry import Configurable
-from lightning_pfc.renamed import adopt_renamed_members, renamed_member
 
 _EARLIER_NAMES = {
     "fills_up": "fill_with_uniform",

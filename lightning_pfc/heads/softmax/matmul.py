@@ -20,9 +20,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_pfc.float32_matmul import cpu_products, cuda_products
 from lightning_pfc.heads.softmax.no_autocast import no_autocast
 from lightning_pfc.heads.softmax.precision import Precision
+from lightning_pfc.matmul.float32 import cpu_products, cuda_products
 
 HALF: dict[Precision, torch.dtype] = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 """Dtype of the operands in each half precision."""

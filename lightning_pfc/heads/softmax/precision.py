@@ -34,7 +34,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from lightning_pfc.float32_matmul import tf32_is_allowed
+from lightning_pfc.matmul.float32 import tf32_is_allowed
 
 Precision = Literal["float32", "tf32", "bfloat16", "float16", "float16x3"]
 """A precision that products can be computed in."""

@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lightning_pfc.names.renamed import adopt_renamed_members, renamed_member
 from lightning_pfc.registry import Configurable
-from lightning_pfc.renamed import adopt_renamed_members, renamed_member
 
 _EARLIER_NAMES = {"row_memory": "class_buffers", "remembered": "updated_class_buffers"}
 

@@ -11,10 +11,10 @@ from cases import Case
 from torch import Tensor, nn
 
 from lightning_pfc import PartialFC
-from lightning_pfc.cpu_matmul import fast_fp32_matmul
 from lightning_pfc.distributed import ClassShard
 from lightning_pfc.heads.center_init import init_centers_
 from lightning_pfc.losses import ArcFace, Loss, Softmax
+from lightning_pfc.matmul.cpu import fast_fp32_matmul
 from lightning_pfc.optim import RowWiseAdagrad, SparseSGD
 
 SGD: dict[str, Any] = {"lr": 0.1, "momentum": 0.9, "weight_decay": 5e-4}

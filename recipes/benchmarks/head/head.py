@@ -6,7 +6,7 @@ else is an error. Then all take turns, one step each, for a number of rounds; th
 process's high-water mark.
 
   products      the three bare float32 matrix products of the same shapes, by torch.mm as it comes
-  products-fast the same through oneDNN, where our head takes it (lightning_pfc.cpu_matmul): the floor
+  products-fast the same through oneDNN, where our head takes it (lightning_pfc.matmul.cpu): the floor
   ours          PartialFC with ArcFace and SparseSGD (momentum), float32
   ours-in-backward  the same, the centers updated inside the backward pass: no gradient of theirs is held
   ours-lean     like that, and no logits are kept for the backward pass: least memory

@@ -21,8 +21,8 @@ import torch
 from torch import nn
 
 from lightning_pfc import PartialFC
-from lightning_pfc.cpu_matmul import fast_fp32_matmul
 from lightning_pfc.losses import ArcFace
+from lightning_pfc.matmul.cpu import fast_fp32_matmul
 from lightning_pfc.optim import SparseSGD
 
 SGD: dict[str, Any] = {"lr": 0.1, "momentum": 0.9, "weight_decay": 5e-4}

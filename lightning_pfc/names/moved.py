@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lightning_pfc.renamed import MovedModules
+from lightning_pfc.names.renamed import MovedModules
 
 _H, _S = "lightning_pfc.heads", "lightning_pfc.heads.softmax"
 _SAMPLING, _RANDOM, _BUFFERS = f"{_H}.sampling", "lightning_pfc.keyed_random", "lightning_pfc.buffers"
@@ -23,6 +23,7 @@ _OF_PROTOCOLS = (
     "report",
     "templates",
 )
+_OF_NAMES = ("after_import", "lazy", "moved", "renamed", "strategy_names")
 _OLD_LOSSES, _AUXILIARY = "lightning_pfc.losses.additions", "lightning_pfc.losses.auxiliary"
 
 _MODULES = {
@@ -54,7 +55,12 @@ _MODULES = {
     f"{_H}.samplers.uniform": f"{_SAMPLING}.uniform",
     f"{_H}.validation": f"{_H}.batch_checks",
     "lightning_pfc.named": "lightning_pfc.registry",
-    "lightning_pfc.products": "lightning_pfc.cpu_matmul",
+    "lightning_pfc.products": "lightning_pfc.matmul.cpu",
+    "lightning_pfc.cpu_matmul": "lightning_pfc.matmul.cpu",
+    "lightning_pfc.float32_matmul": "lightning_pfc.matmul.float32",
+    "lightning_pfc.launching": "lightning_pfc.processes.launching",
+    **{f"lightning_pfc.{name}": f"lightning_pfc.names.{name}" for name in _OF_NAMES},
+    "lightning_pfc.signals": "lightning_pfc.processes.signals",
     f"{_CHECKPOINT}.folder": f"{_CHECKPOINT}.dcp_storage",
     f"{_CHECKPOINT}.store": f"{_CHECKPOINT}.save_load",
     f"{_CHECKPOINT}.surgery": f"{_CHECKPOINT}.edit_classes",
@@ -98,7 +104,7 @@ _NAMES = {
     f"{_SAMPLING}.base:sample_rest": "fill_uniformly",
     "lightning_pfc.registry:Named": "Configurable",
     "lightning_pfc.registry:subclasses_by_word": "registered_subclasses",
-    "lightning_pfc.cpu_matmul:fast_float32_products": "fast_fp32_matmul",
+    "lightning_pfc.matmul.cpu:fast_float32_products": "fast_fp32_matmul",
     f"{_CHECKPOINT}.split_tree:Rows": "ClassRows",
     f"{_CHECKPOINT}.dcp_storage:RowsSavePlanner": f"{_CHECKPOINT}.dcp_planners:RowsSavePlanner",
     f"{_CHECKPOINT}.dcp_storage:RowsLoadPlanner": f"{_CHECKPOINT}.dcp_planners:RowsLoadPlanner",
@@ -109,7 +115,7 @@ _NAMES = {
     f"{_CHECKPOINT}.edit_classes:Kept": "KeepRows",
     f"{_CHECKPOINT}.edit_classes:Joined": "MergeRows",
     f"{_CHECKPOINT}.edit_classes:Added": "NewRows",
-    f"{_EVALUATION}.blockwise:true_float32": "lightning_pfc.float32_matmul:true_float32",
+    f"{_EVALUATION}.blockwise:true_float32": "lightning_pfc.matmul.float32:true_float32",
     f"{_EVALUATION}:Suite": "Evaluator",
     f"{_EVALUATION}:Settings": "EvaluationSettings",
     f"{_EVALUATION}.evaluator:Suite": "Evaluator",

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from lightning_pfc.cpu_matmul import fast_fp32_matmul
+from lightning_pfc.matmul.cpu import fast_fp32_matmul
 
 
 def tf32_is_allowed() -> bool:

@@ -1,0 +1,1 @@
+"""Float32 matrix products: by the fastest library of a CPU, and in full precision where the user allows TF32."""

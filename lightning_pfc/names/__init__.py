@@ -1,0 +1,1 @@
+"""Importing names: lazily, when another library has been imported, and under earlier words."""
