@@ -134,5 +134,12 @@ def from_config(base: type[Kind], config: str | Mapping[str, Any] | Kind) -> Kin
     return known[word][0](**arguments)
 
 
+def name_and_arguments(config: str | Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """Name and arguments of a choice in a config: a name alone, or a mapping with ``name`` (None if it lacks one)."""
+    if isinstance(config, str):
+        return config, {}
+    return config.get("name"), {key: value for key, value in config.items() if key != "name"}
+
+
 def _word(name: str) -> str:
     return name.lower().replace("_", "")

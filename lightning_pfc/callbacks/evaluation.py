@@ -16,7 +16,7 @@ from lightning_pfc.callbacks.between_steps import log_numbers, stop_clocks
 from lightning_pfc.callbacks.ranks import comm_of
 from lightning_pfc.checked import checked
 from lightning_pfc.data.preprocessing import Preprocessing
-from lightning_pfc.evaluation.embedders import preprocessing_of
+from lightning_pfc.evaluation.embedders import evaluating, preprocessing_of
 from lightning_pfc.evaluation.evaluator import Evaluator, check_protocol, missing_files
 from lightning_pfc.evaluation.peers import Peers
 from lightning_pfc.evaluation.report import ProtocolResult, as_json, metrics_of
@@ -134,13 +134,7 @@ class _InTraining:
         self._tensor = preprocessing_of(self).tensor
 
     def __call__(self, pictures: Tensor) -> Tensor:
-        training = [module for module in self.module.modules() if module.training]
-        self.module.eval()
-        try:
-            with torch.no_grad(), self.precision.forward_context():
-                images = self.precision.convert_input(self._tensor(pictures.to(self.module.device)))
-                embeddings: Tensor = self.module(images)
-                return embeddings.float().cpu()
-        finally:
-            for module in training:
-                module.training = True
+        with evaluating(self.module), torch.no_grad(), self.precision.forward_context():
+            images = self.precision.convert_input(self._tensor(pictures.to(self.module.device)))
+            embeddings: Tensor = self.module(images)
+            return embeddings.float().cpu()

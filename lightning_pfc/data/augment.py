@@ -27,6 +27,7 @@ from lightning_pfc.data.effects import (
     Place,
     RandAugment,
 )
+from lightning_pfc.registry import name_and_arguments
 
 _IN_CACHE = 1 << 18  # pixels that are worked on at a time
 
@@ -178,8 +179,7 @@ def augmentation(choice: str | Mapping[str, Any]) -> Augment:
         ValueError: for another name; the message lists them.
         TypeError: for arguments that it does not take; only ``flip`` and ``camera`` take any.
     """
-    arguments = {} if isinstance(choice, str) else {key: value for key, value in choice.items() if key != "name"}
-    name = choice if isinstance(choice, str) else choice.get("name")
+    name, arguments = name_and_arguments(choice)
     if name not in PRESETS:
         raise ValueError(f"augment={name!r} is not one of {', '.join(sorted(PRESETS))}.")
     try:

@@ -11,6 +11,7 @@ import numpy as np
 from lightning_pfc.checked import checked
 from lightning_pfc.data.orders import ClassOrder, MixedOrder, Order, ShuffledOrder
 from lightning_pfc.data.source import IdentityData
+from lightning_pfc.registry import name_and_arguments
 
 
 class Sampler(Protocol):
@@ -129,8 +130,7 @@ def make_sampler(choice: Sampler | str | Mapping[str, Any]) -> Sampler:
     """
     if not isinstance(choice, str | Mapping):
         return choice
-    arguments = {} if isinstance(choice, str) else {key: value for key, value in choice.items() if key != "name"}
-    name = choice if isinstance(choice, str) else choice.get("name")
+    name, arguments = name_and_arguments(choice)
     if name not in SAMPLERS:
         raise ValueError(f"sampler={name!r} is not one of {', '.join(sorted(SAMPLERS))}.")
     try:

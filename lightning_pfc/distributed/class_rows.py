@@ -78,6 +78,12 @@ def class_rows(tensor: Tensor | None) -> ClassRows | None:
     return record
 
 
+def is_row_sparse(tensor: Tensor | None) -> bool:
+    """Whether an optimizer of this package holds ``tensor``, so that its gradient is to be row-sparse; None: no."""
+    record = class_rows(tensor)
+    return record is not None and record.is_sparse
+
+
 def _be_dense(param: Tensor, holder: int) -> None:
     record = class_rows(param)
     if record is not None and record._sparse_for == holder:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args
 
@@ -65,6 +66,18 @@ def _unsaid(size: Sequence[int], **more: Any) -> Preprocessing:
     return Preprocessing(size=(int(size[1]), int(size[2])), channels=int(size[0]), fit="crop", flip="sum", **more)
 
 
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """In the block ``module`` is in evaluation mode; afterwards each of its parts is in the mode that it had."""
+    training = [part for part in module.modules() if part.training]
+    module.eval()
+    try:
+        yield
+    finally:
+        for part in training:
+            part.training = True
+
+
 class TorchEmbedder:
     """A torch module as an embedder, in evaluation mode and without gradients.
 
@@ -96,16 +109,10 @@ class TorchEmbedder:
 
     def __call__(self, pictures: Tensor) -> Tensor:
         """(b, C, H, W) uint8 -> (b, D) float32 on the CPU."""
-        training = [module for module in self.module.modules() if module.training]
-        self.module.eval()
-        try:
-            with torch.inference_mode():
-                images = self.preprocessing.tensor(pictures.to(self.device))
-                embeddings: Tensor = self.module(images)
-                return embeddings.float().cpu()
-        finally:
-            for module in training:
-                module.training = True
+        with evaluating(self.module), torch.inference_mode():
+            images = self.preprocessing.tensor(pictures.to(self.device))
+            embeddings: Tensor = self.module(images)
+            return embeddings.float().cpu()
 
 
 def _times_255(numbers: float | Sequence[float]) -> tuple[float, ...]:

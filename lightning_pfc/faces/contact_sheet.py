@@ -7,14 +7,11 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from lightning_pfc.data.errors import FormatError
 from lightning_pfc.data.formats.folder import read_image_file
-from lightning_pfc.data.preprocessing import Preprocessing
+from lightning_pfc.data.pictures.sheets import save_sheet, thumbnail
 from lightning_pfc.storage.enclosure import Enclosure
-from lightning_pfc.storage.whole_files import write_whole
 
 _EDGE, _TEXT, _COLUMNS, _MOST = 128, 40, 8, 200
 
@@ -40,17 +37,8 @@ def write_contact_sheet(path: str | os.PathLike[str], inside: Enclosure, rejects
         words = [name[-22:], *(reason[start : start + 22] for start in (0, 22))]
         for line, text in enumerate(words):
             draw.text((left + 2, top + _EDGE + 12 * line), text, "black", font)
-    final = Path(path)
-    kind = Image.registered_extensions().get(final.suffix.lower(), "PNG")
-    with write_whole(final) as file:
-        sheet.save(file, kind)
-    return final
+    return save_sheet(sheet, path)
 
 
 def _thumbnail(name: str, inside: Enclosure) -> Image.Image:
-    edge = _EDGE - 4
-    try:
-        pixels = Preprocessing(size=(edge, edge), fit="crop").picture(read_image_file(name, inside=inside))
-    except FormatError:
-        pixels = np.full((edge, edge, 3), 200, np.uint8)  # grey: nothing to be seen
-    return Image.fromarray(pixels)
+    return thumbnail(lambda: read_image_file(name, inside=inside), _EDGE - 4)

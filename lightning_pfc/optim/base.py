@@ -16,7 +16,7 @@ from lightning_pfc.distributed.class_rows import class_rows
 from lightning_pfc.distributed.stated_rows import own_rows
 from lightning_pfc.keyed_random.rounding_noise import RowNoise
 from lightning_pfc.optim.row_step import RowStep, RowUpdate, row_update
-from lightning_pfc.optim.rows import is_row_sharded, row_chunks, rows_per_chunk
+from lightning_pfc.optim.rows import is_row_sharded, mark_row_sparse, row_chunks, rows_per_chunk
 from lightning_pfc.optim.storage import STATE_DTYPES, RowStorage, convert_rows, row_width, storage_of
 from lightning_pfc.storage.row_files import row_files
 
@@ -206,7 +206,7 @@ class RowSparseOptimizer(torch.optim.Optimizer, ABC):
                 record = class_rows(param)
                 if record is None:
                     continue
-                record.be_sparse_for(param, self)
+                mark_row_sparse(param, self)
                 in_backward = group["update_in_backward"]
                 record.update = RowUpdate(self) if in_backward else None
                 self._steps_in_backward = self._steps_in_backward or in_backward

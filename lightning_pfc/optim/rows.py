@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from lightning_pfc.distributed.class_rows import class_rows
+from lightning_pfc.distributed.class_rows import is_row_sparse as is_row_sparse
 
 CHUNK_BYTES = {"cpu": 4 << 20}
 """Bytes of float32 rows handled at a time, by type of device: on a CPU little enough for a cache, and so much that its
@@ -34,12 +35,6 @@ def mark_row_sparse(param: Tensor, holder: object) -> None:
     record = class_rows(param)
     if record is not None:
         record.be_sparse_for(param, holder)
-
-
-def is_row_sparse(param: Tensor) -> bool:
-    """Whether an optimizer of this package holds ``param``, so that its gradient is to be row-sparse."""
-    record = class_rows(param)
-    return record is not None and record.is_sparse
 
 
 def is_row_sharded(param: Tensor) -> bool:

@@ -18,6 +18,7 @@ from lightning_pfc.data.dali.steps import steps_of
 from lightning_pfc.data.errors import MissingLibraryError
 from lightning_pfc.data.formats.decoded import DecodedImages
 from lightning_pfc.data.images import ImageTable
+from lightning_pfc.registry import name_and_arguments
 
 
 def has_dali() -> bool:
@@ -105,8 +106,7 @@ def make_loader(choice: Dali | str | Mapping[str, Any]) -> Dali:
     """
     if isinstance(choice, Dali):
         return choice
-    arguments = {} if isinstance(choice, str) else {key: value for key, value in choice.items() if key != "name"}
-    name = choice if isinstance(choice, str) else choice.get("name")
+    name, arguments = name_and_arguments(choice)
     if name != "dali":
         raise ValueError(f"loader={name!r} must be 'dali', or left out for the plain loader.")
     if unknown := set(arguments) - {field.name for field in fields(Dali)}:

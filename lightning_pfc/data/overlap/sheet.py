@@ -11,11 +11,9 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from lightning_pfc.data.errors import FormatError
 from lightning_pfc.data.formats.base import EncodedImages
 from lightning_pfc.data.overlap.comparing import Found
-from lightning_pfc.data.preprocessing import Preprocessing
-from lightning_pfc.storage.whole_files import write_whole
+from lightning_pfc.data.pictures.sheets import save_sheet, thumbnail
 
 _EDGE, _TEXT, _COLUMNS, _HEAD = 96, 40, 5, 20
 _MOST = 60  # of each kind
@@ -53,11 +51,7 @@ def write_sheet(path: str | os.PathLike[str], a: EncodedImages, b: EncodedImages
             for line, text in enumerate((*pair.words, "" if math.isnan(pair.score) else f"{pair.score:.3f}")):
                 draw.text((left + 2, below + _EDGE + 12 * line), _printable(text)[-34:], "black", font)
         top += height
-    final = Path(path)
-    kind = Image.registered_extensions().get(final.suffix.lower(), "PNG")
-    with write_whole(final) as file:
-        sheet.save(file, kind)
-    return final
+    return save_sheet(sheet, path)
 
 
 def _parts(a: EncodedImages, b: EncodedImages, found: Found) -> list[tuple[str, int, list[_Shown]]]:
@@ -85,9 +79,4 @@ def _printable(text: str) -> str:
 
 
 def _thumbnail(images: EncodedImages, image: int) -> Image.Image:
-    edge = _EDGE - 2
-    try:
-        pixels = Preprocessing(size=(edge, edge), fit="crop").picture(images.read(image))
-    except FormatError:
-        pixels = np.full((edge, edge, 3), 200, np.uint8)  # grey: nothing to be seen
-    return Image.fromarray(pixels)
+    return thumbnail(lambda: images.read(image), _EDGE - 2)

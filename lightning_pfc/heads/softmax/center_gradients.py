@@ -147,9 +147,3 @@ def center_grad_sink(chunks: ClassChunks, row_sparse: tuple[bool, bool], *, want
     if wanted and update is not None and update.is_alive:
         return UpdateCentersInBackward(chunks, row_sparse, update)
     return AccumulateCenterGrads(chunks, row_sparse, wanted=wanted)
-
-
-def is_row_sparse(parameter: Tensor | None) -> bool:
-    """Whether an optimizer wants the parameter's gradient as rows."""
-    record = class_rows(parameter)
-    return record is not None and record.is_sparse

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from lightning_pfc.distributed.class_rows import is_row_sparse
 from lightning_pfc.distributed.collectives import all_reduce
-from lightning_pfc.heads.softmax.center_gradients import center_grad_sink, is_row_sparse
+from lightning_pfc.heads.softmax.center_gradients import center_grad_sink
 from lightning_pfc.heads.softmax.chunking import bytes_to_keep, chunk_width, num_kept
 from lightning_pfc.heads.softmax.class_chunks import ClassChunks
 from lightning_pfc.heads.softmax.exponentials import LARGEST_SCALE, can_fuse
