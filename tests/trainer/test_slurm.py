@@ -276,7 +276,7 @@ def test_two_jobs_of_torchrun_at_once_on_one_first_node(cluster: Cluster) -> Non
 
 MEETS = """
 import os
-from lightning_pfc import launching
+from lightning_pfc.processes import launching
 from lightning_pfc.distributed.jobs import step_host, step_rank
 from lightning_pfc.distributed.meeting import agree_in_step
 

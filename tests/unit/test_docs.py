@@ -91,6 +91,20 @@ def test_scripts_exist_and_know_their_flags() -> None:
         ), line
 
 
+def test_files_of_the_package_exist_where_a_page_says() -> None:
+    """``lightning_pfc/...py`` on any page; in ARCHITECTURE.md also paths below the package, such as heads/batch.py."""
+    found = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / "recipes").rglob("*.md")]
+    pages = {page: page.read_text(encoding="utf-8") for page in found if page.name != "CHANGELOG.md"}
+    named = [(page, name) for page, text in pages.items() for name in re.findall(r"lightning_pfc/[\w/]+\.py", text)]
+    architecture = ROOT / "ARCHITECTURE.md"
+    below = re.findall(r"`((?!tests/|docs/)\w+/[\w/]+\.py)`", pages[architecture])
+    named += [
+        (architecture, f"lightning_pfc/{name}") for name in below if not name.startswith(("sampling/", "softmax/"))
+    ]
+    assert len(named) > 40
+    assert [(page.name, name) for page, name in named if not (ROOT / name).exists()] == []
+
+
 def test_keys_in_sentences_exist() -> None:
     """``group.key=value`` names a key, and ``group=option`` a choice."""
     lines = list(keys())

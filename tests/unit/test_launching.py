@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from lightning_pfc import launching
+from lightning_pfc.processes import launching
 from lightning_pfc.strategies.launcher import ScriptLauncher
 
 # The module by itself: the package around it takes longer to import.
