@@ -18,9 +18,17 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import MissingMandatoryValue
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
-from lightning_pfc.config_words import check_flags, choices, composed, config_dir, own_folders, with_new_keys
+from lightning_pfc.config_words import (
+    check_flags,
+    check_output_dir,
+    choices,
+    composed,
+    config_dir,
+    own_folders,
+    with_new_keys,
+)
 from lightning_pfc.distributed.jobs import job_name
 from lightning_pfc.other_names import own_name
 
@@ -82,6 +90,7 @@ def compose(
     register_resolvers()
     words = with_new_keys(overrides)
     check_flags(words, config_name)
+    check_output_dir(words)
     GlobalHydra.instance().clear()
     with own_folders(config_dirs), initialize_config_dir(str(config_dir()), version_base="1.3"):
         try:
@@ -104,6 +113,8 @@ def explain(error: BaseException, config_name: str = "train", words: Sequence[st
         return quoted
     if isinstance(error, MissingMandatoryValue):
         return f"{text}. Give it: {text.rsplit(' ', 1)[-1]}=VALUE"
+    if isinstance(error, OmegaConfBaseException) and (placed := _with_a_placeholder(text, words)):
+        return placed
     if isinstance(error, HydraException) and error.__cause__ is not None and str(error.__cause__) not in text:
         text += f"\n{error.__cause__}".rstrip()
     full_key = re.search(r"full_key: (\S+)", text)
@@ -169,6 +180,22 @@ def _quoted_rightly(text: str, words: Sequence[str]) -> str | None:
         more = " (or several, with -m)" if ambiguous else ""
         return f"{word}: write its value in quotes{more}, and the word too on the command line: {shlex.quote(mended)}"
     return None
+
+
+def _with_a_placeholder(text: str, words: Sequence[str]) -> str | None:
+    """A word with ``${...}`` in it that stands for nothing: a shell variable in quotes, or a name with a ``$``."""
+    if not re.search("nterpolation|dereferencing", text):
+        return None
+    holding = [word for word in words if re.search(r"(?<!\\)\$\{", word)]
+    if not holding:
+        return None
+    reason = text.splitlines()[0]
+    missed = [quoted or last for quoted, last in re.findall(r"'([^']+)'|(\w+)$", reason)]
+    named = [word for word in holding if any(name in word for name in missed)]
+    return (
+        f"{(named or holding)[0]}: {reason}. ${{KEY}} stands for the value of another key and ${{oc.env:NAME}} for a "
+        "variable of the environment; leave the braces out where neither is meant"
+    )
 
 
 def _suggest(name: str, existing: Sequence[str], meant: str | None = None) -> str:

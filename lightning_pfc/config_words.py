@@ -129,6 +129,21 @@ def check_flags(words: Iterable[str], config_name: str = "train") -> None:
                 _check_flag(word, ".".join([key.lstrip("+"), *path]), value, meant, words, config_name)
 
 
+def check_output_dir(words: Iterable[str]) -> None:
+    """See that ``output_dir`` names a folder: an empty one, as an unset variable leaves it, would be the one one is in.
+
+    Raises:
+        ValueError: it is empty or null.
+    """
+    for word in words:
+        key, equals, value = word.partition("=")
+        if equals and key.lstrip("+") == "output_dir" and value.strip("\"' ").lower() in ("", "null", "none"):
+            raise ValueError(
+                f"{word} names no folder. Leave the word out for a new one below runs/, or write output_dir=. for the "
+                "one you are in."
+            )
+
+
 def _check_flag(word: str, key: str, value: str, meant: str, words: Sequence[str], config_name: str) -> None:
     ours = [f"{group}={option}" for group, option in choices(words).items() if _is_ours(group, option)]
     if (config := composed(config_name, ours)) is None:

@@ -22,7 +22,14 @@ from omegaconf.errors import OmegaConfBaseException
 from lightning_pfc.commands.errors import cause, is_the_users
 from lightning_pfc.commands.listed_groups import one_copy_for_all_groups
 from lightning_pfc.config import explain, register_resolvers
-from lightning_pfc.config_words import check_flags, config_dir, own_folders, typed_folders, with_new_keys
+from lightning_pfc.config_words import (
+    check_flags,
+    check_output_dir,
+    config_dir,
+    own_folders,
+    typed_folders,
+    with_new_keys,
+)
 
 _log = logging.getLogger(__name__)
 _FULL_ERROR = "HYDRA_FULL_ERROR"
@@ -54,6 +61,7 @@ def run_application(
         try:
             sys.argv = [typed[0], *with_new_keys(prepare())]
             check_flags(sys.argv[1:], config_name)
+            check_output_dir(sys.argv[1:])
             with own_folders(typed_folders(sys.argv[1:])):
                 _application(name, config_name, work, before, typed)()
         except Exception as error:

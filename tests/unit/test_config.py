@@ -10,10 +10,11 @@ import pytest
 import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 from torch import nn
 
 from lightning_pfc import PartialFC
-from lightning_pfc.config import RUN_DIR_VARIABLE, compose, run_dir
+from lightning_pfc.config import RUN_DIR_VARIABLE, compose, explain, run_dir
 from lightning_pfc.config_words import config_dir
 from lightning_pfc.losses import Loss, loss_from_config
 from lightning_pfc.models.backbone import create_backbone
@@ -247,3 +248,21 @@ def test_a_run_of_before_is_gone_on_with_under_the_new_keys(tmp_path: Path) -> N
         model = plain(as_it_was(compose(earlier.words), earlier, compose).model)
         assert not set(model) & {"sample_rate", "seed", "head_options"}
         assert tuple(model["head"][key] for key in ("sample_rate", "chunk_size", "memory_budget")) == expected
+
+
+@pytest.mark.parametrize("word", ["output_dir=/tmp/${y}", "seed=${head.sample}", "data.batch_size=${nosuch:1}"])
+def test_a_placeholder_that_stands_for_nothing_is_shown_with_its_word(word: str) -> None:
+    config = compose([word, "trainer.max_epochs=1"])
+    with pytest.raises(OmegaConfBaseException) as raised:
+        OmegaConf.to_container(config, resolve=True)
+    said = explain(raised.value, words=["trainer.default_root_dir=${output_dir}", word])
+    assert said.startswith(f"{word}: ")
+    assert "stands for the value of another key" in said
+    assert "stands for" not in explain(raised.value, words=["seed=3"])
+
+
+@pytest.mark.parametrize("word", ["output_dir=", "output_dir=null", "+output_dir=''", 'output_dir=""'])
+def test_an_empty_output_dir_is_not_the_folder_one_is_in(word: str) -> None:
+    with pytest.raises(ValueError, match="names no folder"):
+        compose([word])
+    assert compose(["output_dir=."]).output_dir == "."
