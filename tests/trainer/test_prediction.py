@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +14,7 @@ from PIL import Image
 
 from lightning_pfc import PartialFCModule, train
 from lightning_pfc.heads.softmax.top_classes import TopClasses
+from tests import console
 from tests.deployed import write_pictures
 
 WORDS = [
@@ -84,16 +83,8 @@ def test_names_of_pictures_on_one_rank_and_on_two(run: Path, pictures: Path, tmp
     readable = [number for number in range(11) if number != 5]
     assert sum(one[number][1] == f"id{number:02d}" for number in readable) >= 8
     assert all(len(one[number]) == 7 for number in readable)
-    start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    command = [
-        *start,
-        "-m",
-        "lightning_pfc.commands.train",
-        *words,
-        "trainer.devices=2",
-        f"output_dir={tmp_path / 'two'}",
-    ]
-    answer = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+    on_two = ["trainer.devices=2", f"output_dir={tmp_path / 'two'}"]
+    answer = console.run("lightning_pfc.commands.train", *words, *on_two)
     assert answer.returncode == 0, answer.stderr
     two = predicted(tmp_path / "two")
     assert [line[:2] for line in two] == [line[:2] for line in one]

@@ -44,10 +44,13 @@ WORDS = [
     "plots=false",
 ]
 GATE = "+callbacks.gate._target_=tests.trainer.cluster.gate.Gate"
-IN_STEP = [GATE, "+callbacks.gate.step=20"]
-AT_END = ["+logger.last._target_=tests.trainer.cluster.gate.LastLogger"]
+IN_STEP = [GATE, "+callbacks.gate.stops=[20]"]
+AT_START = [GATE, "+callbacks.gate.stops=[start]"]
+# Each start of one job is stopped somewhere else; the last two are stopped when training is over, and not at all.
+EVERYWHERE = [GATE, "+callbacks.gate.stops=[20,start,start,40]"]
+EVERYWHERE += ["+logger.last._target_=tests.trainer.cluster.gate.LastLogger", "+logger.last.start=4"]
 
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(bool(reason := why_not()), reason=reason), pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(bool(reason := why_not()), reason=reason), pytest.mark.timeout(900)]
 
 
 @pytest.fixture(scope="module")
@@ -69,27 +72,14 @@ def jobs(cluster: Cluster) -> dict[str, Job]:
     found = {
         "alone": start(cluster, "alone", TWO),
         "warned": start(cluster, "warned", TWO, *IN_STEP),
-        "requeued": start(cluster, "requeued", TWO, *IN_STEP),
         "preempted": start(cluster, "preempted", TWO, *IN_STEP, options=("--nodelist=n3,n4",)),
         "one": start(cluster, "one", ONE, options=("--exclude=n3,n4",)),
     }
     later = (f"--dependency=afterany:{found['preempted'].number}",)  # they would hold nodes that those above need
+    retried = ("--nodelist=n4", "--export=ALL,RETRIES=1", *later)
     return found | {
-        "script": start(cluster, "script", ONE, *IN_STEP, options=(*later, "--exclude=n4")),
-        "early": start(cluster, "early", ONE, GATE, options=(*later, "--exclude=n4")),
-        "preempted early": start(cluster, "preempted early", ONE, GATE, options=("--nodelist=n4", *later)),
-        "late": start(cluster, "late", ONE, *AT_END, options=(*later, "--exclude=n4")),
+        "everywhere": start(cluster, "everywhere", ONE, *EVERYWHERE, options=retried),
         "cancelled": start(cluster, "cancelled", ONE, *IN_STEP, options=(*later, "--exclude=n4")),
-        "died": cluster.submit(
-            "died",
-            *ONE,
-            *later,
-            "--exclude=n4",
-            "--export=ALL,RETRIES=1",
-            str(RECIPES / "train.sbatch"),
-            *WORDS,
-            *IN_STEP,
-        ),
     }
 
 
@@ -125,8 +115,9 @@ def script(cluster: Cluster, job: Job) -> None:
     cluster.run("scancel", "--signal=USR1", "--batch", job.number)  # as --signal=B: does
 
 
-def requeued(cluster: Cluster, job: Job) -> None:
-    cluster.run("scontrol", "requeue", job.number)
+def died(cluster: Cluster, job: Job) -> None:
+    (step,) = [word for word in job.steps() if word.rpartition(".")[2].isdecimal()]
+    cluster.run("scancel", "--signal=KILL", step)
 
 
 def preempted(cluster: Cluster, job: Job) -> None:
@@ -135,42 +126,45 @@ def preempted(cluster: Cluster, job: Job) -> None:
     wait_for(lambda: urgent.state() == {"COMPLETED"}, 120, lambda: cluster.run("squeue"))
 
 
-@pytest.mark.parametrize(
-    ("disturb", "alone"), [(warned, "alone"), (requeued, "alone"), (preempted, "alone"), (script, "one")]
-)
+@pytest.mark.parametrize("disturb", [warned, preempted])
 def test_a_job_disturbed_in_training_ends_with_the_bits_of_the_one_left_alone(
-    cluster: Cluster, jobs: dict[str, Job], disturb: Callable[[Cluster, Job], None], alone: str
+    cluster: Cluster, jobs: dict[str, Job], disturb: Callable[[Cluster, Job], None]
 ) -> None:
     job = jobs[disturb.__name__]
-    job.wait_for_file("at-step")
+    job.wait_for_stop(20)
     disturb(cluster, job)
     job.wait_for(job.preempted.exists, 240)
     job.finish()
-    jobs[alone].finish()
+    jobs["alone"].finish()
     text = job.log()
     assert f"slurm-{job.number}/checkpoints/last-preempted.ckpt" in text
-    assert ("requeued job" in text) == (disturb is not requeued)  # there the controller has done it already
+    assert "requeued job" in text
     assert [path.name for path in (job.folder / "runs").iterdir()] == [job.run.name]
-    assert same(job.run, jobs[alone].run, 126 if alone == "alone" else 252), text
+    assert same(job.run, jobs["alone"].run, 126), text
     assert not job.preempted.exists()
 
 
-@pytest.mark.parametrize(
-    ("name", "disturb", "place"),
-    [("early", warned, "start"), ("preempted early", preempted, "start"), ("late", warned, "end")],
-)
-def test_a_job_disturbed_outside_of_training_goes_back_into_the_queue(
-    cluster: Cluster, jobs: dict[str, Job], name: str, disturb: Callable[[Cluster, Job], None], place: str
+def test_a_job_disturbed_at_every_start_ends_with_the_bits_of_the_one_left_alone(
+    cluster: Cluster, jobs: dict[str, Job]
 ) -> None:
-    job = jobs[name]
-    job.wait_for_file(f"at-{place}")
-    disturb(cluster, job)
+    """Its process dies; it is warned, and preempted, before it trains; its script is warned; and it as it ends."""
+    job = jobs["everywhere"]
+    places: list[str | int] = [20, "start", "start", 40, "end"]
+    for start, (disturb, place) in enumerate(zip([died, warned, preempted, script, warned], places, strict=True)):
+        job.wait_for_stop(place, start)
+        text = job.log()
+        assert text.count("while no training is under way; requeued job") == min(max(start - 1, 0), 2), text
+        assert ("last-preempted.ckpt" in text) == (start > 3), text
+        disturb(cluster, job)
     job.finish()
     jobs["one"].finish()
     text = job.log()
-    assert "while no training is under way; requeued job" in text
-    assert text.count("while no training") == 1
+    assert text.count("while no training is under way; requeued job") == text.count("while no training") == 3, text
+    assert f"slurm-{job.number}/checkpoints/last-preempted.ckpt" in text
+    assert len((job.folder / f"slurm-{job.number}.failures").read_text().splitlines()) == 1
+    assert [path.name for path in (job.folder / "runs").iterdir()] == [job.run.name]
     assert same(job.run, jobs["one"].run, 252), text
+    assert not job.preempted.exists()
 
 
 @pytest.fixture(scope="module")
@@ -178,7 +172,7 @@ def taken(cluster: Cluster, jobs: dict[str, Job]) -> dict[str, Job]:
     """Jobs in folders that hold an older run which has ended, of other weights and 126 steps."""
     jobs["alone"].finish()
     found = {}
-    for place, words in (("start", [GATE]), ("step", IN_STEP)):
+    for place, words in (("start", AT_START), ("step", IN_STEP)):
         older = cluster.folder / f"older-{place}"
         shutil.copytree(jobs["alone"].run, older)
         found[place] = start(cluster, f"taken {place}", ONE, *words, f"output_dir={older}")
@@ -190,18 +184,23 @@ def test_a_requeued_job_goes_on_from_its_own_state_in_the_folder_of_an_older_run
     cluster: Cluster, jobs: dict[str, Job], taken: dict[str, Job]
 ) -> None:
     job = taken["step"]
-    job.wait_for_file("at-step")
+    job.wait_for_stop(20)
     cluster.run("scontrol", "requeue", job.number)
+    job.wait_for(job.preempted.exists, 240)
     job.finish()
     jobs["one"].finish()
-    assert same(job.run, jobs["one"].run, 252), job.log()
+    text = job.log()
+    assert f"{job.run.name}/checkpoints/last-preempted.ckpt" in text
+    assert "requeued job" not in text  # the controller has done it already
+    assert same(job.run, jobs["one"].run, 252), text
+    assert not job.preempted.exists()
 
 
 def test_a_requeued_job_without_a_state_of_its_own_refuses_that_of_an_older_run(
     cluster: Cluster, taken: dict[str, Job]
 ) -> None:
     job = taken["start"]
-    job.wait_for_file("at-start")  # before it has written whose the folder is now
+    job.wait_for_stop("start")  # before it has written whose the folder is now
     cluster.run("scontrol", "requeue", job.number)
     assert job.end() == {"FAILED"}
     assert f"{job.run} holds run" in job.log()
@@ -211,20 +210,10 @@ def test_a_requeued_job_without_a_state_of_its_own_refuses_that_of_an_older_run(
 
 def test_a_cancelled_job_saves_and_stays_cancelled(cluster: Cluster, jobs: dict[str, Job]) -> None:
     job = jobs["cancelled"]
-    job.wait_for_file("at-step")
+    job.wait_for_stop(20)
     cluster.run("scancel", job.number)
     assert job.end(240) == {"CANCELLED"}
     job.wait_for(job.preempted.exists, 120)
-
-
-def test_a_job_whose_process_died_is_tried_again_where_asked_for(cluster: Cluster, jobs: dict[str, Job]) -> None:
-    job = jobs["died"]
-    job.wait_for_file("at-step")
-    cluster.run("scancel", "--signal=KILL", f"{job.number}.0")
-    job.finish()
-    jobs["one"].finish()
-    assert same(job.run, jobs["one"].run, 252), job.log()
-    assert len((job.folder / f"slurm-{job.number}.failures").read_text().splitlines()) == 1
 
 
 def test_other_numbers_of_tasks_are_found_before_the_data_are_read(cluster: Cluster) -> None:
@@ -267,11 +256,13 @@ def test_two_steps_side_by_side_in_one_job_and_node(cluster: Cluster) -> None:
 
 def test_two_jobs_of_torchrun_at_once_on_one_first_node(cluster: Cluster) -> None:
     words = [str(RECIPES / "torchrun.sbatch"), *WORDS, "trainer.max_steps=5"]
-    options = ["--nodes=2", "--nodelist=n1,n2", *TWO[2:]]
-    both = [cluster.submit(f"torchrun {n}", *options, *words, PROCESSES_PER_NODE="1") for n in range(2)]
-    for job in both:
+    both = [
+        cluster.submit(f"torchrun {n}", f"--nodes={n}", nodes, *TWO[2:], *words, PROCESSES_PER_NODE="1")
+        for n, nodes in ((1, "--nodelist=n1"), (2, "--nodelist=n1,n2"))
+    ]
+    for ranks, job in enumerate(both, 1):
         job.finish()
-        assert json.loads((job.run / "results.json").read_text())["ranks"] == 2, job.log()
+        assert json.loads((job.run / "results.json").read_text())["ranks"] == ranks, job.log()
 
 
 MEETS = """

@@ -171,11 +171,14 @@ def test_lr_find(ranks: RankPool, tmp_path: Path) -> None:
 SPAWN = """
 import atexit
 import os
-import torch
-from tests.trainer.world import TheirModule, CLASSES, DIM
-from tests.trainer.test_user_modules import spawn_loader
-import lightning as L
-import lightning_pfc
+from lightning_pfc.commands.imports import large_imports
+
+with large_imports():
+    import torch
+    from tests.trainer.world import TheirModule, CLASSES, DIM
+    from tests.trainer.test_user_modules import spawn_loader
+    import lightning as L
+    import lightning_pfc
 
 def report():
     names = [open(f"/proc/self/task/{task}/comm").read() for task in os.listdir("/proc/self/task")]

@@ -105,11 +105,19 @@ class Job:
     def __init__(self, cluster: Cluster, folder: Path, number: str) -> None:
         self.cluster, self.folder, self.number = cluster, folder, number
         self.run = folder / "runs" / f"slurm-{number}"
-        self.preempted = self.run / "checkpoints" / "last-preempted.ckpt"
+
+    @property
+    def preempted(self) -> Path:
+        """What the run keeps when it is told to end."""
+        return self.run / "checkpoints" / "last-preempted.ckpt"
 
     def state(self) -> set[str]:
         """As squeue knows it."""
         return set(self.cluster.run("squeue", "-h", "-j", self.number, "-t", "all", "-o", "%T").split())
+
+    def steps(self) -> list[str]:
+        """Its steps that are under way, as ``scancel`` calls them."""
+        return self.cluster.run("squeue", "-h", "-s", "-j", self.number, "-o", "%i").split()
 
     def log(self) -> str:
         """Everything that it has written."""
@@ -119,23 +127,29 @@ class Job:
         """Until it holds; the log says why it does not."""
         wait_for(condition, seconds, self.log)
 
-    def wait_for_file(self, name: str, seconds: float = 240) -> None:
-        """Until a rank has left it in the job's folder."""
-        self.wait_for((self.folder / name).exists, seconds)
+    def wait_for_stop(self, place: str | int, start: int = 0, seconds: float = 240) -> None:
+        """Until a rank waits at this place (see ``gate.py``), the first time that the job runs or a later one."""
+        self.wait_for((self.folder / f"at-{place}-{start}").exists, seconds)
 
     def end(self, seconds: float = 240) -> set[str]:
         """How it ended."""
-        self.wait_for(lambda: self.state() <= ENDED, seconds)
-        return self.state()
+        states = [set[str]()]
+
+        def ended() -> bool:
+            states[0] = self.state()
+            return states[0] <= ENDED
+
+        wait_for(ended, seconds, self.log, interval=0.5)  # each look takes a process
+        return states[0]
 
     def finish(self, seconds: float = 240) -> None:
         """It must end well."""
         assert self.end(seconds) == {"COMPLETED"}, self.log()
 
 
-def wait_for(condition: Callable[[], Any], seconds: float, explain: Callable[[], str]) -> None:
+def wait_for(condition: Callable[[], Any], seconds: float, explain: Callable[[], str], interval: float = 0.1) -> None:
     """Until it holds."""
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, explain()
-        time.sleep(0.1)
+        time.sleep(interval)

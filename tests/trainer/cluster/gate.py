@@ -1,9 +1,10 @@
-"""A callback that stops a job's first start at a place of the test's choice, until a signal comes."""
+"""A callback that stops a job at places of the test's choice, each start at another one, until a signal comes."""
 
 from __future__ import annotations
 
 import os
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,14 @@ from lightning.pytorch.loggers.logger import Logger
 from lightning_pfc.callbacks import Preemption
 
 
-def wait_at(place: str, trainer: L.Trainer | None = None) -> None:
-    """Leave a file called ``at-PLACE`` in the working directory; go on when the run's Preemption has a signal."""
-    if os.environ.get("SLURM_RESTART_COUNT", "0") != "0":
-        return
-    Path(f"at-{place}").touch()
+def this_start() -> int:
+    """How often the controller has put this job back into the queue."""
+    return int(os.environ.get("SLURM_RESTART_COUNT", "0"))
+
+
+def wait_at(place: str | int, trainer: L.Trainer | None = None) -> None:
+    """Leave a file called ``at-PLACE-START`` in the working directory; go on when the run's Preemption has a signal."""
+    Path(f"at-{place}-{this_start()}").touch()
     deadline = time.monotonic() + 500
     while time.monotonic() < deadline:
         time.sleep(0.02)
@@ -29,20 +33,32 @@ def wait_at(place: str, trainer: L.Trainer | None = None) -> None:
 
 
 class Gate(Callback):
-    """Waits before data and model are built, or after a step."""
+    """Waits before data and model are built, or after a step.
 
-    def __init__(self, step: int = 0) -> None:
-        self.step = step
-        if not step:
+    Args:
+        stops: "start" or the number of a step, for the first start of the job and those that follow.
+    """
+
+    def __init__(self, stops: Sequence[str | int]) -> None:
+        self.stop = stops[this_start()] if this_start() < len(stops) else None
+        if self.stop == "start":
             wait_at("start")
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any) -> None:
-        if self.step == trainer.global_step:
-            wait_at("step", trainer)
+        if self.stop == trainer.global_step:
+            wait_at(trainer.global_step, trainer)
 
 
 class LastLogger(Logger):
-    """Waits when training is over, after all callbacks."""
+    """Waits when training is over, after all callbacks.
+
+    Args:
+        start: of the job, from 0.
+    """
+
+    def __init__(self, start: int) -> None:
+        super().__init__()
+        self.start = start
 
     @property
     def name(self) -> str:
@@ -57,5 +73,5 @@ class LastLogger(Logger):
     def log_hyperparams(self, *args: Any, **kwargs: Any) -> None: ...
 
     def finalize(self, status: str) -> None:
-        if status == "success":
+        if status == "success" and self.start == this_start():
             wait_at("end")

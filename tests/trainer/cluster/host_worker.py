@@ -7,15 +7,18 @@ import time
 from pathlib import Path
 from typing import Any
 
-import lightning as L
-import torch
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint
-from torch import Tensor, nn
-from torch.utils.data import DataLoader, TensorDataset
+from lightning_pfc.commands.imports import large_imports
 
-from lightning_pfc import PartialFC
-from lightning_pfc.callbacks import Watchdog
-from lightning_pfc.losses import CosFace
+with large_imports():
+    import lightning as L
+    import torch
+    from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+    from torch import Tensor, nn
+    from torch.utils.data import DataLoader, TensorDataset
+
+    from lightning_pfc import PartialFC
+    from lightning_pfc.callbacks import Watchdog
+    from lightning_pfc.losses import CosFace
 
 STEPS = 60
 
