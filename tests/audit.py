@@ -21,7 +21,6 @@ import importlib
 import json
 import os
 import resource
-import subprocess
 import sys
 import sysconfig
 import time
@@ -29,6 +28,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from tests import console
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -135,11 +136,7 @@ def watch(
         "memory": memory,
         "timeout": timeout,
     }
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path]), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "tests.audit"]
-    done = subprocess.run(
-        command, input=json.dumps(task), capture_output=True, text=True, env=environment, timeout=timeout + 60
-    )
+    done = console.run("tests.audit", input=json.dumps(task), timeout=timeout + 60)
     lines = done.stdout.splitlines()
     assert done.returncode == 0, f"status {done.returncode} after {lines[-1:]}: {done.stderr[-4000:]}"
     return {name: Seen(**found) for name, found in (json.loads(line[1:]) for line in lines if line.startswith("="))}

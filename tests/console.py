@@ -61,6 +61,7 @@ class Console:
         cwd: Path | str | None = None,
         env: Mapping[str, str] | None = None,
         timeout: float = 280,
+        input: str = "",
     ) -> subprocess.CompletedProcess[str]:
         """``python -m module words``, for a module with a ``main()``.
 
@@ -70,6 +71,7 @@ class Console:
             cwd: folder to run in; the one of this process by default.
             env: all variables of the run; those of this process by default.
             timeout: seconds, after which the run is killed.
+            input: what the run reads from its standard input.
 
         Raises:
             subprocess.TimeoutExpired: the run was killed.
@@ -77,17 +79,19 @@ class Console:
         if sys.platform != "linux":  # elsewhere libraries do not survive a fork
             command = [sys.executable, "-m", module, *words]
             return subprocess.run(
-                command, cwd=cwd, env=env, capture_output=True, text=True, timeout=timeout, check=False
+                command, cwd=cwd, env=env, input=input, capture_output=True, text=True, timeout=timeout, check=False
             )
         process = self._started()
         assert process.stdin is not None
         with tempfile.TemporaryDirectory(prefix="console-") as folder:
-            out, err = Path(folder, "out"), Path(folder, "err")
+            given, out, err = (Path(folder, name) for name in ("in", "out", "err"))
+            given.write_text(input)
             asked = {
                 "module": module,
                 "words": words,
                 "cwd": str(cwd or os.getcwd()),
                 "env": dict(os.environ if env is None else env),
+                "in": str(given),
                 "out": str(out),
                 "err": str(err),
                 "seconds": timeout,
@@ -179,7 +183,7 @@ def _wait(pid: int, seconds: float) -> int | None:
 def _become(asked: dict[str, Any]) -> Callable[[], Any]:
     """Make this process the one that was asked for."""
     for target, path, how in (
-        (0, os.devnull, os.O_RDONLY),
+        (0, asked["in"], os.O_RDONLY),
         (1, asked["out"], os.O_WRONLY | os.O_CREAT),
         (2, asked["err"], os.O_WRONLY | os.O_CREAT),
     ):

@@ -16,6 +16,7 @@ from lightning.fabric.accelerators.mps import MPSAccelerator
 import lightning_pfc
 from lightning_pfc import PartialFCStrategy
 from lightning_pfc.callbacks import Preemption
+from tests import console
 from tests.trainer.like_windows import UNIX_ONLY
 
 ROOT = Path(lightning_pfc.__file__).parent
@@ -96,16 +97,8 @@ def test_the_strategy_never_takes_apples_gpu_in_silence(accelerator: str, strate
     assert L.Trainer(strategy="pfc", accelerator="cpu", devices=1, logger=False).strategy.root_device.type == "cpu"
 
 
-APPLE = """
-import sys
-from lightning.fabric.accelerators.mps import MPSAccelerator
-MPSAccelerator.is_available = staticmethod(lambda: True)
-from lightning_pfc import train
-train(*sys.argv[1:])
-"""
-
-
 def test_the_command_trains_on_the_cpu_there_and_says_so(tmp_path: Path) -> None:
-    said = run(tmp_path, "-c", APPLE, *TINY, "output_dir=run")
-    assert "training on the CPU; Apple's GPU (mps) is not used" in said
+    done = console.run("tests.trainer.like_apple", *TINY, "output_dir=run", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "training on the CPU; Apple's GPU (mps) is not used" in done.stdout + done.stderr
     assert "accelerator: cpu" in (tmp_path / "run" / "config.yaml").read_text()

@@ -16,6 +16,7 @@ from lightning_pfc import PartialFCModule, train
 from lightning_pfc.heads.softmax.top_classes import TopClasses
 from tests import console
 from tests.deployed import write_pictures
+from tests.trainer.test_train import variables
 
 WORDS = [
     "experiment=none",
@@ -84,7 +85,7 @@ def test_names_of_pictures_on_one_rank_and_on_two(run: Path, pictures: Path, tmp
     assert sum(one[number][1] == f"id{number:02d}" for number in readable) >= 8
     assert all(len(one[number]) == 7 for number in readable)
     on_two = ["trainer.devices=2", f"output_dir={tmp_path / 'two'}"]
-    answer = console.run("lightning_pfc.commands.train", *words, *on_two)
+    answer = console.run("lightning_pfc.commands.train", *words, *on_two, env=variables())
     assert answer.returncode == 0, answer.stderr
     two = predicted(tmp_path / "two")
     assert [line[:2] for line in two] == [line[:2] for line in one]
