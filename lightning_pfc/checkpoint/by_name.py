@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lightning_pfc.checkpoint.errors import CheckpointError
-from lightning_pfc.checkpoint.identities import Identities
+from lightning_pfc.checkpoint.identities import Identities, composed
 from lightning_pfc.checkpoint.manifest import BLOCK
 
 NEW = -1
@@ -22,7 +22,8 @@ _KEY = 16  # bytes; of 10^9 names no two have the same key by chance
 def row_origins(there: Identities, here: Identities) -> Tensor:
     """Which row of a checkpoint each class of some data has.
 
-    Names are read in a stream; memory is about 64 bytes a name.
+    Names are read in a stream; memory is about 64 bytes a name. Where a name is not there, one that differs in how
+    Unicode writes accents alone is taken, if there is one such on either side.
 
     Args:
         there: the classes of the checkpoint.
@@ -41,7 +42,30 @@ def row_origins(there: Identities, here: Identities) -> Tensor:
         return torch.full((len(new),), NEW)
     place = np.minimum(np.searchsorted(old, new, sorter=order), len(old) - 1)
     rows = order[place]
-    return torch.from_numpy(np.where(old[rows] == new, rows, NEW))
+    found = np.where(old[rows] == new, rows, NEW)
+    _by_composed_names(there, here, found)
+    return torch.from_numpy(found)
+
+
+def _by_composed_names(there: Identities, here: Identities, found: NDArray[np.int64]) -> None:
+    """Fill in, in place, what has its row under another way of writing accents."""
+    left = np.ones(there.count, bool)
+    left[found[found != NEW]] = False
+    if not left.any() or (found != NEW).all():
+        return
+    old, new = _composed(there, left), _composed(here, found == NEW)
+    for name in old.keys() & new.keys():
+        if len(old[name]) == len(new[name]) == 1:
+            found[new[name][0]] = old[name][0]
+
+
+def _composed(names: Identities, wanted: NDArray[np.bool_]) -> dict[str, list[int]]:
+    """Rows by composed name, of names with more than ASCII in them."""
+    rows: dict[str, list[int]] = {}
+    for row, name in enumerate(names):
+        if wanted[row] and not name.isascii():
+            rows.setdefault(composed(name), []).append(row)
+    return rows
 
 
 def check_most_are_known(where: str, origins: Tensor, count: int, way_out: str) -> int:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
@@ -160,8 +161,15 @@ def difference(there: Identities, here: Identities) -> str | None:
                 found = f"is not in the checkpoint and is {new!r} in the data"
             else:
                 found = f"is {old!r} in the checkpoint and {'is not' if new is None else repr(new)} in the data"
+                if new is not None and composed(old) == composed(new):
+                    found += f", which look alike: accents are written as {old!a} there and as {new!a} here"
             return f"class {row} {found} ({there.count} classes there, {here.count} here)"
     return None
+
+
+def composed(name: str) -> str:
+    """A name with its accents in the letters (NFC): some systems write files' names with accents behind them (NFD)."""
+    return name if name.isascii() else unicodedata.normalize("NFC", name)
 
 
 def _encoded(names: Iterable[str]) -> Iterator[bytes]:

@@ -175,7 +175,7 @@ def _rewrite(
             else:
                 kept.append(names[piece.classes[0]])
         path = options.output.with_name(options.output.name + ".identities.txt")
-        path.write_text("".join(f"{name}\n" for name in kept), encoding="utf-8")
+        path.write_text("".join(f"{name}\n" for name in kept), encoding="utf-8", errors="surrogateescape")
         print(f"{path}: the names of the classes, in their new order")
     print(f"{options.output}: {count} classes")
 

@@ -17,8 +17,8 @@ def read_names(path: Path | None, total: int) -> list[str] | None:
     """
     if path is None:
         return None
-    with open(open_regular(path), encoding="utf-8") as file:
-        names = file.read().splitlines()
+    with open(open_regular(path), encoding="utf-8", errors="surrogateescape") as file:
+        names = [line.removesuffix("\n") for line in file]
     if len(names) != total:
         raise ValueError(f"{path} has {len(names)} lines for {total} classes.")
     check_lines(names, str(path))

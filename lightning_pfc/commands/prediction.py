@@ -64,7 +64,7 @@ def predict(
     before, module.predict_top = module.predict_top, k
     callbacks: list[L.Callback] = trainer.callbacks  # type: ignore[attr-defined]
     try:
-        with parts[rank].open("w", encoding="utf-8", newline="\n") as file:
+        with parts[rank].open("w", encoding="utf-8", errors="surrogateescape", newline="\n") as file:
             callbacks.append(_Writer(file, pictures, data.data.class_names))
             loader = evaluation_loader(batches, data.num_workers)
             trainer.predict(module, dataloaders=loader, ckpt_path=ckpt_path, return_predictions=False)
@@ -148,14 +148,14 @@ def _join(final: Path, parts: Sequence[Path]) -> None:
         raise ValueError(
             f"{gone[0]} is not there: the ranks do not share the folder of the run; give output_dir=SHARED"
         )
-    with write_whole(final, "w", encoding="utf-8", newline="\n") as file:
+    with write_whole(final, "w", encoding="utf-8", errors="surrogateescape", newline="\n") as file:
         for line in sorted(_lines(parts), key=lambda line: int(line.split("\t", 1)[0])):
             file.write(line.split("\t", 1)[1])
 
 
 def _lines(parts: Sequence[Path]) -> Iterator[str]:
     for part in parts:
-        with part.open(encoding="utf-8", newline="\n") as file:
+        with part.open(encoding="utf-8", errors="surrogateescape", newline="\n") as file:
             yield from file
 
 

@@ -66,13 +66,13 @@ class CenterGallery:
 
 def read_names(path: Path) -> list[str]:
     """The name of class i in line i; what :func:`write_names` wrote."""
-    text = path.read_text(encoding="utf-8", errors="strict")
+    text = path.read_text(encoding="utf-8", errors="surrogateescape")
     return [_plain(line) for line in text.split("\n")[:-1]]
 
 
 def write_names(path: Path, names: Iterable[str]) -> None:
     """One name a line; line breaks and backslashes within a name are written as escapes."""
-    with path.open("w", encoding="utf-8", newline="\n") as file:
+    with path.open("w", encoding="utf-8", errors="surrogateescape", newline="\n") as file:
         file.writelines(f"{_escaped(name)}\n" for name in names)
 
 

@@ -199,7 +199,8 @@ def _finish(final: Path, work: Path, images: EncodedImages, done: DoneRows) -> E
     table = None
     if rejects:
         table = final.with_name(f"{final.name}.rejected.tsv")
-        table.write_text("".join(f"{path}\t{reason}\n" for path, reason in rejects), encoding="utf-8")
+        lines = "".join(f"{path}\t{reason}\n" for path, reason in rejects)
+        table.write_text(lines, encoding="utf-8", errors="surrogateescape")
     del rows
     shutil.rmtree(work)
     return EmbedReport(len(images), len(owner), rejects, done.resumed, table)

@@ -152,8 +152,9 @@ def of_identities(faces: FaceSet, path: str | os.PathLike[str]) -> FaceSet:
         FormatError: It is empty or no list, or names an identity that the set has not.
     """
     with reading(path, "a list of identities, a name a line"):
-        text = read_regular(path, _LONGEST_LIST).decode("utf-8-sig")  # some editors put a mark before the first name
-    wanted = dict.fromkeys(line for line in text.splitlines() if line)
+        content = read_regular(path, _LONGEST_LIST)
+        text = content.decode("utf-8-sig", "surrogateescape")  # some editors put a mark before the first name
+    wanted = dict.fromkeys(line for line in text.replace("\r\n", "\n").split("\n") if line)
     own = _own_names(faces)
     known = set(own)
     if missing := [name for name in wanted if name not in known]:

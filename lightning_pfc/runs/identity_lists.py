@@ -30,7 +30,7 @@ def write_identities(folder: Path, data: Any) -> list[Path]:
         if 0 < len(listed) <= _MOST:
             path = folder / FOLDER / f"{name}.txt"
             path.parent.mkdir(parents=True, exist_ok=True)
-            with write_whole(path, "w", encoding="utf-8") as file:
+            with write_whole(path, "w", encoding="utf-8", errors="surrogateescape") as file:
                 file.writelines(f"{listed[i]}\n" for i in range(len(listed)))
             written.append(path)
     return written

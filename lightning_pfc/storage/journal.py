@@ -41,14 +41,14 @@ class Journal:
             self.flush()
 
     def _opened(self) -> TextIO:
-        return self.path.open("a", encoding="utf-8", newline="\n")
+        return self.path.open("a", encoding="utf-8", errors="surrogateescape", newline="\n")
 
     def _read(self) -> list[list[str]]:
         if not self.path.is_file():
             return []
         content = self.path.read_bytes()
         whole = content[: content.rfind(b"\n") + 1]
-        first, _, rest = whole.decode("utf-8", errors="replace").partition("\n")
+        first, _, rest = whole.decode("utf-8", errors="surrogateescape").partition("\n")
         if first and first != self._head:
             raise ValueError(
                 f"{self.path} was left by a job of other words or files. Take it away, or write elsewhere."
@@ -65,7 +65,7 @@ class Journal:
         """Have these lines in place of all that there are."""
         self.lines = [list(line) for line in lines]
         self._file.close()
-        with write_whole(self.path, "w", encoding="utf-8", newline="\n") as file:
+        with write_whole(self.path, "w", encoding="utf-8", errors="surrogateescape", newline="\n") as file:
             file.write(self._head + "\n")
             file.writelines(map(_line, self.lines))
         self._file = self._opened()

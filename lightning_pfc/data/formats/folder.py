@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+import numpy.typing as npt
 from typing_extensions import override
 
 from lightning_pfc.checked import checked
@@ -21,6 +25,7 @@ IMAGE_SUFFIXES = frozenset(
     (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff", ".gif", ".jfif", ".img")
 )
 MAX_FILE = 1 << 28  # bytes of an image
+_log = logging.getLogger(__name__)
 Paths = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 
 
@@ -82,6 +87,7 @@ class FolderImages(EncodedImages):
         refuse_splits_as_identities(sorted(set(identities)), paths, self.root)
         self._paths = Texts(paths)
         self.labels, self.identities = contiguous_labels(identities)
+        _warn_of_twins(self.source, self.identities)
 
     @override
     def read(self, index: int) -> bytes:
@@ -94,3 +100,15 @@ class FolderImages(EncodedImages):
     @override
     def name(self, index: int) -> str:
         return os.path.splitext(self._paths[index])[0].replace(os.sep, "/")
+
+
+def _warn_of_twins(source: str, names: npt.NDArray[Any]) -> None:
+    """Say that two names differ in how Unicode writes accents alone: two identities, and perhaps one person."""
+    seen: dict[str, str] = {}
+    for name in names.tolist():
+        if not name.isascii() and (other := seen.setdefault(unicodedata.normalize("NFC", name), name)) != name:
+            _log.warning(
+                "%s: %s and %s look alike (Unicode writes accents in two ways), and are two identities here. If it is "
+                "one person, put the pictures into one folder.", source, ascii(other), ascii(name),
+            )  # fmt: skip
+            return
