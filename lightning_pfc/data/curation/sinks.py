@@ -58,7 +58,7 @@ class Sink(ABC):
     def _write_names(self, path: Path) -> None:
         """Names of the identities, a line each, where they are not numbers."""
         if not self._numeric:
-            with write_whole(path, "w", encoding="utf-8", errors="surrogateescape", newline="\n") as file:
+            with write_whole(path, "w", encoding="utf-8", newline="\n") as file:
                 for name in self.images.identities.tolist():
                     file.write(str(name).replace("\n", " ") + "\n")
 
