@@ -10,7 +10,7 @@ import numpy as np
 
 from lightning_pfc.gallery.errors import GalleryError, NotAGalleryError
 from lightning_pfc.gallery.sqlite_file import SqliteFile
-from lightning_pfc.gallery.sqlite_schema import DATABASE, explained, sync_folder
+from lightning_pfc.gallery.sqlite_schema import DATABASE, explained, new_folder, sync_folder
 from lightning_pfc.storage.makers import hidden_path, sweep_parts
 
 _BATCH = 1000
@@ -83,11 +83,10 @@ def backup(file: SqliteFile, folder: Path) -> None:
     sweep_parts(folder)
     if folder.is_dir() and any(folder.iterdir()):
         raise GalleryError(f"{folder} holds other files; name a new folder for the copy.")
-    with explained(path):
-        folder.mkdir(parents=True, exist_ok=True)
+    with explained(path), new_folder(folder):
         partial = hidden_path(path)
         try:
-            file.copy_to(partial)
+            file.copy_to(partial, path)
             descriptor = os.open(partial, os.O_RDWR)
             try:
                 os.fsync(descriptor)

@@ -114,9 +114,9 @@ class SqliteFile:
             finally:
                 self._db.execute(f"PRAGMA busy_timeout = {WAIT_MS}")
 
-    def copy_to(self, path: Path) -> None:
-        """All of it as it is now into a new file, while others go on."""
-        with self.reading(), contextlib.closing(sqlite3.connect(path)) as other:
+    def copy_to(self, path: Path, final: Path) -> None:
+        """All of it as it is now into a new file, while others go on; errors name what it is going to be."""
+        with self.reading(), explained(final), contextlib.closing(sqlite3.connect(path)) as other:
             self._db.backup(other)
             other.execute("PRAGMA journal_mode = DELETE")
 

@@ -70,8 +70,7 @@ def create_database(path: Path, first: Iterable[tuple[str, tuple[Any, ...]]] = (
     """
     if os.path.lexists(path):
         raise _exists(path)
-    with explained(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
+    with explained(path), new_folder(path.parent):
         sweep_parts(path.parent)
         partial = hidden_path(path)
         try:
@@ -157,6 +156,20 @@ def _room(folder: Path) -> int:
         return shutil.disk_usage(folder).free
     except OSError:
         return _LITTLE_ROOM
+
+
+@contextlib.contextmanager
+def new_folder(folder: Path) -> Iterator[None]:
+    """A folder for the block; if it was not there before and the block raises, it is gone unless something is in it."""
+    there = folder.exists()
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    except BaseException:
+        if not there:
+            with contextlib.suppress(OSError):
+                folder.rmdir()
+        raise
 
 
 def sync_folder(folder: Path) -> None:

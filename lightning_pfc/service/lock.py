@@ -15,6 +15,12 @@ from lightning_pfc.gallery.errors import GalleryBusyError, GalleryError
 _LOCK, _HOLDER = "service.lock", "service.holder"
 
 
+def _cannot_write(gallery: str, error: OSError) -> GalleryError:
+    return GalleryError(
+        f"{gallery}: {error.strerror or error}, where a service that enrols writes; --read-only serves it as it is."
+    )
+
+
 @contextlib.contextmanager
 def service_lock(gallery: str | None) -> Iterator[None]:
     """Hold a gallery's folder for a service; the system lets go of it when the process ends, however it does.
@@ -36,12 +42,14 @@ def service_lock(gallery: str | None) -> Iterator[None]:
             raise GalleryBusyError(f"{gallery} is served already by {holder}; end that, or serve another.") from None
         raise GalleryBusyError(f"{gallery} is served already by another process; end that, or serve another.") from None
     except OSError as error:
-        raise GalleryError(
-            f"{gallery}: {error.strerror or error}, where a service that enrols writes; --read-only serves it as it is."
-        ) from error
+        raise _cannot_write(gallery, error) from error
     try:
-        (folder / _HOLDER).write_text(f"process {os.getpid()} on {socket.gethostname()}", encoding="utf-8")
+        try:
+            (folder / _HOLDER).write_text(f"process {os.getpid()} on {socket.gethostname()}", encoding="utf-8")
+        except OSError as error:
+            raise _cannot_write(gallery, error) from error
         yield
     finally:
-        (folder / _HOLDER).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            (folder / _HOLDER).unlink()
         lock.release()

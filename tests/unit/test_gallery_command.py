@@ -16,6 +16,7 @@ from lightning_pfc.commands.gallery import main
 from lightning_pfc.deploy import Recogniser
 from lightning_pfc.gallery import Gallery, GalleryFullError, ModelRecord
 from lightning_pfc.gallery.sqlite_store import SqliteStore
+from tests.file_limit import no_file_over
 
 
 @pytest.fixture
@@ -83,6 +84,23 @@ def test_a_build_that_the_disk_ends_says_how_to_go_on(
     assert f"go on with `pfc-gallery add {gallery} {pictures}`" in said
     assert main(["add", str(gallery), str(pictures)]) == 0
     assert len(_names(gallery)) == 60
+
+
+@pytest.mark.parametrize("command", ["export", "build"])
+def test_a_disk_without_room_is_that_of_the_new_folder_which_is_gone(
+    export_folder: Path, pictures: Path, tmp_path: Path, command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    gallery, new = str(tmp_path / "gallery"), tmp_path / "new"
+    assert main(["build", gallery, str(pictures), "--model", str(export_folder)]) == 0
+    words = {"export": [gallery, str(new)], "build": [str(new), str(pictures), "--model", str(export_folder)]}[command]
+    capsys.readouterr()
+    with no_file_over(10_000):
+        assert main([command, *words]) == 1
+    said = capsys.readouterr().err
+    assert said.startswith(f"pfc-gallery: {new}")
+    assert len(said.splitlines()) == 1
+    assert not new.exists()
+    assert main([command, *words]) == 0
 
 
 def test_a_picture_that_lies_there_twice_is_counted_once(

@@ -462,8 +462,9 @@ def test_a_service_that_only_reads(export_folder: Path, tmp_path: Path, encoded:
         running.close()
 
 
-def test_a_gallery_that_cannot_be_written_says_how_it_is_served(tmp_path: Path) -> None:
-    (tmp_path / "service.lock").mkdir()
+@pytest.mark.parametrize("file", ["service.lock", "service.holder"])
+def test_a_gallery_that_cannot_be_written_says_how_it_is_served(tmp_path: Path, file: str) -> None:
+    (tmp_path / file).mkdir()
     with pytest.raises(GalleryError, match="--read-only serves it as it is"), service_lock(str(tmp_path)):
         pass
 
