@@ -126,6 +126,10 @@ def _serve(path: Path | None, options: argparse.Namespace) -> int:
     if options.read_only and options.gallery is None:
         raise ValueError("--read-only is about a gallery; give --gallery, or leave it out.")
     keys = KeyFile(path)
+    if options.keys is not None and not options.keys.exists():
+        raise ValueError(
+            f"--keys {options.keys}: no such file; make a key with --make-key NAME first, or leave it out."
+        )
     if not is_loopback(options.host) and not len(keys()) and not options.insecure:
         raise ValueError(
             f"host={options.host} is reached from other machines, and there are no keys: make one with "

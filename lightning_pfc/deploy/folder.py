@@ -26,10 +26,10 @@ def publish(target: str | os.PathLike[str], *, replace: bool = False) -> Iterato
         ExportError: something lies there already.
     """
     final = Path(target)
-    if not replace and (final.exists() or final.is_symlink()):
-        raise ExportError("is there already; give another --out, or --force to replace it", final)
     if final.is_symlink() or (final.exists() and not _is_export(final)):
         raise ExportError("is no export, so it is not replaced; give another --out", final)
+    if not replace and final.exists():
+        raise ExportError("is there already; give another --out, or --force to replace it", final)
     final.parent.mkdir(parents=True, exist_ok=True)
     _sweep(final)
     partial = hidden_path(final)

@@ -7,6 +7,7 @@ import hmac
 import json
 import os
 import secrets
+import stat
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,18 +55,26 @@ class Keys:
         """The keys of a file; none where there is no file.
 
         Raises:
-            KeyFileError: for a file that is not ours.
+            KeyFileError: for a file that is not ours, a link that leads nowhere, or one that cannot be read: taken for
+                no file, it would open the door to everybody.
         """
-        if not path.exists():
-            return cls()
         try:
-            if not path.is_file() or path.stat().st_size > _LARGEST_FILE:
+            if _is_absent(path):
+                return cls()
+            found = path.stat()
+            if not stat.S_ISREG(found.st_mode) or found.st_size > _LARGEST_FILE:
                 raise ValueError("it is no small file")
             content: Any = json.loads(path.read_text(encoding="utf-8"))
             if content["version"] != _VERSION:
                 raise ValueError(f"its version is {content['version']!r}, not {_VERSION}")
             return cls(_key(entry) for entry in content["keys"])
-        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        except OSError as error:
+            raise KeyFileError(
+                f"{path} cannot be read: {error.strerror or error}; mend that, or name another."
+            ) from error
+        except KeyError as error:
+            raise KeyFileError(f"{path} is no file of keys: it has no {error}; remove it and make new keys.") from error
+        except (ValueError, TypeError, RecursionError) as error:
             raise KeyFileError(f"{path} is no file of keys: {error}; remove it and make new keys.") from error
 
     def write(self, path: Path) -> None:
@@ -113,6 +122,14 @@ class Keys:
             if hmac.compare_digest(key.digest, digest):
                 found = key
         return found
+
+
+def _is_absent(path: Path) -> bool:
+    try:
+        path.lstat()
+    except FileNotFoundError:
+        return True
+    return False
 
 
 def _digest(secret: str) -> str:

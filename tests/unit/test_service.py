@@ -469,6 +469,29 @@ def test_a_gallery_that_cannot_be_written_says_how_it_is_served(tmp_path: Path, 
         pass
 
 
+def test_keys_that_cannot_be_found_are_not_no_keys(
+    export_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A name with a slip, a link whose disk is not there: each served everybody."""
+    (tmp_path / "link.json").symlink_to(tmp_path / "not mounted" / "keys.json")
+    (tmp_path / "empty.json").write_text("{}")
+    for name, said in (
+        ("typo.json", "no such file; make a key with --make-key NAME first"),
+        ("link.json", "cannot be read: No such file or directory"),
+        ("empty.json", "it has no 'version'"),
+    ):
+        assert main([str(export_folder), "--port", "0", "--keys", str(tmp_path / name)]) == 1
+        error = capsys.readouterr().err
+        assert (said in error, str(tmp_path / name) in error, error.count("\n")) == (True, True, 1), error
+
+    def denied(self: Path, **words: Any) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "lstat", denied)  # in a folder of somebody else
+    with pytest.raises(KeyFileError, match="cannot be read: Permission denied"):
+        Keys.read(tmp_path / "empty.json")
+
+
 def test_a_file_of_keys(tmp_path: Path) -> None:
     with pytest.raises(KeyFileError, match="scope 'root'"):
         Keys().with_new("a", ["root"])
