@@ -18,7 +18,8 @@ from tests.surface import keys
 
 HYDRA = {"pfc-train": "train", "pfc-eval": "eval"}
 OWN = sorted({command.words: command for command in own_commands()}.values(), key=str)
-OF_OTHERS = {  # flags of Hydra, curl, SLURM and torchrun
+OF_OTHERS = {
+    "--noproxy",  # flags of Hydra, curl, SLURM and torchrun
     *("--config-dir", "--http2"),
     *("--kill-on-bad-exit", "--nodes", "--resv-ports", "--signal"),
     *("--max-restarts", "--nproc-per-node", "--rdzv-id"),
