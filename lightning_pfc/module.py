@@ -198,7 +198,8 @@ class PartialFCModule(L.LightningModule):
         images: Tensor = batch[0]
         with target_cosines(self) as cosines:
             loss = self.training_loss(self(images), batch)
-        self.log("train/loss", loss, prog_bar=True, on_step=True, on_epoch=False, batch_size=len(images))
+        in_bar = not getattr(getattr(self._trainer, "progress_bar_callback", None), "reads_loss", False)
+        self.log("train/loss", loss, prog_bar=in_bar, on_step=True, on_epoch=False, batch_size=len(images))
         for name, cosine in cosines.items():
             word = "train/target_cosine" if name == "head" else f"train/target_cosine/{name}"
             self.log(word, cosine.mean(), on_step=False, on_epoch=True, sync_dist=True, batch_size=len(images))

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import lightning as L
+import torch
 from lightning.pytorch.callbacks import Callback
 
 
@@ -76,7 +77,7 @@ class Throughput(Callback):
             self._window = (samples + size, seconds + now - self._mark)
         self._mark = now
         if (trainer.global_step % trainer.log_every_n_steps == 0) and self._window[1] > 0:  # type: ignore[attr-defined]
-            rate = self._window[0] / self._window[1]
+            rate = torch.tensor(self._window[0] / self._window[1])  # on the host: a bar reads it after every step
             pl_module.log("train/samples_per_second", rate, prog_bar=True, on_step=True, on_epoch=False)
             self._window = (0, 0.0)
 

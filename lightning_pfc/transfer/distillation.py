@@ -61,7 +61,7 @@ class Teacher:
         """
         apart = [1 - F.cosine_similarity(new.flatten(1).float(), self.features(x).float()) for x, new in pairs]
         total = torch.cat(apart).sum()
-        count = torch.tensor(float(sum(len(each) for each in apart)), device=total.device)
+        count = torch.full((), float(sum(len(each) for each in apart)), device=total.device)  # no copy to wait for
         ranks = world_size()
         if ranks > 1:
             dist.all_reduce(count)
