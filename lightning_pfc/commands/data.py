@@ -21,7 +21,7 @@ _EPILOG = """examples
       cuts faces out to 112 x 112 by five points each
   pfc-data make-bin pairs.txt lfw-aligned/ lfw.bin
       a verification file from a list of pairs
-  pfc-data clean embeddings.npz suspects.tsv
+  pfc-data clean embeddings.npz outliers.tsv
       which images do not belong to their class, and which classes are one
   pfc-data overlap train/ lfw.bin overlap.tsv --model runs/X/export
       who and what of a test set is in a training set, by pixels and by embedding
