@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import gc
 import json
+import multiprocessing
 import sys
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ def status(field: str) -> int:
 
 
 def release_all() -> None:
-    """Give back what the setup before had: glibc keeps freed pages, more or fewer from run to run."""
+    """Give back what was freed: glibc keeps pages, more or fewer from run to run."""
     gc.collect()
     release_scratch()
     ctypes.CDLL(None).malloc_trim(0)
@@ -69,9 +70,15 @@ def peak(setup: Setup, steps: int) -> int:
     return status("VmHWM") - baseline
 
 
-if __name__ == "__main__":
-    threads = int(sys.argv[1]) if len(sys.argv) > 1 else 1
+def measured(one: dict[str, Any], threads: int) -> int:
+    """In a process of its own, forked from one that has computed nothing: what a setup before left is not there."""
     torch.set_num_threads(threads)
     peak(Setup(classes=2000, dim=64, batch=8, device="cpu"), 2)  # what is taken once, for good
     peak(Setup(classes=2000, dim=64, batch=8, rate=0.5, optimizer="torch-sgd", device="cpu"), 2)
-    print(json.dumps([peak(Setup(**one), 3) for one in json.load(sys.stdin)]))
+    return peak(Setup(**one), 3)
+
+
+if __name__ == "__main__":
+    number = int(sys.argv[1]) if len(sys.argv) > 1 else 1
+    with multiprocessing.get_context("fork").Pool(1, maxtasksperchild=1) as pool:
+        print(json.dumps(pool.starmap(measured, [(one, number) for one in json.load(sys.stdin)], chunksize=1)))
