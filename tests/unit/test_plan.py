@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import statistics
 import subprocess
 import sys
 from dataclasses import replace
@@ -50,16 +51,21 @@ def test_memory_is_within_15_percent_of_what_is_measured():
     reason="without bfloat16 instructions the library multiplies copies in float32, more or fewer from run to run",
 )
 def test_memory_of_bfloat16_products_is_within_15_percent_of_what_is_measured():
-    assert_planned(IN_HALF)
+    # 316 to 345 MB in 23 processes: the library's blocks lie where the system has room, on huge pages or not
+    assert_planned(IN_HALF, processes=5)
 
 
-def assert_planned(cases):
+def assert_planned(cases, processes=1):
+    """The plan is within 15 % of the median of so many processes."""
     setups = [{**one, "device": "cpu"} for one in cases]
     root = Path(__file__).parents[2]
     command = [sys.executable, "-m", "tests.unit.plan_measure"]
-    done = subprocess.run(command, input=json.dumps(setups), capture_output=True, text=True, cwd=root, check=False)
+    done = subprocess.run(
+        command, input=json.dumps(setups * processes), capture_output=True, text=True, cwd=root, check=False
+    )
     assert done.returncode == 0, done.stderr
-    measured = json.loads(done.stdout.splitlines()[-1])
+    runs = json.loads(done.stdout.splitlines()[-1])
+    measured = [statistics.median(runs[i :: len(setups)]) for i in range(len(setups))]
     planned = [head_memory(Setup(**one)).peak for one in setups]
     found = {str(s): f"{p / m:.3f} of {m / 1e6:.0f} MB" for s, p, m in zip(cases, planned, measured, strict=True)}
     assert all(abs(p / m - 1) < 0.15 for p, m in zip(planned, measured, strict=True)), json.dumps(found, indent=1)
