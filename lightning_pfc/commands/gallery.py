@@ -207,6 +207,8 @@ def _list(options: argparse.Namespace) -> int:
 
 
 def _info(options: argparse.Namespace) -> int:
+    from lightning_pfc.gallery.opening import who_else_may_read
+
     with _gallery(options, for_reading=True) as gallery:
         found: dict[str, Any] = dataclasses.asdict(gallery.info())
     if options.json:
@@ -220,6 +222,8 @@ def _info(options: argparse.Namespace) -> int:
         "export": model["source"],
     }.items():
         print(f"{name.replace('_', ' '):14} {value:,}" if isinstance(value, int) else f"{name:14} {value}")
+    if (readers := who_else_may_read(options.gallery)) is not None:
+        print(f"may be read by {readers}; `chmod go= {options.gallery}/gallery.sqlite3*` keeps others out")
     return 0
 
 

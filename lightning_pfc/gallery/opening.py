@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from lightning_pfc.gallery.errors import GalleryError
 from lightning_pfc.gallery.gallery import Gallery
 from lightning_pfc.gallery.records import ModelRecord
+from lightning_pfc.gallery.sqlite_schema import DATABASE
 
 _POSTGRES = ("postgresql://", "postgres://")
 
@@ -41,6 +43,20 @@ def open_gallery(address: str, *, for_reading: bool = False) -> Gallery:
 
         return Gallery(PostgresStore(address))
     return Gallery.open(Path(address), for_reading=for_reading)
+
+
+def who_else_may_read(address: str) -> str | None:
+    """Who may read a gallery's file beside its owner, by the file's mode; None: nobody, or a database knows.
+
+    A gallery that earlier versions made has the mode that the shell's umask left it.
+    """
+    try:
+        mode = None if address.startswith(_POSTGRES) else (Path(address) / DATABASE).stat().st_mode
+    except OSError:
+        return None
+    if mode is None or os.name != "posix" or not mode & 0o044:
+        return None
+    return "every user of this machine" if mode & 0o004 else "its group"
 
 
 def _check_address(address: str) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 
 from lightning_pfc.gallery.errors import GalleryError, NotAGalleryError
 from lightning_pfc.gallery.sqlite_file import SqliteFile
-from lightning_pfc.gallery.sqlite_schema import DATABASE, explained, new_folder, sync_folder
+from lightning_pfc.gallery.sqlite_schema import DATABASE, explained, new_file, new_folder, sync_folder
 from lightning_pfc.storage.makers import hidden_path, sweep_parts
 
 _BATCH = 1000
@@ -86,6 +86,7 @@ def backup(file: SqliteFile, folder: Path) -> None:
     with explained(path), new_folder(folder):
         partial = hidden_path(path)
         try:
+            new_file(partial)
             file.copy_to(partial, path)
             descriptor = os.open(partial, os.O_RDWR)
             try:

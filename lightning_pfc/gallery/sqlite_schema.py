@@ -74,6 +74,7 @@ def create_database(path: Path, first: Iterable[tuple[str, tuple[Any, ...]]] = (
         sweep_parts(path.parent)
         partial = hidden_path(path)
         try:
+            new_file(partial)
             connection = sqlite3.connect(partial, isolation_level=None)
             connection.execute(f"PRAGMA page_size = {_PAGE}")
             with contextlib.closing(connection), transaction(connection):
@@ -170,6 +171,15 @@ def new_folder(folder: Path) -> Iterator[None]:
             with contextlib.suppress(OSError):
                 folder.rmdir()
         raise
+
+
+def new_file(path: Path) -> None:
+    """An empty file that its owner alone may read: vectors and previews of people are biometric data.
+
+    SQLite gives the log beside a file the file's own mode; a group that is let in later stays let in.
+    """
+    path.unlink(missing_ok=True)  # of a dead process with the number of this one
+    os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
 
 
 def sync_folder(folder: Path) -> None:

@@ -35,6 +35,7 @@ from lightning_pfc.gallery import (
     sqlite_schema,
 )
 from lightning_pfc.gallery.deciding import decide
+from lightning_pfc.gallery.opening import who_else_may_read
 from lightning_pfc.gallery.records import Match
 from lightning_pfc.gallery.sqlite_schema import DATABASE
 
@@ -420,6 +421,31 @@ def test_a_copy_of_a_gallery_in_use_and_a_smaller_gallery(tmp_path: Path) -> Non
         assert copy.search(vectors[3], 1)[0].identity == "n3"
         assert copy.store.verify() == []
     assert [file.name for file in (tmp_path / "copy").iterdir()] == [DATABASE]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="files have no mode there")
+def test_only_its_owner_may_read_a_gallery_its_log_and_its_copy(tmp_path: Path) -> None:
+    before = os.umask(0)  # what a shell may have
+    try:
+        with filled(tmp_path / "g", random_vectors(5), list("abcde")) as gallery:
+            gallery.store.backup(tmp_path / "copy")
+            files = [*(tmp_path / "g").iterdir(), *(tmp_path / "copy").iterdir()]
+            assert {file.name for file in files} >= {DATABASE, f"{DATABASE}-wal", f"{DATABASE}-shm"}
+            assert {file.name: file.stat().st_mode & 0o077 for file in files} == dict.fromkeys(
+                (f.name for f in files), 0
+            )
+            assert who_else_may_read(str(tmp_path / "g")) is None
+            gallery.store.compact()
+            assert (tmp_path / "g" / DATABASE).stat().st_mode & 0o077 == 0
+        (tmp_path / "g" / DATABASE).chmod(0o640)  # on purpose
+        with Gallery.open(tmp_path / "g") as gallery:
+            gallery.remove("a")
+            assert (tmp_path / "g" / f"{DATABASE}-wal").stat().st_mode & 0o777 == 0o640
+        assert who_else_may_read(str(tmp_path / "g")) == "its group"
+        (tmp_path / "g" / DATABASE).chmod(0o604)
+        assert who_else_may_read(str(tmp_path / "g")) == "every user of this machine"
+    finally:
+        os.umask(before)
 
 
 def test_verify_names_what_is_wrong(tmp_path: Path) -> None:
