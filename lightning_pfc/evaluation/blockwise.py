@@ -3,7 +3,8 @@
 A float32 product of two unit vectors of width D is off by at most ``(D + 4) 2^-24``, whatever the order of summation
 (rounding the vectors to float32 included). A pair whose float32 score is further than that from a threshold lies on the
 side that it seems to; the few others are computed again, in float64, alone. So every count is the one that float64
-scores give, and it depends neither on the size of the blocks nor on the machine or the number of ranks.
+scores give, and it depends neither on the size of the blocks nor on the number of ranks; on another kind of processor
+the last bit of a float64 score may be another one.
 """
 
 from __future__ import annotations

@@ -16,6 +16,7 @@ from torch import Tensor
 from lightning_pfc.evaluation.blockwise import UnitRows
 from lightning_pfc.evaluation.intervals import Interval, interval_of
 from lightning_pfc.evaluation.report import Measurement
+from lightning_pfc.matmul.float32 import true_float32
 
 _MOST_SCORES = 1 << 28  # of all galleries together
 _BLOCK = 1 << 22  # scores at a time
@@ -32,7 +33,8 @@ def one_shot(
 ) -> list[Measurement]:
     """Rank-k rates with one known picture of each identity.
 
-    A non-mate that ties with the mate counts against it. Identities with one picture are known, and never search.
+    A non-mate that ties with the mate counts against it, by float64 cosines. Identities with one picture are known, and
+    never search.
 
     Args:
         embeddings: (n, D), of any length.
@@ -52,7 +54,7 @@ def one_shot(
         raise ValueError(f"embeddings {tuple(embeddings.shape)} must be (n, D), and labels {tuple(labels.shape)} (n,)")
     if draws < 1:
         raise ValueError(f"draws={draws} must be at least 1")
-    unit, identity = UnitRows(embeddings).unit, torch.unique(labels, return_inverse=True)[1]
+    rows, identity = UnitRows(embeddings), torch.unique(labels, return_inverse=True)[1]
     size = int(identity.max()) + 1 if len(identity) else 0
     probes = len(identity) - size
     if size < 2 or probes < 1:
@@ -65,23 +67,31 @@ def one_shot(
         known = torch.empty(size, dtype=torch.int64).scatter_(0, identity[order], order)
         searching = torch.ones(len(identity), dtype=torch.bool)
         searching[known] = False
-        _search(unit, identity, known, searching.nonzero().squeeze(1), tallies)
+        with true_float32(), torch.no_grad():
+            _search(rows, identity, known, searching.nonzero().squeeze(1), tallies)
     text = f"one known picture of each of {size:,} identities"
     return [Measurement(f"rank-{k}", *_rate(tally, level), text) for k, tally in tallies.items()]
 
 
-def _search(unit: Tensor, identity: Tensor, known: Tensor, probes: Tensor, tallies: dict[int, Tensor]) -> None:
-    gallery = unit[known]
+def _search(rows: UnitRows, identity: Tensor, known: Tensor, probes: Tensor, tallies: dict[int, Tensor]) -> None:
     for part in torch.split(probes, max(1, _BLOCK // len(known))):
         owner = identity[part]
-        scores = unit[part] @ gallery.T
-        beats = scores >= scores.gather(1, owner[:, None])
+        beats = _reaches(rows, part, known, owner)
         beats.scatter_(1, owner[:, None], False)
         rank = beats.sum(1)
         for k, tally in tallies.items():
             tally[0] += torch.bincount(owner[rank < k], minlength=len(known))
             tally[1] += torch.bincount(owner, minlength=len(known))
             tally[2] += beats[rank == k].sum(0)  # each of these alone made the difference
+
+
+def _reaches(rows: UnitRows, probes: Tensor, known: Tensor, owner: Tensor) -> Tensor:
+    """Whether each known picture scores at least what the probe's mate does, (p, g) bool."""
+    mate = rows.exact(probes, known[owner])[:, None]
+    margin = (rows.unit[probes] @ rows.unit[known].T).double() - mate
+    row, column = (margin.abs() <= rows.tolerance).nonzero(as_tuple=True)
+    margin[row, column] = rows.exact(probes[row], known[column]) - mate[row, 0]
+    return margin >= 0
 
 
 def _rate(tally: Tensor, level: float) -> tuple[float, Interval]:

@@ -18,7 +18,8 @@ class TargetRanks(NamedTuple):
     """Where targets stand.
 
     Attributes:
-        rank: (B,) int64, how many of all C classes score strictly higher than the target: 0 is a top-1 hit.
+        rank: (B,) int64, how many of the other classes score at least what the target does: 0 is a top-1 hit.
+            Ties count against the target, or a network whose embeddings are all zero would be always right.
         cosine: (B,) float, the target's cosine (its logit, for a loss without normalisation).
     """
 
@@ -71,6 +72,6 @@ def rank_targets(
     cosine = target_cosines(x, weight, bias, targets, rows, spec)
     above = targets.new_zeros(x.shape[0])
     for chunk in iter_cosines(ClassChunks(x, weight, bias, targets, rows, spec)):
-        # rounding may lift the target above its own score as computed elsewhere
-        above += chunk.targets.fill_(chunk.scores > cosine, False).sum(1)
+        # The target is left out: rounding may lift it above its own score as computed elsewhere. NaN beats nothing.
+        above += chunk.targets.fill_((chunk.scores >= cosine) | cosine.isnan(), False).sum(1)
     return TargetRanks(all_reduce(above, spec.shard_group), cosine.squeeze(1))
