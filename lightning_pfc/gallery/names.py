@@ -1,4 +1,4 @@
-"""Names and notes of identities: what is allowed, and what is answered of those that have gone."""
+"""What both kinds of store allow as names, notes and pooling, and say of what is there or has gone."""
 
 from __future__ import annotations
 
@@ -6,10 +6,24 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from lightning_pfc.gallery.errors import GalleryError, UnknownIdentityError
+from lightning_pfc.gallery.errors import GalleryError, IdentityExistsError, UnknownIdentityError
 
 REMOVED = "null"
 """Stands in place of an answer whose pictures have been removed, and says whose they were no more."""
+
+
+POOLINGS = ("max", "mean")
+"""How the scores of an identity's pictures can become one."""
+
+
+def check_pooling(pooling: str) -> None:
+    """Refuse a pooling that there is not.
+
+    Raises:
+        GalleryError: then.
+    """
+    if pooling not in POOLINGS:
+        raise GalleryError(f"pooling={pooling!r} must be 'max' or 'mean': how an identity's pictures score as one.")
 
 
 def check_name(name: str) -> None:
@@ -27,6 +41,11 @@ def check_name(name: str) -> None:
 def unknown(name: str) -> UnknownIdentityError:
     """The error for a name that nobody has; to be raised by the caller."""
     return UnknownIdentityError(f"there is no identity {name[:200]!r} in the gallery; enrol it first.")
+
+
+def exists_already(name: str, or_else: str = "add pictures to it, remove it, or ") -> IdentityExistsError:
+    """The error for a name that is taken, and what there is to do but another name; to be raised by the caller."""
+    return IdentityExistsError(f"identity {name!r} exists already; {or_else}choose another name.")
 
 
 def metadata_json(metadata: Mapping[str, Any] | None) -> str:

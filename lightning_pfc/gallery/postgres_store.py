@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from lightning_pfc.gallery import postgres_care, postgres_moving, postgres_vectors
-from lightning_pfc.gallery.errors import GalleryError, IdentityExistsError, OtherModelError, UnknownIdentityError
-from lightning_pfc.gallery.names import REMOVED, answer_of, check_name, metadata_json, unknown
+from lightning_pfc.gallery import postgres_answers, postgres_care, postgres_moving, postgres_vectors
+from lightning_pfc.gallery.errors import GalleryError, OtherModelError, UnknownIdentityError
+from lightning_pfc.gallery.names import check_name, check_pooling, exists_already, metadata_json, unknown
 from lightning_pfc.gallery.postgres_database import PostgresDatabase
 from lightning_pfc.gallery.postgres_schema import TABLES, VERSION
 from lightning_pfc.gallery.postgres_vectors import BATCH, to_text
@@ -49,8 +49,7 @@ class PostgresStore:
         Raises:
             GalleryError: if there is one already, or the database lacks pgvector.
         """
-        if pooling not in ("max", "mean"):
-            raise GalleryError(f"pooling={pooling!r} must be 'max' or 'mean': how an identity's pictures score as one.")
+        check_pooling(pooling)
         database = PostgresDatabase(address)
         try:
             with database.writing():
@@ -94,9 +93,7 @@ class PostgresStore:
             self._check_model()
             number = self._made(name, metadata)
             if number is None:
-                raise IdentityExistsError(
-                    f"identity {name!r} exists already; add pictures to it, remove it, or choose another name."
-                )
+                raise exists_already(name)
             for picture in pictures:
                 self._add_picture(number, picture)
             return self.identity(name)
@@ -136,14 +133,14 @@ class PostgresStore:
         """See :meth:`Store.remove`, but for what the class says of deletion."""
         with self.database.writing():
             self.database.execute("DELETE FROM identities WHERE id = %s", (self._number(name),))
-            self._forget_answers()
+            postgres_answers.forget(self.database)
 
     def remove_picture(self, picture: int) -> None:
         """See :meth:`Store.remove_picture`, likewise."""
         with self.database.writing():
             if not self.database.execute("DELETE FROM pictures WHERE id = %s", (picture,)).rowcount:
                 raise UnknownIdentityError(f"there is no picture {picture}; `pfc-gallery list` says what there is.")
-            self._forget_answers()
+            postgres_answers.forget(self.database)
 
     def rename(self, name: str, new: str) -> Identity:
         """See :meth:`Store.rename`."""
@@ -151,7 +148,7 @@ class PostgresStore:
         with self.database.writing():
             number = self._number(name)
             if self.database.execute("SELECT 1 FROM identities WHERE name = %s", (new,)).fetchone():
-                raise IdentityExistsError(f"identity {new!r} exists already; choose another name.")
+                raise exists_already(new, "")
             self.database.execute("UPDATE identities SET name = %s WHERE id = %s", (new, number))
             return self.identity(new)
 
@@ -166,25 +163,11 @@ class PostgresStore:
 
     def answer(self, key: str, request: str) -> str | None:
         """See :meth:`Store.answer`."""
-        found = self.database.rows("SELECT request, answer FROM answers WHERE key = %s", (key,))
-        return answer_of(key, request, *found[0]) if found else None
-
-    def _forget_answers(self) -> None:
-        """Overwrite answers all of whose pictures have gone: they have names."""
-        self.database.execute(
-            "UPDATE answers SET answer = %s WHERE answer <> %s AND NOT EXISTS ("
-            "SELECT 1 FROM jsonb_array_elements_text(answer::jsonb -> 'pictures') AS one "
-            "JOIN pictures ON pictures.id = one::bigint)",
-            (REMOVED, REMOVED),
-        )
+        return postgres_answers.answer(self.database, key, request)
 
     def put_answer(self, key: str, request: str, answer: str) -> None:
         """See :meth:`Store.put_answer`."""
-        with self.database.writing():
-            self.database.execute("DELETE FROM answers WHERE at < now() - interval '3 days'")
-            self.database.execute(
-                "INSERT INTO answers (key, request, answer) VALUES (%s, %s, %s)", (key, request, answer)
-            )
+        postgres_answers.put(self.database, key, request, answer)
 
     # --- moving to another model --------------------------------------------------------------------------------------
 

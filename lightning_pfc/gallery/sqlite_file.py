@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 
 from lightning_pfc.gallery.errors import GalleryBusyError, NotAGalleryError, OtherModelError
+from lightning_pfc.gallery.names import POOLINGS
 from lightning_pfc.gallery.records import ModelRecord, Vectors
 from lightning_pfc.gallery.sqlite_opening import open_database
 from lightning_pfc.gallery.sqlite_schema import WAIT_MS, explained, transaction
 
-POOLINGS = ("max", "mean")
 _MODEL_SHIFT = 40
 _PATIENCE = 10.0  # seconds, for a process that reads while the log is to be emptied
 

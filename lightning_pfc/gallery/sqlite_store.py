@@ -13,16 +13,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from lightning_pfc.gallery import sqlite_answers, sqlite_care, sqlite_moving
-from lightning_pfc.gallery.errors import GalleryError, IdentityExistsError, UnknownIdentityError
-from lightning_pfc.gallery.names import check_name, metadata_json, unknown
+from lightning_pfc.gallery import sqlite_answers, sqlite_care, sqlite_moving, sqlite_vectors
+from lightning_pfc.gallery.errors import GalleryError, UnknownIdentityError
+from lightning_pfc.gallery.names import check_name, check_pooling, exists_already, metadata_json, unknown
 from lightning_pfc.gallery.records import Identity, ModelRecord, NewPicture, VectorBatch, Vectors, as_unit
-from lightning_pfc.gallery.sqlite_file import POOLINGS, SqliteFile
+from lightning_pfc.gallery.sqlite_file import SqliteFile
 from lightning_pfc.gallery.sqlite_schema import DATABASE, create_database
+from lightning_pfc.gallery.sqlite_vectors import BATCH
 from lightning_pfc.gallery.store import Pending, Position
-
-BATCH = 1000
-"""Pictures in one transaction of a long job, and vectors in one read."""
 
 
 class SqliteStore:
@@ -50,8 +48,7 @@ class SqliteStore:
         Raises:
             GalleryError: if there is one already, or the folder cannot be written.
         """
-        if pooling not in POOLINGS:
-            raise GalleryError(f"pooling={pooling!r} must be 'max' or 'mean': how an identity's pictures score as one.")
+        check_pooling(pooling)
         create_database(
             folder / DATABASE,
             [
@@ -93,9 +90,7 @@ class SqliteStore:
                     "INSERT INTO identities (name, metadata) VALUES (?, ?)", name, metadata_json(metadata)
                 )
             except sqlite3.IntegrityError as error:
-                raise IdentityExistsError(
-                    f"identity {name!r} exists already; add pictures to it, remove it, or choose another name."
-                ) from error
+                raise exists_already(name) from error
             for picture in pictures:
                 self._add_picture(identity, picture)
         return self.identity(name)
@@ -155,7 +150,7 @@ class SqliteStore:
             try:
                 self._file.execute("UPDATE identities SET name = ? WHERE id = ?", (new, number))
             except sqlite3.IntegrityError as error:
-                raise IdentityExistsError(f"identity {new!r} exists already; choose another name.") from error
+                raise exists_already(new, "") from error
         return self.identity(new)
 
     def set_metadata(self, name: str, metadata: Mapping[str, Any]) -> Identity:
@@ -259,21 +254,7 @@ class SqliteStore:
 
     def vectors(self, since: Position) -> Iterator[VectorBatch]:
         """See :meth:`Store.vectors`."""
-        last = since.picture
-        first = self._file.first_key()
-        while True:
-            # read whole, so that no open question keeps a writer from emptying the log
-            with self._file.reading():
-                rows = self._file.execute(
-                    "SELECT pictures.id, pictures.identity, vectors.vector FROM pictures "
-                    "JOIN vectors ON vectors.id = ? + pictures.id WHERE pictures.id > ? ORDER BY pictures.id LIMIT ?",
-                    (first, last, BATCH),
-                ).fetchall()
-            if not rows:
-                return
-            last = rows[-1][0]
-            numbers = np.array([row[:2] for row in rows], dtype=np.int64)
-            yield VectorBatch(numbers[:, 0], numbers[:, 1], self._file.as_vectors([row[2] for row in rows]))
+        return sqlite_vectors.stream(self._file, since.picture)
 
     def removed(self, since: Position) -> npt.NDArray[np.int64]:
         """See :meth:`Store.removed`."""
@@ -283,14 +264,7 @@ class SqliteStore:
 
     def vectors_of(self, pictures: npt.NDArray[np.int64]) -> Vectors:
         """See :meth:`Store.vectors_of`."""
-        found = np.full((len(pictures), self.model.width), np.nan, dtype=np.float32)
-        first = self._file.first_key()
-        with self._file.reading():
-            for i, picture in enumerate(pictures.tolist()):
-                row = self._file.execute("SELECT vector FROM vectors WHERE id = ?", (first + picture,)).fetchone()
-                if row is not None:
-                    found[i] = self._file.as_vectors([row[0]])[0]
-        return found
+        return sqlite_vectors.of_pictures(self._file, self.model.width, pictures)
 
     def names_of(self, identities: npt.NDArray[np.int64]) -> dict[int, str]:
         """See :meth:`Store.names_of`."""
