@@ -18,7 +18,7 @@ from lightning_pfc.data.curation.alignment import read_landmarks
 from lightning_pfc.data.errors import BrokenImageError, FormatError, reading
 from lightning_pfc.data.formats import ListImages
 from lightning_pfc.data.formats.base import contiguous_labels
-from lightning_pfc.data.formats.recordio import read_index
+from lightning_pfc.data.formats.recordio_index import read_index
 from lightning_pfc.data.formats.texts import Texts, text_array
 from lightning_pfc.data.pictures.decoding import decode, dimensions
 from lightning_pfc.data.pictures.headers import exif_orientation, jpeg_header

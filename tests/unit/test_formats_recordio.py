@@ -12,7 +12,9 @@ import pytest
 
 from lightning_pfc.data.formats import FormatError, RecordIOImages, RecordWriter
 from lightning_pfc.data.formats import recordio_images as module
-from lightning_pfc.data.formats.recordio import MAGIC_BYTES, RecordFile, read_headers, read_index
+from lightning_pfc.data.formats.recordio import MAGIC_BYTES, RecordFile
+from lightning_pfc.data.formats.recordio_headers import read_headers
+from lightning_pfc.data.formats.recordio_index import read_index
 from lightning_pfc.data.formats.recordio_writer import pack_image, pack_range, pack_record
 from tests.golden_formats import GOLDEN, golden
 

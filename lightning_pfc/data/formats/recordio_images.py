@@ -13,15 +13,9 @@ from lightning_pfc.checked import checked
 from lightning_pfc.data.errors import FormatError, reading
 from lightning_pfc.data.formats.base import EncodedImages, contiguous_labels
 from lightning_pfc.data.formats.folder import Paths
-from lightning_pfc.data.formats.recordio import (
-    FLOAT32_EXACT,
-    MAX_INDEX,
-    MAX_RECORD,
-    HeaderTable,
-    RecordFile,
-    read_headers,
-    read_index,
-)
+from lightning_pfc.data.formats.recordio import FLOAT32_EXACT, MAX_RECORD, RecordFile
+from lightning_pfc.data.formats.recordio_headers import HeaderTable, read_headers
+from lightning_pfc.data.formats.recordio_index import MAX_INDEX, read_index
 from lightning_pfc.data.formats.texts import text_array
 from lightning_pfc.storage.enclosure import Enclosure, as_paths
 

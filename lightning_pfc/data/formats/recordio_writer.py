@@ -9,10 +9,8 @@ from types import TracebackType
 
 import numpy as np
 
-from lightning_pfc.data.formats.recordio import FLOAT32_EXACT, MAGIC, MAGIC_BYTES, MAX_PART, RecordFile, read_index
-
-_PREFIX = struct.Struct("<II")
-_HEADER = struct.Struct("<IfQQ")
+from lightning_pfc.data.formats.recordio import FLOAT32_EXACT, HEADER, MAGIC, MAGIC_BYTES, MAX_PART, PREFIX, RecordFile
+from lightning_pfc.data.formats.recordio_index import read_index
 
 
 def split_at_magic(payload: bytes) -> list[bytes]:
@@ -44,7 +42,7 @@ def pack_record(payload: bytes) -> bytes:
         if len(part) > MAX_PART:
             raise ValueError(f"payload has {len(payload)} bytes, but a record holds at most {MAX_PART}.")
         cflag = 0 if len(parts) == 1 else 1 if number == 0 else 3 if number == len(parts) - 1 else 2
-        out += (_PREFIX.pack(MAGIC, cflag << 29 | len(part)), part, bytes(-len(part) & 3))
+        out += (PREFIX.pack(MAGIC, cflag << 29 | len(part)), part, bytes(-len(part) & 3))
     return b"".join(out)
 
 
@@ -56,7 +54,7 @@ def pack_image(label: int, image: bytes, *, key: int) -> bytes:
     """
     if not 0 <= label < 1 << 63:
         raise ValueError(f"label is {label}, but class numbers are 0 to 2^63 - 1.")
-    return _HEADER.pack(0, label, key, label if label >= FLOAT32_EXACT else 0) + image
+    return HEADER.pack(0, label, key, label if label >= FLOAT32_EXACT else 0) + image
 
 
 def pack_range(start: int, stop: int, *, key: int) -> bytes:
@@ -67,7 +65,7 @@ def pack_range(start: int, stop: int, *, key: int) -> bytes:
     """
     wide = stop >= FLOAT32_EXACT
     first, second = (start, stop) if wide else (key, 0)
-    return _HEADER.pack(2, 0.0, first, second) + struct.pack("<2f", np.float32(start), np.float32(stop))
+    return HEADER.pack(2, 0.0, first, second) + struct.pack("<2f", np.float32(start), np.float32(stop))
 
 
 class RecordWriter:
