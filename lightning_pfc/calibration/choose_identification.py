@@ -15,9 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lightning_pfc.calibration.choose_verification import LEAST_FALSE_ACCEPTS, Draws, UnresolvedRateError
+from lightning_pfc.calibration.choose_verification import LEAST_FALSE_ACCEPTS, UnresolvedRateError
 from lightning_pfc.calibration.material import Material
-from lightning_pfc.calibration.spread import Accepts, quantiles, replicates, scaled, variance
+from lightning_pfc.calibration.spread import Accepts, Draws, quantiles, replicates, scaled, variance
 from lightning_pfc.calibration.trials import Floats, Ints, Searches
 from lightning_pfc.evaluation.blockwise import UnitRows, entries_above
 from lightning_pfc.evaluation.intervals import ratio_interval

@@ -12,13 +12,13 @@ from typing import Any
 from lightning_pfc.calibration.choose_identification import check_identification, choose_identification
 from lightning_pfc.calibration.choose_verification import (
     LEAST_FALSE_ACCEPTS,
-    Draws,
     check,
     choose,
     independent_accepts,
 )
 from lightning_pfc.calibration.gathering import KINDS, gather
 from lightning_pfc.calibration.material import Material
+from lightning_pfc.calibration.spread import Draws
 from lightning_pfc.data.preprocessing import Flip
 from lightning_pfc.evaluation.evaluator import Evaluator
 from lightning_pfc.metrics.functional.checks import check_rate

@@ -23,6 +23,21 @@ import numpy as np
 from lightning_pfc.calibration.trials import Floats, Ints, Trials, pair_keys
 
 
+@dataclass(frozen=True, kw_only=True)
+class Draws:
+    """How the bootstrap draws.
+
+    Attributes:
+        level: Share of replicates within an interval.
+        replicates: How many.
+        seed: Of the draws.
+    """
+
+    level: float = 0.95
+    replicates: int = 1000
+    seed: int = 0
+
+
 @dataclass(frozen=True)
 class Accepts:
     """False accepts of a set at one threshold.

@@ -21,8 +21,9 @@ import numpy as np
 import torch
 
 from lightning_pfc.calibration.choose_identification import check_identification, choose_identification
-from lightning_pfc.calibration.choose_verification import Draws, check, choose
+from lightning_pfc.calibration.choose_verification import check, choose
 from lightning_pfc.calibration.material import Material
+from lightning_pfc.calibration.spread import Draws
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -14,11 +14,12 @@ import torch
 from torch import Tensor
 
 from lightning_pfc.calibration.choose_identification import check_identification, choose_identification
-from lightning_pfc.calibration.choose_verification import Draws, UnresolvedRateError, check, choose, pairs_above
+from lightning_pfc.calibration.choose_verification import UnresolvedRateError, check, choose
 from lightning_pfc.calibration.gathering import gather, some_of_each
 from lightning_pfc.calibration.job import Calibrate, write_thresholds
 from lightning_pfc.calibration.material import Material
-from lightning_pfc.calibration.spread import Accepts, replicates, variance
+from lightning_pfc.calibration.pairs_above import pairs_above
+from lightning_pfc.calibration.spread import Accepts, Draws, replicates, variance
 from lightning_pfc.calibration.trials import AllPairs, ListedPairs, Searches, Trials
 from lightning_pfc.commands.eval import evaluate
 from lightning_pfc.data import Preprocessing
