@@ -262,7 +262,7 @@ def overlap(options: argparse.Namespace) -> int:
 
 def merge(options: argparse.Namespace) -> int:
     """Join two data sets."""
-    from lightning_pfc.commands.overlap_work import merge as work
+    from lightning_pfc.commands.merge_work import merge as work
 
     return work(options)
 
