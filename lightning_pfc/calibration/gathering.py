@@ -16,8 +16,8 @@ from lightning_pfc.data.images import ImageTable
 from lightning_pfc.data.preprocessing import Flip
 from lightning_pfc.evaluation.bins import BinImages
 from lightning_pfc.evaluation.embedders import embed_images
-from lightning_pfc.evaluation.evaluator import Evaluator
 from lightning_pfc.evaluation.pairs import IndexedPairs, PairedImages
+from lightning_pfc.evaluation.protocols import Evaluator
 from lightning_pfc.metrics.functional import cosine_from_squared_distance, pair_squared_distances
 
 KINDS = ("run", "all_pairs", "open_set", "pairs", "bin")

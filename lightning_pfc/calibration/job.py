@@ -20,7 +20,7 @@ from lightning_pfc.calibration.gathering import KINDS, gather
 from lightning_pfc.calibration.material import Material
 from lightning_pfc.calibration.spread import Draws
 from lightning_pfc.data.preprocessing import Flip
-from lightning_pfc.evaluation.evaluator import Evaluator
+from lightning_pfc.evaluation.protocols import Evaluator
 from lightning_pfc.metrics.functional.checks import check_rate
 from lightning_pfc.runs.run_folder import THRESHOLDS, read_thresholds
 from lightning_pfc.runs.thresholds import Threshold, Thresholds

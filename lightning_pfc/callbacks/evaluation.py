@@ -17,8 +17,9 @@ from lightning_pfc.callbacks.ranks import comm_of
 from lightning_pfc.checked import checked
 from lightning_pfc.data.preprocessing import Preprocessing
 from lightning_pfc.evaluation.embedders import evaluating, preprocessing_of
-from lightning_pfc.evaluation.evaluator import Evaluator, check_protocol, missing_files
 from lightning_pfc.evaluation.peers import Peers
+from lightning_pfc.evaluation.protocol_config import check_protocol, missing_files
+from lightning_pfc.evaluation.protocols import Evaluator
 from lightning_pfc.evaluation.report import ProtocolResult, as_json, metrics_of
 from lightning_pfc.evaluation.settings import EvaluationSettings
 from lightning_pfc.storage.whole_files import write_json

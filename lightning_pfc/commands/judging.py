@@ -18,8 +18,9 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from lightning_pfc.calibration.job import Calibrate, calibrate, target_of, write_thresholds
 from lightning_pfc.checked import check_path
 from lightning_pfc.config import compose
-from lightning_pfc.evaluation.evaluator import PROTOCOLS, Evaluator, missing_files
 from lightning_pfc.evaluation.peers import Peers
+from lightning_pfc.evaluation.protocol_config import PROTOCOLS, missing_files
+from lightning_pfc.evaluation.protocols import Evaluator
 from lightning_pfc.evaluation.report import ProtocolResult, as_json, draw, print_table
 from lightning_pfc.report import versions
 from lightning_pfc.runs.network import load_network
@@ -64,7 +65,8 @@ def run(config: DictConfig, folder: Path, overrides: Sequence[str] = ()) -> dict
         protocols = _follow(config, protocols)
     if not protocols:
         raise ValueError(
-            f"protocols is empty; name at least one set, as in +protocols.lfw=lfw.bin (types: {', '.join(PROTOCOLS)})"
+            "protocols is empty; name at least one set, as in +protocols.lfw=lfw.bin "
+            f"(types: {', '.join(sorted(PROTOCOLS))})"
         )
     if str(config.embedder.get("_target_", "")).endswith("checkpoint_embedder") and not config.ckpt_path:
         raise ValueError(

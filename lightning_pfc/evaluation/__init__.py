@@ -11,7 +11,6 @@ from lightning_pfc.evaluation.embedders import (
     embed_images,
     timm_embedder,
 )
-from lightning_pfc.evaluation.evaluator import PROTOCOLS, Evaluator
 from lightning_pfc.evaluation.identification import (
     ProbeResults,
     identification_rate,
@@ -22,6 +21,8 @@ from lightning_pfc.evaluation.identification import (
 from lightning_pfc.evaluation.onnx_embedder import OnnxEmbedder
 from lightning_pfc.evaluation.pairs import IndexedPairs, PairedImages, read_pairs
 from lightning_pfc.evaluation.peers import Peers
+from lightning_pfc.evaluation.protocol_config import PROTOCOLS
+from lightning_pfc.evaluation.protocols import Evaluator
 from lightning_pfc.evaluation.report import Measurement, ProtocolResult
 from lightning_pfc.evaluation.settings import EvaluationSettings
 from lightning_pfc.evaluation.templates import TemplateMode, template_features, template_scores, tpr_at_nearest_fpr

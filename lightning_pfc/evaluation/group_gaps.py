@@ -3,27 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
+from lightning_pfc.evaluation.context import EvaluationContext
 from lightning_pfc.evaluation.intervals import proportion_interval
 from lightning_pfc.evaluation.report import Measurement, ProtocolResult, ScoredPairs
 from lightning_pfc.metrics.functional import tar_at_far
 from lightning_pfc.metrics.verification import rate_name
 
-if TYPE_CHECKING:
-    from lightning_pfc.evaluation.evaluator import Evaluator
-
 
 def compare_groups(
-    evaluator: Evaluator, name: str, results: Mapping[str, ProtocolResult], far: float
+    context: EvaluationContext, name: str, results: Mapping[str, ProtocolResult], far: float
 ) -> ProtocolResult:
     """The numbers of each group, and the gaps between them.
 
     Args:
-        evaluator: Whose settings are followed.
+        context: Whose settings are followed.
         name: What the user calls the set.
         results: What verification found on each group.
         far: False accept rate over the pairs of all groups, at whose threshold the groups are compared.
@@ -45,7 +42,7 @@ def compare_groups(
     threshold = tar_at_far(scores, torch.cat([s.pairs.same for s in scored.values()]), far).threshold
     rates: dict[str, list[float]] = {"accuracy": [], "far": [], "frr": []}
     for group, s in scored.items():
-        errors = _errors(evaluator, group, s, threshold)
+        errors = _errors(context, group, s, threshold)
         found += errors
         for rate, error in zip(("far", "frr"), errors, strict=True):
             rates[rate].append(error.value)
@@ -61,11 +58,11 @@ def compare_groups(
     return ProtocolResult(name, text, found)
 
 
-def _errors(evaluator: Evaluator, group: str, scored: ScoredPairs, threshold: float) -> list[Measurement]:
+def _errors(context: EvaluationContext, group: str, scored: ScoredPairs, threshold: float) -> list[Measurement]:
     """False accept and false reject rate of one group at the threshold of all."""
     accepted, same = scored.scores > threshold, scored.pairs.same
     wrong = {"far": accepted[~same], "frr": ~accepted[same]}
     return [
-        Measurement(f"{group}/{rate}@common", float(w.double().mean()), evaluator.interval(proportion_interval, w))
+        Measurement(f"{group}/{rate}@common", float(w.double().mean()), context.interval(proportion_interval, w))
         for rate, w in wrong.items()
     ]

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor
 
+from lightning_pfc.evaluation.context import EvaluationContext
 from lightning_pfc.evaluation.identification import (
     DISTRACTOR,
     identification_rate,
@@ -18,17 +17,14 @@ from lightning_pfc.evaluation.intervals import proportion_interval
 from lightning_pfc.evaluation.report import Measurement, ProtocolResult, unresolved
 from lightning_pfc.metrics.verification import rate_name
 
-if TYPE_CHECKING:
-    from lightning_pfc.evaluation.evaluator import Evaluator
-
 
 def identify(
-    evaluator: Evaluator, name: str, probes: Tensor, probe_labels: Tensor, gallery: Tensor, gallery_labels: Tensor
+    context: EvaluationContext, name: str, probes: Tensor, probe_labels: Tensor, gallery: Tensor, gallery_labels: Tensor
 ) -> ProtocolResult:
     """The CMC of probes with a mate, and TPIR at FPIR where some have none.
 
     Args:
-        evaluator: Whose settings are followed.
+        context: Whose settings are followed.
         name: What the user calls the set.
         probes: (P, D) embeddings that search.
         probe_labels: Identity of each, (P,) int64.
@@ -38,22 +34,22 @@ def identify(
     Raises:
         ValueError: No probe has a mate, or every gallery image is one of every probe, so that nothing can be missed.
     """
-    results = search(probes, probe_labels, gallery, gallery_labels, peers=evaluator.peers)
+    results = search(probes, probe_labels, gallery, gallery_labels, peers=context.peers)
     rank, who = results.rank[results.mated], probe_labels[results.mated]
     strangers = int((~results.mated).sum())
     _refuse_without_question(name, len(rank), strangers, gallery_labels)
-    found = cumulative_match(evaluator, rank, who)
-    for fpir in evaluator.settings.fpirs if strangers else ():
+    found = cumulative_match(context, rank, who)
+    for fpir in context.settings.fpirs if strangers else ():
         if fpir * strangers < 1:
             continue
         value, threshold = tpir_at_fpir(results, fpir)
-        interval = evaluator.interval(proportion_interval, identified(results, threshold), who)
+        interval = context.interval(proportion_interval, identified(results, threshold), who)
         found.append(Measurement(f"tpir@fpir={rate_name(fpir)}", value, interval, f"cos > {threshold:.4f}"))
     distractors = int((gallery_labels == DISTRACTOR).sum())
     text = (
         f"{len(rank):,} probes with a mate and {strangers:,} without in a gallery of {len(gallery):,} images"
         f"{f' ({distractors:,} distractors)' if distractors else ''}; intervals by identity, thresholds held"
-        f"{unresolved('FPIR', evaluator.settings.fpirs, strangers, 'probes without a mate') if strangers else ''}"
+        f"{unresolved('FPIR', context.settings.fpirs, strangers, 'probes without a mate') if strangers else ''}"
     )
     return ProtocolResult(name, text, found)
 
@@ -70,15 +66,15 @@ def _refuse_without_question(name: str, mated: int, strangers: int, gallery_labe
         )
 
 
-def cumulative_match(evaluator: Evaluator, rank: Tensor, who: Tensor) -> list[Measurement]:
+def cumulative_match(context: EvaluationContext, rank: Tensor, who: Tensor) -> list[Measurement]:
     """How often the mate is among the first k (CMC), for each k of the settings.
 
     Args:
-        evaluator: Whose settings are followed.
+        context: Whose settings are followed.
         rank: Of each probe's mate, (n,) int64; 0 is the first.
         who: Identity of each probe, (n,) int64.
     """
     return [
-        Measurement(f"rank-{k}", identification_rate(rank, k), evaluator.interval(proportion_interval, rank < k, who))
-        for k in evaluator.settings.ranks
+        Measurement(f"rank-{k}", identification_rate(rank, k), context.interval(proportion_interval, rank < k, who))
+        for k in context.settings.ranks
     ]

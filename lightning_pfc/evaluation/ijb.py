@@ -7,7 +7,7 @@ import io
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +19,7 @@ from lightning_pfc.data.errors import FormatError, reading
 from lightning_pfc.data.formats import decode
 from lightning_pfc.data.formats.folder import Paths, read_image_file
 from lightning_pfc.data.formats.lines import text_lines
+from lightning_pfc.evaluation.context import EvaluationContext
 from lightning_pfc.evaluation.identification import identification_rate, search, tpir_at_fpir
 from lightning_pfc.evaluation.intervals import proportion_interval, tar_interval
 from lightning_pfc.evaluation.pairs import IndexedPairs
@@ -32,9 +33,6 @@ from lightning_pfc.evaluation.templates import (
 from lightning_pfc.metrics.functional import area_under_roc, tar_at_far
 from lightning_pfc.metrics.verification import rate_name
 from lightning_pfc.storage.enclosure import Enclosure, as_paths
-
-if TYPE_CHECKING:
-    from lightning_pfc.evaluation.evaluator import Evaluator
 
 Floats = npt.NDArray[np.float64]
 _MAX_TABLE = 1 << 30  # bytes of a list of a gallery
@@ -120,7 +118,7 @@ def read_table(path: Path, parse: Callable[[list[str]], Any]) -> list[Any]:
 
 
 def evaluate_ijb(
-    evaluator: Evaluator,
+    context: EvaluationContext,
     name: str,
     root: str,
     subset: Literal["ijbb", "ijbc"],
@@ -130,8 +128,8 @@ def evaluate_ijb(
     """The 1:1 protocol, and 1:N over both galleries where their lists are there; the mode stands in every name."""
     if subset not in ("ijbb", "ijbc"):
         raise ValueError(f"subset={subset!r} is unknown; use 'ijbb' or 'ijbc'")
-    images = IJBImages(root, subset, evaluator.input_size(name), allow=evaluator.settings.allow)
-    features = evaluator.embed(images)
+    images = IJBImages(root, subset, context.input_size(name), allow=context.settings.allow)
+    features = context.embed(images)
     pooled, numbers = template_features(
         features, images.templates, images.media, detector_scores=images.detector_scores, mode=mode
     )
@@ -144,28 +142,28 @@ def evaluate_ijb(
     prefix = f"1:1[{mode.name}]"
     found = [Measurement(f"{prefix}/auc", area_under_roc(scores, same))]
     impostors = int((~same).sum())
-    for far in evaluator.settings.fars:
+    for far in context.settings.fars:
         if far * impostors < 1:
             continue
         point = tar_at_far(scores, same, far)
-        interval = evaluator.interval(tar_interval, scores, same, far)
+        interval = context.interval(tar_interval, scores, same, far)
         published = tpr_at_nearest_fpr(scores, same, far)
         note = f"{point.false_accepts} false accepts; at the nearest point, as published tables: {published:.4f}"
         found.append(Measurement(f"{prefix}/tar@far={rate_name(far)}", point.tar, interval, note))
     text = f"{subset}, {len(images):,} images in {len(numbers):,} templates, {len(rows):,} pairs"
     if identification:
-        more, words = _one_to_n(evaluator, meta, subset, mode, pooled, numbers)
+        more, words = _one_to_n(context, meta, subset, mode, pooled, numbers)
         found += more
         text += words
     first = torch.searchsorted(numbers, rows[:, 0].contiguous())
     second = torch.searchsorted(numbers, rows[:, 1].contiguous())
     pairs = IndexedPairs(first, second, same, torch.full_like(first, -1))
-    left_out = unresolved("FAR", evaluator.settings.fars, impostors, "impostor pairs")
+    left_out = unresolved("FAR", context.settings.fars, impostors, "impostor pairs")
     return ProtocolResult(name, f"{text}; intervals by pairs and probes{left_out}", found, ScoredPairs(scores, pairs))
 
 
 def _one_to_n(
-    evaluator: Evaluator, meta: Path, subset: str, mode: TemplateMode, pooled: Tensor, numbers: Tensor
+    context: EvaluationContext, meta: Path, subset: str, mode: TemplateMode, pooled: Tensor, numbers: Tensor
 ) -> tuple[list[Measurement], str]:
     """Each gallery apart (probes without a mate in it are strangers), then the mean of both, as the protocol says."""
     names = [f"{subset}_1N_gallery_{part}.csv" for part in _GALLERIES]
@@ -185,17 +183,17 @@ def _one_to_n(
             probe_subjects,
             _rows(pooled, numbers, templates, path),
             subjects,
-            peers=evaluator.peers,
+            peers=context.peers,
         )
         rank = results.rank[results.mated]
-        for k in evaluator.settings.ranks:
+        for k in context.settings.ranks:
             values.setdefault(f"rank-{k}", []).append(identification_rate(rank, k))
         if bool((~results.mated).any()):
-            for fpir in evaluator.settings.fpirs:
+            for fpir in context.settings.fpirs:
                 values.setdefault(f"tpir@fpir={rate_name(fpir)}", []).append(tpir_at_fpir(results, fpir)[0])
         if len(galleries) == 1:
-            for k in evaluator.settings.ranks:
-                interval = evaluator.interval(proportion_interval, rank < k, probe_subjects[results.mated])
+            for k in context.settings.ranks:
+                interval = context.interval(proportion_interval, rank < k, probe_subjects[results.mated])
                 found.append(Measurement(f"1:N[{mode.name}]/rank-{k}", values[f"rank-{k}"][0], interval))
     known = {m.name for m in found}
     for key, numbers_found in values.items():

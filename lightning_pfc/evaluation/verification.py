@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from torch import Tensor
 
 from lightning_pfc.data.images import ImageTable
+from lightning_pfc.evaluation.context import EvaluationContext
 from lightning_pfc.evaluation.intervals import auc_interval, proportion_interval, tar_interval
 from lightning_pfc.evaluation.pairs import IndexedPairs
 from lightning_pfc.evaluation.report import Measurement, ProtocolResult, ScoredPairs, unresolved
@@ -21,14 +20,11 @@ from lightning_pfc.metrics.functional import (
 )
 from lightning_pfc.metrics.verification import rate_name
 
-if TYPE_CHECKING:
-    from lightning_pfc.evaluation.evaluator import Evaluator
-
 Sides = tuple[Tensor, Tensor]
 
 
 def verify_pairs(
-    evaluator: Evaluator,
+    context: EvaluationContext,
     name: str,
     pairs: IndexedPairs,
     embeddings: Tensor,
@@ -38,7 +34,7 @@ def verify_pairs(
     """What the protocol of pairs finds.
 
     Args:
-        evaluator: Whose settings are followed.
+        context: Whose settings are followed.
         name: What the user calls the set.
         pairs: Of rows of ``embeddings``.
         embeddings: (N, D), of any length.
@@ -52,22 +48,22 @@ def verify_pairs(
     found: list[Measurement] = []
     threshold = None
     if bool((pairs.fold >= 0).any()):
-        found, threshold = _by_folds(evaluator, distances, pairs, sides)
-    interval = evaluator.interval(auc_interval, scores, same, sides)
+        found, threshold = _by_folds(context, distances, pairs, sides)
+    interval = context.interval(auc_interval, scores, same, sides)
     found.append(Measurement("auc", area_under_roc(scores, same), interval))
     found.append(Measurement("eer", equal_error_rate(scores, same)))
-    found += _accept_rates(evaluator, scores, same, sides)
+    found += _accept_rates(context, scores, same, sides)
     unit = "pairs" if who is None else "identities"
     text = (
         f"verification, {len(same)} pairs ({int(same.sum())} genuine) of {len(embeddings)} images, "
-        f"flip {evaluator.flip}, intervals by {unit}"
-        f"{unresolved('FAR', evaluator.settings.fars, int((~same).sum()), 'impostor pairs')}"
+        f"flip {context.flip}, intervals by {unit}"
+        f"{unresolved('FAR', context.settings.fars, int((~same).sum()), 'impostor pairs')}"
     )
     return ProtocolResult(name, text, found, ScoredPairs(scores, pairs, images, threshold))
 
 
 def _by_folds(
-    evaluator: Evaluator, distances: Tensor, pairs: IndexedPairs, sides: Sides | None
+    context: EvaluationContext, distances: Tensor, pairs: IndexedPairs, sides: Sides | None
 ) -> tuple[list[Measurement], float]:
     """Numbers whose thresholds come from the other folds, and the cosine in the middle of these thresholds."""
     same, folds = pairs.same, 1 + int(pairs.fold.max())
@@ -75,7 +71,7 @@ def _by_folds(
     exact = kfold_accuracy(distances, same, num_folds=folds, fold=pairs.fold, thresholds="exact")
     inside = pairs.fold >= 0
     right = (distances[inside] < result.fold_threshold[pairs.fold[inside]]) == same[inside]
-    interval = evaluator.interval(proportion_interval, right, None if sides is None else sides[0][inside])
+    interval = context.interval(proportion_interval, right, None if sides is None else sides[0][inside])
     note = f"{folds} folds, std {result.std:.4f}; with exact thresholds {exact.mean:.4f}"
     found = [Measurement("accuracy", result.mean, interval, note)]
     if bool(inside.all()):
@@ -85,15 +81,15 @@ def _by_folds(
     return found, 1.0 - 0.5 * float(result.fold_threshold.median())
 
 
-def _accept_rates(evaluator: Evaluator, scores: Tensor, same: Tensor, sides: Sides | None) -> list[Measurement]:
+def _accept_rates(context: EvaluationContext, scores: Tensor, same: Tensor, sides: Sides | None) -> list[Measurement]:
     """The true accept rate at each false accept rate that the impostors resolve."""
     impostors = int((~same).sum())
     found = []
-    for far in evaluator.settings.fars:
+    for far in context.settings.fars:
         if far * impostors < 1:
             continue
         point = tar_at_far(scores, same, far)
-        interval = evaluator.interval(tar_interval, scores, same, far, sides)
+        interval = context.interval(tar_interval, scores, same, far, sides)
         note = f"{point.false_accepts} false, cos > {point.threshold:.4f}"
         found.append(Measurement(f"tar@far={rate_name(far)}", point.tar, interval, note))
     return found

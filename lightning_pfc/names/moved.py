@@ -66,7 +66,8 @@ _MODULES = {
     f"{_CHECKPOINT}.surgery": f"{_CHECKPOINT}.edit_classes",
     f"{_CHECKPOINT}.tree": f"{_CHECKPOINT}.split_tree",
     _PROTOCOLS: _EVALUATION,
-    f"{_PROTOCOLS}.suite": f"{_EVALUATION}.evaluator",
+    f"{_PROTOCOLS}.suite": f"{_EVALUATION}.protocols",
+    f"{_EVALUATION}.evaluator": f"{_EVALUATION}.protocols",
     f"{_PROTOCOLS}.bootstrap": f"{_EVALUATION}.intervals",
     f"{_EVALUATION}.bootstrap": f"{_EVALUATION}.intervals",
     **{f"{_PROTOCOLS}.{name}": f"{_EVALUATION}.{name}" for name in _OF_PROTOCOLS},
@@ -118,8 +119,12 @@ _NAMES = {
     f"{_EVALUATION}.blockwise:true_float32": "lightning_pfc.matmul.float32:true_float32",
     f"{_EVALUATION}:Suite": "Evaluator",
     f"{_EVALUATION}:Settings": "EvaluationSettings",
-    f"{_EVALUATION}.evaluator:Suite": "Evaluator",
-    f"{_EVALUATION}.evaluator:Settings": "EvaluationSettings",
+    f"{_EVALUATION}.protocols:Suite": "Evaluator",
+    f"{_EVALUATION}.protocols:Settings": "EvaluationSettings",
+    **{
+        f"{_EVALUATION}.protocols:{name}": f"{_EVALUATION}.protocol_config:{name}"
+        for name in ("PROTOCOLS", "check_protocol", "missing_files")
+    },
     f"{_AUXILIARY}:Addition": "AuxiliaryLoss",
     f"{_AUXILIARY}:addition_from_config": "auxiliary_loss_from_config",
     f"{_AUXILIARY}.base:Addition": "AuxiliaryLoss",

@@ -202,7 +202,7 @@ KNOWN = {
     ("distributed/rendezvous.py", "TCPStore"): "torch's, on rank 0's address only; or torchrun's, as a client",
     ("distributed/rendezvous.py", "init_process_group"): "the same stores",
     ("commands/judging.py", "init_process_group"): "torchrun's store",
-    ("evaluation/evaluator.py", "bind"): "of a signature",
+    ("evaluation/protocol_config.py", "bind"): "of a signature",
     ("service/server.py", "bind"): "the service, which is there for clients",
     ("service/server.py", "listen"): "the same",
 }

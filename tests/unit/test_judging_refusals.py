@@ -12,10 +12,10 @@ import torch
 
 from lightning_pfc.deploy.embedded_files import write_embeddings
 from lightning_pfc.evaluation import EvaluationSettings, Evaluator
-from lightning_pfc.evaluation.evaluator import check_protocol
 from lightning_pfc.evaluation.identification import rank_among_distractors, search
 from lightning_pfc.evaluation.one_shot import one_shot
 from lightning_pfc.evaluation.pairs import read_pairs
+from lightning_pfc.evaluation.protocol_config import check_protocol
 from lightning_pfc.metrics.functional import fold_of_pair, kfold_tar_at_far
 
 ROWS = torch.randn(40, 8, generator=torch.Generator().manual_seed(0))

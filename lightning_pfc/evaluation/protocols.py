@@ -1,24 +1,19 @@
-"""The protocols by name, run one after the other with one model."""
+"""The protocols of evaluation, by the names that configs know; a new one is one more method of :class:`Evaluator`."""
 
 from __future__ import annotations
 
-import inspect
 import os
-from collections.abc import Callable, Mapping
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from lightning_pfc.checked import check_call, check_path
 from lightning_pfc.data.images import ImageTable
-from lightning_pfc.data.preprocessing import Flip, Preprocessing
-from lightning_pfc.data.verification import VerificationSet
 from lightning_pfc.evaluation.all_pairs import all_pairs_tar
 from lightning_pfc.evaluation.bins import BinImages
-from lightning_pfc.evaluation.embedders import Embedder, embed_images, preprocessing_of
-from lightning_pfc.evaluation.faces import EncodedFaces, FaceSet, labels_of, of_identities, open_faces, shared_labels
+from lightning_pfc.evaluation.context import EvaluationContext
+from lightning_pfc.evaluation.faces import labels_of, open_faces, shared_labels
 from lightning_pfc.evaluation.group_gaps import compare_groups
 from lightning_pfc.evaluation.identification import DISTRACTOR, check_widths, rank_among_distractors
 from lightning_pfc.evaluation.identification_rates import cumulative_match, identify
@@ -26,32 +21,24 @@ from lightning_pfc.evaluation.ijb import evaluate_ijb
 from lightning_pfc.evaluation.intervals import ratio_interval
 from lightning_pfc.evaluation.one_shot import one_shot
 from lightning_pfc.evaluation.pairs import IndexedPairs, PairedImages, pairs_by_name
-from lightning_pfc.evaluation.peers import Peers
+from lightning_pfc.evaluation.protocol_config import check_protocol, protocol
 from lightning_pfc.evaluation.report import Measurement, ProtocolResult, unresolved
-from lightning_pfc.evaluation.run_pictures import held_out
-from lightning_pfc.evaluation.settings import EvaluationSettings
 from lightning_pfc.evaluation.templates import TemplateMode
 from lightning_pfc.evaluation.verification import verify_pairs
-from lightning_pfc.metrics.functional.checks import check_rate
 from lightning_pfc.metrics.verification import rate_name
-from lightning_pfc.runs.run_folder import Run
 
 
-class Evaluator:
+class Evaluator(EvaluationContext):
     """Runs protocols with one model; every rank must run the same ones.
+
+    A method under ``@protocol`` is one that a config knows by name: its arguments are the keys of the config, and it
+    returns what it measured. So a new protocol is a method here, and what it computes a function in a file of its own.
 
     Args:
         embedder: The model; None if all sets are embeddings made elsewhere.
         settings: What the protocols share.
         peers: The ranks; None takes the default process group if there is one.
     """
-
-    def __init__(
-        self, embedder: Embedder | None, settings: EvaluationSettings | None = None, peers: Peers | None = None
-    ) -> None:
-        self.embedder = embedder
-        self.settings = settings or EvaluationSettings()
-        self.peers = peers or Peers.current()
 
     def run(self, name: str, protocol: str | os.PathLike[str] | Mapping[str, Any]) -> ProtocolResult:
         """Run one protocol.
@@ -76,17 +63,20 @@ class Evaluator:
 
     # --- verification ------------------------------------------------------------------------------------------------
 
+    @protocol("bin")
     def bin(self, name: str, path: str) -> ProtocolResult:
         """Verification on a ``.bin`` file."""
         images = BinImages(path)
         return self.verify(name, images.pairs(), self.pictures(name, images))
 
+    @protocol("run")
     def run_set(self, name: str, path: str, set: str = "test") -> ProtocolResult:
         """Verification on identities that a run of ``pfc-train`` held out: those of its validation or its test."""
         part = self.held_out(name, path, set)
         pairs = IndexedPairs(part.pairs.first, part.pairs.second, part.pairs.same, part.pairs.fold)
         return self.verify(name, pairs, part.images, identities=part.identity)
 
+    @protocol("pairs")
     def pairs(self, name: str, path: str, images: str | None = None, embeddings: str | None = None) -> ProtocolResult:
         """Verification on a list of pairs, over a folder of images or over embeddings with names."""
         if embeddings is not None:
@@ -111,6 +101,7 @@ class Evaluator:
             embeddings = self.embed(images)
         return verify_pairs(self, name, pairs, embeddings, images, identities)
 
+    @protocol("groups")
     def groups(self, name: str, of: Mapping[str, Any], far: float = 1e-3) -> ProtocolResult:
         """A set for each group of people (RFW): the numbers of each, and the gaps between them.
 
@@ -122,6 +113,7 @@ class Evaluator:
 
     # --- all pairs and identification --------------------------------------------------------------------------------
 
+    @protocol("all_pairs")
     def all_pairs(self, name: str, path: str, block: int = 2048, identities: str | None = None) -> ProtocolResult:
         """True accept rates over all pairs of a set of images or embeddings with identities, or of those of a list."""
         faces, embeddings = self._open(name, path, identities)
@@ -141,6 +133,7 @@ class Evaluator:
         )
         return ProtocolResult(name, text, found)
 
+    @protocol("identification", "tinyface")
     def identification(self, name: str, gallery: str, probes: str, distractors: str | None = None) -> ProtocolResult:
         """Probes against a gallery (and distractors): CMC, and TPIR at FPIR if some probes have no mate.
 
@@ -156,6 +149,7 @@ class Evaluator:
             gallery_labels = torch.cat([gallery_labels, torch.full((len(more),), DISTRACTOR)])
         return identify(self, name, probe_rows, probe_labels, gallery_rows, gallery_labels)
 
+    @protocol("open_set")
     def open_set(self, name: str, path: str, identities: str | None = None) -> ProtocolResult:
         """One set as gallery and probes: the first image of each identity with several is enrolled, the rest search."""
         faces, embeddings = self._open(name, path, identities)
@@ -169,6 +163,7 @@ class Evaluator:
         enrolled = several & first
         return identify(self, name, embeddings[~enrolled], labels[~enrolled], embeddings[enrolled], labels[enrolled])
 
+    @protocol("one_shot")
     def one_shot(self, name: str, path: str, identities: str | None = None, draws: int = 10) -> ProtocolResult:
         """One drawn image of each identity is known, and every other one searches: the mean over several draws."""
         faces, embeddings = self._open(name, path, identities)
@@ -189,6 +184,7 @@ class Evaluator:
         text = f"{len(torch.unique(labels)):,} identities, {len(labels):,} images; jackknife by identity"
         return ProtocolResult(name, text, found)
 
+    @protocol("megaface")
     def megaface(self, name: str, probes: str, distractors: str) -> ProtocolResult:
         """Every image against every other one of its identity, hidden among distractors."""
         faces, embeddings = self._open(f"{name}.probes", probes)
@@ -198,6 +194,7 @@ class Evaluator:
         text = f"{len(rank):,} trials of {len(embeddings):,} images among {len(others):,} distractors; by identity"
         return ProtocolResult(name, text, found)
 
+    @protocol("ijb")
     def ijb(
         self,
         name: str,
@@ -213,149 +210,9 @@ class Evaluator:
         mode = TemplateMode(flip=self.flip == "sum", feature_norm=feature_norm, detector=detector)
         return evaluate_ijb(self, name, root, subset, mode, identification)
 
-    # --- details -----------------------------------------------------------------------------------------------------
-
-    def interval(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        """An interval by one of the functions of ``evaluation.intervals``, or None when none are wanted."""
-        if not self.settings.replicates:
-            return None
-        return function(*arguments, level=self.settings.level)
-
-    def input_size(self, name: str) -> tuple[int, int, int]:
-        """(C, H, W) that the model wants."""
-        if self.embedder is None:
-            raise ValueError(
-                f"protocols.{name} holds images, but there is no model: choose embedder=checkpoint or onnx"
-            )
-        return self.embedder.input_size
-
-    @property
-    def preprocessing(self) -> Preprocessing | None:
-        """How pictures are made for the model: what it says, but for the user's words; None without one."""
-        s = self.settings
-        if self.embedder is None:
-            return None
-        return preprocessing_of(self.embedder).changed(fit=s.fit, resampling=s.resampling, flip=s.flip)
-
-    @property
-    def flip(self) -> Flip:
-        """Whether the embeddings of mirror images are added."""
-        known = self.preprocessing
-        return known.flip if known else self.settings.flip or "none"
-
-    def _wanted(self, name: str) -> Preprocessing:
-        self.input_size(name)  # refuses where there is no model
-        known = self.preprocessing
-        assert known is not None
-        return known
-
-    def pictures(self, name: str, encoded: Any) -> EncodedFaces:
-        """Encoded images of a protocol as the model wants them."""
-        return EncodedFaces(encoded, self._wanted(name), max_pixels=self.settings.max_pixels)
-
-    def held_out(self, name: str, path: str, set: str) -> VerificationSet:
-        """A set of identities that a run held out, as the model wants its pictures, bounded as the run says."""
-        return held_out(Run(path), set, self._wanted(name))
-
-    def faces(self, path: str, identities: str | None = None) -> FaceSet:
-        """Images, as the model wants them, or embeddings made elsewhere; perhaps of the identities of a list alone."""
-        s = self.settings
-        faces = open_faces(path, self.preprocessing, max_pixels=s.max_pixels, allow=s.allow)
-        return faces if identities is None else of_identities(faces, identities)
-
-    def embed(self, images: ImageTable) -> Tensor:
-        """Embeddings of all pictures, (N, D), the same on every rank."""
-        if self.embedder is None:
-            raise ValueError("there is no model to embed images: choose embedder=checkpoint or onnx")
-        s = self.settings
-        return embed_images(
-            self.embedder,
-            images,
-            flip=self.flip,
-            batch_size=s.batch_size,
-            num_workers=s.num_workers,
-            peers=self.peers,
-        )
-
-    def _open(self, name: str, path: str, identities: str | None = None) -> tuple[FaceSet, Tensor]:
-        faces = self.faces(path, identities)
-        if faces.embeddings is not None:
-            return faces, faces.embeddings
-        if faces.images is None:
-            raise ValueError(f"protocols.{name} is empty")
-        return faces, self.embed(faces.images)
-
     def _named_pairs(self, name: str, path: str, embeddings: str) -> ProtocolResult:
         faces = open_faces(embeddings, None)
         if faces.names is None or faces.embeddings is None:
             raise ValueError(f"{embeddings} has no names, which a list of pairs needs")
         pairs = pairs_by_name(path, faces.names, where=embeddings)
         return self.verify(name, pairs, None, embeddings=faces.embeddings, identities=faces.labels)
-
-
-_FILES = {"path", "images", "embeddings", "gallery", "probes", "distractors", "root", "identities"}
-
-PROTOCOLS: dict[str, Callable[..., ProtocolResult]] = {
-    "all_pairs": Evaluator.all_pairs,
-    "bin": Evaluator.bin,
-    "groups": Evaluator.groups,
-    "identification": Evaluator.identification,
-    "ijb": Evaluator.ijb,
-    "megaface": Evaluator.megaface,
-    "open_set": Evaluator.open_set,
-    "pairs": Evaluator.pairs,
-    "one_shot": Evaluator.one_shot,
-    "run": Evaluator.run_set,
-    "tinyface": Evaluator.identification,
-}
-
-
-def check_protocol(
-    name: str, protocol: str | os.PathLike[str] | Mapping[str, Any]
-) -> tuple[Callable[..., ProtocolResult], dict[str, Any]]:
-    """The method and the arguments that a protocol of a config stands for, without running it.
-
-    Raises:
-        ValueError: As :meth:`Evaluator.run`.
-    """
-    if not isinstance(protocol, Mapping):
-        protocol = {"type": "bin" if str(protocol).endswith(".bin") else "pairs", "path": protocol}
-    arguments = dict(protocol)
-    kind = arguments.pop("type", None)
-    if str(kind) not in PROTOCOLS:
-        raise ValueError(f"protocols.{name} has type {kind!r}; there are: {', '.join(sorted(PROTOCOLS))}")
-    method = PROTOCOLS[str(kind)]
-    try:
-        inspect.signature(method).bind(None, name, **arguments)
-    except TypeError as error:
-        raise ValueError(f"protocols.{name} of type {kind}: {error}") from error
-    for key in _FILES & set(arguments):
-        if arguments[key] is not None:
-            check_path(f"protocols.{name}.{key}", arguments[key])
-    _check_values(f"protocols.{name}", method, arguments)
-    return method, arguments
-
-
-def _check_values(where: str, method: Callable[..., ProtocolResult], arguments: Mapping[str, Any]) -> None:
-    """Values that are no paths, before a model is loaded and the first set measured."""
-    check_call(method, {key: value for key, value in arguments.items() if key not in _FILES}, where)
-    for key in ("block", "draws"):
-        if key in arguments and arguments[key] < 1:
-            raise ValueError(f"{where}.{key}={arguments[key]} must be at least 1")
-    if "far" in arguments:
-        check_rate(arguments["far"], f"{where}.far")
-    if not isinstance(arguments.get("of", {}), Mapping):
-        raise ValueError(f"{where}.of={arguments['of']!r} must be groups by name: {{GROUP: PROTOCOL, ...}}")
-
-
-def missing_files(name: str, protocol: str | os.PathLike[str] | Mapping[str, Any]) -> list[str]:
-    """The files and folders of a protocol that are not there; patterns of shards are left to their reader.
-
-    Raises:
-        ValueError: As :meth:`Evaluator.run`.
-    """
-    arguments = check_protocol(name, protocol)[1]
-    groups = arguments.get("of", {})
-    within = [path for group, entry in groups.items() for path in missing_files(f"{name}.of.{group}", entry)]
-    named = [str(value) for key, value in arguments.items() if key in _FILES and value is not None]
-    return [path for path in named if not set(path) & set("{*") and not Path(path).exists()] + within
