@@ -120,7 +120,8 @@ _NAMES = {
     f"{_EVALUATION}:Suite": "Evaluator",
     f"{_EVALUATION}:Settings": "EvaluationSettings",
     f"{_EVALUATION}.protocols:Suite": "Evaluator",
-    f"{_EVALUATION}.protocols:Settings": "EvaluationSettings",
+    f"{_EVALUATION}.protocols:Settings": f"{_EVALUATION}.settings:EvaluationSettings",
+    f"{_EVALUATION}.protocols:EvaluationSettings": f"{_EVALUATION}.settings:EvaluationSettings",
     **{
         f"{_EVALUATION}.protocols:{name}": f"{_EVALUATION}.protocol_config:{name}"
         for name in ("PROTOCOLS", "check_protocol", "missing_files")
