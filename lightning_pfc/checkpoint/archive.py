@@ -18,6 +18,7 @@ _MOST_NODES, _MOST_DEPTH = 20_000_000, 200
 _FEW_NODES = 1_000_000  # that every tree may have, however small its file
 _TEXT = 100  # characters that count as one node
 _HOLDS_MORE = "it holds something other than tensors and plain values, and loading it could run code ({})"
+_FOUND = ("WeightsUnpickler error:", "Unsupported", "Trying to ")  # what torch found, on its page of advice
 _PIECE = 8 << 20
 _BEFORE_1_6 = bytes.fromhex("8a0a6cfc9c46f9206aa85019")  # pickled, the number with which torch marked that form
 
@@ -48,8 +49,11 @@ def check_archive(file: BinaryIO, size: int) -> list[zipfile.ZipInfo]:
         records = zipfile.ZipFile(file).infolist()
     except Exception as error:  # BadZipFile, struct.error, UnicodeDecodeError, NotImplementedError, ...
         raise ValueError(f"it is damaged ({_line(error)})") from error
-    total = 0
+    total, names = 0, set()
     for record in records:
+        if record.filename in names:
+            raise ValueError(f"{record.filename!r} is in it twice")
+        names.add(record.filename)
         if record.compress_type != zipfile.ZIP_STORED or record.flag_bits & 1:
             raise ValueError(f"{record.filename!r} in it is packed, which torch.save never does")
         if record.file_size != record.compress_size or record.header_offset + record.file_size > size:
@@ -108,12 +112,12 @@ def load_archive(source: Any, *, weights_only: bool = True, map_location: Any = 
     """
     most = _MOST_NODES
     try:
-        if weights_only:
-            described = _read_pickle(source)
-            check_pickle(described)
-            most = min(most, _FEW_NODES + len(described))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # such as of a protocol that does not exist
+            if weights_only:
+                described = _read_pickle(source)
+                _check_lengths(source, check_pickle(described))
+                most = min(most, _FEW_NODES + len(described))
             content = torch.load(source, map_location=map_location, weights_only=weights_only, mmap=mmap or None)
     except pickle.UnpicklingError as error:
         raise ValueError(_HOLDS_MORE.format(_reason(error))) from error
@@ -131,6 +135,25 @@ def _read_pickle(source: Any) -> bytes:
     if hasattr(source, "seek"):
         source.seek(0)
     return bytes(content)
+
+
+def _check_lengths(source: Any, needed: Mapping[str, int]) -> None:
+    """See that each record is as long as the pickle says: one left in its file is read on into the next, if not.
+
+    Raises:
+        PickleError: naming one that is shorter, or not there.
+    """
+    with zipfile.ZipFile(source) as archive:
+        records = archive.infolist()
+    folder = records[0].filename.partition("/")[0]  # as torch finds it
+    found = {record.filename: record.file_size for record in records}
+    for name, length in needed.items():
+        there = found.get(f"{folder}/{name}")
+        if there is None or length > there:
+            has = "is not there" if there is None else f"has {there}"
+            raise PickleError(f"{name[:80]!r} in it claims {length} bytes, and {has}", 0, refused=False)
+    if hasattr(source, "seek"):
+        source.seek(0)
 
 
 def check_checkpoint(content: Any) -> None:
@@ -200,6 +223,6 @@ def _line(error: BaseException) -> str:
 def _reason(error: BaseException) -> str:
     """Of torch's page of advice, the line that says what was found."""
     lines = [line.strip() for line in str(error).splitlines()]
-    found = next((line for line in lines if line.startswith(("WeightsUnpickler error:", "Unsupported"))), None)
+    found = next((line for line in lines if line.startswith(_FOUND)), None)
     text = found or _line(error)
     return text.removeprefix("WeightsUnpickler error:").strip().split(". Please use")[0].rstrip(".")

@@ -35,13 +35,18 @@ class _Complex:
     """A complex number: not a key, since many can be chosen that a dict cannot tell apart quickly."""
 
 
-def check_pickle(content: bytes) -> None:
+def check_pickle(content: bytes) -> dict[str, int]:
     """See that a pickle does what those of ``torch.save`` do, or what the user has allowed by ``add_safe_globals``.
+
+    Returns:
+        How many bytes each record of the archive must have, by its name.
 
     Raises:
         PickleError: saying what else it does.
     """
-    _TorchReader(content).run()
+    reader = _TorchReader(content)
+    reader.run()
+    return reader.needed
 
 
 class _TorchReader(PickleReader):
@@ -50,6 +55,7 @@ class _TorchReader(PickleReader):
     def __init__(self, data: bytes) -> None:
         super().__init__(data)
         self.allowed = _allowed()
+        self.needed: dict[str, int] = {}
 
     def name(self, module: str, attribute: str) -> Name:
         return Name(f"{'builtins' if module == '__builtin__' else module}.{attribute}")
@@ -60,8 +66,17 @@ class _TorchReader(PickleReader):
             _, kind, record, device, count = key
             plain = isinstance(record, str | int | Span) and isinstance(device, str | Span)
             if isinstance(kind, Name) and plain and isinstance(count, int):
+                if not (kind.role.startswith("torch.") and kind.role.endswith("Storage")):
+                    self.refuse(f"a storage of {kind.role[:80]}")
+                self.need(record, count * _bytes_of_a_number(kind.role))
                 return _Made()
         return self.refuse("it refers to what is no storage")
+
+    def need(self, record: Any, length: int) -> None:
+        if isinstance(record, Span):
+            record = self.bytes_of(record).decode("utf-8", "replace")
+        name = f"data/{record}"
+        self.needed[name] = max(length, self.needed.get(name, 0))
 
     def is_plain_key(self, value: Any) -> bool:
         return isinstance(value, Name | _Made)
@@ -160,6 +175,12 @@ _PLAIN = {
     "builtins.complex": _TorchReader.make_complex,
     "_codecs.encode": lambda reader, arguments: reader.encoded(arguments),
 }
+
+
+def _bytes_of_a_number(storage: str) -> int:
+    """Of a type of storage, as torch names it; 1 where there is none of the name, which torch refuses by itself."""
+    dtype = getattr(getattr(torch, storage.rpartition(".")[2], None), "dtype", None)  # none of an UntypedStorage
+    return dtype.itemsize if isinstance(dtype, torch.dtype) else 1
 
 
 def _allowed() -> dict[str, Any]:

@@ -90,6 +90,16 @@ def _global(r: PickleReader) -> None:
     r.named(r.text(module), r.text(attribute))
 
 
+def _instance(r: PickleReader) -> None:
+    _global(r)
+    r.refuse_call("INST", r.pop())
+
+
+def _object(r: PickleReader) -> None:
+    made = r.pop_mark()
+    r.refuse_call("OBJ", made[0] if made else None)
+
+
 def _dup(r: PickleReader) -> None:
     value = r.pop()
     r.stack += [value, value]
@@ -150,6 +160,9 @@ STEPS: dict[int, Step] = {
     0x93: lambda r: r.named(*r.pop_many(2)),
     ord("R"): lambda r: r.reduce(),
     0x81: lambda r: r.reduce(),  # NEWOBJ
+    0x92: lambda r: r.refuse_call("NEWOBJ_EX", r.pop_many(3)[0]),
+    ord("i"): _instance,
+    ord("o"): _object,
     ord("b"): lambda r: r.build(),
     ord("Q"): lambda r: r.push(r.persistent(r.pop())),
 }

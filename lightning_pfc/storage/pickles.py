@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 from lightning_pfc.storage.pickle_steps import MARK, STEPS
 from lightning_pfc.storage.positioned import PositionedFile
 
-_CODES = frozenset(each.code for each in opcodes)
+_CODES = {each.code: each.name for each in opcodes}
 _LONGEST_LINE = 1 << 20
 _LONGEST_KEY = 1 << 12
 _AHEAD = 1 << 14  # bytes that are read of a file at once
@@ -33,6 +33,11 @@ def shown(value: Any) -> str:
     return repr(value[:20]) if isinstance(value, str) else f"a {type(value).__name__}"
 
 
+def _printable(text: str) -> str:
+    """Names of a file may hold line ends, and what a terminal obeys."""
+    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
+
+
 class PickleError(ValueError):
     """A pickle is damaged, or holds what it must not.
 
@@ -42,7 +47,7 @@ class PickleError(ValueError):
     """
 
     def __init__(self, reason: str, offset: int, *, refused: bool) -> None:
-        super().__init__(reason)
+        super().__init__(_printable(reason))
         self.offset = offset
         self.refused = refused
 
@@ -101,7 +106,7 @@ class PickleReader:
             if step is None and chr(code) not in _CODES:
                 self.fail(f"0x{code:02x} is no instruction of a pickle")
             if step is None:
-                self.refuse(f"instruction 0x{code:02x} is not one that plain data needs")
+                self.refuse(f"instruction {_CODES[chr(code)]} is not one that plain data needs")
             step(self)
 
     # --- what a kind of file adds ------------------------------------------------------------------------------------
@@ -301,6 +306,11 @@ class PickleReader:
         if not isinstance(arguments, tuple):
             self.fail("a call of something that is not on the list")
         self.push(self.call(function, arguments))
+
+    def refuse_call(self, instruction: str, function: Any) -> NoReturn:
+        """Stops: a call in a way in which plain data are never made."""
+        what = function.role[:80] if isinstance(function, Name) else "something that is no name"
+        self.refuse(f"a call of {what} by {instruction}")
 
     def build(self) -> None:
         """A state for the value below it."""
