@@ -18,10 +18,12 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from lightning_pfc.calibration.job import Calibrate, calibrate, target_of, write_thresholds
 from lightning_pfc.checked import check_path
 from lightning_pfc.config import compose
+from lightning_pfc.distributed.aside import aside
 from lightning_pfc.evaluation.peers import Peers
 from lightning_pfc.evaluation.protocol_config import PROTOCOLS, missing_files
 from lightning_pfc.evaluation.protocols import Evaluator
 from lightning_pfc.evaluation.report import ProtocolResult, as_json, draw, print_table
+from lightning_pfc.processes.launching import saying_what_it_waits_for
 from lightning_pfc.report import versions
 from lightning_pfc.runs.network import load_network
 from lightning_pfc.runs.run_folder import Run
@@ -197,7 +199,8 @@ def _ranks() -> Iterator[Peers]:
         return
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
-    dist.init_process_group("gloo")  # embeddings travel once, on the CPU
+    with saying_what_it_waits_for("waiting for all ranks of torchrun to start"):
+        aside(lambda: dist.init_process_group("gloo"))  # embeddings travel once, on the CPU
     try:
         yield Peers.current()
     finally:

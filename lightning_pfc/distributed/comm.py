@@ -9,6 +9,7 @@ from typing import Any
 import torch.distributed as dist
 
 from lightning_pfc.distributed.agreement import Agreement
+from lightning_pfc.distributed.aside import aside
 
 # Of the present default group only: cleared, on every rank alike, when that group is another one than before. Never by
 # garbage collection, which could clear it on one rank and leave the others alone in the collectives of a new build.
@@ -78,7 +79,7 @@ class Comm:
             _CACHE.clear()
             _cached_for[0] = dist.group.WORLD
         if (world, size) not in _CACHE:
-            _CACHE[world, size] = _build(world, rank, world_size, size, timeout)
+            _CACHE[world, size] = aside(lambda: _build(world, rank, world_size, size, timeout))
         return _CACHE[world, size]
 
     @property

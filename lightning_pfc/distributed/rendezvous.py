@@ -9,6 +9,7 @@ from typing import Any
 
 import torch.distributed as dist
 
+from lightning_pfc.distributed.aside import aside
 from lightning_pfc.distributed.door import listen_on
 from lightning_pfc.distributed.jobs import in_slurm, step_host, step_rank, step_size
 from lightning_pfc.distributed.meeting import TIMEOUT, agree_in_step, own_addresses
@@ -42,11 +43,13 @@ def agree_on_text(what: str, choose: Callable[[], str], way_out: str, slurm_host
             f"This is rank {rank} of {world_size} processes that were not started by torchrun or srun, and so cannot "
             f"agree on a {what}: give {way_out}, the same to all."
         )
-    store = dist.TCPStore(address, int(port), is_master=False, timeout=TIMEOUT)  # type: ignore[attr-defined]
     key = f"lightning_pfc/{what}"
+    with saying_what_it_waits_for(f"waiting for torchrun at {address}, port {port}, to agree on a {what}"):
+        store = aside(lambda: dist.TCPStore(address, int(port), is_master=False, timeout=TIMEOUT))  # type: ignore[attr-defined]
     if rank == 0 and not store.check([key]):
         store.set(key, choose())
-    return bytes(store.get(key)).decode()
+    with saying_what_it_waits_for(f"waiting for rank 0 to say which {what}"):
+        return aside(lambda: bytes(store.get(key)).decode())
 
 
 def start_group_after_restart(backend: str, timeout: dt.timedelta | None) -> None:
@@ -107,11 +110,14 @@ def start_group_in_slurm(backend: str, timeout: dt.timedelta | None) -> None:
         return str(number)
 
     port = agree_on_text("port of the process group", open_store, "MASTER_PORT=NUMBER", host)
-    if rank:
-        store = dist.TCPStore(host, int(port), is_master=False, **options)  # type: ignore[attr-defined]
     size = step_size()
+
+    def connect() -> None:
+        joined = store or dist.TCPStore(host, int(port), is_master=False, **options)  # type: ignore[attr-defined]
+        dist.init_process_group(backend, store=joined, rank=rank, world_size=size, timeout=timeout)
+
     with saying_what_it_waits_for(f"waiting for all {size} processes of this run, which have met, to connect"):
-        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout)
+        aside(connect)
 
 
 def _check_port(port: str) -> None:

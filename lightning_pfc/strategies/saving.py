@@ -20,6 +20,7 @@ from lightning_pfc.checkpoint.rng import random_state
 from lightning_pfc.checkpoint.single import OWN, save_file
 from lightning_pfc.checkpoint.split_tree import split_tree
 from lightning_pfc.distributed import ClassShard
+from lightning_pfc.distributed.aside import aside
 from lightning_pfc.distributed.class_rows import class_rows, declare_class_rows
 from lightning_pfc.optim.row_state import has_entry_per_class
 from lightning_pfc.strategies.background_saver import BackgroundSaver
@@ -201,7 +202,7 @@ class CheckpointSaving(WithHeads):
         """Called once the process group is up; collective."""
         if self._async_save and self.world_size > 1 and self._saver is None:
             timeout = self.comm.agreement.timeout
-            group = dist.new_group(backend="gloo", timeout=timeout)
+            group = aside(lambda: dist.new_group(backend="gloo", timeout=timeout))
             if not isinstance(group, int):  # what torch gives to those outside of a group
                 self._saver = BackgroundSaver(self, group)
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
+
+from lightning.fabric.plugins.environments.cluster_environment import ClusterEnvironment
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from lightning.pytorch.accelerators import Accelerator, MPSAccelerator
 from lightning.pytorch.strategies import DDPStrategy
 
+from lightning_pfc.distributed.aside import aside
 from lightning_pfc.distributed.jobs import in_slurm, step_rank, step_size
 from lightning_pfc.distributed.rendezvous import start_group_after_restart, start_group_alone, start_group_in_slurm
 from lightning_pfc.processes.launching import all_are_there, saying_what_it_waits_for
@@ -58,10 +62,22 @@ class StartTogether(DDPStrategy):
         if isinstance(environment, SLURMEnvironment):
             start_group_in_slurm(backend, timeout)  # says itself whom it waits for
         size = self.num_nodes * self.num_processes
-        with saying_what_it_waits_for(f"waiting for all {size} processes of this run to start"):
-            if isinstance(environment, TorchElasticEnvironment):
-                start_group_after_restart(backend, timeout)
-            elif isinstance(environment, LightningEnvironment) and size == 1:
-                start_group_alone(backend, timeout)
-            super().setup_distributed()
+        text = f"waiting for all {size} processes of this run to start{_left_over(environment)}"
+        with saying_what_it_waits_for(text):
+            aside(lambda: self._start_group(backend, alone=size == 1))
         all_are_there()
+
+    def _start_group(self, backend: str, alone: bool) -> None:
+        if isinstance(self.cluster_environment, TorchElasticEnvironment):
+            start_group_after_restart(backend, self._timeout)
+        elif isinstance(self.cluster_environment, LightningEnvironment) and alone:
+            start_group_alone(backend, self._timeout)
+        super().setup_distributed()
+
+
+def _left_over(environment: ClusterEnvironment | None) -> str:
+    """What to say where a variable of an earlier launch may have led Lightning to leave the start to others."""
+    name = "LOCAL_RANK"
+    if not isinstance(environment, LightningEnvironment) or name not in os.environ:
+        return ""
+    return f" ({name}={os.environ[name]} in the environment says that something else starts them; else unset it)"
