@@ -108,17 +108,33 @@ def calibrate(
             f"calibrate.set={words.set}: there is no such protocol to choose a threshold on; there are "
             f"{', '.join(usable) or 'none'} (types {', '.join(KINDS)})"
         )
-    sets: dict[str, Material] = {}
-    for name in dict.fromkeys([chosen, *usable]):
-        _log.info("%s, for thresholds ...", name)
-        sets[name] = gather(evaluator, name, protocols[name], flip=words.flip, pictures=words.pictures)
+    material = _gathered(evaluator, chosen, protocols[chosen], words)
     s = evaluator.settings
     draws = Draws(level=s.level, replicates=max(s.replicates, 200), seed=s.seed)
-    found = [
-        *(_verification(sets, chosen, far, words, model, draws) for far in words.rates("far")),
-        *(_identification(sets, chosen, fpir, words, model, draws) for fpir in words.rates("fpir")),
+    found = _chosen(material, words, model, draws)  # before the others are embedded: a set may be too small for a rate
+    others = [_gathered(evaluator, name, protocols[name], words) for name in usable if name != chosen]
+    found = [_tried(threshold, material, others, draws) for threshold in found]
+    return found, [line for threshold in found for line in _lines(threshold, material)]
+
+
+def _gathered(evaluator: Evaluator, name: str, protocol: Any, words: Calibrate) -> Material:
+    _log.info("%s, for thresholds ...", name)
+    return gather(evaluator, name, protocol, flip=words.flip, pictures=words.pictures)
+
+
+def _chosen(material: Material, words: Calibrate, model: str, draws: Draws) -> list[Threshold]:
+    about: dict[str, Any] = {"flip": words.flip, "model": model, "draws": draws}
+    return [
+        *(choose(material, far, **about) for far in words.rates("far")),
+        *(choose_identification(material, fpir, words.gallery, **about) for fpir in words.rates("fpir")),
     ]
-    return found, [line for threshold in found for line in _lines(threshold, sets[chosen])]
+
+
+def _tried(threshold: Threshold, material: Material, others: Sequence[Material], draws: Draws) -> Threshold:
+    """With what it does on the second sets; one that is too small for its gallery says nothing."""
+    tried = check if threshold.kind == "verification" else check_identification
+    found = {other.name: tried(material, threshold, other, draws) for other in others}
+    return replace(threshold, second_sets={name: entry for name, entry in found.items() if entry is not None})
 
 
 def write_thresholds(path: Path, thresholds: Sequence[Threshold]) -> None:
@@ -145,28 +161,6 @@ def _kind(entry: Any) -> str:
     if isinstance(entry, Mapping):
         return str(entry.get("type"))
     return "bin" if str(entry).endswith(".bin") else "pairs"
-
-
-def _verification(
-    sets: Mapping[str, Material], chosen: str, far: float, words: Calibrate, model: str, draws: Draws
-) -> Threshold:
-    threshold = choose(sets[chosen], far, flip=words.flip, model=model, draws=draws)
-    others = {
-        name: check(sets[chosen], threshold, material, draws) for name, material in sets.items() if name != chosen
-    }
-    return replace(threshold, second_sets=others)
-
-
-def _identification(
-    sets: Mapping[str, Material], chosen: str, fpir: float, words: Calibrate, model: str, draws: Draws
-) -> Threshold:
-    threshold = choose_identification(sets[chosen], fpir, words.gallery, flip=words.flip, model=model, draws=draws)
-    others = {
-        name: check_identification(sets[chosen], threshold, material, draws)
-        for name, material in sets.items()
-        if name != chosen
-    }
-    return replace(threshold, second_sets={name: entry for name, entry in others.items() if entry is not None})
 
 
 def _lines(t: Threshold, chosen_on: Material) -> list[str]:

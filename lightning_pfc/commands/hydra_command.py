@@ -21,6 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from lightning_pfc.commands.errors import cause, is_the_users
 from lightning_pfc.commands.listed_groups import one_copy_for_all_groups
+from lightning_pfc.commands.system_errors import of_the_system
 from lightning_pfc.config import explain, register_resolvers
 from lightning_pfc.config_words import (
     check_flags,
@@ -67,7 +68,7 @@ def run_application(
         except Exception as error:
             known = isinstance(error, HydraException | OmegaConfBaseException | ValueError | OSError)
             known = known and not isinstance(error, BrokenPipeError)  # whoever read has left, and need not be told
-            text = explain(error, config_name, sys.argv[1:]) if known else explain_more(error)
+            text = _said(error, config_name, sys.argv[1:]) if known else explain_more(error)
             if before == "1" or text is None:
                 raise
             sys.exit(f"{name}: {text}")
@@ -88,10 +89,14 @@ def _application(name: str, config_name: str, work: Work, full_error: str | None
             if full_error == "1" or not is_the_users(error):
                 raise
             _log.debug("The run stopped.", exc_info=True)
-            said = explain(cause(error), config_name)
+            said = _said(cause(error), config_name)
             sys.exit(f"{name}: {said}\n(HYDRA_FULL_ERROR=1 shows where this was found.)")
 
     return hydra.main(config_path=str(config_dir()), config_name=config_name, version_base="1.3")(task)
+
+
+def _said(error: BaseException, config_name: str, words: Sequence[str] | None = None) -> str:
+    return of_the_system(error) if isinstance(error, OSError) else explain(error, config_name, words)
 
 
 @contextmanager

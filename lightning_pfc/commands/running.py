@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import signal
 import sys
@@ -12,6 +11,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from lightning_pfc.commands.imports import large_imports
+from lightning_pfc.commands.system_errors import of_the_system
 
 
 def run_command(name: str, work: Callable[[], int], wrong_input: int = 1) -> int:
@@ -33,7 +33,7 @@ def run_command(name: str, work: Callable[[], int], wrong_input: int = 1) -> int
         print(f"{name}: {one_line(str(error))}", file=sys.stderr)
         return 1
     except OSError as error:
-        print(f"{name}: {_of_the_system(error)}", file=sys.stderr)
+        print(f"{name}: {one_line(of_the_system(error))}", file=sys.stderr)
     except (ValueError, TypeError, ImportError, MemoryError) as error:
         print(f"{name}: {one_line(str(error)) or type(error).__name__}", file=sys.stderr)
     except KeyboardInterrupt:
@@ -66,18 +66,6 @@ def _on_termination(handler: Any) -> Any:
 
 def _leave(number: int, _: object) -> None:
     sys.exit(128 + number)
-
-
-def _of_the_system(error: OSError) -> str:
-    where = os.fspath(error.filename) if isinstance(error.filename, str | os.PathLike) else ""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return (
-            f"{where + ': ' if where else ''}the disk is full; nothing half-made stands under its name. Free some "
-            "space and give the same command again, or write elsewhere"
-        )
-    if error.strerror is None:
-        return one_line(str(error))
-    return one_line(f"{where}: {error.strerror}" if where else error.strerror)
 
 
 def one_line(text: str) -> str:

@@ -81,6 +81,8 @@ def _key_file(options: argparse.Namespace) -> Path | None:
     if options.keys is not None:
         return Path(options.keys)
     if options.gallery is not None and "://" not in options.gallery:
+        if Path(options.gallery).is_file():
+            raise ValueError(f"--gallery {options.gallery} is a file; give the folder that pfc-gallery build made.")
         return Path(options.gallery) / "keys.json"
     return None
 

@@ -19,6 +19,8 @@ def check_header(path: Path) -> None:
         NotAGalleryError: then.
         OSError: it cannot be read.
     """
+    if path.parent.is_file():
+        raise NotAGalleryError(f"{path.parent} is a file; a gallery is the folder that {path.name} lies in.")
     if not os.path.lexists(path):
         raise NotAGalleryError(
             f"{path.parent} is no gallery: {path.name} is not there; make one with `pfc-gallery build`."

@@ -141,6 +141,13 @@ def _operational(path: Path, text: str) -> GalleryError:
         )
     if "full" in text or ("I/O" in text and _room(path.parent) < _LITTLE_ROOM):
         return GalleryFullError(f"{path.parent}: the disk is full; nothing was changed. Make room, then try again.")
+    if ("unable to open" in text or "readonly" in text) and not (
+        os.access(path.parent, os.W_OK) and os.access(path, os.W_OK)
+    ):
+        return GalleryError(
+            f"{path.parent} cannot be written here, and can be searched, listed, verified and exported only: mend its "
+            "mode or its owner, or change a copy of it."
+        )
     if "no such table" in text or "no such column" in text:
         return _damaged(path, text)
     return GalleryError(f"{path}: {text}; see whether the disk is sound, within its quota, and yours to write to.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import hmac
 import json
@@ -62,6 +63,8 @@ class Keys:
             if _is_absent(path):
                 return cls()
             found = path.stat()
+            if stat.S_ISDIR(found.st_mode):
+                raise IsADirectoryError(errno.EISDIR, "it is a folder", path)
             if not stat.S_ISREG(found.st_mode) or found.st_size > _LARGEST_FILE:
                 raise ValueError("it is no small file")
             content: Any = json.loads(path.read_text(encoding="utf-8"))

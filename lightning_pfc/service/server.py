@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import ipaddress
 import signal
 import socket
@@ -48,7 +49,8 @@ def listening_socket(host: str, port: int) -> socket.socket:
     except socket.gaierror as error:
         raise ListenError(f"--host {host!r} is no address of this machine: {error.strerror}; name one.") from error
     except OSError as error:
-        raise ListenError(f"port={port} on {host}: {error.strerror or error}; choose another with --port.") from error
+        other = "--host" if error.errno == errno.EADDRNOTAVAIL else "--port"
+        raise ListenError(f"port={port} on {host}: {error.strerror or error}; choose another with {other}.") from error
     found.listen(2048)
     return found
 

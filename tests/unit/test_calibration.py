@@ -16,7 +16,7 @@ from torch import Tensor
 from lightning_pfc.calibration.choose_identification import check_identification, choose_identification
 from lightning_pfc.calibration.choose_verification import UnresolvedRateError, check, choose
 from lightning_pfc.calibration.gathering import gather, some_of_each
-from lightning_pfc.calibration.job import Calibrate, write_thresholds
+from lightning_pfc.calibration.job import Calibrate, calibrate, write_thresholds
 from lightning_pfc.calibration.material import Material
 from lightning_pfc.calibration.pairs_above import pairs_above
 from lightning_pfc.calibration.spread import Accepts, Draws, replicates, variance
@@ -369,6 +369,21 @@ def test_a_set_that_is_too_small_writes_nothing(run_folder: Path, tmp_path: Path
         )
     with pytest.raises(ValueError, match=r"calibrate\.set=nobody"):
         evaluate(f"run={run_folder}", "calibrate.far=0.1", "calibrate.set=nobody", f"output_dir={tmp_path}")
+
+
+def test_a_rate_that_the_set_cannot_resolve_is_said_before_others_are_embedded(monkeypatch: pytest.MonkeyPatch) -> None:
+    embedded: list[str] = []
+
+    def gathered(evaluator: Any, name: str, *_: Any, **words: Any) -> Material:
+        embedded.append(name)
+        return Material(name, embeddings=torch.eye(6), labels=torch.arange(6) // 2)
+
+    monkeypatch.setattr("lightning_pfc.calibration.job.gather", gathered)
+    evaluator: Any = SimpleNamespace(settings=SimpleNamespace(level=0.95, replicates=200, seed=0))
+    protocols = {name: {"type": "run", "path": "x"} for name in ("val", "test")}
+    with pytest.raises(UnresolvedRateError, match="12 impostor pairs of 'test' would hold"):
+        calibrate(evaluator, protocols, Calibrate(far=1e-4, set="test"), model="")
+    assert embedded == ["test"]
 
 
 def test_a_calibration_keeps_to_the_identities_of_a_list(pictures: Path, tmp_path: Path) -> None:

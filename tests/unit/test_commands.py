@@ -77,7 +77,9 @@ def test_a_run_folder_that_cannot_be_made_is_said_in_one_line(name: str) -> None
     command = [sys.executable, "-m", f"lightning_pfc.commands.{name}", "output_dir=/dev/null/x"]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
     assert done.returncode == 1
-    assert done.stderr.strip() == f"pfc-{name}: [Errno 20] Not a directory: '/dev/null/x'"
+    assert done.stderr.strip() == (
+        f"pfc-{name}: /dev/null/x: Not a directory; a part of that path is a file; name another"
+    )
 
 
 def test_what_lightning_and_a_diverged_head_say_is_enough() -> None:

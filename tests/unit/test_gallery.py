@@ -216,6 +216,10 @@ def test_bad_vectors_are_refused(tmp_path: Path, bad: np.ndarray) -> None:
 
 
 def test_only_galleries_are_opened(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(NotAGalleryError, match="is a file; a gallery is the folder"):
+        Gallery.open(tmp_path / "file")
+    (tmp_path / "file").unlink()
     with pytest.raises(NotAGalleryError, match="pfc-gallery build"):
         Gallery.open(tmp_path)
     Gallery.create(tmp_path / "g", MODEL).close()
@@ -293,6 +297,15 @@ def test_who_reads_or_writes_for_long_keeps_nobody_from_searching(tmp_path: Path
         with Gallery.open(tmp_path / "g") as gallery:
             assert gallery.search(vectors[1], 1)[0].identity == "b"
             assert gallery.store.count()[0] == (4 if begin == "BEGIN" else 3)
+
+
+@pytest.mark.parametrize("text", ["unable to open database file", "attempt to write a readonly database"])
+def test_a_place_that_cannot_be_written_says_what_can_be_done_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str
+) -> None:
+    monkeypatch.setattr(os, "access", lambda path, mode: False)  # whoever runs the tests may write anywhere
+    with pytest.raises(GalleryError, match="cannot be written here"), sqlite_schema.explained(tmp_path / DATABASE):
+        raise sqlite3.OperationalError(text)
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,11 @@ from lightning_pfc.checkpoint import CheckpointError
 from lightning_pfc.commands import ckpt, data
 from lightning_pfc.commands.running import run_command, unexpected_in_one_line
 
+
+def _refused(number: int) -> OSError:
+    return OSError(number, os.strerror(number), "a")
+
+
 FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "out.npz")
 
 
@@ -24,6 +29,12 @@ FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "out.npz")
         (ImportError("no faiss"), 2, "pfc-x: no faiss"),
         (FileNotFoundError(errno.ENOENT, "No such file or directory", "a.ckpt"), 2, "pfc-x: a.ckpt: No such file"),
         (FULL, 2, "pfc-x: out.npz: the disk is full; nothing half-made stands under its name."),
+        (_refused(errno.EROFS), 2, "pfc-x: a: Read-only file system; name a place that can be written"),
+        (_refused(errno.EACCES), 2, "pfc-x: a: Permission denied; mend its mode or its owner, or name another"),
+        (_refused(errno.ENOTDIR), 2, "pfc-x: a: Not a directory; a part of that path is a file; name another"),
+        (_refused(errno.EISDIR), 2, "pfc-x: a: Is a directory; name a file"),
+        (_refused(errno.EEXIST), 2, "pfc-x: a: File exists; name another, or take away what is there"),
+        (_refused(errno.EFBIG), 2, "pfc-x: a: File too large; allow larger files (ulimit -f)"),
         (MemoryError(), 2, "pfc-x: MemoryError"),
         (CheckpointError("a.ckpt is damaged"), 1, "pfc-x: a.ckpt is damaged"),
         (KeyboardInterrupt(), 130, "pfc-x: interrupted"),

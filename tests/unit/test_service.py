@@ -493,6 +493,8 @@ def test_keys_that_cannot_be_found_are_not_no_keys(
 
 
 def test_a_file_of_keys(tmp_path: Path) -> None:
+    with pytest.raises(KeyFileError, match="it is a folder; mend that, or name another"):  # nor is it to be removed
+        Keys.read(tmp_path)
     with pytest.raises(KeyFileError, match="scope 'root'"):
         Keys().with_new("a", ["root"])
     keys, _ = Keys().with_new("a", ["read"])
@@ -643,6 +645,8 @@ def test_an_address_of_ipv6_is_one_that_clients_take(host: str) -> None:
 
 
 def test_a_host_that_is_none_is_named() -> None:
+    with pytest.raises(ListenError, match=r"192\.0\.2\.1: .*; choose another with --host"):  # of documentation alone
+        listening_socket("192.0.2.1", 0)
     with pytest.raises(ListenError, match="--host 'no such host'"):
         listening_socket("no such host", 0)
 
