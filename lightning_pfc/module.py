@@ -12,7 +12,7 @@ from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
 
 from lightning_pfc.checked import check_arguments
-from lightning_pfc.checkpoint.opening import load_module
+from lightning_pfc.checkpoint.load_module import load_module
 from lightning_pfc.data.mixing import MixedBatch
 from lightning_pfc.data.preprocessing import METADATA_KEY, Preprocessing
 from lightning_pfc.heads.partial_fc import PartialFC, iter_heads

@@ -127,9 +127,9 @@ def _parser() -> argparse.ArgumentParser:
 
 def _build(options: argparse.Namespace) -> int:
     from lightning_pfc.commands.gallery_enrolling import enrol, one_at_least
+    from lightning_pfc.gallery.addresses import create_gallery
     from lightning_pfc.gallery.enrolling import model_record
     from lightning_pfc.gallery.errors import GalleryError
-    from lightning_pfc.gallery.opening import create_gallery
 
     images = _folder(options.folder, options.allow)
     recogniser = _recogniser(options.model, options)
@@ -207,7 +207,7 @@ def _list(options: argparse.Namespace) -> int:
 
 
 def _info(options: argparse.Namespace) -> int:
-    from lightning_pfc.gallery.opening import who_else_may_read
+    from lightning_pfc.gallery.addresses import who_else_may_read
 
     with _gallery(options, for_reading=True) as gallery:
         found: dict[str, Any] = dataclasses.asdict(gallery.info())
@@ -285,7 +285,7 @@ def _reembed(options: argparse.Namespace) -> int:
 
 
 def _gallery(options: argparse.Namespace, *, for_reading: bool = False) -> Gallery:
-    from lightning_pfc.gallery.opening import open_gallery
+    from lightning_pfc.gallery.addresses import open_gallery
 
     return open_gallery(options.gallery, for_reading=for_reading)
 

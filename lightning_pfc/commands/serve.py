@@ -112,8 +112,8 @@ def _change_keys(path: Path | None, options: argparse.Namespace) -> int:
 def _serve(path: Path | None, options: argparse.Namespace) -> int:
     with large_imports():
         from lightning_pfc.deploy.recogniser import Recogniser
+        from lightning_pfc.gallery.addresses import open_gallery
         from lightning_pfc.gallery.enrolling import model_record
-        from lightning_pfc.gallery.opening import open_gallery
         from lightning_pfc.service.app import create_app
         from lightning_pfc.service.key_file import KeyFile
         from lightning_pfc.service.limits import Limits

@@ -21,7 +21,7 @@ from lightning_pfc.data.entries import folders_in
 from lightning_pfc.data.formats.base import EncodedImages
 from lightning_pfc.data.formats.decoded import DecodedImages
 from lightning_pfc.data.formats.folder import FolderImages
-from lightning_pfc.data.formats.opening import open_images
+from lightning_pfc.data.formats.readers import open_images
 from lightning_pfc.data.formats.subset import Subset
 from lightning_pfc.data.pictures.decoding import MAX_PIXELS
 from lightning_pfc.data.preprocessing import Fit, Preprocessing, Resampling

@@ -19,7 +19,7 @@ from lightning_pfc.deploy.centers import CenterGallery
 from lightning_pfc.deploy.description import ModelDescription
 from lightning_pfc.deploy.engines import Engine, Floats
 from lightning_pfc.deploy.folder import open_folder
-from lightning_pfc.deploy.opening import open_cutter, open_network
+from lightning_pfc.deploy.open_export import open_cutter, open_network
 from lightning_pfc.deploy.pictures import Picture, Pixels, cut_out, one_by_one, prepare
 from lightning_pfc.deploy.vectors import as_rows, unit
 from lightning_pfc.runs.hub import local_folder

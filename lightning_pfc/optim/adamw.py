@@ -11,7 +11,7 @@ from torch.optim.optimizer import ParamsT
 
 from lightning_pfc.checked import checked
 from lightning_pfc.optim.base import RowSparseOptimizer, check_options
-from lightning_pfc.optim.storage import SCALE_SUFFIX, RowStorage, state_storage
+from lightning_pfc.optim.row_formats import SCALE_SUFFIX, RowStorage, state_storage
 
 MEAN, SQUARE, LAST = "exp_avg", "exp_avg_sq", "last_step"
 

@@ -15,9 +15,9 @@ from lightning_pfc.buffers.lazy_zeros import zero_pages
 from lightning_pfc.distributed.class_rows import class_rows
 from lightning_pfc.distributed.stated_rows import own_rows
 from lightning_pfc.keyed_random.rounding_noise import RowNoise
+from lightning_pfc.optim.row_formats import STATE_DTYPES, RowStorage, convert_rows, row_width, storage_of
 from lightning_pfc.optim.row_step import RowStep, RowUpdate, row_update
 from lightning_pfc.optim.rows import is_row_sharded, mark_row_sparse, row_chunks, rows_per_chunk
-from lightning_pfc.optim.storage import STATE_DTYPES, RowStorage, convert_rows, row_width, storage_of
 from lightning_pfc.storage.row_files import row_files
 
 

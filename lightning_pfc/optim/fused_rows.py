@@ -9,9 +9,9 @@ from torch import Tensor
 
 from lightning_pfc.kernels.capture import capturing
 from lightning_pfc.kernels.tiles import LARGEST_WIDTH
+from lightning_pfc.optim.row_formats import SCALE_SUFFIX
 from lightning_pfc.optim.row_kernels import adagrad_rows_, adamw_rows_, sgd_rows_
 from lightning_pfc.optim.rows import first_row
-from lightning_pfc.optim.storage import SCALE_SUFFIX
 
 if TYPE_CHECKING:
     from lightning_pfc.optim.row_step import RowStep

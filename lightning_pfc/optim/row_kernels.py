@@ -17,9 +17,9 @@ from lightning_pfc.kernels.library import operation
 from lightning_pfc.kernels.planted import numbers
 from lightning_pfc.kernels.unit_rows import inverse_norms, project
 from lightning_pfc.keyed_random.rounding_noise import RowNoise
+from lightning_pfc.optim.row_formats import SCALE_SUFFIX, noise_of, row_width, storage_of, weight_storage
 from lightning_pfc.optim.row_kernel_rules import adagrad_, adamw_, sgd_
 from lightning_pfc.optim.rows import RowChunk
-from lightning_pfc.optim.storage import SCALE_SUFFIX, noise_of, row_width, storage_of, weight_storage
 
 
 def _step_rows(

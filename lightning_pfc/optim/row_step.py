@@ -14,8 +14,8 @@ from lightning_pfc.distributed.class_rows import class_rows
 from lightning_pfc.kernels.capture import capturing
 from lightning_pfc.keyed_random.rounding_noise import RowNoise
 from lightning_pfc.optim.fused_rows import FusedRows
+from lightning_pfc.optim.row_formats import FullRows, RowStorage, noise_of, weight_storage
 from lightning_pfc.optim.rows import RowChunk, clamp_padding, first_row
-from lightning_pfc.optim.storage import FullRows, RowStorage, noise_of, weight_storage
 
 if TYPE_CHECKING:
     from lightning_pfc.optim.base import RowSparseOptimizer

@@ -11,7 +11,7 @@ from torch.optim.sgd import sgd
 
 from lightning_pfc.checked import checked
 from lightning_pfc.optim.base import RowSparseOptimizer, check_options
-from lightning_pfc.optim.storage import SCALE_SUFFIX, RowStorage, state_storage
+from lightning_pfc.optim.row_formats import SCALE_SUFFIX, RowStorage, state_storage
 
 MOMENTUM = "momentum_buffer"
 VECTOR = 16

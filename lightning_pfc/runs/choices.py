@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from lightning_pfc.data.errors import FormatError
 from lightning_pfc.data.formats.base import EncodedImages
-from lightning_pfc.data.formats.opening import open_images
+from lightning_pfc.data.formats.readers import open_images
 from lightning_pfc.data.pictures.decoding import dimensions
 from lightning_pfc.distributed.jobs import step_host
 from lightning_pfc.distributed.rendezvous import agree_on_text

@@ -187,7 +187,7 @@ def load_network(checkpoint: str | os.PathLike[str]) -> tuple[EmbeddingModel, di
     options = dict(values.get("backbone_options") or {})
     config = NetworkConfig(
         backbone=values["backbone"],
-        input_size=_input_size(values, options, checkpoint),
+        input_size=_input_size(values, options),
         embedding_dim=int(values.get("embedding_dim", 512)),
         neck=str(values.get("neck", "bn")),
         dropout=float(values.get("dropout", 0.0)),
@@ -202,8 +202,6 @@ def load_network(checkpoint: str | os.PathLike[str]) -> tuple[EmbeddingModel, di
     return model.eval(), dict(values)
 
 
-def _input_size(
-    values: Mapping[str, Any], options: Mapping[str, Any], path: str | os.PathLike[str]
-) -> tuple[int, int, int]:
+def _input_size(values: Mapping[str, Any], options: Mapping[str, Any]) -> tuple[int, int, int]:
     given = as_input_size(values.get("input_size"))
     return given or native_input_size(create_backbone(values["backbone"], options=options))

@@ -7,15 +7,14 @@ callbacks whenever a Trainer is made, so a project that never names this package
 
 from __future__ import annotations
 
-import sys
-
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.strategies import DDPStrategy, ParallelStrategy, Strategy
 
 from lightning_pfc.distributed.owner import foreign_strategy_message, get_owner, set_owner
 from lightning_pfc.strategies.epoch_sums import EpochSums
 from lightning_pfc.strategies.evaluates_together import EvaluatesTogether
-from lightning_pfc.strategies.product_precision import SettlePrecision
+from lightning_pfc.strategies.imported_heads import imported_heads
+from lightning_pfc.strategies.settle_precision import SettlePrecision
 
 
 def callbacks() -> list[Callback]:
@@ -40,7 +39,7 @@ class ForeignStrategyGuard(Callback):
             return
         name = type(trainer.strategy).__name__
         set_owner(name)
-        if _has_head(pl_module):
+        if any(imported_heads(pl_module)):
             raise RuntimeError(foreign_strategy_message(name))
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -66,8 +65,3 @@ def overwrites_shards(strategy: Strategy) -> bool:
         return False
     # One process under DDP has nothing to overwrite; FSDP and its kin flatten or split parameters even then.
     return strategy.world_size > 1 or not isinstance(strategy, DDPStrategy)
-
-
-def _has_head(module: LightningModule) -> bool:
-    heads = sys.modules.get("lightning_pfc.heads.partial_fc")  # not imported, so nobody has a head
-    return heads is not None and next(iter(heads.iter_heads(module)), None) is not None

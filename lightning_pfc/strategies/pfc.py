@@ -25,7 +25,7 @@ from lightning_pfc.distributed.owner import set_owner
 from lightning_pfc.heads.partial_fc import iter_heads
 from lightning_pfc.names.strategy_names import add_names
 from lightning_pfc.optim.foreign import check_optimizer
-from lightning_pfc.strategies.precision import ShardAware, ShardedPrecision, is_known, shard_aware
+from lightning_pfc.strategies.precision_plugins import ShardAware, ShardedPrecision, is_known, shard_aware
 from lightning_pfc.strategies.refused_optimizers import refuse_early_updates, refuse_fused
 from lightning_pfc.strategies.replicas import ReplicaWatch
 from lightning_pfc.strategies.start import StartTogether

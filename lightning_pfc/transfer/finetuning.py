@@ -158,7 +158,7 @@ class FineTune(Callback):
             if frozen:
                 param.grad = None
 
-    def _follow(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+    def _follow(self, trainer: L.Trainer) -> None:
         """What is a function of the epoch alone, so that a run that goes on is where it was."""
         if not self._frozen:
             return
@@ -203,11 +203,11 @@ class FineTune(Callback):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """As each epoch."""
-        self._follow(trainer, pl_module)
+        self._follow(trainer)
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Freeze or thaw as the epoch says."""
-        self._follow(trainer, pl_module)
+        self._follow(trainer)
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from lightning_pfc import PartialFC, PartialFCStrategy
 from lightning_pfc.losses import CosFace
 from lightning_pfc.optim import SparseSGD
-from lightning_pfc.strategies.precision import ShardedHalfPrecision, ShardedMixedPrecision, ShardedPrecision
+from lightning_pfc.strategies.precision_plugins import ShardedHalfPrecision, ShardedMixedPrecision, ShardedPrecision
 from tests.ranks import RankPool, join_group
 from tests.trainer.world import CLASSES, DIM, WIDTH, TheirModule, make_loader, make_trainer, plain_loader, whole_state
 

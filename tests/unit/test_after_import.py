@@ -23,7 +23,7 @@ PROGRAMS = (
     "'PartialFCStrategy'",
     # Modules of ours that import Lightning, each as the first of all.
     f"from lightning_pfc.strategies import PartialFCStrategy; import lightning; {KNOWN}",
-    f"import lightning_pfc.checkpoint.opening, lightning; {KNOWN}",
+    f"import lightning_pfc.checkpoint.load_module, lightning; {KNOWN}",
     f"import lightning_pfc.module, lightning; {KNOWN}",
     f"import lightning_pfc.callbacks, lightning; {KNOWN}",
     "from lightning_pfc import PartialFC, PartialFCModule, PartialFCStrategy, train; import inspect, lightning; "

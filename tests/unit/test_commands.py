@@ -14,7 +14,7 @@ import pytest
 
 from lightning_pfc.commands.errors import is_the_users
 from lightning_pfc.data.format_names import READABLE, WRITABLE
-from lightning_pfc.data.formats.opening import READERS
+from lightning_pfc.data.formats.readers import READERS
 
 COMMANDS = re.findall(r'^pfc-(\w+) = "(\S+):main"', (Path(__file__).parents[2] / "pyproject.toml").read_text(), re.M)
 

@@ -24,7 +24,7 @@ from lightning_pfc.data.formats import (
     WebDatasetImages,
     open_images,
 )
-from lightning_pfc.data.formats.opening import guess_format
+from lightning_pfc.data.formats.readers import guess_format
 from lightning_pfc.data.verification import make_pairs
 from lightning_pfc.deploy.picture_folders import open_pictures
 from lightning_pfc.evaluation import EvaluationSettings, Evaluator, TorchEmbedder

@@ -34,8 +34,8 @@ from lightning_pfc.gallery import (
     UnknownIdentityError,
     sqlite_schema,
 )
+from lightning_pfc.gallery.addresses import who_else_may_read
 from lightning_pfc.gallery.deciding import decide
-from lightning_pfc.gallery.opening import who_else_may_read
 from lightning_pfc.gallery.records import Match
 from lightning_pfc.gallery.sqlite_schema import DATABASE
 

@@ -19,7 +19,7 @@ from lightning_pfc.gallery import (
     OtherModelError,
     UnknownIdentityError,
 )
-from lightning_pfc.gallery.opening import create_gallery, open_gallery
+from lightning_pfc.gallery.addresses import create_gallery, open_gallery
 from lightning_pfc.gallery.store import Position
 
 pytest.importorskip("faiss", reason="needs faiss-cpu, of the extra serve")

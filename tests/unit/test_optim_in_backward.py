@@ -15,7 +15,7 @@ from lightning_pfc.distributed.shard import ClassShard
 from lightning_pfc.optim import RowWiseAdagrad, SparseAdamW, SparseSGD
 from lightning_pfc.optim.base import updates_in_backward
 from lightning_pfc.optim.row_step import row_update
-from lightning_pfc.strategies.precision import ShardedPrecision
+from lightning_pfc.strategies.precision_plugins import ShardedPrecision
 
 NUM_ROWS, WIDTH = 12, 5
 OPTIMIZERS = [

@@ -180,7 +180,7 @@ def test_a_trainer_settles_it_and_says_so(strategy: str, monkeypatch: pytest.Mon
     module = Plain()
     data = torch.utils.data.TensorDataset(torch.randn(8, 8), torch.arange(8))
     said: list[str] = []
-    monkeypatch.setattr("lightning_pfc.strategies.product_precision.rank_zero_info", said.append)
+    monkeypatch.setattr("lightning_pfc.strategies.settle_precision.rank_zero_info", said.append)
     trainer.fit(module, torch.utils.data.DataLoader(data, batch_size=4))
     if dist.is_initialized():
         dist.destroy_process_group()

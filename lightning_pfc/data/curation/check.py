@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -17,9 +16,9 @@ from tqdm import tqdm
 from lightning_pfc.data.errors import FormatError
 from lightning_pfc.data.formats.base import EncodedImages
 from lightning_pfc.data.pictures.decoding import MAX_PIXELS, decode_whole
+from lightning_pfc.data.pictures.digests import DIGEST_BYTES, digest_pixels
 
 _CHUNK = 256
-_DIGEST = 16  # bytes; two different images of a billion share one with probability 1e-21
 
 
 class Readable(Protocol):
@@ -137,16 +136,15 @@ def _digests(
     images: Readable, report: Report | None, workers: int, progress: bool, max_pixels: int
 ) -> npt.NDArray[Any]:
     """``(N,)`` hash of the pixels of each image, zeros where it is broken; fills what is seen of each in."""
-    out = np.zeros(len(images), dtype=f"V{_DIGEST}")
+    out = np.zeros(len(images), dtype=f"V{DIGEST_BYTES}")
 
     def look(place: int) -> _Look:
         try:
             found = decode_whole(images.read(place), where=images.locate(place), max_pixels=max_pixels)
         except FormatError as error:
             return _Look(place, str(error))
-        pixels = np.ascontiguousarray(found.pixels)
-        digest = hashlib.blake2b(pixels.data, digest_size=_DIGEST, salt=repr(found.size).encode()[:16]).digest()
-        return _Look(place, "", found.size, found.orientation, bool((pixels == pixels[0, 0]).all()), digest)
+        constant = bool((found.pixels == found.pixels[0, 0]).all())
+        return _Look(place, "", found.size, found.orientation, constant, digest_pixels(found))
 
     def chunk(start: int) -> list[_Look]:
         return [look(place) for place in range(start, min(start + _CHUNK, len(images)))]

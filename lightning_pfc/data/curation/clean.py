@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
-from lightning_pfc.data.unit_rows import unit
+from lightning_pfc.data.unit_length import unit
 
 _ROWS = 1 << 15
 

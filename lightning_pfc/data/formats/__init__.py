@@ -14,8 +14,8 @@ from lightning_pfc.data.formats.base import EncodedImages
 from lightning_pfc.data.formats.folder import FolderImages
 from lightning_pfc.data.formats.huggingface import HuggingFaceImages
 from lightning_pfc.data.formats.lists import ListImages
-from lightning_pfc.data.formats.opening import open_images
 from lightning_pfc.data.formats.parquet import ParquetImages
+from lightning_pfc.data.formats.readers import open_images
 from lightning_pfc.data.formats.recordio_images import RecordIOImages
 from lightning_pfc.data.formats.recordio_writer import RecordWriter
 from lightning_pfc.data.formats.subset import Subset

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
-from lightning_pfc.data.unit_rows import unit
+from lightning_pfc.data.unit_length import unit
 
 Rows = npt.NDArray[np.float32]
 Places = npt.NDArray[np.int64]

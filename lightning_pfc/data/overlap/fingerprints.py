@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -17,9 +16,9 @@ from tqdm import tqdm
 from lightning_pfc.data.errors import FormatError
 from lightning_pfc.data.formats.base import EncodedImages
 from lightning_pfc.data.pictures.decoding import MAX_PIXELS, decode_whole
+from lightning_pfc.data.pictures.digests import digest_encoded, digest_pixels
 
 HASH_BITS = 256
-_DIGEST = 16  # bytes: two of 10^9 pictures agree by chance with a probability of 10^-21
 _EDGE, _KEPT = 64, 16  # of the small picture, and of the corner of its spectrum
 _FLAT = 2.0  # standard deviation in grey levels below which a picture has nothing to be known by
 _CHUNK = 64
@@ -97,13 +96,11 @@ def _look(images: EncodedImages, place: int, max_pixels: int) -> _Look:
     encoded = b""
     try:
         data = images.read(place)
-        encoded = hashlib.blake2b(data, digest_size=_DIGEST).digest()
+        encoded = digest_encoded(data)
         found = decode_whole(data, where=lambda: images.locate(place), max_pixels=max_pixels)
     except FormatError as error:
         return _Look(encoded, reason=str(error))
-    pixels = np.ascontiguousarray(found.pixels)
-    digest = hashlib.blake2b(pixels.data, digest_size=_DIGEST, salt=repr(found.size).encode()[:16]).digest()
-    return _Look(encoded, digest, perceptual_hash(pixels))
+    return _Look(encoded, digest_pixels(found), perceptual_hash(np.ascontiguousarray(found.pixels)))
 
 
 def _note(out: Fingerprints, place: int, seen: _Look) -> None:

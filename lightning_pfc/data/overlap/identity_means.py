@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lightning_pfc.data.overlap.cosines import Block
-from lightning_pfc.data.unit_rows import unit
+from lightning_pfc.data.unit_length import unit
 
 _ROWS = 1 << 14
 _SAMPLED = 2000  # identities: two million pairs of them

@@ -10,8 +10,8 @@ import triton
 import triton.language as tl
 
 from lightning_pfc.kernels.gpu.hashing import noise_key
+from lightning_pfc.kernels.gpu.row_formats import read_state, write_floats, write_state
 from lightning_pfc.kernels.gpu.rows import inverse_length, local_rows
-from lightning_pfc.kernels.gpu.storage import read_state, write_floats, write_state
 
 
 @triton.jit

@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 
 from lightning_pfc.gallery import Gallery, ModelRecord, NewPicture
-from lightning_pfc.gallery.opening import create_gallery, open_gallery
+from lightning_pfc.gallery.addresses import create_gallery, open_gallery
 
 _BLOCK = 4096
 

@@ -84,8 +84,8 @@ class Service:
 
     def _gallery(self, export: Path) -> list[str]:
         from lightning_pfc.deploy import Recogniser
+        from lightning_pfc.gallery.addresses import create_gallery
         from lightning_pfc.gallery.enrolling import model_record
-        from lightning_pfc.gallery.opening import create_gallery
 
         create_gallery(str(self.place / "gallery"), model_record(Recogniser.load(export))).close()
         return ["--gallery", "gallery"]

@@ -29,7 +29,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from client import Service, ServiceError
 from starting import command, service
 
-from lightning_pfc.gallery.opening import open_gallery
+from lightning_pfc.gallery.addresses import open_gallery
 
 _SUFFIXES = {".jpg", ".jpeg", ".png", ".webp"}
 

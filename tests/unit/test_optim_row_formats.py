@@ -13,9 +13,9 @@ from lightning_pfc.distributed.class_rows import declare_class_rows
 from lightning_pfc.distributed.shard import ClassShard
 from lightning_pfc.keyed_random.rounding_noise import RowNoise
 from lightning_pfc.optim import RowWiseAdagrad, SparseAdamW, SparseSGD, rows
+from lightning_pfc.optim.row_formats import HalfRows, SignedByteRows, SquareByteRows, stochastic_round_
 from lightning_pfc.optim.row_step import RowStep, RowUpdate
 from lightning_pfc.optim.rows import RowChunk
-from lightning_pfc.optim.storage import HalfRows, SignedByteRows, SquareByteRows, stochastic_round_
 
 CPU = torch.device("cpu")
 

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterable
-from typing import Any
-
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 
+from lightning_pfc.strategies.imported_heads import imported_heads
 from lightning_pfc.strategies.once import acts
 from lightning_pfc.strategies.said_kernels import say_kernels
 
@@ -22,7 +19,7 @@ class SettlePrecision(Callback):
             return
         for name, asked, found in _settle(trainer, pl_module):
             rank_zero_info(f"{name}: products in {found} (precision={asked}, the Trainer's is {trainer.precision})")
-        say_kernels(_heads(pl_module))
+        say_kernels(imported_heads(pl_module))
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Before the first batch."""
@@ -35,14 +32,9 @@ class SettlePrecision(Callback):
 
 def _settle(trainer: Trainer, module: LightningModule) -> list[tuple[str, str, str]]:
     """Every head's name, what was asked for and what products are computed in."""
-    every = list(_heads(module))
+    every = list(imported_heads(module))
     for _, head in every:
         head.settle_kernels()
     return [
         (name, head.asked_precision, head.settle_precision(head.device, str(trainer.precision))) for name, head in every
     ]
-
-
-def _heads(module: LightningModule) -> Iterable[tuple[str, Any]]:
-    heads = sys.modules.get("lightning_pfc.heads.partial_fc")  # not imported, so nobody has a head
-    return heads.iter_heads(module) if heads is not None else ()

@@ -128,7 +128,7 @@ def shard_aware(plugin: Precision) -> ShardAware:
         raise TypeError(
             f"precision plugin {type(plugin).__name__} cannot be used with sharded classes: its clipping would see one "
             f"rank's rows only. Use precision='32-true', 'bf16-mixed', '16-mixed', 'bf16-true' or '64-true' (one of "
-            f"{known}), or derive your plugin from one of those in lightning_pfc.strategies.precision."
+            f"{known}), or derive your plugin from one of those in lightning_pfc.strategies.precision_plugins."
         )
     made = kind.__new__(kind)
     made.__dict__.update(plugin.__dict__)

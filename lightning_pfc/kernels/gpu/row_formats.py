@@ -1,4 +1,4 @@
-"""How rows are kept, inside kernels: the twins of :mod:`lightning_pfc.optim.storage`, with its random rounding."""
+"""How rows are kept, inside kernels: the twins of :mod:`lightning_pfc.optim.row_formats`, with its random rounding."""
 
 from __future__ import annotations
 
