@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lightning_pfc.checkpoint.errors import CheckpointError
-from lightning_pfc.checkpoint.identities import Identities, composed
+from lightning_pfc.checkpoint.identities import UNNAMED, Identities, composed
 from lightning_pfc.checkpoint.manifest import BLOCK
 
 NEW = -1
@@ -30,12 +30,13 @@ def row_origins(there: Identities, here: Identities) -> Tensor:
         here: those of the data.
 
     Returns:
-        (here.count,) int64, :data:`NEW` for classes that the checkpoint does not know.
+        (here.count,) int64, :data:`NEW` for classes that the checkpoint does not know. Its classes without a name are
+        nobody's.
 
     Raises:
         CheckpointError: if two classes of either have one name.
     """
-    old, new = _keys(there), _keys(here)
+    old, new = _keys(there, unnamed=True), _keys(here)
     order = _sorted_alone(old, there, "the checkpoint")
     _sorted_alone(new, here, "the data")
     if not len(old):
@@ -116,8 +117,15 @@ def take_rows(read: Callable[[int, int], Iterator[Tensor]], origins: Tensor, out
         out[order[begin:end].to(out.device)] = rows[wanted[begin:end] - start].to(out.device, out.dtype)
 
 
-def _keys(names: Identities) -> NDArray[np.bytes_]:
-    made = (hashlib.blake2b(name.encode("utf-8", "surrogateescape"), digest_size=_KEY).digest() for name in names)
+def unnamed_rows(names: Identities) -> list[int]:
+    """The classes that have no name."""
+    return [row for row, name in enumerate(names) if name == UNNAMED]
+
+
+def _keys(names: Identities, unnamed: bool = False) -> NDArray[np.bytes_]:
+    """(count,) of bytes; ``unnamed`` gives each class without a name a key that no name has."""
+    texts = (f"\0{row}" if unnamed and name == UNNAMED else name for row, name in enumerate(names))
+    made = (hashlib.blake2b(text.encode("utf-8", "surrogateescape"), digest_size=_KEY).digest() for text in texts)
     return np.fromiter(made, dtype=f"S{_KEY}", count=names.count)
 
 

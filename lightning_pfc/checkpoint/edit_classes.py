@@ -15,7 +15,7 @@ from torch import Tensor
 from lightning_pfc.checkpoint.blocks import BlockWriter, safetensors_header, tensor_bytes
 from lightning_pfc.checkpoint.dcp_storage import save_small, small_name
 from lightning_pfc.checkpoint.errors import CheckpointError
-from lightning_pfc.checkpoint.identities import KEY, Identities, encoded_names
+from lightning_pfc.checkpoint.identities import KEY, UNNAMED, Identities, encoded_names
 from lightning_pfc.checkpoint.manifest import BLOCK, ChunkEntry, FileEntry, Manifest, TensorEntry, dtype_of
 from lightning_pfc.checkpoint.publish import prepare_folder, publish, remove
 from lightning_pfc.checkpoint.reader import MODEL, CheckpointReader
@@ -67,7 +67,8 @@ def rewrite_classes(path: Path, target: Path, pieces: Sequence[Piece], added: Se
         path: a folder, or a file of one process that was saved under ``strategy="pfc"``.
         target: the new folder; any number of ranks can read it.
         pieces: the new rows in order.
-        added: names of new classes. The result has the names of its classes if the source has, and new ones have some.
+        added: names of new classes. The result has the names of its classes if the source has; without any,
+            new classes are unnamed.
 
     Returns:
         The new number of classes.
@@ -144,8 +145,9 @@ def _new_identities(
     source: CheckpointReader, pieces: Sequence[Piece], count: int, added: Sequence[str]
 ) -> Identities | None:
     names = source.identities
-    if names is None or sum(piece.count for piece in pieces if isinstance(piece, NewRows)) != len(added):
+    if names is None:
         return None
+    added = added or [UNNAMED] * sum(piece.count for piece in pieces if isinstance(piece, NewRows))
 
     def new() -> Iterator[str]:
         found, more, place = iter(names), iter(added), 0

@@ -24,6 +24,7 @@ from lightning_pfc.checkpoint.manifest import FileEntry, Manifest
 
 NAMES_FILE = "identities.names"
 KEY = "identities"  # of the manifest's facts, and of what a file of one process holds
+UNNAMED = ""  # of a class that was added, and nobody said whose it is: whoever stands at its place in the data
 _AT_ONCE = 1 << 14
 _PIECE = 1 << 20
 _MOST_OF_A_NAME = 1 << 16
@@ -150,15 +151,19 @@ def in_values(own: Any, where: str) -> Identities | None:
 def difference(there: Identities, here: Identities) -> str | None:
     """What is different between the classes of a checkpoint and those of some data; None if nothing is.
 
+    A class that has no name in the checkpoint (:data:`UNNAMED`) is anybody's.
+
     Returns:
         The first class that differs, with its number and both names.
     """
     if there.count == here.count and there.digest == here.digest:
         return None
     for row, (old, new) in enumerate(itertools.zip_longest(there, here)):
-        if old != new:
+        if old != new and not (old == UNNAMED and new is not None):
             if old is None:
                 found = f"is not in the checkpoint and is {new!r} in the data"
+            elif old == UNNAMED:
+                found = "has no name in the checkpoint and is not in the data"
             else:
                 found = f"is {old!r} in the checkpoint and {'is not' if new is None else repr(new)} in the data"
                 if new is not None and composed(old) == composed(new):

@@ -116,7 +116,10 @@ def append(options: argparse.Namespace) -> None:
     check_lines(added, "--names")
     check_alone([*(names or ()), *added], "--names, with those that are there")
     if names is not None and not added:
-        print("the new classes have no names (--names), so the new checkpoint will not say whose its classes are")
+        print(
+            f"the {new.count} new classes have no names (--names): the next run takes them for those behind the "
+            f"{total} others in its data"
+        )
     _rewrite(options, [KeepRows(0, total), new], names, added)
 
 
@@ -191,7 +194,7 @@ def _names(options: argparse.Namespace, source: CheckpointReader, total: int) ->
         return given
     if given is not None and (found := difference(stored, Identities.of(given))) is not None:
         raise ValueError(f"--identities={options.identities}: {found.replace('the data', 'that file')}.")
-    return list(stored)
+    return list(stored) if given is None else given
 
 
 def _classes(text: str, total: int, names: list[str] | None) -> list[int]:
@@ -202,7 +205,7 @@ def _classes(text: str, total: int, names: list[str] | None) -> list[int]:
     """
     found: list[int] = []
     for part in text.split(","):
-        if names is not None and part in names:
+        if names is not None and part and part in names:
             found.append(names.index(part))
             continue
         first, dash, last = part.partition("-")

@@ -38,14 +38,14 @@ def check_lines(names: Sequence[str], where: str) -> None:
 
 
 def check_alone(names: Sequence[str], where: str) -> None:
-    """See that no two classes have one name: whose row is meant would be a matter of luck.
+    """See that no two classes have one name: whose row is meant would be a matter of luck. Several may have none.
 
     Raises:
         ValueError: naming the first two.
     """
     first: dict[str, int] = {}
     for row, name in enumerate(names):
-        if first.setdefault(name, row) != row:
+        if name and first.setdefault(name, row) != row:
             raise ValueError(
                 f"{where}: classes {first[name]} and {row} are both named {name!r}. Give each a name of its own; "
                 f"`fuse --classes {first[name]},{row}`, without --identities, makes one of the two."

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from lightning_pfc.checkpoint.by_name import NEW, check_most_are_known, row_origins
+from lightning_pfc.checkpoint.by_name import NEW, check_most_are_known, row_origins, unnamed_rows
 from lightning_pfc.checkpoint.errors import CheckpointError
 from lightning_pfc.checkpoint.identities import Identities, difference
 from lightning_pfc.checkpoint.reader import CheckpointReader
@@ -39,7 +39,8 @@ def numbered_as(data: IdentityData, path: str | os.PathLike[str]) -> IdentityDat
         path: a checkpoint folder or file.
 
     Raises:
-        CheckpointError: the checkpoint is none, has no names, or hardly any of its names are in the data.
+        CheckpointError: the checkpoint is none, has no names or a class without one, or hardly any of its names are in
+            the data.
         ValueError: the data have no names, or are several sets.
     """
     if data.class_names is None or data.parts:
@@ -50,6 +51,11 @@ def numbered_as(data: IdentityData, path: str | os.PathLike[str]) -> IdentityDat
     there = CheckpointReader(Path(path), check=False).identities
     if there is None:
         raise CheckpointError(f"data.classes_of={path} has no names of its classes. Leave it out.")
+    if unnamed := unnamed_rows(there):
+        raise CheckpointError(
+            f"data.classes_of={path} has no name of class {unnamed[0]} (pfc-ckpt append without --names). Append it "
+            "again with --names, or leave data.classes_of out."
+        )
     found = row_origins(there, Identities.of(data.class_names))
     origins = found.numpy()
     known = check_most_are_known(f"data.classes_of={path}", found, there.count, _WAY_OUT)

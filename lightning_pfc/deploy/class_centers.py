@@ -44,7 +44,9 @@ def write_centers(folder: Path, checkpoint: Path, hyper_parameters: Mapping[str,
     classes, width = source.tensors[_WEIGHT].shape
     known = source.identities
     if known is not None and known.count == classes:
-        written: Iterable[str] = known  # whose each row is: the data of the run may have changed since
+        told = names if names is not None and len(names) == classes else None
+        # Whose each row is: the data of the run may have changed since. One that was added may have no name.
+        written: Iterable[str] = (name or (told[i] if told else str(i)) for i, name in enumerate(known))
     elif names is None:
         written = map(str, range(classes))
     elif len(names) == classes:

@@ -9,7 +9,7 @@ import torch.distributed as dist
 from lightning.fabric.utilities import rank_zero_info
 from torch import Tensor
 
-from lightning_pfc.checkpoint.by_name import NEW, check_most_are_known, row_origins, take_rows
+from lightning_pfc.checkpoint.by_name import NEW, check_most_are_known, row_origins, take_rows, unnamed_rows
 from lightning_pfc.checkpoint.errors import CheckpointError
 from lightning_pfc.checkpoint.identities import Identities, difference
 from lightning_pfc.checkpoint.manifest import TensorEntry, dtype_of
@@ -49,6 +49,7 @@ def find_moves(
             f"{heads[others[0]].num_classes} of {here.count}. Give the data of the checkpoint."
         )
     origins = row_origins(there, here)
+    _take_unnamed(where, there, origins)
     known = check_most_are_known(where, origins, there.count, _WAY_OUT)
     new = here.count - known
     begin = " (their centers begin at random)" if new else ""
@@ -62,6 +63,26 @@ def find_moves(
         f"checkpoint that are left out: {there.count - known}."
     )
     return origins
+
+
+def _take_unnamed(where: str, there: Identities, origins: Tensor) -> None:
+    """Fill in, in place, the rows without a name: theirs is who is new in the data and stands at their place.
+
+    Raises:
+        CheckpointError: there is none at the place of one, and new classes elsewhere.
+    """
+    left = []
+    for row in unnamed_rows(there):
+        if row < len(origins) and origins[row] == NEW:
+            origins[row] = row
+        else:
+            left.append(row)
+    if left and bool((origins == NEW).any()):
+        raise CheckpointError(
+            f"{where}: class {left[0]} has no name (pfc-ckpt append without --names), and who is new in the data does "
+            "not stand at its place, so head.match=names cannot tell whose its center is. Append them again with "
+            "--names, in the order of their centers."
+        )
 
 
 def on_all_ranks(origins: Tensor | None, comm: Comm) -> Tensor | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import lightning as L
@@ -20,6 +21,7 @@ from lightning_pfc.checkpoint.identities import NAMES_FILE, Identities, differen
 from lightning_pfc.checkpoint.reader import CheckpointReader
 from lightning_pfc.checkpoint.single import OWN
 from lightning_pfc.commands.ckpt import main
+from lightning_pfc.data.numbering import numbered_as
 from lightning_pfc.losses import CosFace
 from lightning_pfc.strategies import moved_rows
 from tests.ranks import RankPool
@@ -196,11 +198,11 @@ def test_the_names_of_data_sets_are_compared_however_they_come(
             assert "class 0 is 'anna' in the checkpoint and 'bert' in the data" in said, door
 
 
-def rows_of(path: Path, names: Sequence[str]) -> dict[str, Tensor]:
+def rows_of(path: Path, names: Sequence[str], there: list[str] | None = None) -> dict[str, Tensor]:
     """Everything in a checkpoint, rows by class in the order of these names."""
     source = CheckpointReader(path)
     assert source.identities is not None
-    there = list(source.identities)
+    there = there or list(source.identities)
     order = torch.tensor([there.index(name) for name in names])
     return {key: source.whole(key)[order] if e.by_class else source.whole(key) for key, e in source.tensors.items()}
 
@@ -438,12 +440,42 @@ def test_commands_take_the_names_along(ranks: RankPool, tmp_path: Path, world_si
     assert names_after("drop", "--classes", "0,emil") == [*NAMES[1:4], *NAMES[5:]]
     assert names_after("fuse", "--classes", "3,1", "--classes", "jan,kurt") == [NAMES[0], *NAMES[2:10]]
     assert names_after("append", "--count", "2", "--names", "lisa,moritz") == [*NAMES, "lisa", "moritz"]
-    assert names_after("append", "--count", "2") is None
+    assert names_after("append", "--count", "2") == [*NAMES, "", ""]
     assert names_after("merge") == NAMES
     grown = tmp_path / "append---count-2---names-lisa,moritz"
     assert set(ranks.run(2, go, "fit", [*NAMES, "lisa", "moritz"], str(grown), None, None)) == {""}
     [said] = ranks.run(1, go, "fit", ["aaron", "abel", *NAMES], str(grown), None, None)
     assert "class 0 is 'anna' in the checkpoint and 'aaron' in the data" in said
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_classes_that_were_added_without_a_name(ranks: RankPool, tmp_path: Path, world_size: int) -> None:
+    """The others are compared as before; who is new in the data must stand where the new rows are."""
+    source, grown = tmp_path / "a.ckpt", tmp_path / "b.ckpt"
+    ranks.run(world_size, go, "fit", NAMES, None, str(source), None)
+    assert main(["append", str(source), str(grown), "--count", "2"]) == 0
+    later, first = [*NAMES, "lisa", "moritz"], ["aaron", "abel", *NAMES]
+    for door in ("fit", "validate", "test"):
+        assert set(ranks.run(world_size, go, door, later, str(grown), None, None)) == {""}
+        for names in (first, NAMES, [*reversed(NAMES), "lisa", "moritz"]):
+            for said in ranks.run(world_size, go, door, names, str(grown), None, None):
+                assert "class 11 has no name" in said if names is NAMES else "class 0 is 'anna' in the check" in said
+    for said in ranks.run(world_size, go, "fit", first, str(grown), None, "names"):
+        assert "class 11 has no name (pfc-ckpt append without --names)" in said
+        assert len(said.splitlines()) == 1
+    expected = rows_of(grown, ["lisa", "moritz"], there=later)["state_dict/head.weight"]
+    for names in (later, [*reversed(NAMES), "lisa", "moritz"]):
+        parts = ranks.run(world_size, loaded, names, str(grown))
+        assert torch.equal(torch.cat([part["weight"] for part in parts])[-2:], expected)
+    again = tmp_path / "c.ckpt"
+    assert set(ranks.run(world_size, go, "fit", later, str(grown), str(again), None)) == {""}
+    assert list(stored_in(again)) == later
+    told: Any = SimpleNamespace(class_names=later, parts=())
+    with pytest.raises(CheckpointError, match="has no name of class 11"):
+        numbered_as(told, grown)
+    assert main(["append", str(grown), str(tmp_path / "d.ckpt"), "--count", "1", "--names", "nora"]) == 0
+    assert main(["drop", str(tmp_path / "d.ckpt"), str(tmp_path / "e.ckpt"), "--classes", "emil,11"]) == 0
+    assert list(stored_in(tmp_path / "e.ckpt")) == [*NAMES[:4], *NAMES[5:], "", "nora"]
 
 
 class Wide(Sized):
