@@ -62,8 +62,8 @@ class IdentityDataModule(L.LightningDataModule):
         loader: "dali" decodes and augments training images with NVIDIA DALI, on the GPU of the rank where there is one;
             a :class:`~lightning_pfc.data.dali.Dali`, or in a config also a mapping of ``name`` and its arguments.
         kind: what the pictures show, in place of ``augment``: "faces" and "objects" are mirrored in training
-            ("affine_flip"), "characters", which are something else then, are not ("affine"); "spectrograms" stay as
-            they are ("none").
+            (``{name: affine_flip, strength: 0.5}``), "characters", which are something else then, are not
+            ("affine"); "spectrograms" stay as they are ("none").
         classes_of: a checkpoint, folder or file: classes have the numbers of its rows. New identities come behind, and
             those that have vanished keep their row, without a picture; a run that goes on from it moves no center, see
             :func:`~lightning_pfc.data.numbering.numbered_as`.

@@ -29,6 +29,8 @@ _FOR_UNSEEN, _FOR_BOTH = 5 * LEAST, 15 * LEAST  # identities, to set some aside 
 _SMALL = 20_000  # pictures: beyond, a run is long, and a validation of every tenth of it no help
 _VALIDATIONS = 10
 _LONG, _WHY_16 = 64.0, "64, for long runs, learns less in a few epochs"
+_LARGE_BATCH, _LARGE_RATE = 128, 4e-3
+_OTHER_RATES = {"optimizer", "optimizer.lr", "optimizer.reference_batch", "preset", "backbone", "finetune", "init_from"}
 _FEW, _SMALL_MARGIN = 10, 0.2  # identities; and radians, of fewer
 _TEST = 3000, 8000  # pictures
 
@@ -160,6 +162,9 @@ def choices_for(pictures: Pictures, config: DictConfig, typed: Collection[str]) 
     fits = min(_LEAST_BATCH, _power_below(total / 3))  # an epoch has a full batch, whatever is set aside
     batch = int(np.clip(_power_below(total / _BATCHES), fits, 256))
     yield Choice("data.batch_size", batch, f"{total:,} pictures, {per_class:.3g} a class: many steps an epoch")
+    used = config.data.batch_size if "data.batch_size" in typed else batch
+    if used >= _LARGE_BATCH and not _OTHER_RATES & set(typed):
+        yield Choice("optimizer.lr", _LARGE_RATE, f"twice that of smaller batches, for {used} pictures a step")
     epochs = int(np.clip(round(_PICTURES / total), _FEWEST, _MOST))
     yield Choice("trainer.max_epochs", epochs, f"{_PICTURES:,} pictures in all, within {_FEWEST} to {_MOST} epochs")
     own = "trainer.max_epochs" in typed and config.trainer.get("max_epochs")

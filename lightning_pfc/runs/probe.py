@@ -1,5 +1,6 @@
 """Which changes keep an identity, found out: a small network trains without them, and is asked on other identities.
 
+Of fewer than eight identities it is asked on other pictures of the same.
 A change keeps an identity where a picture and itself, changed, look more alike to that network than two pictures of
 one identity do (a voice of another pitch does not), and where the others of its identity still know it (a mirrored
 character they do not). Both hold with wrong labels among the pictures. One training serves all changes, and figures of
@@ -13,7 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -21,7 +22,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from lightning_pfc.data.augment import augmentation
+from lightning_pfc.data.augment import MOVED_AND_MIRRORED, augmentation
 from lightning_pfc.data.camera import to_float
 from lightning_pfc.data.counter import stream
 from lightning_pfc.data.errors import FormatError
@@ -34,6 +35,7 @@ _WIDTHS, _DIMENSIONS = (16, 32, 64, 128), 64  # a quarter of glyphnet's work
 _BATCH, _RATE, _SCALE, _MARGIN = 64, 2e-3, 16.0, 0.5
 _EACH = 8  # pictures of an identity
 _LEAST, _MOST = 4, 100  # identities that are held back
+_FEWEST, _ENOUGH = 3, 32  # identities to ask about; and pictures of each, where there are too few to hold any back
 _STRANGERS = 50_000
 _LEARNED = 0.55  # area under the curve; 0.5 is chance
 _KNOWN = 0.67
@@ -65,7 +67,7 @@ class Found:
     Attributes:
         alike: area under the curve of two pictures of one identity, against pairs of different ones.
         changes: by augmentation.
-        identities: that were held back.
+        identities: that were asked about.
         seconds: of processor time.
     """
 
@@ -80,9 +82,9 @@ class Found:
         return [name for name, (itself, known) in self.changes.items() if itself >= self.alike and known >= _KNOWN]
 
     @property
-    def augment(self) -> str:
+    def augment(self) -> str | dict[str, Any]:
         """The augmentation of those changes."""
-        return "_".join(self.kept) or "none"
+        return dict(MOVED_AND_MIRRORED) if len(self.kept) == len(CHANGES) else "_".join(self.kept) or "none"
 
     def told(self) -> str:
         """The figures, for a person."""
@@ -106,8 +108,8 @@ def find_out(images: EncodedImages, size: tuple[int, int], channels: int, pictur
         pictures: to see in training.
 
     Returns:
-        What was found; None where that says nothing: of fewer than eight identities with two pictures, or where the
-        network has learned too little to know any again.
+        What was found; None where that says nothing: of fewer than eight identities with two pictures (three, if each
+        has 32), or where the network has learned too little to know any again.
     """
     started = time.process_time()
     trained, held = _split(images.labels, pictures)
@@ -119,7 +121,7 @@ def find_out(images: EncodedImages, size: tuple[int, int], channels: int, pictur
     with _alone():
         x, y = _decoded(images, trained, known)
         asked, identity = _decoded(images, held, known)
-        if _different(y) < _LEAST or _different(identity) < _LEAST:  # the others are broken
+        if min(_different(y), _different(identity)) < _FEWEST:  # the others are broken
             return None
         alike, changes = _asked(_trained(x, y, max(1, pictures // _BATCH)), asked, identity)
     if not alike >= _LEARNED:
@@ -132,12 +134,12 @@ def _different(labels: Tensor) -> int:
 
 
 def _split(labels: NDArray[np.int64], pictures: int) -> tuple[NDArray[np.int64], NDArray[np.int64] | None]:
-    """Places of pictures to train on and to ask about: other identities."""
+    """Places of pictures to train on and to ask about: other identities, or of few the same."""
     counts = np.bincount(labels)
     paired = np.flatnonzero(counts > 1)
     order = paired[np.argsort(stream(0, 19, paired), kind="stable")]
     if len(order) < 2 * _LEAST:
-        return labels[:0], None
+        return _split_each(labels, np.flatnonzero(counts >= _ENOUGH))
     aside = int(np.clip(len(order) // 4, _LEAST, _MOST))
     most = max(_LEAST, pictures // 2 // min(_EACH, int(np.median(counts[paired]))))  # each is seen twice at least
     by_class = np.argsort(labels, kind="stable")
@@ -147,6 +149,21 @@ def _split(labels: NDArray[np.int64], pictures: int) -> tuple[NDArray[np.int64],
     each = max(_EACH, pictures // 2 // max(1, len(few) - aside))
     spread = [rows[np.linspace(0, len(rows) - 1, min(each, len(rows))).astype(np.int64)] for rows in few]
     return np.concatenate(spread[aside:]), np.concatenate([rows[: 2 * _EACH] for rows in spread[:aside]])
+
+
+def _split_each(
+    labels: NDArray[np.int64], identities: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], NDArray[np.int64] | None]:
+    """Some pictures of each identity are asked about, and all others are trained on."""
+    if len(identities) < _FEWEST:
+        return labels[:0], None
+    trained, held = [], []
+    for identity in identities:
+        rows = np.flatnonzero(labels == identity)
+        rows = rows[np.argsort(stream(0, 23, rows), kind="stable")]
+        held.append(rows[: 2 * _EACH])
+        trained.append(rows[2 * _EACH :])
+    return np.concatenate(trained), np.concatenate(held)
 
 
 def _decoded(images: EncodedImages, places: NDArray[np.int64], known: Preprocessing) -> tuple[Tensor, Tensor]:

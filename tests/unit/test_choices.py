@@ -64,6 +64,31 @@ def test_batch_and_length_follow_from_the_pictures(each: int, batch: int, epochs
     assert batch <= 100 * each / 3  # whatever is set aside, an epoch has a full one
 
 
+@pytest.mark.parametrize(
+    ("each", "words", "rate"),
+    [
+        (30, [], None),  # batches of 64
+        (50, [], 4e-3),
+        (100, [], 4e-3),
+        (50, ["data.batch_size=64"], None),
+        (30, ["data.batch_size=128"], 4e-3),
+        (50, ["optimizer=sgd"], None),
+        (50, ["optimizer.lr=1e-3"], None),
+        (50, ["optimizer.reference_batch=64"], None),
+        (50, ["preset=paper_2021"], None),
+        (50, ["backbone=iresnet50"], None),
+        (50, ["init_from=x"], None),
+    ],
+)
+def test_large_batches_have_a_larger_rate(each: int, words: list[str], rate: float | None, default: DictConfig) -> None:
+    pictures = Pictures(np.full(100, each), "a", Counter({(32, 32): 1}), grey=True, equal=False)
+    typed, config = [word.partition("=")[0] for word in words], copy.deepcopy(default)
+    config.data.batch_size = int(words[0].partition("=")[2]) if typed == ["data.batch_size"] else 256
+    made = [choice for choice in choices_for(pictures, config, typed) if choice.key not in typed]
+    found = [choice.value for choice in made if choice.key == "optimizer.lr"]
+    assert found == ([] if rate is None else [rate])
+
+
 @pytest.mark.parametrize(("identities", "margin"), [(2, 0.2), (9, 0.2), (10, 0.5), (1000, 0.5)])
 def test_few_identities_have_a_small_margin(identities: int, margin: float, default: DictConfig) -> None:
     pictures = Pictures(np.full(identities, 50), "a", Counter({(32, 32): 1}), grey=True, equal=False)

@@ -177,8 +177,26 @@ def test_presets_go_by_name() -> None:
     with pytest.raises(ValueError, match="augment='strong' is not one of adaface, affine, affine_flip, camera"):
         IdentityDataModule(Synthetic(), augment="strong")
     assert augmentation({"name": "camera", "strength": 0.5}) == CameraAugmentation(strength=0.5)
+    with pytest.raises(ValueError, match=r"strength=3 of affine must lie in \[0, 2\]"):
+        augmentation({"name": "affine_flip", "strength": 3})
     with pytest.raises(TypeError, match="augment 'camera' does not take strenght"):
         augmentation({"name": "camera", "strenght": 0.5})
+
+
+@pytest.mark.parametrize("kind", ["faces", "objects"])
+def test_mirrored_pictures_are_moved_half_as_far(kind: str) -> None:
+    made = IdentityDataModule(Synthetic(num_classes=4), kind=kind).augment
+    whole = augmentation("affine_flip")
+    assert isinstance(made, Pipeline)
+    assert isinstance(whole, Pipeline)
+    half, far = made.steps[0], whole.steps[0]
+    assert isinstance(half, Place)
+    assert isinstance(far, Place)
+    for name in ("rotation", "shift", "shear", "stretch"):
+        assert getattr(half, name) == pytest.approx(getattr(far, name) / 2)
+    assert half.scale == pytest.approx((0.94, 1.06))
+    assert far.scale == pytest.approx((0.88, 1.12))
+    assert far.shift == pytest.approx(0.06)
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,8 @@ from lightning_pfc.runs import choices
 from lightning_pfc.runs.choice_rules import to_see
 from lightning_pfc.runs.probe import Change, Found, find_out
 
+HALF_AS_FAR = {"name": "affine_flip", "strength": 0.5}
+
 
 class Shapes(EncodedImages):
     """Identities are patterns of 4 x 4 fields, each picture with other noise; symmetrical ones, or none is."""
@@ -45,16 +47,19 @@ class Shapes(EncodedImages):
 
 
 @pytest.mark.parametrize("symmetrical", [True, False])
-def test_mirrored_pictures_keep_an_identity_where_they_do(symmetrical: bool) -> None:
+@pytest.mark.parametrize(("identities", "each", "asked"), [(40, 8, 10), (6, 60, 6)], ids=["of others", "of the same"])
+def test_mirrored_pictures_keep_an_identity_where_they_do(
+    symmetrical: bool, identities: int, each: int, asked: int
+) -> None:
     threads = torch.get_num_threads()
     torch.manual_seed(5)
     first = torch.rand(1)
     torch.manual_seed(5)
-    found = find_out(Shapes(symmetrical), (32, 32), 1, 1500)
+    found = find_out(Shapes(symmetrical, identities, each), (32, 32), 1, 1500)
     assert torch.rand(1) == first  # nobody else's random numbers were taken
     assert torch.get_num_threads() == threads
     assert found is not None
-    assert found.identities == 10
+    assert found.identities == asked
     assert ("flip" in found.kept) == symmetrical, found.told()
     assert found.alike > 0.8
     assert f"{found.alike:.0%}, as two of one identity" in found.told()
@@ -75,15 +80,16 @@ def test_nothing_is_said_where_nothing_was_learned() -> None:
     shapes.labels = np.random.default_rng(1).permutation(shapes.labels)
     assert find_out(shapes, (32, 32), 1, 640) is None
     assert find_out(Shapes(symmetrical=False, identities=7), (32, 32), 1, 64) is None
+    assert find_out(Shapes(symmetrical=False, identities=2, each=60), (32, 32), 1, 64) is None
     shapes.read = lambda index: b"broken"  # type: ignore[method-assign]
     assert find_out(shapes, (32, 32), 1, 64) is None
 
 
 @pytest.mark.parametrize(
     ("changed", "augment"),
-    [((0.9, 0.9), "affine_flip"), ((0.9, 0.7), "affine"), ((0.7, 0.9), "flip"), ((0.7, 0.7), "none")],
+    [((0.9, 0.9), HALF_AS_FAR), ((0.9, 0.7), "affine"), ((0.7, 0.9), "flip"), ((0.7, 0.7), "none")],
 )
-def test_what_follows(changed: tuple[float, float], augment: str) -> None:
+def test_what_follows(changed: tuple[float, float], augment: str | dict[str, Any]) -> None:
     affine, flip = changed
     itself = {"affine": Change(affine, 0.9), "flip": Change(flip, 0.9)}
     known = {"affine": Change(0.9, affine - 0.1), "flip": Change(0.9, flip - 0.1)}

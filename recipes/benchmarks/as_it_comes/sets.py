@@ -1,7 +1,6 @@
 """Small sets of many kinds, made here, as folders: ``SET/train/IDENTITY/*.png`` and ``SET/test/IDENTITY/*.png``.
 
-    python sets.py sets/                     # all that can be made
-    python sets.py sets/ --faces lfw.tar     # and faces of a tar of IDENTITY/*.jpg
+    python sets.py sets/ --faces lfw.tar     # all that can be made, and faces of a tar of IDENTITY/*.jpg
     python sets.py sets/ --fashion usr/share/datasets/fashion-mnist --places skimage/data    # of a package each
 
 The identities of ``test`` are never among those of ``train``.
@@ -14,7 +13,9 @@ import gzip
 import io
 import tarfile
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
+from string import ascii_letters
 from typing import TypeAlias
 
 import numpy as np
@@ -56,10 +57,9 @@ def letters(count: int, each: int, seed: int) -> Iterator[list[Picture]]:
     """A letter is an identity; a picture is it in one of many typefaces, slants and weights."""
     rng = np.random.default_rng(seed)
     unlike = "ABCDEFGHIJKLMNOPQRSTUVWXYZ23456789abdefghmnqrt"  # of upper and lower case alike, one
-    whole = [path for path in latin_fonts() if not path.stem.endswith(("Display", "cmex10", "cmsy10"))]
     for text in rng.permutation(list(unlike))[:count].tolist():
-        styles = rng.permutation(len(whole) * 9)[:each].tolist()
-        drawn = [(letter(text, ImageFont.truetype(str(whole[s // 9]), 26)), s) for s in styles]
+        styles = rng.permutation(len(latin_fonts()) * 9)[:each].tolist()
+        drawn = [(letter(text, ImageFont.truetype(str(latin_fonts()[s // 9]), 26)), s) for s in styles]
         yield [placed(slanted(p, (-0.35, 0.0, 0.35)[s % 3], (-1, 0, 1)[s // 3 % 3]), rng, small=True) for p, s in drawn]
 
 
@@ -169,7 +169,7 @@ def seen_again(photograph: Picture, x: int, y: int, rng: Random) -> Picture:
 SETS = {
     # name: (maker, identities, pictures of each, identities to test)
     "characters": (characters, 800, 10, 300),
-    "typefaces": (typefaces, 240, 30, 80),
+    "typefaces": (typefaces, 198, 30, 80),
     "few_large": (characters, 40, 200, 25),
     "many_by_two": (characters, 4000, 2, 500),
     "drawings": (drawings, 600, 12, 200),
@@ -274,12 +274,18 @@ def cjk_fonts() -> list[ImageFont.FreeTypeFont]:
     return [ImageFont.truetype(str(path), 26) for path in found]
 
 
+@cache
 def latin_fonts() -> list[Path]:
-    """Faces with Latin letters that matplotlib carries."""
-    import matplotlib
+    """Faces of matplotlib with every Latin letter, by its name: symbols have the codes of letters, too."""
+    import matplotlib as mpl
+    from matplotlib.ft2font import FT2Font
 
-    folder = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
-    return sorted(p for p in folder.glob("*.ttf") if p.name.startswith(("DejaVuS", "STIXGeneral", "cm")))[:40]
+    def is_latin(path: Path) -> bool:
+        font = FT2Font(str(path))
+        glyphs = font.get_charmap()
+        return all(ord(c) in glyphs and font.get_glyph_name(glyphs[ord(c)]) == c for c in ascii_letters)
+
+    return sorted(filter(is_latin, (Path(mpl.get_data_path()) / "fonts" / "ttf").glob("*.ttf")))
 
 
 def main() -> None:

@@ -76,10 +76,10 @@ def study(arguments: argparse.Namespace) -> None:
         contestants += [("words", words) for words in (grid() if arguments.grid else arguments.words)]
         for contestant, words in contestants:
             key = {"set": name, "seed": seed, "share": arguments.share, "contestant": contestant, "words": words}
-            known = [r for r in read(arguments.log) if key.items() <= r.items() and r["rules"] == arguments.rules]
+            known = [r for r in read(arguments.log) if key.items() <= r.items() and r["rules"] == arguments.rules[-1]]
             if not known:
                 result = run(contestant, place, seed, seconds, [epochs, *words.split()])
-                known = [{**key, "rules": arguments.rules, **result}]
+                known = [{**key, "rules": arguments.rules[-1], **result}]
                 with arguments.log.open("a") as log:
                     log.write(json.dumps(known[0]) + "\n")
             print(name, seed, contestant, words, f"{known[0]['rank1']:.1f} ({known[0]['seconds']:.0f} s)", flush=True)
@@ -93,7 +93,7 @@ def read(log: Path) -> list[dict[str, Any]]:
 
 def table(arguments: argparse.Namespace) -> None:
     """Markdown; a figure is the mean over seeds, with each seed behind it."""
-    rows = [r for r in read(arguments.log) if r["rules"] == arguments.rules and r["share"] == arguments.share]
+    rows = latest([r for r in read(arguments.log) if r["share"] == arguments.share], arguments.rules)
     if arguments.plot:
         draw(rows, arguments.plot)
     print("| set | CPU s | as it comes | cross entropy | ArcFace | best of further points, seed 0 | short of it |")
@@ -108,6 +108,14 @@ def table(arguments: argparse.Namespace) -> None:
         cells.append("" if best is None else f"{best['rank1']:.1f} of {len(points)}: `{best['words']}`")
         cells.append("" if best is None else short(best, own))
         print(f"| {name} | {seconds:.0f} | {' | '.join(cells)} |")
+
+
+def latest(rows: list[dict[str, Any]], rules: list[str]) -> list[dict[str, Any]]:
+    """Of each run the one with the last of these rules."""
+    found = {}
+    for row in sorted((r for r in rows if r["rules"] in rules), key=lambda r: rules.index(r["rules"])):
+        found[row["set"], row["seed"], row["contestant"], row["words"]] = row
+    return list(found.values())
 
 
 def short(best: dict[str, Any], own: list[dict[str, Any]]) -> str:
@@ -131,7 +139,12 @@ def main() -> None:
     parser.add_argument("--scripts", nargs="*", choices=PLAIN, default=PLAIN, help="beside it; none: --scripts alone")
     parser.add_argument("--grid", action="store_true")
     parser.add_argument("--words", nargs="*", default=[], help="further points, each the words of a run")
-    parser.add_argument("--rules", default="", help="a name for the rules of this version, kept in the log")
+    parser.add_argument(
+        "--rules",
+        nargs="+",
+        default=[""],
+        help="name of this version's, kept in the log; --table: of each run the last",
+    )
     parser.add_argument("--log", type=Path, default=Path("results.jsonl"))
     parser.add_argument("--table", action="store_true")
     parser.add_argument("--plot", type=Path, help="with --table: where the differences are drawn")
