@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import lightning as L
-import numpy as np
 import torch
 from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
@@ -27,6 +26,7 @@ from lightning_pfc.models.neck import create_neck
 from lightning_pfc.models.reviewed import MODULE_ARGUMENTS, check_sizes, module_arguments, review_backbone
 from lightning_pfc.optim.factory import create_optimizer, create_scheduler
 from lightning_pfc.optim.schedules import describe_lr
+from lightning_pfc.training_data import class_counts, global_batch_size
 from lightning_pfc.validation import ClosedSetEvaluation, Evaluation, make_evaluations
 
 
@@ -233,7 +233,7 @@ class PartialFCModule(L.LightningModule):
         """Tell the heads how many images each class has, where a sampler wants to know."""
         for name, head in iter_heads(self):
             if head.sampler.needs_counts:
-                head.set_class_counts(_class_counts(self.trainer, name, head))
+                head.set_class_counts(class_counts(self.trainer, name, head))
 
     def on_validation_start(self) -> None:
         """Choose the metrics that the data module declares: closed-set classification or open-set verification."""
@@ -353,27 +353,3 @@ class PartialFCModule(L.LightningModule):
 
 def _record(value: Preprocessing | Mapping[str, Any] | None) -> Preprocessing | None:
     return value if value is None or isinstance(value, Preprocessing) else Preprocessing.from_config(value)
-
-
-def _class_counts(trainer: L.Trainer, name: str, head: PartialFC) -> Tensor:
-    """How many training images each class of a head has, from the data module."""
-    data: Any = getattr(getattr(trainer, "datamodule", None), "data", None)
-    labels = getattr(data, "labels", None)
-    if labels is None or data.num_classes != head.num_classes:
-        raise ValueError(
-            f"{name}.sampler={head.sampler} needs the number of images of each class, which this data module does not "
-            "tell; call head.set_class_counts(counts) in on_fit_start."
-        )
-    every = torch.as_tensor(labels[np.arange(len(labels))]).flatten()  # an array, or something that computes them
-    return torch.bincount(every[every >= 0], minlength=head.num_classes)
-
-
-def global_batch_size(trainer: L.Trainer) -> int | None:
-    """Samples per optimizer step over all ranks and accumulated batches; None if the data loader does not tell."""
-    loader = trainer.train_dataloader
-    size = (
-        getattr(loader, "batch_size", None)
-        or getattr(getattr(loader, "batch_sampler", None), "batch_size", None)
-        or getattr(getattr(trainer, "datamodule", None), "batch_size", None)
-    )
-    return int(size) * trainer.world_size * trainer.accumulate_grad_batches if size else None

@@ -24,7 +24,7 @@ OF_NO_FOLDER = {
     ),
     "module": (
         "PartialFCModule, and what becomes of its arguments.",
-        {"hyperparameters", "module"},
+        {"hyperparameters", "module", "training_data"},
     ),
 }
 """Rooms of small files: what each is for, and which."""

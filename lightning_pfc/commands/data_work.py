@@ -83,6 +83,7 @@ def _read_positions(path: str, count: int) -> npt.NDArray[np.int64]:
 def check(options: argparse.Namespace) -> int:
     """Count, and find broken, duplicate and leaked images."""
     from lightning_pfc.data.curation import check as checking
+    from lightning_pfc.data.curation import check_report
 
     if options.workers < 1:
         raise ValueError(f"--workers is {options.workers}; it is at least 1.")
@@ -97,12 +98,12 @@ def check(options: argparse.Namespace) -> int:
         progress=not options.quiet,
         max_pixels=options.max_pixels,
     )
-    print(checking.describe(report))
+    print(check_report.describe(report))
     if options.png:
-        checking.plot_histogram(report, options.png)
+        check_report.plot_histogram(report, options.png)
     if options.json:
         with write_whole(options.json, "w", encoding="utf-8") as file:
-            json.dump(checking.summary(report), file, indent=1)
+            json.dump(check_report.summary(report), file, indent=1)
     if options.list:
         rows = ((place, reason, images.locate(place)) for place, reason in checking.suspects(report))
         write_table(options.list, ("image", "reason", "place"), rows)

@@ -16,8 +16,8 @@ from lightning_utilities.core.rank_zero import rank_zero_info
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from lightning_pfc.data.batches import EvaluationBatches, evaluation_loader
 from lightning_pfc.data.camera import to_float
+from lightning_pfc.data.evaluation_batches import EvaluationBatches, evaluation_loader
 from lightning_pfc.data.formats.base import EncodedImages
 from lightning_pfc.data.preprocessing import Preprocessing
 from lightning_pfc.heads.softmax.top_classes import TopClasses

@@ -14,14 +14,9 @@ from torch.utils.data import DataLoader
 
 from lightning_pfc.checked import check_arguments
 from lightning_pfc.data.augment import KINDS, Augment, augmentation, mirrors
-from lightning_pfc.data.batches import (
-    BatchPlan,
-    EvaluationBatches,
-    TrainingBatches,
-    TrainingLoader,
-    evaluation_loader,
-)
+from lightning_pfc.data.batches import BatchPlan, TrainingBatches, TrainingLoader
 from lightning_pfc.data.dali import Dali, make_loader
+from lightning_pfc.data.evaluation_batches import EvaluationBatches, evaluation_loader
 from lightning_pfc.data.mixing import Mix
 from lightning_pfc.data.numbering import numbered_as, numbered_if_same
 from lightning_pfc.data.orders import Order

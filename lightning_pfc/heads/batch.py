@@ -1,4 +1,4 @@
-"""The batch of all ranks: checked on each, agreed on by all, and brought together."""
+"""The batch of all ranks: one message of sizes and errors before the loss, then one all-gather brings it together."""
 
 from __future__ import annotations
 

@@ -16,7 +16,8 @@ from PIL import Image
 
 from lightning_pfc.commands.data import main
 from lightning_pfc.data.curation.alignment import TEMPLATE, align, read_landmarks, similarity_transform
-from lightning_pfc.data.curation.check import check, histogram, suspects
+from lightning_pfc.data.curation.check import check, suspects
+from lightning_pfc.data.curation.check_report import histogram
 from lightning_pfc.data.curation.clean import find
 from lightning_pfc.data.curation.convert import convert
 from lightning_pfc.data.format_names import WRITABLE

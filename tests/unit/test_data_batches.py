@@ -12,15 +12,9 @@ from numpy.typing import NDArray
 
 from lightning_pfc.data import IdentityDataModule, Synthetic
 from lightning_pfc.data.augment import RandomFlip
-from lightning_pfc.data.batches import (
-    BatchNumber,
-    BatchPlan,
-    EvaluationBatches,
-    TrainingBatches,
-    TrainingLoader,
-    evaluation_loader,
-)
+from lightning_pfc.data.batches import BatchNumber, BatchPlan, TrainingBatches, TrainingLoader
 from lightning_pfc.data.camera import CameraAugmentation, to_float
+from lightning_pfc.data.evaluation_batches import EvaluationBatches, evaluation_loader
 from lightning_pfc.data.images import ArrayImages
 from lightning_pfc.data.orders import ShuffledOrder
 

@@ -15,7 +15,8 @@ from PIL import Image
 from lightning_pfc.config import compose, explain
 from lightning_pfc.data import Files, IdentityDataModule
 from lightning_pfc.data.curation.alignment import TEMPLATE, align_files
-from lightning_pfc.data.curation.check import check, describe, summary, suspects
+from lightning_pfc.data.curation.check import check, suspects
+from lightning_pfc.data.curation.check_report import describe, summary
 from lightning_pfc.data.formats import (
     FolderImages,
     FormatError,
