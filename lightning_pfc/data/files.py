@@ -7,6 +7,7 @@ import logging
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -21,7 +22,7 @@ from lightning_pfc.data.entries import folders_in
 from lightning_pfc.data.formats.base import EncodedImages
 from lightning_pfc.data.formats.decoded import DecodedImages
 from lightning_pfc.data.formats.folder import FolderImages
-from lightning_pfc.data.formats.readers import open_images
+from lightning_pfc.data.formats.readers import guess_format, open_images
 from lightning_pfc.data.formats.subset import Subset
 from lightning_pfc.data.pictures.decoding import MAX_PIXELS
 from lightning_pfc.data.preprocessing import Fit, Preprocessing, Resampling
@@ -174,11 +175,18 @@ class Files:
         try:
             encoded = open_images(path, self.format, allow=self.allow, **self.options)
         except FileNotFoundError as error:
+            if Path(path).is_file():
+                raise ValueError(
+                    f"{argument}={os.fspath(path)!r} is a file, and {self.format} data lie in a folder. Take "
+                    f"data={guess_format(path)}, or give the folder."
+                ) from error
             raise FileNotFoundError(
                 f"{argument}={os.fspath(path)!r}: {error}. Give a folder with a sub-folder of images per identity, or "
                 "a file of labelled images; a relative path starts at the folder in which the command was started "
                 f"(here {os.getcwd()})."
             ) from error
+        if isinstance(encoded, FolderImages) and encoded.num_classes == 1:
+            _refuse_a_list(argument, encoded.root, str(encoded.identities[0]))
         if isinstance(encoded, FolderImages) and self.empty_classes == "raise":
             folders = set(folders_in(Enclosure(path, self.allow)))
             if empty := sorted(folders - set(encoded.identities.tolist())):
@@ -301,3 +309,17 @@ class _Names:
 
     def __getitem__(self, index: int) -> str:
         return str(self._identities[index])
+
+
+def _refuse_a_list(argument: str, root: Path, identity: str) -> None:
+    """All pictures in one folder and a list beside it: the list knows whose they are.
+
+    Raises:
+        ValueError: it is so.
+    """
+    lists = sorted(path for path in root.iterdir() if path.suffix in (".lst", ".tsv", ".csv"))
+    if lists:
+        raise ValueError(
+            f"{argument}={os.fspath(root)!r}: all images lie below {identity}, which would be one identity, and "
+            f"{lists[0].name} lies beside it. Take data=list with {lists[0]}, or take the list away."
+        )

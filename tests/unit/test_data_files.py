@@ -167,3 +167,17 @@ def test_another_size_is_refused_or_fitted(tmp_path: Path) -> None:
 def test_arguments_without_meaning_are_refused(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Files(path="anywhere", **arguments)
+
+
+def test_a_list_is_not_read_as_a_folder(tmp_path: Path) -> None:
+    """The pictures of a list lie in one folder, which is no identity; and a file is no folder, though it is there."""
+    root = make_folder(tmp_path / "set" / "images", classes=2)
+    (tmp_path / "set" / "list.tsv").write_text("images/person 000/0.jpg\ta\nimages/person 001/0.jpg\tb\n")
+    with pytest.raises(
+        ValueError, match=r"path=.*below images, which would be one identity.*Take data=list with .*list"
+    ):
+        opened(root.parent)
+    with pytest.raises(ValueError, match=r"path=.*list.tsv' is a file.*Take data=list, or give the folder"):
+        opened(root.parent / "list.tsv", format="folder")
+    (tmp_path / "set" / "list.tsv").rename(tmp_path / "list.tsv")
+    assert opened(root.parent, val_share=0, test_share=0, task="closed").num_classes == 1
