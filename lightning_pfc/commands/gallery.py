@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lightning_pfc.commands.output import may_be_cut_short
+from lightning_pfc.commands.photo_words import add_photo_words, photos_of
 from lightning_pfc.commands.pixels import add_max_pixels
 from lightning_pfc.commands.running import run_command
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from lightning_pfc.deploy.recogniser import Recogniser
     from lightning_pfc.gallery import Gallery
     from lightning_pfc.gallery.enrolling import PictureFile
+    from lightning_pfc.gallery.records import Photos
 
 _EPILOG = """examples
   pfc-gallery build staff photos/ --model runs/X/export
@@ -116,8 +118,7 @@ def _parser() -> argparse.ArgumentParser:
         )
     for one in (build, add, search, reembed):
         one.add_argument("--engine", help="onnxruntime, openvino or torch (default: what the export was made for)")
-        one.add_argument("--photos", action="store_true", help="pictures are photos: the largest face in each is taken")
-        one.add_argument("--detector", type=Path, metavar="FILE", help="YuNet or SCRFD (default: that of the export)")
+        add_photo_words(one, "largest face", "" if one is build else " (default: as the gallery was built)")
         add_max_pixels(one)
     return parser
 
@@ -132,9 +133,10 @@ def _build(options: argparse.Namespace) -> int:
     from lightning_pfc.gallery.errors import GalleryError
 
     images = _folder(options.folder, options.allow)
-    recogniser = _recogniser(options.model, options)
+    photos = photos_of(options)
+    recogniser = _recogniser(options.model, options, photos)
     one_at_least(recogniser, images)
-    with create_gallery(options.gallery, model_record(recogniser), options.pooling) as gallery:
+    with create_gallery(options.gallery, model_record(recogniser), options.pooling, photos) as gallery:
         try:
             return enrol(gallery, recogniser, images, not options.no_previews)
         except GalleryError as error:
@@ -211,6 +213,7 @@ def _info(options: argparse.Namespace) -> int:
 
     with _gallery(options, for_reading=True) as gallery:
         found: dict[str, Any] = dataclasses.asdict(gallery.info())
+        photos = gallery.store.photos
     if options.json:
         print(json.dumps(found))
         return 0
@@ -222,6 +225,8 @@ def _info(options: argparse.Namespace) -> int:
         "export": model["source"],
     }.items():
         print(f"{name.replace('_', ' '):14} {value:,}" if isinstance(value, int) else f"{name:14} {value}")
+    if photos is not None and photos.taken:
+        print(f"pictures are photos, whose faces are found by {photos.detector or 'the detector of the export'}")
     if (readers := who_else_may_read(options.gallery)) is not None:
         print(f"may be read by {readers}; `chmod go= {options.gallery}/gallery.sqlite3*` keeps others out")
     return 0
@@ -263,7 +268,7 @@ def _reembed(options: argparse.Namespace) -> int:
             gallery.store.abort_next()
             print(f"{options.gallery} stays with the model that serves")
             return 0
-        recogniser = _recogniser(options.model, options)
+        recogniser = _recogniser(options.model, options, photos_of(options, gallery.store.photos))
         _, pictures = gallery.store.count()
         missing: list[str] = []
         sources = options.folder, options.from_previews
@@ -290,13 +295,12 @@ def _gallery(options: argparse.Namespace, *, for_reading: bool = False) -> Galle
     return open_gallery(options.gallery, for_reading=for_reading)
 
 
-def _recogniser(export: Path, options: argparse.Namespace) -> Recogniser:
+def _recogniser(export: Path, options: argparse.Namespace, photos: Photos) -> Recogniser:
     from lightning_pfc.deploy.recogniser import Recogniser
 
-    if options.detector is not None and not options.photos:
-        raise ValueError(f"--detector {options.detector} finds faces in photos; add --photos.")
+    detector = photos.detector or None
     return Recogniser.load(
-        export, options.engine, photos=options.photos, detector=options.detector, max_pixels=options.max_pixels
+        export, options.engine, photos=photos.taken, detector=detector, max_pixels=options.max_pixels
     )
 
 
@@ -307,7 +311,7 @@ def _model_of(gallery: Gallery, options: argparse.Namespace) -> Recogniser:
     source = options.model or (Path(known.source) if known.source else None)
     if source is None or not source.exists():
         raise ValueError(f"the gallery's model is not at {known.source or 'any place'} any more; give --model EXPORT.")
-    recogniser = _recogniser(source, options)
+    recogniser = _recogniser(source, options, photos_of(options, gallery.store.photos))
     gallery.check_model(model_record(recogniser))
     return recogniser
 

@@ -6,10 +6,15 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from lightning_pfc.commands.imports import large_imports
 from lightning_pfc.commands.output import may_be_cut_short
+from lightning_pfc.commands.photo_words import add_photo_words, photos_of
 from lightning_pfc.commands.running import run_command
+
+if TYPE_CHECKING:
+    from lightning_pfc.gallery import Photos
 
 _EPILOG = """examples
   pfc-serve runs/X/export --gallery staff
@@ -46,8 +51,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--port", type=int, default=8000, help="0 takes a free one (default: 8000)")
     parser.add_argument("--engine", help="onnxruntime, openvino or torch (default: what the export was made for)")
     parser.add_argument("--threads", type=int, default=0, help="of one call of the network; 0: the engine chooses")
-    parser.add_argument("--photos", action="store_true", help="pictures are photos: the face in each is found first")
-    parser.add_argument("--detector", type=Path, metavar="FILE", help="YuNet or SCRFD (default: that of the export)")
+    add_photo_words(parser, "face", " (default: as the gallery was built)")
     parser.add_argument("--keys", type=Path, metavar="FILE", help="file of keys (default: keys.json in the gallery)")
     parser.add_argument("--make-key", metavar="NAME", help="make a key, print it, and end")
     parser.add_argument("--remove-key", metavar="NAME", help="remove a key, and end")
@@ -123,8 +127,6 @@ def _serve(path: Path | None, options: argparse.Namespace) -> int:
         from lightning_pfc.service.telemetry import Telemetry
         from lightning_pfc.service.whole_log import whole_log
 
-    if options.detector is not None and not options.photos:
-        raise ValueError(f"--detector {options.detector} finds faces in photos; add --photos.")
     if options.read_only and options.gallery is None:
         raise ValueError("--read-only is about a gallery; give --gallery, or leave it out.")
     keys = KeyFile(path)
@@ -144,8 +146,13 @@ def _serve(path: Path | None, options: argparse.Namespace) -> int:
     if options.tls is not None:
         check_tls(*options.tls)
     limits = Limits(**_limits(options))
+    photos = photos_of(options, None if options.gallery is None else _remembered(options.gallery))
     recogniser = Recogniser.load(
-        options.export, options.engine, threads=options.threads, photos=options.photos, detector=options.detector
+        options.export,
+        options.engine,
+        threads=options.threads,
+        photos=photos.taken,
+        detector=photos.detector or None,
     )
     sock = listening_socket(options.host, options.port)
     telemetry = Telemetry()
@@ -160,6 +167,13 @@ def _serve(path: Path | None, options: argparse.Namespace) -> int:
         serve(create_app(state, keys), sock, grace=options.grace, tls=tuple(options.tls) if options.tls else None)
         telemetry.event("ended")
     return 0
+
+
+def _remembered(address: str) -> Photos | None:
+    from lightning_pfc.gallery.addresses import open_gallery
+
+    with open_gallery(address, for_reading=True) as gallery:
+        return gallery.store.photos
 
 
 def _limits(options: argparse.Namespace) -> dict[str, int]:

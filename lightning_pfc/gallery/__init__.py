@@ -10,7 +10,7 @@ from lightning_pfc.gallery.errors import (
     UnknownIdentityError,
 )
 from lightning_pfc.gallery.gallery import Gallery
-from lightning_pfc.gallery.records import GalleryInfo, Identity, Match, ModelRecord, NewPicture
+from lightning_pfc.gallery.records import GalleryInfo, Identity, Match, ModelRecord, NewPicture, Photos
 
 __all__ = [
     "Gallery",
@@ -25,5 +25,6 @@ __all__ = [
     "NewPicture",
     "NotAGalleryError",
     "OtherModelError",
+    "Photos",
     "UnknownIdentityError",
 ]

@@ -7,13 +7,13 @@ from pathlib import Path
 
 from lightning_pfc.gallery.errors import GalleryError
 from lightning_pfc.gallery.gallery import Gallery
-from lightning_pfc.gallery.records import ModelRecord
+from lightning_pfc.gallery.records import ModelRecord, Photos
 from lightning_pfc.gallery.sqlite_schema import DATABASE
 
 _POSTGRES = ("postgresql://", "postgres://")
 
 
-def create_gallery(address: str, model: ModelRecord, pooling: str = "max") -> Gallery:
+def create_gallery(address: str, model: ModelRecord, pooling: str = "max", photos: Photos | None = None) -> Gallery:
     """A new, empty gallery.
 
     Raises:
@@ -23,8 +23,8 @@ def create_gallery(address: str, model: ModelRecord, pooling: str = "max") -> Ga
     if address.startswith(_POSTGRES):
         from lightning_pfc.gallery.postgres_store import PostgresStore
 
-        return Gallery(PostgresStore.create(address, model, pooling))
-    return Gallery.create(Path(address), model, pooling=pooling)
+        return Gallery(PostgresStore.create(address, model, pooling, photos))
+    return Gallery.create(Path(address), model, pooling=pooling, photos=photos)
 
 
 def open_gallery(address: str, *, for_reading: bool = False) -> Gallery:

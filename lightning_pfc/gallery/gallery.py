@@ -13,7 +13,7 @@ from typing_extensions import Self
 
 from lightning_pfc.gallery.errors import GalleryError, OtherModelError, UnknownIdentityError
 from lightning_pfc.gallery.followers import Searcher, follower
-from lightning_pfc.gallery.records import GalleryInfo, Identity, Match, ModelRecord, NewPicture, as_unit
+from lightning_pfc.gallery.records import GalleryInfo, Identity, Match, ModelRecord, NewPicture, Photos, as_unit
 from lightning_pfc.gallery.sqlite_schema import VERSION
 from lightning_pfc.gallery.sqlite_store import SqliteStore
 from lightning_pfc.gallery.store import Store
@@ -37,7 +37,13 @@ class Gallery:
 
     @classmethod
     def create(
-        cls, folder: str | Path, model: ModelRecord, *, pooling: str = "max", precision: str = "float16"
+        cls,
+        folder: str | Path,
+        model: ModelRecord,
+        *,
+        pooling: str = "max",
+        precision: str = "float16",
+        photos: Photos | None = None,
     ) -> Self:
         """A new, empty gallery.
 
@@ -46,11 +52,12 @@ class Gallery:
             model: what makes the vectors.
             pooling: how the scores of an identity's pictures become one: "max" or "mean".
             precision: of the index.
+            photos: whether pictures are photos; what adds to it or searches it from the command line goes by that.
 
         Raises:
             GalleryError: if there is one already, or the folder cannot be written.
         """
-        return cls(SqliteStore.create(Path(folder), model, pooling), precision)
+        return cls(SqliteStore.create(Path(folder), model, pooling, photos), precision)
 
     @classmethod
     def open(cls, folder: str | Path, *, precision: str = "float16", for_reading: bool = False) -> Self:

@@ -18,7 +18,16 @@ from lightning_pfc.gallery.names import check_name, check_pooling, exists_alread
 from lightning_pfc.gallery.postgres_database import PostgresDatabase
 from lightning_pfc.gallery.postgres_schema import TABLES, VERSION
 from lightning_pfc.gallery.postgres_vectors import BATCH, to_text
-from lightning_pfc.gallery.records import Identity, Match, ModelRecord, NewPicture, VectorBatch, Vectors, as_unit
+from lightning_pfc.gallery.records import (
+    Identity,
+    Match,
+    ModelRecord,
+    NewPicture,
+    Photos,
+    VectorBatch,
+    Vectors,
+    as_unit,
+)
 from lightning_pfc.gallery.store import Pending, Position
 
 
@@ -39,11 +48,11 @@ class PostgresStore:
     def __init__(self, address: str) -> None:
         self.database = PostgresDatabase(address)
         settings = self.database.settings()
-        self.pooling = settings["pooling"]
+        self.pooling, self.photos = settings["pooling"], Photos.of_settings(settings)
         self.reload_model()
 
     @classmethod
-    def create(cls, address: str, model: ModelRecord, pooling: str) -> PostgresStore:
+    def create(cls, address: str, model: ModelRecord, pooling: str, photos: Photos | None = None) -> PostgresStore:
         """A new, empty gallery in the schema ``pfc_gallery`` of a database.
 
         Raises:
@@ -59,7 +68,8 @@ class PostgresStore:
                 database.execute(TABLES)
                 statement = "INSERT INTO models (sha256, width, source) VALUES (%s, %s, %s) RETURNING id"
                 number = database.execute(statement, (model.sha256, model.width, model.source)).fetchone()[0]
-                for name, value in {"version": VERSION, "model": number, "generation": 0, "pooling": pooling}.items():
+                first = {"version": VERSION, "model": number, "generation": 0, "pooling": pooling}
+                for name, value in {**first, **(photos.to_settings() if photos else {})}.items():
                     database.set(name, value)
         finally:
             database.close()

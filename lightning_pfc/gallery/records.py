@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -25,6 +26,27 @@ class ModelRecord:
     sha256: str
     width: int
     source: str
+
+
+class Photos(NamedTuple):
+    """What the pictures of a gallery are: photos, in which a face is found first, or pictures of one thing.
+
+    Attributes:
+        taken: whether they are photos.
+        detector: file of the detector; "" is the one of the export.
+    """
+
+    taken: bool
+    detector: str = ""
+
+    @classmethod
+    def of_settings(cls, settings: Mapping[str, str]) -> Photos | None:
+        """As a store remembers it; None where nobody said."""
+        return cls(settings["photos"] == "1", settings.get("detector", "")) if "photos" in settings else None
+
+    def to_settings(self) -> dict[str, str]:
+        """For a store to remember."""
+        return {"photos": "1" if self.taken else "0", "detector": self.detector}
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ import numpy as np
 from lightning_pfc.data.errors import FormatError
 from lightning_pfc.data.formats.folder import read_image_file
 from lightning_pfc.deploy.errors import NoFaceError
-from lightning_pfc.deploy.pictures import Pixels
+from lightning_pfc.deploy.pictures import Pixels, prepare
 from lightning_pfc.deploy.recogniser import Recogniser
 from lightning_pfc.gallery.enrolling import BATCH, model_record
 from lightning_pfc.gallery.gallery import Gallery
@@ -46,7 +46,7 @@ def reembed(
         read: list[tuple[int, Pixels]] = []
         for one in waiting:
             with _told(one, missing):
-                read.append((one.picture, recogniser.prepare(_data(one, folder, from_previews, other_bytes))))
+                read.append((one.picture, _pixels(one, recogniser, folder, from_previews, other_bytes)))
         if read:
             rows = recogniser.embed_pixels(np.stack([pixels for _, pixels in read]))
             store.put_next(model, [(picture, row) for (picture, _), row in zip(read, rows, strict=True)])
@@ -61,19 +61,22 @@ def _told(one: Pending, missing: list[str]) -> Iterator[None]:
         missing.append(f"picture {one.picture} of {one.identity}: {error}")
 
 
-def _data(one: Pending, folder: Path | None, from_previews: bool, other_bytes: bool) -> bytes:
-    """Its encoded bytes.
+def _pixels(
+    one: Pending, recogniser: Recogniser, folder: Path | None, from_previews: bool, other_bytes: bool
+) -> Pixels:
+    """What the network sees of it.
 
     Raises:
-        FormatError: they are nowhere.
+        FormatError: it is nowhere.
+        NoFaceError: it is a photo without a face.
     """
     files = [] if folder is None else list(_below(folder, one.source))
     for path in files:
         data = read_image_file(path)
         if other_bytes or hashlib.sha256(data).hexdigest() == one.digest:
-            return data
-    if from_previews and one.preview is not None:
-        return one.preview
+            return recogniser.prepare(data)
+    if from_previews and one.preview is not None:  # of a photo it is the face that was found in it
+        return prepare(one.preview, recogniser.description.preprocessing, max_pixels=recogniser.max_pixels)
     if files:
         raise FormatError("has other bytes than the picture that was enrolled; --other-bytes takes it", path=files[0])
     raise FormatError(f"{one.source or 'no file'} is not in the folder")

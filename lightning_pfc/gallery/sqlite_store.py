@@ -16,7 +16,7 @@ import numpy.typing as npt
 from lightning_pfc.gallery import sqlite_answers, sqlite_care, sqlite_moving, sqlite_vectors
 from lightning_pfc.gallery.errors import GalleryError, UnknownIdentityError
 from lightning_pfc.gallery.names import check_name, check_pooling, exists_already, metadata_json, unknown
-from lightning_pfc.gallery.records import Identity, ModelRecord, NewPicture, VectorBatch, Vectors, as_unit
+from lightning_pfc.gallery.records import Identity, ModelRecord, NewPicture, Photos, VectorBatch, Vectors, as_unit
 from lightning_pfc.gallery.sqlite_file import SqliteFile
 from lightning_pfc.gallery.sqlite_schema import DATABASE, create_database
 from lightning_pfc.gallery.sqlite_vectors import BATCH
@@ -42,7 +42,7 @@ class SqliteStore:
             self._file.emptied_log()
 
     @classmethod
-    def create(cls, folder: Path, model: ModelRecord, pooling: str) -> SqliteStore:
+    def create(cls, folder: Path, model: ModelRecord, pooling: str, photos: Photos | None = None) -> SqliteStore:
         """A new, empty gallery.
 
         Raises:
@@ -57,6 +57,10 @@ class SqliteStore:
                     (model.sha256, model.width, model.source),
                 ),
                 ("INSERT INTO settings VALUES ('model', '1'), ('generation', '0'), ('pooling', ?)", (pooling,)),
+                *(
+                    ("INSERT INTO settings VALUES (?, ?)", one)
+                    for one in (photos.to_settings().items() if photos else ())
+                ),
             ],
         )
         return cls(folder)
@@ -70,6 +74,11 @@ class SqliteStore:
     def pooling(self) -> str:
         """See :attr:`Store.pooling`."""
         return self._file.settings()["pooling"]
+
+    @property
+    def photos(self) -> Photos | None:
+        """See :attr:`Store.photos`."""
+        return Photos.of_settings(self._file.settings())
 
     def close(self) -> None:
         """Let go of the file; the log beside it goes with it."""

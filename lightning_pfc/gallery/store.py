@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import numpy as np
 import numpy.typing as npt
 
-from lightning_pfc.gallery.records import Identity, Match, ModelRecord, NewPicture, VectorBatch, Vectors
+from lightning_pfc.gallery.records import Identity, Match, ModelRecord, NewPicture, Photos, VectorBatch, Vectors
 
 
 class Position(NamedTuple):
@@ -53,6 +53,10 @@ class Store(Protocol):
     @property
     def pooling(self) -> str:
         """How the scores of an identity's pictures become one: "max" or "mean"."""
+
+    @property
+    def photos(self) -> Photos | None:
+        """Whether the pictures are photos, which need not be said again to add or to search; None: nobody said."""
 
     def close(self) -> None:
         """Let go of everything."""

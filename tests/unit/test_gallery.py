@@ -50,7 +50,7 @@ def unit(vectors: np.ndarray) -> np.ndarray:
     return vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)
 
 
-def filled(folder: Path, vectors: np.ndarray, names: list[str], **options: str) -> Gallery:
+def filled(folder: Path, vectors: np.ndarray, names: list[str], **options: Any) -> Gallery:
     gallery = Gallery.create(folder, MODEL, **options)
     gallery.extend((name, NewPicture(vector)) for name, vector in zip(names, vectors, strict=True))
     return gallery

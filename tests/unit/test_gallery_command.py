@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 pytest.importorskip("faiss", reason="needs faiss-cpu, of the extra serve")
 
@@ -16,6 +17,7 @@ from lightning_pfc.commands.gallery import main
 from lightning_pfc.deploy import Recogniser
 from lightning_pfc.gallery import Gallery, GalleryFullError, ModelRecord
 from lightning_pfc.gallery.sqlite_store import SqliteStore
+from tests.detector_files import plant, write_yunet
 from tests.file_limit import no_file_over
 
 
@@ -28,6 +30,75 @@ def odd(tmp_path: Path, pictures: Path) -> Path:
         os.makedirs(made)
         shutil.copy(os.fsencode(pictures / "id01" / "p0.png"), made + b"/1.png")
     return folder
+
+
+@pytest.fixture
+def photographed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path]:
+    """A folder with a photo of each of two people, and a detector."""
+    for name in ("LD_LIBRARY_PATH", "QT_QPA_FONTDIR", "QT_QPA_PLATFORM_PLUGIN_PATH"):
+        monkeypatch.setenv(name, os.environ.get(name, ""))  # OpenCV sets some
+    pytest.importorskip("cv2", reason="needs OpenCV, of the extra data")
+    folder = tmp_path / "photos"
+    for seed, name in enumerate(("anna", "bert")):
+        (folder / name).mkdir(parents=True)
+        Image.fromarray(plant((300, 400), (80 + 160 * seed, 120), seed=seed)).save(folder / name / "1.png")
+    return folder, write_yunet(tmp_path / "yunet.onnx")
+
+
+def test_a_gallery_of_photos_is_searched_with_photos(
+    export_folder: Path,
+    photographed: tuple[Path, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """As if it had been said again: a photo whose face was not cut out is near to nobody's."""
+    folder, detector = photographed
+    gallery = str(tmp_path / "gallery")
+    monkeypatch.chdir(detector.parent)  # the detector is found from elsewhere too
+    words = ["--model", str(export_folder), "--photos", "--detector", detector.name]
+    assert main(["build", gallery, str(folder), *words]) == 0
+    monkeypatch.chdir("/")
+    query = str(folder / "bert" / "1.png")
+
+    def best(*words: str) -> dict[str, Any]:
+        capsys.readouterr()
+        assert main(["search", gallery, query, "--json", *words]) == 0
+        return json.loads(capsys.readouterr().out)["matches"][0]
+
+    assert best()["identity"] == "bert"
+    assert best()["score"] == pytest.approx(1.0, abs=1e-4)
+    assert best("--no-photos")["score"] < 0.999
+    assert main(["add", gallery, query, "--name", "carl"]) == 0
+    assert [one["score"] for one in _all(gallery, query, capsys)[:2]] == pytest.approx([1.0, 1.0], abs=1e-4)
+    assert main(["info", gallery]) == 0
+    assert f"are photos, whose faces are found by {detector}" in capsys.readouterr().out
+    detector.unlink()
+    assert main(["search", gallery, query]) == 1
+    assert f"no such detector: {detector}" in capsys.readouterr().err
+
+
+def _all(gallery: str, query: str, capsys: pytest.CaptureFixture[str]) -> list[dict[str, Any]]:
+    capsys.readouterr()
+    assert main(["search", gallery, query, "--json"]) == 0
+    return json.loads(capsys.readouterr().out)["matches"]
+
+
+def test_a_move_takes_the_small_image_of_a_photo_for_the_face_that_it_is(
+    export_folder: Path, photographed: tuple[Path, Path], tmp_path: Path
+) -> None:
+    folder, detector = photographed
+    gallery, following = str(tmp_path / "gallery"), tmp_path / "next"
+    words = ["--model", str(export_folder), "--photos", "--detector", str(detector)]
+    assert main(["build", gallery, str(folder), *words]) == 0
+    shutil.copytree(export_folder, following)
+    about = json.loads((following / "model.json").read_text())
+    (following / "model.json").write_text(json.dumps(about | {"weights": "b" * 64}))
+    assert main(["reembed", gallery, "--model", str(following), "--from-previews"]) == 0
+    with Gallery.open(gallery) as opened:
+        recogniser = Recogniser.load(following, photos=True, detector=detector)
+        for name in ("anna", "bert"):
+            assert opened.search(recogniser.embed(folder / name / "1.png")[0], k=1)[0].identity == name
 
 
 def _names(gallery: Path) -> list[str]:

@@ -17,6 +17,7 @@ from lightning_pfc.gallery import (
     NewPicture,
     NotAGalleryError,
     OtherModelError,
+    Photos,
     UnknownIdentityError,
 )
 from lightning_pfc.gallery.addresses import create_gallery, open_gallery
@@ -84,6 +85,11 @@ def test_both_stores_answer_alike(tmp_path: Path, address: str, pooling: str) ->
         assert there.store.verify() == []
         there.store.compact()
         assert there.info().pictures == here.info().pictures
+
+
+def test_photos_are_remembered(address: str) -> None:
+    with create_gallery(address, MODEL, "max", Photos(True, "/yunet.onnx")) as gallery:
+        assert gallery.store.photos == Photos(True, "/yunet.onnx")
 
 
 def test_errors_are_the_same(address: str) -> None:
