@@ -133,7 +133,7 @@ def check_output_dir(words: Iterable[str]) -> None:
     """See that ``output_dir`` names a folder: an empty one, as an unset variable leaves it, would be the one one is in.
 
     Raises:
-        ValueError: it is empty or null.
+        ValueError: it is empty or null, or has ``${`` in it that is to stand as it is.
     """
     for word in words:
         key, equals, value = word.partition("=")
@@ -142,6 +142,21 @@ def check_output_dir(words: Iterable[str]) -> None:
                 f"{word} names no folder. Leave the word out for a new one below runs/, or write output_dir=. for the "
                 "one you are in."
             )
+        if equals and key.lstrip("+") == "output_dir" and "\\${" in value:
+            check_run_folder(value.replace("\\${", "${"))
+
+
+def check_run_folder(folder: str | os.PathLike[str]) -> None:
+    """See that a run folder can stand in a config, where ``${KEY}`` is the value of another key.
+
+    Raises:
+        ValueError: it cannot.
+    """
+    if "${" in os.fspath(folder):
+        raise ValueError(
+            f"the run folder {os.fspath(folder)} has ${{ in its name, which stands for another value in the run's own "
+            "config. Give another name: output_dir=FOLDER."
+        )
 
 
 def _check_flag(word: str, key: str, value: str, meant: str, words: Sequence[str], config_name: str) -> None:

@@ -21,6 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from lightning_pfc.commands.errors import cause, is_the_users
 from lightning_pfc.commands.listed_groups import one_copy_for_all_groups
+from lightning_pfc.commands.refused_start import no_folder_of_a_refused_start
 from lightning_pfc.commands.system_errors import of_the_system
 from lightning_pfc.config import explain, register_resolvers
 from lightning_pfc.config_words import (
@@ -83,8 +84,10 @@ def _application(name: str, config_name: str, work: Work, full_error: str | None
         _restore(full_error)
         sys.argv = typed
         settings = HydraConfig.get()
+        folder = Path(settings.runtime.output_dir)
         try:
-            return work(config, Path(settings.runtime.output_dir), settings.overrides.task)
+            with no_folder_of_a_refused_start(folder):
+                return work(config, folder, settings.overrides.task)
         except Exception as error:
             if full_error == "1" or not is_the_users(error):
                 raise

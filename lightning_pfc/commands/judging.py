@@ -18,6 +18,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from lightning_pfc.calibration.job import Calibrate, calibrate, target_of, write_thresholds
 from lightning_pfc.checked import check_path
 from lightning_pfc.config import compose
+from lightning_pfc.config_words import check_run_folder
 from lightning_pfc.distributed.aside import aside
 from lightning_pfc.evaluation.peers import Peers
 from lightning_pfc.evaluation.protocol_config import PROTOCOLS, missing_files
@@ -57,6 +58,7 @@ def run(config: DictConfig, folder: Path, overrides: Sequence[str] = ()) -> dict
     Returns:
         What rank 0 writes to ``folder/results.json``.
     """
+    check_run_folder(folder)
     with open_dict(config):
         config.output_dir = str(folder)
     protocols: dict[str, Any] = OmegaConf.to_container(config.protocols, resolve=True)  # type: ignore[assignment]

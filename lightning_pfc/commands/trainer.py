@@ -17,6 +17,7 @@ from lightning_utilities.core.rank_zero import rank_zero_warn
 from omegaconf import DictConfig
 
 from lightning_pfc.callbacks import Summary
+from lightning_pfc.checked import check_call
 from lightning_pfc.distributed.jobs import restart_count
 from lightning_pfc.transfer import ClassMeans, InitFrom
 from lightning_pfc.transfer.sources import find_source
@@ -38,6 +39,7 @@ def make_trainer(config: DictConfig, callbacks: list[Callback], folder: Path) ->
     Raises:
         ValueError: for what a Trainer refuses, and for a sweep whose processes would each run the whole sweep.
     """
+    check_call(L.Trainer, {str(key): value for key, value in config.trainer.items()}, "trainer")
     loggers: list[Logger] = _instantiate_each(config.logger)
     own_summary = config.trainer.get("enable_model_summary", True) and not any(
         isinstance(callback, ModelSummary) for callback in callbacks

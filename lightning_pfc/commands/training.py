@@ -21,6 +21,7 @@ from lightning_pfc.callbacks import Preemption
 from lightning_pfc.commands.idle_keys import warn_idle_keys
 from lightning_pfc.commands.prediction import predict
 from lightning_pfc.commands.preflight import check_launch
+from lightning_pfc.commands.refused_start import no_folder_of_a_refused_start
 from lightning_pfc.commands.results import (
     KeepRecord,
     collect_results,
@@ -33,6 +34,7 @@ from lightning_pfc.commands.starting_point import logged_before, own_folder, sta
 from lightning_pfc.commands.trainer import make_callbacks, make_trainer
 from lightning_pfc.commands.verdict import judge
 from lightning_pfc.config import RUN_DIR_VARIABLE, compose
+from lightning_pfc.config_words import check_run_folder
 from lightning_pfc.distributed.jobs import adopt_step
 from lightning_pfc.processes import signals
 from lightning_pfc.runs.best import best_checkpoint
@@ -65,7 +67,7 @@ def train(*overrides: str, config_dirs: Sequence[str | os.PathLike[str]] = ()) -
     words = list(overrides) if earlier is None else [word for word in earlier.words if not word.startswith("hydra.")]
     config = made(words) if earlier is None else as_it_was(made(words), earlier, made)
     folder = Path(str(config.output_dir)).absolute()
-    with _run_dir_for_children(folder):
+    with _run_dir_for_children(folder), no_folder_of_a_refused_start(folder):
         return run(config, folder, words)
 
 
@@ -76,6 +78,7 @@ def run(config: DictConfig, folder: Path, overrides: Sequence[str] = ()) -> dict
         What rank 0 writes to ``folder/results.json``.
     """
     started = time.perf_counter()
+    check_run_folder(folder)
     with open_dict(config):
         config.output_dir = str(folder)
     check_launch(config)

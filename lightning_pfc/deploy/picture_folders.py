@@ -11,7 +11,8 @@ from typing_extensions import override
 from lightning_pfc.data.entries import files_below, folders_in, is_hidden
 from lightning_pfc.data.errors import reading
 from lightning_pfc.data.formats.base import EncodedImages
-from lightning_pfc.data.formats.folder import IMAGE_SUFFIXES, Paths, read_image_file
+from lightning_pfc.data.formats.folder import IMAGE_SUFFIXES, read_image_file
+from lightning_pfc.data.formats.patterns import Paths
 from lightning_pfc.data.formats.readers import guess_format, open_images
 from lightning_pfc.data.formats.texts import Texts
 from lightning_pfc.storage.enclosure import Enclosure

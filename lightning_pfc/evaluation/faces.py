@@ -15,7 +15,7 @@ from lightning_pfc.data.arrays import read_npy, read_npz
 from lightning_pfc.data.entries import files_below, folders_in
 from lightning_pfc.data.errors import FormatError, reading
 from lightning_pfc.data.formats import DecodedImages, open_images
-from lightning_pfc.data.formats.folder import Paths
+from lightning_pfc.data.formats.patterns import Paths, is_pattern, nothing_at
 from lightning_pfc.data.images import ImageTable
 from lightning_pfc.data.pictures.decoding import MAX_PIXELS
 from lightning_pfc.data.preprocessing import Preprocessing
@@ -111,9 +111,9 @@ def open_faces(
         ValueError: When it holds images but there is no model.
     """
     path = Path(path)
-    if not path.exists():
-        raise FileNotFoundError(f"no such file or folder: {path}")
-    if path.suffix.lower() == ".npz":
+    if not path.exists() and not is_pattern(path):
+        raise nothing_at(path)
+    if path.suffix.lower() == ".npz" and path.exists():
         return _npz(path)
     if path.is_dir() and (files := _npy_files(path, allow)):
         return _npy_folder(path, files)

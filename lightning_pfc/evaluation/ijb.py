@@ -17,8 +17,9 @@ from torch import Tensor
 from lightning_pfc.data.curation.alignment import align
 from lightning_pfc.data.errors import FormatError, reading
 from lightning_pfc.data.formats import decode
-from lightning_pfc.data.formats.folder import Paths, read_image_file
+from lightning_pfc.data.formats.folder import read_image_file
 from lightning_pfc.data.formats.lines import text_lines
+from lightning_pfc.data.formats.patterns import Paths
 from lightning_pfc.evaluation.context import EvaluationContext
 from lightning_pfc.evaluation.identification import identification_rate, search, tpir_at_fpir
 from lightning_pfc.evaluation.intervals import proportion_interval, tar_interval
@@ -223,11 +224,13 @@ def _read_subjects(text: str, path: Path) -> tuple[Tensor, Tensor]:
     found: dict[int, int] = {}
     reader = csv.DictReader(io.StringIO(text))
     try:
-        for row in reader:
-            found[int(row["TEMPLATE_ID"])] = int(row["SUBJECT_ID"])
+        rows = [(int(row["TEMPLATE_ID"]), int(row["SUBJECT_ID"])) for row in reader]
     except (KeyError, ValueError, TypeError, csv.Error) as error:
         reason = f"line {reader.line_num} lacks a number in TEMPLATE_ID or SUBJECT_ID"
         raise FormatError(reason, path=path) from error
+    for template, subject in rows:
+        if found.setdefault(template, subject) != subject:
+            raise FormatError(f"template {template} is of the subjects {found[template]} and {subject}", path=path)
     if not found:
         raise FormatError("the list is empty", path=path)
     return torch.tensor(list(found)), torch.tensor(list(found.values()))

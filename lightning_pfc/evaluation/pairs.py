@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from lightning_pfc.data.errors import FormatError, reading
-from lightning_pfc.data.formats.folder import IMAGE_SUFFIXES, Paths, read_image_file
+from lightning_pfc.data.formats.folder import IMAGE_SUFFIXES, read_image_file
+from lightning_pfc.data.formats.patterns import Paths
 from lightning_pfc.metrics.functional import fold_of_pair
 from lightning_pfc.storage.enclosure import Enclosure
 from lightning_pfc.storage.regular import open_file
@@ -63,7 +64,7 @@ def read_pairs(path: str | os.PathLike[str]) -> tuple[list[ListedPair], int]:
 
     Raises:
         FileNotFoundError: When the list is not there.
-        FormatError: When a line is none of these (names file and byte), or there is no pair.
+        FormatError: When a line is none of these (names file and byte), there is no pair, or one has two answers.
     """
     if not Path(path).exists():
         raise FileNotFoundError(f"no such list of pairs: {path}")
@@ -99,10 +100,18 @@ def _read_pairs(path: str | os.PathLike[str]) -> tuple[list[ListedPair], int]:
             offset += len(line)
     if not pairs:
         raise FormatError("the list names no pair", path=path, offset=0)
+    _refuse_both_answers(pairs, path)
     if promised and promised != len(pairs):
         text = f"{path} holds {len(pairs):,} pairs, and its first line says {promised:,}; was it cut short?"
         warnings.warn(text, stacklevel=2)
     return pairs, folds
+
+
+def _refuse_both_answers(pairs: list[ListedPair], path: str | os.PathLike[str]) -> None:
+    answers: dict[tuple[str, str], bool] = {}
+    for one, other, same in pairs:
+        if answers.setdefault((one, other) if one <= other else (other, one), same) != same:
+            raise FormatError(f"{one} and {other} are listed as one identity and as two; leave one out", path=path)
 
 
 def pairs_by_name(path: str | os.PathLike[str], names: Sequence[str], *, where: str) -> IndexedPairs:

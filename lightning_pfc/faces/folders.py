@@ -11,7 +11,8 @@ from tqdm import tqdm
 
 from lightning_pfc.data.entries import files_below
 from lightning_pfc.data.errors import reading
-from lightning_pfc.data.formats.folder import IMAGE_SUFFIXES, Paths, read_image_file
+from lightning_pfc.data.formats.folder import IMAGE_SUFFIXES, read_image_file
+from lightning_pfc.data.formats.patterns import Paths
 from lightning_pfc.faces.contact_sheet import write_contact_sheet
 from lightning_pfc.faces.cutting import AlignedFace, FaceCutter
 from lightning_pfc.storage.enclosure import Enclosure

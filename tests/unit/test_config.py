@@ -266,3 +266,10 @@ def test_an_empty_output_dir_is_not_the_folder_one_is_in(word: str) -> None:
     with pytest.raises(ValueError, match="names no folder"):
         compose([word])
     assert compose(["output_dir=."]).output_dir == "."
+
+
+@pytest.mark.parametrize("word", ["output_dir=a\\${y}", "output_dir=\\${now:%Y}"])
+def test_a_run_folder_is_not_called_like_another_key(word: str) -> None:
+    with pytest.raises(ValueError, match="Give another name: output_dir=FOLDER"):
+        compose([word])
+    assert compose(["output_dir=runs/${seed}"]).output_dir.startswith("runs/")

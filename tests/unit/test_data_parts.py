@@ -60,7 +60,7 @@ def test_identities_may_be_called_like_splits(tmp_path: Path) -> None:
 
 def test_pictures_with_a_table_beside_them_are_told_from_identities(tmp_path: Path) -> None:
     folder(tmp_path, "0.png")
-    with pytest.raises(FormatError, match=r"expected ROOT/IDENTITY/image\.jpg$"):
+    with pytest.raises(FormatError, match=r"image\.jpg; its images lie in it directly"):
         open_images(tmp_path)
     (tmp_path / "metadata.jsonl").write_text('{"file_name": "0.png", "label": "ann"}')
     with pytest.raises(FormatError, match="it is data=huggingface"):

@@ -295,6 +295,13 @@ def test_landmarks_are_those_of_the_upright_picture(tmp_path: Path) -> None:
         assert np.abs(aligned - wanted).mean() < tolerance, name
 
 
+def test_a_photo_of_two_faces_is_not_half_aligned(tmp_path: Path) -> None:
+    line = "\t".join(map(str, range(10)))
+    (tmp_path / "points.tsv").write_text(f"a.jpg\t{line}\nb.jpg\t{line}\n./a.jpg\t{line}\n")
+    with pytest.raises(FormatError, match=r"\./a\.jpg is listed twice; of a photo with two faces"):
+        align_files(tmp_path / "points.tsv", tmp_path, tmp_path / "out", progress=False)
+
+
 # --- evaluation ------------------------------------------------------------------------------------------------------
 
 

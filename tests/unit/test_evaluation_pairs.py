@@ -88,3 +88,9 @@ def test_images_of_a_list(tmp_path: Path) -> None:
         PairedImages(path)
     with pytest.raises(FileNotFoundError, match="no such folder"):
         PairedImages(path, tmp_path / "none")
+
+
+def test_a_pair_has_one_answer(tmp_path: Path) -> None:
+    (tmp_path / "pairs.txt").write_text("a.jpg b.jpg 1\nc.jpg d.jpg 0\nb.jpg a.jpg 0\n")
+    with pytest.raises(FormatError, match=r"b\.jpg and a\.jpg are listed as one identity and as two"):
+        read_pairs(tmp_path / "pairs.txt")

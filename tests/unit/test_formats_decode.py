@@ -212,3 +212,20 @@ def test_errors_survive_the_way_from_a_worker() -> None:
     assert str(again) == "a.rec, byte 7: it broke"
     assert (again.path, again.offset) == ("a.rec", 7)
     assert isinstance(again, ValueError)
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        (b"", "the file is empty"),
+        (b"\0\0\0\x18ftypheic\0\0\0\0mif1", "it is HEIC; convert it to JPEG or PNG"),
+        (b"\0\0\0\x20ftypavif\0\0\0\0", "it is AVIF; convert"),
+        (b"<!DOCTYPE HTML><html>404", "it is a web page"),
+        (b"\xef\xbb\xbf<html>", "it is a web page"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
+        (b"no picture at all", r"GIF\)$"),
+    ],
+)
+def test_what_is_no_picture_is_named(data: bytes, said: str) -> None:
+    with pytest.raises(BrokenImageError, match=said):
+        decode(data, where="a.jpg")

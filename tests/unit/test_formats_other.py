@@ -5,6 +5,7 @@ from __future__ import annotations
 import builtins
 import io
 import pickle
+import re
 import tarfile
 from pathlib import Path
 from typing import Any
@@ -310,3 +311,113 @@ def test_contiguous_labels(keys: list[Any]) -> None:
     labels, identities = contiguous_labels(keys)
     assert identities[labels].tolist() == keys
     assert identities.tolist() == sorted(set(keys))
+
+
+def test_patterns_of_parquet_files(tmp_path: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    for part in ("train-0", "train-1", "test-0"):
+        table = pyarrow.table({"image": [b"x", b"y"], "label": [part, "z"]})
+        parquet.write_table(table, tmp_path / f"{part}.parquet")
+    images = open_images(tmp_path / "train-*.parquet")
+    assert images.identities.tolist() == ["train-0", "train-1", "z"]
+    assert len(open_images(tmp_path / "t*-0.parquet")) == 4
+    with pytest.raises(FileNotFoundError, match="no file fits"):
+        open_images(tmp_path / "dev-*.parquet")
+    with pytest.raises(FormatError, match=r"give a pattern, such as .*train-\*.parquet"):
+        open_images(tmp_path)
+
+
+def test_a_path_that_leads_to_nothing_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data.zip").touch()
+    for path, said in {
+        "https://example.org/a.tar": "it is an address",
+        "~/data": f"give {tmp_path}/data",
+        "$DATA/faces": "a shell replaces",
+        " ": "the path is empty",
+        f"{tmp_path}/*.csv": "it is a pattern",
+        f"{tmp_path}/*": f"or the folder, such as {tmp_path}",
+        "nothing": "no such file or folder: nothing",
+    }.items():
+        with pytest.raises(FileNotFoundError, match=re.escape(said)):
+            open_images(path)
+    with pytest.raises(ValueError, match="an archive: unpack it"):
+        open_images(tmp_path / "data.zip")
+
+
+@pytest.mark.parametrize(
+    ("inside", "said"),
+    [
+        ("a.jpg", "give the folder above it"),
+        ("faces.csv", "give the file itself"),
+        ("b/0.tar", "give one folder of shards"),
+        ("b/0.parquet", "or a pattern"),
+        ("faces.zip", "is an archive: unpack it"),
+        ("metadata.csv", "data=huggingface"),
+        (".hidden/0.tar", "IDENTITY/image.jpg$"),
+    ],
+)
+def test_a_folder_without_identities_says_what_lies_in_it(tmp_path: Path, inside: str, said: str) -> None:
+    (tmp_path / inside).parent.mkdir(exist_ok=True)
+    (tmp_path / inside).touch()
+    with pytest.raises(FormatError, match=said):
+        FolderImages(tmp_path)
+
+
+def test_a_file_under_two_labels_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "a.csv").write_text("a.jpg,anna\nb.jpg,bob\na.jpg,anna\n")
+    ListImages(tmp_path / "a.csv")
+    assert not caplog.records
+    (tmp_path / "b.csv").write_text("a.jpg,anna\nb.jpg,bob\n./a.jpg,bob\nx/../b.jpg,cid\n")
+    ListImages(tmp_path / "b.csv")
+    assert "a.jpg is listed as anna and as bob; 2 files are listed under two labels" in caplog.text
+
+
+@pytest.mark.parametrize("labels", [[-1, 0, 1, -1], [-1, -1, 5, 6]])
+def test_labels_below_zero_are_nobody(tmp_path: Path, labels: list[int]) -> None:
+    """They were one class."""
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    names = [f"{number}.jpg" for number in range(4)]
+    (tmp_path / "a.csv").write_text("".join(f"{name},{label}\n" for name, label in zip(names, labels, strict=True)))
+    parquet.write_table(pyarrow.table({"image": [b"x"] * 4, "label": labels}), tmp_path / "a.parquet")
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        for name, label in zip(names, labels, strict=True):
+            for member, data in ((name, b"x"), (f"{name[0]}.cls", str(label).encode())):
+                info = tarfile.TarInfo(member)
+                info.size = len(data)
+                tar.addfile(info, io.BytesIO(data))
+    for suffix in ("csv", "parquet", "tar"):
+        with pytest.raises(FormatError, match=r"the label is -1, in 2 of 4 images: below zero stands for no identity"):
+            open_images(tmp_path / f"a.{suffix}")
+    (tmp_path / "b.csv").write_text("a.jpg,-1\nb.jpg,ann\n")  # names
+    assert open_images(tmp_path / "b.csv").identities.tolist() == ["-1", "ann"]
+
+
+@pytest.mark.parametrize(
+    ("labels", "said"),
+    [
+        ("1e3 1000", "the labels 1000 and 1e3 are one number, and two classes here"),
+        ("+1 1", "are one number"),
+        ("0.5 1.25 2.5", "numbers with a fraction, such as 0.5; each of 3 is a class of its own"),
+        ("1.0 2.0", ""),
+        ("1e3 ann 1000", ""),
+        ("1000000000000 999999999999", ""),
+    ],
+)
+def test_numbers_that_become_names_are_told(
+    tmp_path: Path, labels: str, said: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    lines = [f"{number}.jpg,{label}\n" for number, label in enumerate(labels.split())]
+    (tmp_path / "a.csv").write_text("".join(lines))
+    assert ListImages(tmp_path / "a.csv").num_classes == len(lines)
+    assert said in caplog.text
+    assert bool(said) == bool(caplog.records)
+
+
+def test_a_column_that_is_named_twice_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("path,label,Label\na.jpg,1,2\n")
+    with pytest.raises(FormatError, match="names the column 'label' twice"):
+        ListImages(tmp_path / "a.csv")

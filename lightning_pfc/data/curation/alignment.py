@@ -12,8 +12,9 @@ from PIL import Image
 from tqdm import tqdm
 
 from lightning_pfc.data.errors import FormatError, missing_library, reading
-from lightning_pfc.data.formats.folder import Paths, read_image_file
+from lightning_pfc.data.formats.folder import read_image_file
 from lightning_pfc.data.formats.lines import text_lines
+from lightning_pfc.data.formats.patterns import Paths
 from lightning_pfc.data.pictures.decoding import MAX_PIXELS, decode_whole
 from lightning_pfc.storage.enclosure import Enclosure
 from lightning_pfc.storage.whole_files import write_whole
@@ -138,7 +139,8 @@ def read_landmarks(table: str | os.PathLike[str]) -> list[tuple[str, npt.NDArray
     """Reads ``path x1 y1 ... x5 y5`` lines; a first line without numbers is passed over.
 
     Raises:
-        FormatError: a line has not eleven fields, a coordinate is no number, or a path is absolute or has ``..``.
+        FormatError: a line has not eleven fields, a coordinate is no number, or a path is absolute, has ``..`` or is
+            there twice.
     """
     with reading(table, "a table of points"):
         return _read_landmarks(table)
@@ -146,6 +148,7 @@ def read_landmarks(table: str | os.PathLike[str]) -> list[tuple[str, npt.NDArray
 
 def _read_landmarks(table: str | os.PathLike[str]) -> list[tuple[str, npt.NDArray[np.float64]]]:
     rows: list[tuple[str, npt.NDArray[np.float64]]] = []
+    seen: set[str] = set()
     for number, (offset, line) in enumerate(text_lines(Path(table))):
         if not line.strip():
             continue
@@ -163,6 +166,10 @@ def _read_landmarks(table: str | os.PathLike[str]) -> list[tuple[str, npt.NDArra
         if not fields[0] or os.path.isabs(fields[0]) or ".." in Path(fields[0]).parts:
             message = f"the path {fields[0]!r} must lie below the folder of the images"
             raise FormatError(message, path=table, offset=offset)
+        if os.path.normpath(fields[0]) in seen:
+            message = f"{fields[0]} is listed twice; of a photo with two faces, give each a file of its own"
+            raise FormatError(message, path=table, offset=offset)
+        seen.add(os.path.normpath(fields[0]))
         rows.append((fields[0], points.reshape(5, 2)))
     return rows
 

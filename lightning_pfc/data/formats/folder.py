@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import unicodedata
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,8 @@ from lightning_pfc.checked import checked
 from lightning_pfc.data.entries import files_below, folders_in
 from lightning_pfc.data.errors import FormatError, reading
 from lightning_pfc.data.formats.base import EncodedImages, contiguous_labels
+from lightning_pfc.data.formats.misplaced import what_lies_in
+from lightning_pfc.data.formats.patterns import Paths, nothing_at
 from lightning_pfc.data.formats.texts import Texts
 from lightning_pfc.data.parts import refuse_splits_as_identities
 from lightning_pfc.storage.enclosure import Enclosure
@@ -26,7 +27,6 @@ IMAGE_SUFFIXES = frozenset(
 )
 MAX_FILE = 1 << 28  # bytes of an image
 _log = logging.getLogger(__name__)
-Paths = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 
 
 def read_image_file(
@@ -71,7 +71,7 @@ class FolderImages(EncodedImages):
         self.root = Path(root)
         self.source = str(root)
         if not self.root.is_dir():
-            raise FileNotFoundError(f"no such folder: {self.root}")
+            raise nothing_at(root, "folder")
         self._inside = Enclosure(self.root, allow)
         identities: list[str] = []
         paths: list[str] = []
@@ -81,8 +81,7 @@ class FolderImages(EncodedImages):
                 identities += [name] * len(found)
                 paths += found
         if not paths:
-            noted = any(os.path.exists(self.root / name) for name in ("metadata.jsonl", "metadata.csv"))
-            way_out = "; with the identities in its metadata it is data=huggingface" if noted else ""
+            way_out = what_lies_in(self.root, IMAGE_SUFFIXES)
             raise FormatError(f"no folder in it holds an image; expected ROOT/IDENTITY/image.jpg{way_out}", path=root)
         refuse_splits_as_identities(sorted(set(identities)), paths, self.root)
         self._paths = Texts(paths)

@@ -14,7 +14,6 @@ from lightning_pfc.checked import checked
 from lightning_pfc.data.errors import FormatError, missing_library, reading
 from lightning_pfc.data.formats.arrow import ArrowRows
 from lightning_pfc.data.formats.base import EncodedImages, contiguous_labels
-from lightning_pfc.data.formats.folder import Paths
 from lightning_pfc.data.formats.huggingface_local import (
     Local,
     check_card,
@@ -24,6 +23,7 @@ from lightning_pfc.data.formats.huggingface_local import (
     read_tables,
 )
 from lightning_pfc.data.formats.parquet import ParquetImages, require_pyarrow
+from lightning_pfc.data.formats.patterns import Paths
 from lightning_pfc.storage.enclosure import Enclosure, as_paths
 
 

@@ -14,8 +14,11 @@ from typing_extensions import override
 from lightning_pfc.checked import checked
 from lightning_pfc.data.errors import FormatError, reading
 from lightning_pfc.data.formats.base import EncodedImages, contiguous_labels
-from lightning_pfc.data.formats.folder import IMAGE_SUFFIXES, Paths, read_image_file
+from lightning_pfc.data.formats.folder import IMAGE_SUFFIXES, read_image_file
+from lightning_pfc.data.formats.label_values import refuse_no_identity, warn_of_numbers
 from lightning_pfc.data.formats.lines import text_lines
+from lightning_pfc.data.formats.listed_twice import warn_of_two_labels
+from lightning_pfc.data.formats.patterns import Paths, nothing_at
 from lightning_pfc.data.formats.texts import Texts
 from lightning_pfc.storage.enclosure import Enclosure
 
@@ -60,7 +63,7 @@ class ListImages(EncodedImages):
         self.path = Path(path)
         self.source = str(path)
         if not self.path.exists():
-            raise FileNotFoundError(f"no such file: {self.path}")
+            raise nothing_at(path, "file")
         self.root = Path(root) if root is not None else self.path.parent
         self._inside = Enclosure(self.root, allow)
         paths: list[str] = []
@@ -76,7 +79,12 @@ class ListImages(EncodedImages):
         self._paths = Texts(paths)
         self._offsets = np.array(offsets, dtype=np.int64)
         _check_known(identities, path, offsets)
-        self.labels, self.identities = contiguous_labels(_as_numbers(identities))
+        refuse_no_identity(identities, path)
+        numbers = _as_numbers(identities)
+        if isinstance(numbers, list):
+            warn_of_numbers(set(numbers), self.source)
+        self.labels, self.identities = contiguous_labels(numbers)
+        warn_of_two_labels(self.source, paths, self.labels, self.identities)
 
     @override
     def read(self, index: int) -> bytes:
@@ -208,10 +216,20 @@ def _header(fields: list[str], columns: tuple[str, str] | None, path: Path, offs
         missing = [name for name in columns if name not in fields]
         if missing:
             raise FormatError(f"columns is {columns}, but the first line names {fields}", path=path, offset=offset)
+        _refuse_twice(fields, columns, path, offset)
         return fields.index(columns[0]), fields.index(columns[1])
     image = next((lower.index(name) for name in PATH_NAMES if name in lower), None)
     label = next((lower.index(name) for name in LABEL_NAMES if name in lower), None)
-    return None if image is None or label is None else (image, label)
+    if image is None or label is None:
+        return None
+    _refuse_twice(lower, (lower[image], lower[label]), path, offset)
+    return image, label
+
+
+def _refuse_twice(fields: list[str], names: tuple[str, ...], path: Path, offset: int) -> None:
+    for name in names:
+        if fields.count(name) > 1:
+            raise FormatError(f"the first line names the column {name!r} twice: {fields}", path=path, offset=offset)
 
 
 def _length_fits(fields: list[str], suffix: str) -> bool:

@@ -17,8 +17,10 @@ from lightning_pfc.data.entries import files_below
 from lightning_pfc.data.errors import FormatError, missing_library, reading
 from lightning_pfc.data.formats.arrow import ArrowRows
 from lightning_pfc.data.formats.base import EncodedImages, contiguous_labels
-from lightning_pfc.data.formats.folder import Paths, read_image_file
+from lightning_pfc.data.formats.folder import read_image_file
+from lightning_pfc.data.formats.label_values import refuse_no_identity
 from lightning_pfc.data.formats.parquet_rows import ParquetRows
+from lightning_pfc.data.formats.patterns import Paths, files_of, is_pattern, nothing_at
 from lightning_pfc.data.formats.texts import text_array
 from lightning_pfc.data.parts import refuse_missing_shards, refuse_several_splits
 from lightning_pfc.storage.enclosure import Enclosure
@@ -41,8 +43,8 @@ class ParquetImages(EncodedImages):
     is fast, and so is shuffled reading when row groups are small (``pfc-data convert`` writes 64 rows each).
 
     Args:
-        path: a file, or a folder whose files with such a suffix are read in the order of their names, at any depth; or
-            several files.
+        path: a file, a pattern (``train-*.parquet``), or a folder whose files with such a suffix are read in the order
+            of their names, at any depth; or several files.
         image_column, label_column: their names; by default the first of the usual ones.
         names: of the classes, by their numbers, where the files do not tell.
         allow: further folders that paths and links may lead into.
@@ -91,7 +93,9 @@ class ParquetImages(EncodedImages):
         self._starts = np.concatenate([[0], np.cumsum(table[:, 2])])
         if not self._starts[-1]:
             raise FormatError("there is not one row", path=self.source)
-        self.labels, self.identities = contiguous_labels(_joined(keys, self.source))
+        joined = _joined(keys, self.source)
+        refuse_no_identity(joined, self.source)
+        self.labels, self.identities = contiguous_labels(joined)
         self._name_classes(names or _class_label_names(self._files[0].schema, self.label_column))
 
     @override
@@ -216,14 +220,19 @@ def _find_column(rows: Rows, usual: tuple[str, ...], argument: str) -> str:
 
 
 def _find_files(path: Path, allow: Paths) -> tuple[Enclosure, list[Path]]:
+    if is_pattern(path):
+        files = [Path(file) for file in files_of(str(path), allow)]
+        if not files:
+            raise FileNotFoundError(f"no file fits {path}")
+        return Enclosure(os.path.commonpath([file.parent for file in files]), allow), files
     if not path.exists():
-        raise FileNotFoundError(f"no such file or folder: {path}")
+        raise nothing_at(path)
     if not path.is_dir():
         return Enclosure(path.parent, allow), [path]
     inside = Enclosure(path, allow)
     names = list(files_below(inside, "", _SUFFIXES))
     found = [Path(inside.root) / name for name in names]
-    words = "give the files of one, or data=huggingface data.source.options.split=SPLIT"
+    words = f"give a pattern, such as {path / 'train-*.parquet'}, or data=huggingface data.source.options.split=SPLIT"
     refuse_several_splits((name.replace(os.sep, "/") for name in names), path, words)
     refuse_missing_shards(names, path)
     for file in found:

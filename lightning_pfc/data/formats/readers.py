@@ -9,11 +9,13 @@ from typing import Any
 
 from lightning_pfc.data.entries import is_hidden
 from lightning_pfc.data.formats.base import EncodedImages
-from lightning_pfc.data.formats.folder import FolderImages, Paths
+from lightning_pfc.data.formats.folder import FolderImages
 from lightning_pfc.data.formats.huggingface import HuggingFaceImages
 from lightning_pfc.data.formats.huggingface_local import is_saved
 from lightning_pfc.data.formats.lists import ListImages
+from lightning_pfc.data.formats.misplaced import ARCHIVES
 from lightning_pfc.data.formats.parquet import ParquetImages
+from lightning_pfc.data.formats.patterns import Paths, is_pattern, nothing_at
 from lightning_pfc.data.formats.recordio_images import RecordIOImages
 from lightning_pfc.data.formats.webdataset import WebDatasetImages
 
@@ -37,6 +39,7 @@ _BY_SUFFIX = {
     ".ipc": "parquet",
     ".tar": "webdataset",
 }
+_TAKE_PATTERNS = ("parquet", "webdataset")
 
 
 def guess_format(path: str | os.PathLike[str]) -> str:
@@ -52,7 +55,7 @@ def guess_format(path: str | os.PathLike[str]) -> str:
         return _BY_SUFFIX[suffix]
     folder = Path(text)
     if not folder.exists():
-        raise FileNotFoundError(f"no such file or folder: {text}")
+        raise nothing_at(text)
     if folder.is_dir():
         if (folder / "train.rec").is_file():
             return "recordio"
@@ -65,6 +68,8 @@ def guess_format(path: str | os.PathLike[str]) -> str:
         if names & {".parquet", ".arrow", ".feather", ".ipc"} or below:
             return "parquet"
         return "folder"
+    if suffix in ARCHIVES:
+        raise ValueError(f"path is {text!r}, an archive: unpack it, and give the folder or the .tar itself.")
     raise ValueError(f"path is {text!r}, whose format its name does not tell; give format, one of {sorted(READERS)}.")
 
 
@@ -74,7 +79,8 @@ def open_images(
     """Opens labelled images of any format.
 
     Args:
-        path: a file or folder (for ``huggingface`` also a name on the hub).
+        path: a file or folder; of shards (``webdataset``, ``parquet``) also a pattern, for ``huggingface`` a name on
+            the hub.
         format: one of ``recordio``, ``folder``, ``list``, ``parquet``, ``webdataset``, ``huggingface``; by default
             what the path looks like.
         allow: folders besides the data's own that links and paths in it may lead into.
@@ -89,4 +95,7 @@ def open_images(
     chosen = format or guess_format(path)
     if chosen not in READERS:
         raise ValueError(f"format is {chosen!r}; use one of {sorted(READERS)}.")
+    takes_it = chosen == "huggingface" or not isinstance(path, str | os.PathLike)  # a name of the hub, several files
+    if not (takes_it or os.path.lexists(path) or (chosen in _TAKE_PATTERNS and is_pattern(path))):
+        raise nothing_at(path)
     return READERS[chosen](path, allow=allow, **options)

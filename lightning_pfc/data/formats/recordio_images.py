@@ -12,7 +12,8 @@ from typing_extensions import override
 from lightning_pfc.checked import checked
 from lightning_pfc.data.errors import FormatError, reading
 from lightning_pfc.data.formats.base import EncodedImages, contiguous_labels
-from lightning_pfc.data.formats.folder import Paths
+from lightning_pfc.data.formats.label_values import refuse_no_identity
+from lightning_pfc.data.formats.patterns import Paths
 from lightning_pfc.data.formats.recordio import FLOAT32_EXACT, MAX_RECORD, RecordFile
 from lightning_pfc.data.formats.recordio_headers import HeaderTable, read_headers
 from lightning_pfc.data.formats.recordio_index import MAX_INDEX, read_index
@@ -88,6 +89,7 @@ class RecordIOImages(EncodedImages):
         else:
             self.keys, self.offsets = keys, offsets
             labels = self._exact_labels(read_headers(self.records, offsets), offsets)
+        refuse_no_identity(labels, path)
         self.labels, self.identities = contiguous_labels(labels)
         names = path.with_suffix(".names.txt")
         if names.exists():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import glob
 import io
 import json
 import os
@@ -16,12 +15,12 @@ from typing_extensions import override
 
 from lightning_pfc.checked import checked
 from lightning_pfc.data.entries import is_hidden, is_hidden_path
-from lightning_pfc.data.errors import FormatError, missing_library, reading
+from lightning_pfc.data.errors import FormatError, reading
 from lightning_pfc.data.formats.base import EncodedImages, contiguous_labels
-from lightning_pfc.data.formats.folder import Paths
+from lightning_pfc.data.formats.label_values import refuse_no_identity
+from lightning_pfc.data.formats.patterns import Paths, files_of, inside, is_pattern
 from lightning_pfc.data.formats.texts import Texts
 from lightning_pfc.data.parts import refuse_missing_shards, refuse_several_splits
-from lightning_pfc.storage.enclosure import Enclosure
 from lightning_pfc.storage.positioned import PositionedFile
 
 IMAGE_ENDINGS = frozenset(("jpg", "jpeg", "png", "webp", "bmp", "ppm", "pgm", "img", "gif", "tif", "tiff"))
@@ -81,6 +80,7 @@ class WebDatasetImages(EncodedImages):
             raise FormatError("no sample has an image and a label", path=self.source)
         self._places = np.array(places, dtype=np.int64)
         self._names = Texts(names)
+        refuse_no_identity(keys, self.source)
         numeric = all(re.fullmatch(r"0|[1-9][0-9]{0,14}", key, re.ASCII) for key in keys)
         self.labels, self.identities = contiguous_labels(np.array([int(key) for key in keys]) if numeric else keys)
 
@@ -107,25 +107,8 @@ def _expand(pattern: str, allow: Paths) -> list[str]:
         names = [name for name in os.listdir(pattern) if name.lower().endswith(".tar") and not is_hidden(name)]
         refuse_several_splits(names, pattern, f"give a pattern, such as {os.path.join(pattern, 'train-*.tar')}")
         refuse_missing_shards(names, pattern)
-        return _inside(pattern, [os.path.join(pattern, name) for name in names], allow)
-    if "{" in pattern:
-        try:
-            from webdataset.shardlists import expand_urls
-        except ImportError as error:
-            raise missing_library("webdataset", "Reading shards named with braces") from error
-        return [path for item in expand_urls(pattern) for path in _expand(item, allow)]
-    if any(sign in pattern for sign in "*?["):
-        fixed = re.split(r"[*?\[]", pattern, maxsplit=1)[0]
-        return _inside(os.path.dirname(fixed), glob.glob(pattern), allow)
-    return [pattern]
-
-
-def _inside(root: str, found: list[str], allow: Paths) -> list[str]:
-    inside = Enclosure(root or os.curdir, allow)
-    shards = sorted(path for path in found if not is_hidden(os.path.basename(path)))
-    for path in shards:
-        inside.real(os.path.relpath(path, inside.root))
-    return shards
+        return inside(pattern, [os.path.join(pattern, name) for name in names], allow)
+    return files_of(pattern, allow) if is_pattern(pattern) else [pattern]
 
 
 class _Headers(io.RawIOBase):

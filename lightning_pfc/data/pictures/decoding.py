@@ -35,6 +35,7 @@ from lightning_pfc.data.pictures.headers import (
     webp_size,
 )
 from lightning_pfc.data.pictures.modes import to_bytes
+from lightning_pfc.data.pictures.other_kinds import what_it_is
 
 __all__ = ["FORMATS", "MAX_PIXELS", "MOST_PIXELS", "Decoded", "decode", "decode_whole", "dimensions", "is_plain_jpeg"]
 
@@ -249,7 +250,7 @@ def _jpeg_by_pillow(data: bytes, channels: int, reduction: int) -> npt.NDArray[n
 def _opened(data: bytes, max_pixels: int) -> Image.Image:
     kind = format_of(data)
     if kind is None:
-        raise ValueError(f"no picture in one of the formats that are read ({', '.join(FORMATS)})")
+        raise ValueError(f"no picture in one of the formats that are read ({', '.join(FORMATS)}){what_it_is(data)}")
     if kind == "WEBP" and (canvas := webp_size(data)) is not None:
         _check_pixels(*canvas, max_pixels)
     try:

@@ -1,0 +1,70 @@
+"""What a start that is refused leaves behind: nothing, but what was there before."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from lightning_pfc import train
+from lightning_pfc.commands.refused_start import no_folder_of_a_refused_start
+from lightning_pfc.evaluation import ijb
+
+_WORDS = ("experiment=none", "trainer.accelerator=cpu", "plots=false", "logger=none")
+
+
+def start(folder: Path, error: Exception) -> None:
+    (folder / ".hydra").mkdir(parents=True, exist_ok=True)
+    (folder / ".hydra" / "config.yaml").touch()
+
+    @no_folder_of_a_refused_start(folder)
+    def begin() -> None:
+        (folder / "run.json").touch()
+        raise error
+
+    with pytest.raises(type(error)):
+        begin()
+
+
+@pytest.mark.parametrize(
+    ("word", "said"),
+    [
+        ("loss.margin=-5", "margin must lie in"),
+        ("trainer.max_epochs=foo", r"trainer.max_epochs='foo': max_epochs must be a whole number or None"),
+        ("trainer.gradient_clip_val=[1]", "trainer.gradient_clip_val=.* must be"),
+    ],
+)
+def test_nothing_is_left_of_a_refused_start(tmp_path: Path, word: str, said: str) -> None:
+    with pytest.raises(Exception, match=said):
+        train(*_WORDS, word, f"output_dir={tmp_path}/run")
+    assert not any(tmp_path.iterdir())
+
+
+def test_what_else_is_in_a_folder_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    start(tmp_path / "run", ValueError("no such margin"))
+    assert not (tmp_path / "run").exists()
+    (tmp_path / "kept").mkdir()
+    (tmp_path / "kept" / "notes.txt").touch()
+    start(tmp_path / "kept", ValueError("no such margin"))
+    assert {path.name for path in (tmp_path / "kept").iterdir()} == {"notes.txt", ".hydra", "run.json"}
+    start(tmp_path / "trained", FloatingPointError("the backbone has diverged"))
+    start(tmp_path / "fault", RuntimeError("of our own, with a traceback"))
+    monkeypatch.setenv("RANK", "1")
+    start(tmp_path / "other", ValueError("refused on every rank"))
+    for name in ("trained", "fault", "other"):
+        assert (tmp_path / name / "run.json").exists()
+    monkeypatch.delenv("RANK")
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    start(tmp_path / "here", ValueError("no such margin"))
+    assert not any((tmp_path / "here").iterdir())
+
+
+def test_a_template_has_one_subject(tmp_path: Path) -> None:
+    (tmp_path / "meta").mkdir()
+    table = tmp_path / "meta" / "gallery.csv"
+    table.write_text("TEMPLATE_ID,SUBJECT_ID\n1,7\n1,7\n2,8\n")
+    assert [part.tolist() for part in ijb._subjects(table)] == [[1, 2], [7, 8]]
+    table.write_text("TEMPLATE_ID,SUBJECT_ID\n1,7\n2,8\n1,9\n")
+    with pytest.raises(ValueError, match="template 1 is of the subjects 7 and 9"):
+        ijb._subjects(table)
