@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections import OrderedDict
+from collections.abc import Container
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,25 @@ if TYPE_CHECKING:
 _ATTRIBUTE = "class_rows"
 
 
+@dataclass(frozen=True, eq=False)
+class GivenRows:
+    """The rows of a gradient in COO layout as its head made it: ascending, each once but for padding.
+
+    Autograd puts such a gradient into ``.grad`` without saying so, and a GPU would have to be waited for to see it.
+
+    Attributes:
+        index: (K,) int64, the very storage that the gradient's row numbers are in.
+        num_real: () int64 tensor, how many leading entries are real; what follows is zeros. None for all.
+        is_every: whether these are all rows of the tensor.
+        kernels: which operations ran as kernels when it was made; None: those that are found good.
+    """
+
+    index: Tensor
+    num_real: Tensor | None
+    is_every: bool
+    kernels: Container[str] | None
+
+
 @dataclass(eq=False)
 class ClassRows:
     """What head, optimizer and checkpoint know of a tensor whose first dimension is classes.
@@ -30,6 +50,7 @@ class ClassRows:
         files: where a head keeps the rows, or None for memory.
         is_sparse: whether its head gives it gradients in COO layout, of the sampled rows alone.
         update: what steps its rows inside the backward pass, or None.
+        given: the rows of the gradient in COO layout that its head made last, or None.
         stepped: the first row of the dense gradient that an optimizer last took, as every reduction had left it.
     """
 
@@ -38,6 +59,7 @@ class ClassRows:
     files: RowFiles | None = None
     is_sparse: bool = False
     update: RowUpdate | None = None
+    given: GivenRows | None = None
     stepped: Tensor | None = None
     _sparse_for: int | None = None
 

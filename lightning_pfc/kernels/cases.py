@@ -55,6 +55,8 @@ def _softmax_calls() -> Iterator[tuple[str, Callable[[], object]]]:
     yield "bfloat16", lambda: gather(weight, index, torch.bfloat16, True)
     yield "float32", lambda: gather(weight, None, torch.float32, True)
     yield "bfloat16_rows", lambda: gather(small, index, torch.bfloat16, True)
+    yield "", lambda: calls.project_rows_(rows, weight, index)
+    yield "bfloat16_rows", lambda: calls.project_rows_(_empty(CLASSES, WIDTH), small, None)
     yield "width1024", lambda: gather(_empty(CLASSES, 1024), index, torch.bfloat16, True)
     yield "bfloat16", lambda: calls.exponentials_(scores, kept, 64.0, 4.0, targets, None, 0)
     yield "in_place", lambda: calls.exponentials_(half, kept, 64.0, 4.0, targets, None, 0)

@@ -30,7 +30,7 @@ _COMPARED: dict[tuple[str, torch.device], bool] = {}
 NUMBERED = (
     "adagrad_rows_", "adamw_rows_", "bad_rows", "begin_gradients", "draw_uniform", "exponentials_",
     "gather_normalize_round", "link_equal", "margin_logits", "own_columns", "pack_sums", "sgd_rows_", "target_cosines",
-    "target_gradients_", "unit_embeddings", "unit_embeddings_backward", "unpack_sums",
+    "target_gradients_", "unit_embeddings", "unit_embeddings_backward", "unpack_sums", "project_rows_",
 )  # fmt: skip
 """The operations in the order of their bits in a checkpoint; a new one goes to the end, and none is taken out."""
 NOT_CHOSEN = -1

@@ -22,7 +22,7 @@ def _case(device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Unit rows x (37, 96), centers (120, 96), sampled rows (53,), targets (37, 2)."""
     x = torch.nn.functional.normalize(numbers(device, 37, 96))
     weight = numbers(device, 120, 96) * 3
-    weight[11] = 0.0
+    weight[13] = 0.0
     index = torch.arange(53, device=device) * 2 + 1
     weight[index[5]] = x[3] * 2  # cosine 1
     targets = (torch.arange(74, device=device) * 7 % 53).view(37, 2)
@@ -36,6 +36,16 @@ def _case(device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 def _unit_rows(device: torch.device) -> list[tuple[Any, ...]]:
     _, weight, index, _ = _case(device)
     return [(weight, index, torch.bfloat16, True), (weight.bfloat16(), None, torch.float32, True)]
+
+
+@planted("project_rows_")
+def _project_rows(device: torch.device) -> list[tuple[Any, ...]]:
+    _, weight, index, _ = _case(device)
+    grad = numbers(device, 53, 96)
+    grad[6] *= 1e-12  # of the row of zeros, which is divided by 1e-12
+    every = numbers(device, 120, 96)
+    every[13] = 0.0
+    return [(grad, weight, index), (every, weight.bfloat16(), None)]
 
 
 @planted("exponentials_")

@@ -49,6 +49,38 @@ def project(grad: Tensor, rows: Tensor, inverse: Tensor) -> Tensor:
     return (grad - rows * (along * inverse)[:, None]) * inverse[:, None]
 
 
+def _project_twin(grad: Tensor, weight: Tensor, index: Tensor | None) -> None:
+    rows = (weight if index is None else weight.index_select(0, index)).to(grad.dtype)
+    grad.copy_(project(grad, rows, inverse_norms(rows)))
+
+
+_project = operation(
+    "project_rows_(Tensor(a!) grad, Tensor weight, Tensor? index) -> ()",
+    _project_twin,
+    lambda *args: None,
+    "lightning_pfc.kernels.gpu.calls:project_rows_",
+    launches=1,
+)
+
+
+def project_rows_(
+    grad: Tensor, weight: Tensor, index: Tensor | None = None, *, kernels: Container[str] | None = None
+) -> Tensor:
+    """The gradient of centers from that of their unit rows, ``(g - u (u.g)) / |w|``, in place.
+
+    Args:
+        grad: (K, D) float32, contiguous; g, and then the result.
+        weight: (c, D) float32, bfloat16 or float16, the centers w; its rows must be contiguous.
+        index: (K,) int64 rows, or None for all c.
+        kernels: which operations run as kernels, as :func:`~lightning_pfc.kernels.choice.choose` says.
+
+    Returns:
+        ``grad``.
+    """
+    _project(grad, weight, index, kernels=kernels)
+    return grad
+
+
 _operation = operation(
     "gather_normalize_round(Tensor weight, Tensor? index, ScalarType dtype, bool normalize) -> (Tensor, Tensor)",
     _twin,

@@ -14,10 +14,12 @@ from torch.optim.optimizer import ParamsT
 from lightning_pfc.buffers.lazy_zeros import zero_pages
 from lightning_pfc.distributed.class_rows import class_rows
 from lightning_pfc.distributed.stated_rows import own_rows
+from lightning_pfc.kernels.library import using
 from lightning_pfc.keyed_random.rounding_noise import RowNoise
+from lightning_pfc.optim.fused_rows import FusedRows
 from lightning_pfc.optim.row_formats import STATE_DTYPES, RowStorage, convert_rows, row_width, storage_of
 from lightning_pfc.optim.row_step import RowStep, RowUpdate, row_update
-from lightning_pfc.optim.rows import is_row_sharded, mark_row_sparse, row_chunks, rows_per_chunk
+from lightning_pfc.optim.rows import is_row_sharded, mark_row_sparse, row_chunks, rows_per_chunk, whole_gradient
 from lightning_pfc.storage.row_files import row_files
 
 
@@ -266,7 +268,13 @@ class RowSparseOptimizer(torch.optim.Optimizer, ABC):
         return self._noise[1]
 
     def _step_rows(self, param: Tensor, grad: Tensor, group: dict[str, Any]) -> None:
-        step = self._begin_rows(param, group)
+        record, step = class_rows(param), self._begin_rows(param, group)
+        given = None if record is None else record.given
+        with using(None if given is None else given.kernels):
+            fused = FusedRows.of(step)
+            if fused is not None:
+                fused.apply(*whole_gradient(grad, given), projects=False)
+                return
         for chunk in row_chunks(grad):
             step.apply(chunk)
 

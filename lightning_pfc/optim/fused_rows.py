@@ -63,7 +63,7 @@ class FusedRows:
             index = rows
         seed = int(step.group["rounding_seed"])
         halves = [seed & _LOW_BITS, (seed >> 32) & _LOW_BITS]
-        common = (grad, index, num_real, self._options, self._number, start, halves, projects)
+        common = (grad.contiguous(), index, num_real, self._options, self._number, start, halves, projects)
         last = (bool(step.group["nesterov"]),) if "nesterov" in step.group else ()
         _OPERATIONS[type(step.optimizer).__name__](*tensors, *common, *last)
 

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lightning_pfc.distributed.class_rows import class_rows
+from lightning_pfc.distributed.class_rows import GivenRows, class_rows
 from lightning_pfc.distributed.class_rows import is_row_sparse as is_row_sparse
 
 CHUNK_BYTES = {"cpu": 4 << 20}
@@ -106,6 +106,40 @@ def unique_rows(grad: Tensor) -> RowGradient:
     for rows, total in _summed_chunks(grad, index.numel()):
         return RowGradient(rows, total, None)
     return RowGradient(index[:0], values[:0], None)
+
+
+def is_as_given(grad: Tensor, given: GivenRows | None) -> bool:
+    """Whether a row-sparse gradient still has the rows that its head gave it, so that nothing is left to add up.
+
+    What several backward passes have added up, or somebody has made, has row numbers of its own.
+    """
+    if given is None or grad._nnz() != given.index.shape[0]:
+        return False
+    # an address would not do for tensors that have none
+    return bool(grad._indices().untyped_storage()._cdata == given.index.untyped_storage()._cdata)
+
+
+def whole_gradient(grad: Tensor, given: GivenRows | None) -> tuple[Tensor | slice, Tensor, Tensor | None]:
+    """All rows of a gradient at once, for a kernel that steps them all.
+
+    Args:
+        grad: Dense ``(R, *rest)`` or row-sparse, as in :func:`row_chunks`.
+        given: What the head said of it.
+
+    Returns:
+        Row numbers ``(K,)`` int64, each once but for padding, or a slice; their gradients ``(K, *rest)``; and how many
+        leading entries are real, a 0-d int64 tensor, or None for all.
+
+    Raises:
+        ValueError: If ``grad`` is neither dense nor sparse in its first dimension only.
+    """
+    if grad.layout == torch.strided:
+        return slice(0, grad.shape[0]), grad, None
+    _check_layout(grad)
+    if given is not None and is_as_given(grad, given):
+        rows = slice(0, grad.shape[0]) if given.is_every else given.index
+        return rows, grad._values(), given.num_real
+    return unique_rows(grad)
 
 
 def row_chunks(grad: Tensor, max_rows: int | None = None) -> Iterator[RowChunk]:

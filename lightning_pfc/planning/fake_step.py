@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from lightning_pfc.distributed.class_rows import class_rows
 from lightning_pfc.heads import PartialFC
 from lightning_pfc.planning.work import Work, WorkLog
 
@@ -86,8 +87,21 @@ def fake_step(
             loss = head(x, labels)
         with WorkLog() as backward:
             loss.backward()
+        _as_a_device_leaves_them(optimizer)
         with WorkLog() as after:
             optimizer.step()
             optimizer.zero_grad()
         logs = [forward.works, backward.works, after.works]
     return FakeStep(*logs)
+
+
+def _as_a_device_leaves_them(optimizer: torch.optim.Optimizer) -> None:
+    """Give row-sparse gradients their entries back, which autograd loses on the way on tensors without storage."""
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            record = class_rows(parameter)
+            if record is None or record.given is None or parameter.grad is None or not parameter.grad.is_sparse:
+                continue
+            index = record.given.index
+            values = parameter.new_empty((index.shape[0], *parameter.shape[1:]))
+            parameter.grad = torch.sparse_coo_tensor(index[None], values, parameter.shape, check_invariants=False)

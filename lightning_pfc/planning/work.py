@@ -149,6 +149,12 @@ def _unit_rows(args: Sequence[Any], made: Sequence[Tensor]) -> int:
     return int(made[0].numel() * weight.element_size()) + size_of(index, *made)
 
 
+@_formula("project_rows_")
+def _project_rows(args: Sequence[Any], made: Sequence[Tensor]) -> int:
+    grad, weight, index = args
+    return 2 * size_of(grad) + int(grad.numel() * weight.element_size()) + size_of(index)
+
+
 @_formula("exponentials_")
 def _exponentials(args: Sequence[Any], made: Sequence[Tensor]) -> int:
     scores, out, _, _, targets, offsets, _ = args

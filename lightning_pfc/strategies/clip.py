@@ -10,8 +10,9 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from lightning_pfc.distributed import Comm
+from lightning_pfc.distributed.class_rows import class_rows
 from lightning_pfc.optim.foreign.gradient import plain
-from lightning_pfc.optim.rows import is_summed
+from lightning_pfc.optim.rows import is_as_given, is_summed
 
 
 @torch.no_grad()
@@ -68,7 +69,8 @@ def _gradient_values(parameters: Iterable[Parameter]) -> list[Tensor]:
             continue
         gradient = plain(parameter.grad)
         if gradient.is_sparse:
-            if not is_summed(gradient):
+            record = class_rows(parameter)
+            if not (is_as_given(gradient, None if record is None else record.given) or is_summed(gradient)):
                 parameter.grad = gradient = gradient.coalesce()
             gradient = gradient._values()
         found.append(gradient)

@@ -41,6 +41,27 @@ def test_sampled_rows_are_of_unit_length_and_rounded_once(width, kept, dtype):
         assert ((unit.double() - expected).abs() <= ROUNDING[dtype] * expected.abs() + 1e-7).all()
 
 
+@pytest.mark.parametrize("width", WIDTHS)
+@pytest.mark.parametrize("kept", [torch.float32, torch.bfloat16])
+def test_gradients_of_centers_from_those_of_their_unit_rows(width, kept):
+    torch.manual_seed(width)
+    weight = torch.randn(61, width).to(kept)
+    weight[7] = 0.0
+    for index in (sampled(61, 60), None):
+        rows = (weight if index is None else weight[index]).double().requires_grad_()
+        grad = torch.randn(rows.shape[0], width)
+        torch.nn.functional.normalize(rows, eps=kernels.NORM_EPS).backward(grad.double())
+        grad[rows.detach().abs().sum(1) == 0] = 0.0  # divided by 1e-12, it would be all that is seen
+        expected = torch.where(rows.detach().abs().sum(1, keepdim=True) > 0, rows.grad, 0.0)
+        assert relative(kernels.project_rows_(grad, weight, index), expected) < 2e-6
+
+
+def test_a_row_of_zeros_has_a_gradient():
+    grad = kernels.project_rows_(torch.full((2, 40), 1e-12), torch.stack([torch.zeros(40), torch.ones(40)]))
+    assert torch.allclose(grad[0], torch.ones(40))
+    assert grad[1].abs().max() < 1e-15  # along the row: nothing is left
+
+
 def test_rows_that_keep_their_length():
     weight = torch.randn(9, 40)
     unit, inverse = kernels.gather_normalize_round(weight, torch.tensor([1, 3, 8]), torch.float32, normalize=False)

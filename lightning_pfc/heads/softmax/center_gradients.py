@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lightning_pfc.buffers.host_rows import bring_back
 from lightning_pfc.buffers.scratch import scratch
-from lightning_pfc.distributed.class_rows import class_rows
+from lightning_pfc.distributed.class_rows import GivenRows, class_rows
 from lightning_pfc.distributed.collectives import all_reduce
 from lightning_pfc.heads.softmax.class_chunks import Chunk, ClassChunks
 from lightning_pfc.heads.softmax.cosine_gradient import CosineGradient
@@ -71,6 +71,9 @@ class CenterGradSink(ABC):
             index = chunks.stored_index
         if row_sparse:
             ids = torch.arange(parameter.shape[0], device=parameter.device) if index is None else index
+            if (record := class_rows(parameter)) is not None:
+                real = chunks.rows.count_valid(0, chunks.num_rows)
+                record.given = GivenRows(ids, real, index is None, chunks.spec.kernels)
             # Ascending and distinct (but for padding), so nothing is left to coalesce.
             return torch.sparse_coo_tensor(
                 ids[None], values, parameter.shape, is_coalesced=chunks.rows.valid is None, check_invariants=False

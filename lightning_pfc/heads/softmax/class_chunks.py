@@ -164,6 +164,11 @@ class ClassChunks:
         """Local rows of a chunk's classes, where the centers are stored."""
         return slice(low, high) if self.stored_index is None else self.stored_index[low:high]
 
+    def stored_rows(self, low: int, high: int) -> tuple[Tensor, Tensor | None]:
+        """For a kernel that gathers: the centers (c, D) and the rows (n,) of a chunk, or its rows alone and None."""
+        ids, weight = self.stored_ids(low, high), self.weight.detach()
+        return (weight[ids], None) if isinstance(ids, slice) else (weight, ids)
+
     def _ids(self, low: int, high: int) -> slice | Tensor:
         return slice(low, high) if self.index is None else self.index[low:high]
 

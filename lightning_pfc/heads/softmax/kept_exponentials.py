@@ -36,7 +36,7 @@ from lightning_pfc.heads.softmax.targets_apart import TargetsApart
 from lightning_pfc.heads.softmax.unit_rows import center_gradient_, unit_rows
 from lightning_pfc.kernels.library import takes_kernels
 from lightning_pfc.kernels.sums import begin_gradients, wide_dtype
-from lightning_pfc.kernels.unit_rows import gather_normalize_round
+from lightning_pfc.kernels.unit_rows import gather_normalize_round, project_rows_
 
 
 @dataclass(frozen=True)
@@ -110,6 +110,11 @@ class ClassExponentials:
         self._spare: Tensor | None = None
         self._rooms = ChunkRooms(self.x, chunks.width)
 
+    @property
+    def _gathers(self) -> bool:
+        """Whether kernels read the centers where they are stored."""
+        return takes_kernels(self.x) and not self.chunks.offloaded
+
     @functools.cached_property
     def _queries(self) -> Tensor:
         """Embeddings of length ``scale`` as operands."""
@@ -163,13 +168,11 @@ class ClassExponentials:
     def _unit_operand(self, low: int, high: int) -> tuple[Tensor, Tensor]:
         """Unit rows (n, D) of a chunk as operands, and 1 / |w| (n,)."""
         chunks, precision = self.chunks, self.arithmetic.precision
-        if not takes_kernels(self.x) or chunks.offloaded or precision == "float16x3":
+        if not self._gathers or precision == "float16x3":
             units, inverse = unit_rows(chunks.centers(low, high), self._rooms.rows(high - low))
             rounded = None if precision not in HALF else self._rooms.rows(high - low, HALF[precision])
             return round_operand(units, precision, rounded), inverse
-        ids = chunks.stored_ids(low, high)
-        weight, index = (chunks.weight[ids], None) if isinstance(ids, slice) else (chunks.weight, ids)
-        return gather_normalize_round(weight.detach(), index, self.arithmetic.operands)
+        return gather_normalize_round(*chunks.stored_rows(low, high), self.arithmetic.operands)
 
     def lacks_terms(self, sums: Tensor) -> bool:
         """Whether the pass has to be taken again without fusion; looks at values, which a CPU has at hand."""
@@ -251,7 +254,8 @@ class ClassExponentials:
         weighted = self.x if late is not None else round_operand(begun.weighted, self.arithmetic.gradients)
         for number, (low, high) in enumerate(self.chunks.ranges):
             of_units = sink.takes_unit_grad and late is None
-            rows = self.x[:0] if of_units else self.chunks.centers(low, high)  # not read where not needed
+            reads = late is not None or not (of_units or self._gathers)
+            rows = self.chunks.centers(low, high) if reads else self.x[:0]
             inverse = kept.inverse[number]
             exponentials = self._again(number, kept)
             if late is not None:  # slopes first: what is split into float16 must not span e^128
@@ -264,7 +268,9 @@ class ClassExponentials:
             if everywhere is not None:
                 grad += everywhere if self._valid is None else self._valid[low:high, None] * everywhere
             self.targets.add_center_grad_(number, grad, self.x, target_grad)
-            if not of_units:
+            if not of_units and self._gathers:
+                grad = project_rows_(grad, *self.chunks.stored_rows(low, high))
+            elif not of_units:
                 grad = center_gradient_(grad, rows, inverse, self._rooms.rows(high - low))
             sink.written(low, high, grad, of_units=of_units)
         return late

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_pfc.kernels.unit_rows import NORM_EPS, inverse_norms, project
+from lightning_pfc.kernels.library import takes_kernels
+from lightning_pfc.kernels.unit_rows import NORM_EPS, inverse_norms, project_rows_
 
 _normalize: Any = getattr(torch, "_weight_norm_interface", None)
 
@@ -45,7 +46,7 @@ def center_gradient_(unit_grad: Tensor, rows: Tensor, inverse: Tensor, room: Ten
         room: (n, D) for what is computed on the way; None for new storage.
     """
     if unit_grad.device.type != "cpu":
-        return unit_grad.copy_(project(unit_grad, rows, inverse))
+        return project_rows_(unit_grad, rows, kernels=None if takes_kernels(unit_grad) else ())
     along = torch.mul(unit_grad, rows, out=room).sum(1).mul_(inverse).mul_(inverse)
     along = torch.where(inverse < 1.0 / NORM_EPS, along, 0.0)
     return unit_grad.addcmul_(rows, along[:, None], value=-1.0).mul_(inverse[:, None])

@@ -32,6 +32,17 @@ def gather_normalize_round(
     return unit, inverse
 
 
+def project_rows_(grad: Tensor, weight: Tensor, index: Tensor | None) -> None:
+    """See :func:`lightning_pfc.kernels.unit_rows.project_rows_`."""
+    count, width = grad.shape
+    tile = row_tile(width, 2)
+    launch(
+        rows.project_rows, (blocks(count, tile.rows),), grad, weight, index if index is not None else weight, count,
+        width, weight.stride(0), NORM_EPS, HAS_INDEX=index is not None, ROWS=tile.rows, WIDTH=tile.columns,
+        num_warps=tile.warps,
+    )  # fmt: skip
+
+
 def exponentials_(
     scores: Tensor,
     out: Tensor,

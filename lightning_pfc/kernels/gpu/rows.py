@@ -32,6 +32,39 @@ def inverse_length(values, eps):
 
 
 @triton.jit
+def projected(values, weight, eps):
+    """The gradient of centers (R, W) from that of their unit rows: (g - u (u.g)) / |w|."""
+    inverse = inverse_length(weight, eps)
+    along = tl.sum(values * weight, 1) * inverse
+    # a row shorter than eps is scaled by a constant, so nothing is projected out of its gradient
+    along = tl.where(inverse < tl.div_rn(1.0, eps), along, 0.0)
+    return (values - weight * (along * inverse)[:, None]) * inverse[:, None]
+
+
+@triton.jit
+def project_rows(
+    grad,
+    weight,
+    index,
+    num_rows,
+    width,
+    stride,
+    eps,
+    HAS_INDEX: tl.constexpr,
+    ROWS: tl.constexpr,
+    WIDTH: tl.constexpr,
+):
+    """``grad[i]`` of the unit row of ``weight[index[i]]`` becomes that of the row itself."""
+    places = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    columns = tl.arange(0, WIDTH)
+    live = places < num_rows
+    inside = live[:, None] & (columns < width)[None, :]
+    center = read_rows(weight, local_rows(index, places, live, HAS_INDEX), stride, columns, width, live)
+    target = grad + places[:, None] * width + columns[None, :]
+    tl.store(target, projected(tl.load(target, mask=inside, other=0.0), center, eps), mask=inside)
+
+
+@triton.jit
 def unit_rows(
     weight,
     index,

@@ -11,7 +11,7 @@ import triton.language as tl
 
 from lightning_pfc.kernels.gpu.hashing import noise_key
 from lightning_pfc.kernels.gpu.row_formats import read_state, write_floats, write_state
-from lightning_pfc.kernels.gpu.rows import inverse_length, local_rows
+from lightning_pfc.kernels.gpu.rows import local_rows, projected
 
 
 @triton.jit
@@ -26,14 +26,10 @@ def sampled_rows(index, count, num_rows, HAS_INDEX: tl.constexpr, HAS_COUNT: tl.
 
 @triton.jit
 def row_gradient(grad, entries, weight, inside, columns, width, eps, PROJECT: tl.constexpr):
-    """The gradient of the centers; with ``PROJECT`` from that of the unit rows: (g - u (u.g)) / |w|."""
+    """The gradient of the centers; with ``PROJECT`` from that of the unit rows."""
     values = tl.load(grad + entries[:, None] * width + columns[None, :], mask=inside, other=0.0).to(tl.float32)
     if PROJECT:
-        inverse = inverse_length(weight, eps)
-        along = tl.sum(values * weight, 1) * inverse
-        # a row shorter than eps is scaled by a constant, so nothing is projected out of its gradient
-        along = tl.where(inverse < tl.div_rn(1.0, eps), along, 0.0)
-        values = (values - weight * (along * inverse)[:, None]) * inverse[:, None]
+        values = projected(values, weight, eps)
     return values
 
 
