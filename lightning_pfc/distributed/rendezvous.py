@@ -89,27 +89,29 @@ def start_group_in_slurm(backend: str, timeout: dt.timedelta | None) -> None:
     as it is where it is given.
 
     Raises:
-        OSError: if not all ranks come; and on rank 0, if the port that was given is taken.
+        OSError: on every rank, if not all come, or if rank 0 cannot open the port that was given.
     """
     if dist.is_initialized() or not in_slurm() or step_size() == 1:
         return
-    rank = step_rank()
-    if (given := os.environ.get("MASTER_PORT")) is not None:
-        if rank == 0:
-            _check_port(given)
-        return
+    rank, given = step_rank(), os.environ.get("MASTER_PORT")
     host = os.environ.get("MASTER_ADDR") or step_host()
     options: dict[str, Any] = {"timeout": timeout or TIMEOUT, "wait_for_workers": False}
     store: Any = None
 
     def open_store() -> str:
         nonlocal store
-        (listener,) = listen_on(own_addresses(host)[:1])
+        try:
+            (listener,) = listen_on(own_addresses(host)[:1], [0 if given is None else int(given)])
+        except (OSError, ValueError) as error:
+            return f"!{error}"  # the others would look for a store at whatever has the port
         number = int(listener.getsockname()[1])
         store = dist.TCPStore(host, number, is_master=True, master_listen_fd=listener.detach(), **options)  # type: ignore[attr-defined]
         return str(number)
 
     port = agree_on_text("port of the process group", open_store, "MASTER_PORT=NUMBER", host)
+    if port.startswith("!"):
+        what = f"rank 0 ({host}) can open no port" if given is None else f"MASTER_PORT={given} of {host}"
+        raise OSError(f"{what}: {port[1:]}. Leave MASTER_PORT out, and a port that is free is found.")
     size = step_size()
 
     def connect() -> None:
@@ -118,11 +120,3 @@ def start_group_in_slurm(backend: str, timeout: dt.timedelta | None) -> None:
 
     with saying_what_it_waits_for(f"waiting for all {size} processes of this run, which have met, to connect"):
         aside(connect)
-
-
-def _check_port(port: str) -> None:
-    try:
-        for each in listen_on(["0.0.0.0"], [int(port)]):
-            each.close()
-    except (OSError, ValueError) as error:
-        raise OSError(f"MASTER_PORT={port}: {error}. Leave it out, and a port that is free is found.") from error

@@ -14,7 +14,7 @@ from typing import Any
 
 from lightning_pfc.processes.launching import saying_what_it_waits_for
 from lightning_pfc.storage.file_lock import ask_for_lock
-from lightning_pfc.storage.makers import is_running
+from lightning_pfc.storage.makers import is_running, this_host, this_kernel
 
 LOCK = ".run.lock"
 _EVERY, _SILENT, _PATIENCE = 20.0, 120.0, 15.0  # seconds: of the pulse, without it, and for a process of ours to end
@@ -65,6 +65,7 @@ class Lock:
             holder = _read(file)
             if granted is not False and not self._is_held(file, holder, job, granted is not None):
                 me = {"job": job, "host": socket.gethostname(), "pid": os.getpid()}
+                me |= {"place": this_host(), "kernel": this_kernel()}  # names of hosts may be the same
                 os.ftruncate(file, 0)
                 os.lseek(file, 0, os.SEEK_SET)  # not os.pwrite, which Windows lacks
                 os.write(file, json.dumps(me).encode())
@@ -84,8 +85,10 @@ class Lock:
         """Whether somebody has it although the system does not say so."""
         if not holder:
             return False
+        if has_locks and holder.get("kernel") == this_kernel():
+            return False
         if _is_here(holder):
-            if has_locks or not _may_run(holder.get("pid")):
+            if not _may_run(holder.get("pid")):
                 return False
         elif job is not None and holder.get("job") == job:  # a job comes back when it has ended
             return False
@@ -128,7 +131,7 @@ def _read(file: int) -> dict[str, Any]:
 
 
 def _is_here(holder: dict[str, Any]) -> bool:
-    return holder.get("host") == socket.gethostname()
+    return holder.get("place") == this_host()
 
 
 def _may_run(pid: object) -> bool:

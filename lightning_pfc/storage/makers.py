@@ -71,11 +71,21 @@ def _short(name: str) -> str:
 def this_host() -> str:
     """Where the processes are that this one may ask after.
 
-    The host, and on Linux the space of its process numbers: containers may have the name of their host, or of each
-    other, and each its own process 17.
+    The host, and on Linux what is running there: two hosts may have one name (``localhost``, copies of one machine).
+    And the space of its process numbers: containers may have the name of their host, or of each other, and each its
+    own process 17.
     """
+    name = socket.gethostname()
     with contextlib.suppress(OSError):
-        return f"{socket.gethostname()}.{os.stat('/proc/self/ns/pid').st_ino}"
+        name = f"{name}.{os.stat('/proc/self/ns/pid').st_ino}"
+        name = f"{name}.{this_kernel()[:8]}"
+    return name
+
+
+def this_kernel() -> str:
+    """Where one system keeps the locks of all processes: on Linux a number drawn at each boot, elsewhere the host."""
+    with contextlib.suppress(OSError):
+        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
     return socket.gethostname()
 
 

@@ -14,12 +14,13 @@ from lightning_pfc.distributed.owner import foreign_strategy_message, get_owner,
 from lightning_pfc.strategies.epoch_sums import EpochSums
 from lightning_pfc.strategies.evaluates_together import EvaluatesTogether
 from lightning_pfc.strategies.imported_heads import imported_heads
+from lightning_pfc.strategies.same_loaders import SameLoaders
 from lightning_pfc.strategies.settle_precision import SettlePrecision
 
 
 def callbacks() -> list[Callback]:
     """What the entry point gives to each new Trainer; nothing of it acts in a step under a strategy of others."""
-    return [ForeignStrategyGuard(), EpochSums(), SettlePrecision(), EvaluatesTogether()]
+    return [ForeignStrategyGuard(), EpochSums(), SettlePrecision(), EvaluatesTogether(), SameLoaders()]
 
 
 class ForeignStrategyGuard(Callback):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import json
 import os
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,7 +17,7 @@ from lightning_pfc import train
 from lightning_pfc.callbacks.csv_log import read_metrics
 from lightning_pfc.checkpoint.publish import newest_of_any_kind
 from lightning_pfc.distributed.jobs import job_name, refuse_lonely_task, restart_count
-from lightning_pfc.distributed.rendezvous import agree_on_text
+from lightning_pfc.distributed.rendezvous import agree_on_text, start_group_in_slurm
 from tests.ranks import RankPool
 from tests.trainer.test_train import NET, TINY, losses, run_folders, torchrun
 
@@ -80,6 +82,29 @@ def agree(rank: int, world_size: int, job: str) -> list[str]:
 def test_the_tasks_of_a_slurm_step_agree(ranks: RankPool) -> None:
     found = ranks.run(3, agree, str(os.getpid()), group=False, timeout=60)
     assert found == [["rank 0, 0", "rank 0, 1"]] * 3
+
+
+def start_at(rank: int, world_size: int, job: str, port: str) -> str:
+    names = {"SLURM_JOB_ID": job, "SLURM_PROCID": str(rank), "SLURM_NTASKS": str(world_size), "SLURM_STEP_ID": "0"}
+    os.environ.update(names | {"MASTER_ADDR": "localhost", "MASTER_PORT": port})
+    os.environ.pop("RANK", None)
+    try:
+        start_group_in_slurm("gloo", dt.timedelta(seconds=60))
+        dist.barrier()
+        return "met"
+    except OSError as error:
+        return str(error)
+
+
+def test_a_port_that_was_given_and_is_taken_is_told_to_every_rank(ranks: RankPool) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        for said in ranks.run(3, start_at, f"{os.getpid()}1", port, group="later", timeout=100):
+            assert said.startswith(f"MASTER_PORT={port} of localhost: "), said
+            assert said.endswith("Leave MASTER_PORT out, and a port that is free is found.")
+    for said in ranks.run(2, start_at, f"{os.getpid()}2", "x", group="later", timeout=100):
+        assert said.startswith("MASTER_PORT=x of localhost: invalid literal")
+    assert ranks.run(2, start_at, f"{os.getpid()}3", port, group="later", timeout=100) == ["met", "met"]
 
 
 def test_the_newest_checkpoint_is_complete_and_holds_more_than_weights(tmp_path: Path) -> None:

@@ -424,6 +424,7 @@ def test_only_what_is_dead_is_swept(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         f".pfc-removing-{node}-{dead}": False,
         f".pfc-saving-node-2-{dead}": True,  # of the host node-2, which is not this one
         f".pfc-saving-node.17-{dead}": True,  # of a container with the name of this host and numbers of its own
+        f".pfc-saving-{node.rpartition('.')[0]}.00000000-{dead}": True,  # of another host with the name of this one
         f".pfc-saving-{node}-{os.getppid()}-0123abcd": True,  # its process runs
         f".pfc-saving-other-{dead}": True,
         f".pfc-saving-old-{dead}": False,  # nothing was written to it for days

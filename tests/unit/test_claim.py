@@ -23,6 +23,7 @@ from lightning_pfc.runs.errors import ExportError
 from lightning_pfc.runs.lock import LOCK
 from lightning_pfc.runs.own_checkpoint import LAST, own_checkpoint
 from lightning_pfc.runs.run_folder import Run
+from lightning_pfc.storage.makers import this_host, this_kernel
 from lightning_pfc.storage.row_files import RowFiles, rows_of_run
 
 NAMES = ("SLURM", "TORCHELASTIC", "SUBMITIT", "RANK", "LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER", "PFC_")
@@ -165,8 +166,17 @@ def test_a_lock_of_another_host_that_is_not_seen_here(tmp_path: Path, monkeypatc
     start(tmp_path)  # no sign of life
 
 
-def lock_of(folder: Path, host: str, job: str | None = "slurm-9", pid: int = 1, age: float = 0.0) -> None:
-    (folder / LOCK).write_text(json.dumps({"job": job, "host": host, "pid": pid}))
+def lock_of(
+    folder: Path,
+    host: str,
+    job: str | None = "slurm-9",
+    pid: int = 1,
+    age: float = 0.0,
+    place: str = "",
+    kernel: str = "",
+) -> None:
+    where = {"place": place or (this_host() if host == socket.gethostname() else host), "kernel": kernel or host}
+    (folder / LOCK).write_text(json.dumps({"job": job, "host": host, "pid": pid} | where))
     when = time.time() - age
     os.utime(folder / LOCK, (when, when))
 
@@ -200,6 +210,26 @@ def test_a_file_system_without_locks_locks_nobody_out(tmp_path: Path, monkeypatc
             start(tmp_path)
     lock_of(tmp_path, "node17", age=1000)
     start(tmp_path)
+
+
+def test_a_host_of_the_same_name_is_another_host(tmp_path: Path) -> None:
+    """Its locks are not seen here, and its process number means nothing: two runs were let into one folder."""
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    lock_of(tmp_path, socket.gethostname(), pid=ended.pid, place="its own", kernel="its own")
+    with pytest.raises(ValueError, match="120 s without a sign of life count as its end"):
+        start(tmp_path)
+    lock_of(tmp_path, socket.gethostname(), pid=ended.pid, place="its own", kernel="its own", age=1000)
+    start(tmp_path)
+
+
+def test_a_container_of_the_same_kernel_is_known_by_its_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lock_of(tmp_path, "container", place="its own", kernel=this_kernel())
+    start(tmp_path)  # the system gave us the lock, so it has ended
+    refuses(monkeypatch, errno.ENOSYS)
+    lock_of(tmp_path, "container", place="its own", kernel=this_kernel())
+    with pytest.raises(ValueError, match="in use by job slurm-9 on host container"):
+        start(tmp_path)
 
 
 def test_the_lock_that_a_file_server_keeps_for_a_dead_host_names_the_way_out(

@@ -67,6 +67,7 @@ def test_what_killed_processes_left_half_made_is_swept(tmp_path: Path) -> None:
     mine = hidden_path(tmp_path / "x").name
     left = mine.replace(f"~{os.getpid()}.", f"~{dead}.")
     stays = {mine, f".x~elsewhere.1~{dead}.part", f".x~y.{dead}.part", f"x~{this_host()}~{dead}.part"}
+    stays.add(f".x~{this_host().rpartition('.')[0]}.00000000~{dead}.part")  # of another host with the name of this one
     for name in (*stays, left, f"{left}-journal"):
         (tmp_path / name).touch()
     (tmp_path / left.replace(".x~", ".folder~")).mkdir()
