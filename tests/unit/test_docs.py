@@ -21,7 +21,7 @@ OWN = sorted({command.words: command for command in own_commands()}.values(), ke
 OF_OTHERS = {
     "--noproxy",  # flags of Hydra, curl, SLURM and torchrun
     *("--config-dir", "--http2"),
-    *("--kill-on-bad-exit", "--nodes", "--resv-ports", "--signal"),
+    *("--export", "--kill-on-bad-exit", "--nodes", "--resv-ports", "--signal", "--tier"),
     *("--max-restarts", "--nproc-per-node", "--rdzv-id"),
 }
 
