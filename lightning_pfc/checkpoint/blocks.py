@@ -19,7 +19,8 @@ import torch
 from torch import Tensor
 
 from lightning_pfc.checkpoint.errors import CheckpointError
-from lightning_pfc.checkpoint.manifest import BLOCK, FileEntry, check_block, dtype_name, open_checked
+from lightning_pfc.checkpoint.manifest import BLOCK, check_block, open_checked
+from lightning_pfc.checkpoint.manifest_entries import FileEntry, dtype_name
 
 # What torch's own HuggingFaceStorageReader looks for, so that it can read the data files too.
 _SHARDING_KEY = "DCP_SHARDING_INFO"

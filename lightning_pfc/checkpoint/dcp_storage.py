@@ -28,7 +28,8 @@ from torch.distributed.checkpoint.storage import StorageReader, StorageWriter, W
 from torch.futures import Future
 
 from lightning_pfc.checkpoint.blocks import BlockReader, BlockWriter, write_safetensors
-from lightning_pfc.checkpoint.manifest import ChunkEntry, FileEntry, Manifest, TensorEntry, dtype_name, dtype_of
+from lightning_pfc.checkpoint.manifest import Manifest
+from lightning_pfc.checkpoint.manifest_entries import ChunkEntry, FileEntry, TensorEntry, dtype_name, dtype_of
 
 _FILE = "file:"  # a write result with this prefix stands for a file, not for a tensor
 

@@ -16,7 +16,8 @@ from lightning_pfc.checkpoint.blocks import BlockWriter, safetensors_header, ten
 from lightning_pfc.checkpoint.dcp_storage import save_small, small_name
 from lightning_pfc.checkpoint.errors import CheckpointError
 from lightning_pfc.checkpoint.identities import KEY, UNNAMED, Identities, encoded_names
-from lightning_pfc.checkpoint.manifest import BLOCK, ChunkEntry, FileEntry, Manifest, TensorEntry, dtype_of
+from lightning_pfc.checkpoint.manifest import BLOCK, Manifest
+from lightning_pfc.checkpoint.manifest_entries import ChunkEntry, FileEntry, TensorEntry, dtype_of
 from lightning_pfc.checkpoint.publish import prepare_folder, publish, remove
 from lightning_pfc.checkpoint.reader import MODEL, CheckpointReader
 from lightning_pfc.checkpoint.single import OWN

@@ -20,7 +20,8 @@ from torch import Tensor
 
 from lightning_pfc.checkpoint.blocks import BlockReader, BlockWriter
 from lightning_pfc.checkpoint.errors import CheckpointError
-from lightning_pfc.checkpoint.manifest import FileEntry, Manifest
+from lightning_pfc.checkpoint.manifest import Manifest
+from lightning_pfc.checkpoint.manifest_entries import FileEntry
 
 NAMES_FILE = "identities.names"
 KEY = "identities"  # of the manifest's facts, and of what a file of one process holds

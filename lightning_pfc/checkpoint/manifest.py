@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import os
 import zlib
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from lightning_pfc.checkpoint.errors import CheckpointError
 from lightning_pfc.checkpoint.manifest_check import check_layout
+from lightning_pfc.checkpoint.manifest_entries import ChunkEntry, FileEntry, TensorEntry
+from lightning_pfc.names.renamed import renamed_names
 from lightning_pfc.storage.regular import open_regular
 
 MANIFEST = "manifest.json"
@@ -22,97 +21,6 @@ FORMAT = "lightning-pfc checkpoint"
 VERSION = 1
 BLOCK = 8 << 20  # bytes under one checksum
 _MOST_BYTES = 1 << 28  # of a manifest: the checksums of 100 TB take less
-
-_DTYPES = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "F8_E4M3": torch.float8_e4m3fn,
-    "F8_E5M2": torch.float8_e5m2,
-    "I64": torch.int64,
-    "I32": torch.int32,
-    "I16": torch.int16,
-    "I8": torch.int8,
-    "U8": torch.uint8,
-    "BOOL": torch.bool,
-    "C64": torch.complex64,
-}
-_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
-
-
-def dtype_name(dtype: torch.dtype) -> str:
-    """The name that safetensors has for a dtype.
-
-    Raises:
-        CheckpointError: for a dtype that a checkpoint cannot hold.
-    """
-    if dtype not in _NAMES:
-        raise CheckpointError(f"tensors of {dtype} cannot be saved in a checkpoint folder; convert them before saving.")
-    return _NAMES[dtype]
-
-
-def dtype_of(name: str) -> torch.dtype:
-    """The dtype that safetensors calls ``name``.
-
-    Raises:
-        CheckpointError: for a name that is not known.
-    """
-    if not isinstance(name, str) or name not in _DTYPES:
-        raise CheckpointError(f"the checkpoint holds a tensor of dtype {name!r}, which this version does not know.")
-    return _DTYPES[name]
-
-
-@dataclass(frozen=True)
-class FileEntry:
-    """One file: its size in bytes and the CRC-32 of each block of :data:`BLOCK` bytes."""
-
-    size: int
-    crc32: list[int]
-
-
-@dataclass(frozen=True)
-class ChunkEntry:
-    """Where some rows of a tensor lie: ``shape`` from ``offset`` on, at byte ``start`` of ``file``, row-major."""
-
-    file: str
-    start: int
-    offset: list[int]
-    shape: list[int]
-
-
-@dataclass(frozen=True)
-class TensorEntry:
-    """A tensor: its shape over all ranks, and the chunks that make it up."""
-
-    dtype: str
-    shape: list[int]
-    by_class: bool
-    chunks: list[ChunkEntry]
-
-    @staticmethod
-    def of(tensor: torch.Tensor, by_class: bool) -> TensorEntry:
-        """Of a tensor that is not in any file yet."""
-        return TensorEntry(dtype_name(tensor.dtype), list(tensor.shape), by_class, [])
-
-    @property
-    def itemsize(self) -> int:
-        """Bytes of one number."""
-        return dtype_of(self.dtype).itemsize
-
-    @property
-    def row_bytes(self) -> int:
-        """Bytes of one row; of the whole for a tensor without dimensions."""
-        return math.prod(self.shape[1:]) * self.itemsize
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of all rows."""
-        return math.prod(self.shape) * self.itemsize
-
-    def with_rows(self, count: int) -> TensorEntry:
-        """The same with another number of rows, not in any file yet."""
-        return TensorEntry(self.dtype, [count, *self.shape[1:]], self.by_class, [])
 
 
 @dataclass(frozen=True)
@@ -158,7 +66,9 @@ class Manifest:
             if content.pop("sha256", None) != _digest(content):
                 raise ValueError("its checksum does not match: it was altered or cut short")
             manifest = Manifest._of(content)
-            check_layout(manifest, BLOCK, MANIFEST)
+            check_layout(
+                manifest.tensors, manifest.files, manifest.world_size, manifest.info, block=BLOCK, own_name=MANIFEST
+            )
         except FileNotFoundError:
             raise CheckpointError(
                 f"{path} does not exist: {folder} is not a complete checkpoint of this package."
@@ -247,3 +157,7 @@ def open_checked(folder: Path, name: str, entry: FileEntry) -> int:
 
 def _digest(body: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(body, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+_ENTRIES = "lightning_pfc.checkpoint.manifest_entries"
+__getattr__ = renamed_names(__name__, {name: f"{_ENTRIES}:{name}" for name in ("dtype_name", "dtype_of")})

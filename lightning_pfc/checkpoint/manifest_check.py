@@ -6,10 +6,9 @@ import itertools
 import math
 import re
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from lightning_pfc.checkpoint.manifest import ChunkEntry, FileEntry, Manifest, TensorEntry
+from lightning_pfc.checkpoint.manifest_entries import ChunkEntry, FileEntry, TensorEntry
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,200}")
 _SMALL = re.compile(r"rank-\d+\.pt")  # pickles of everything but tensors
@@ -17,32 +16,46 @@ _MOST_RANKS = 1 << 20
 _MOST_NUMBERS = 1 << 60  # of a tensor: what an address can reach
 
 
-def check_layout(manifest: Manifest, block: int, own_name: str) -> None:
+def check_layout(
+    tensors: Mapping[str, TensorEntry],
+    files: Mapping[str, FileEntry],
+    world_size: int,
+    info: Mapping[str, Any],
+    *,
+    block: int,
+    own_name: str,
+) -> None:
     """See that every row of every tensor lies in exactly one place of a file that is long enough for it.
 
+    The first four are those of a :class:`~lightning_pfc.checkpoint.manifest.Manifest`, with values of any type, as JSON
+    gave them.
+
     Args:
-        manifest: with values of any type, as JSON gave them.
+        tensors: by path within the checkpoint.
+        files: by name within the folder.
+        world_size: how many ranks wrote it.
+        info: epoch and step, for a look.
         block: bytes under one checksum.
         own_name: what no other file of the folder may be called.
 
     Raises:
         ValueError: saying which entry is wrong.
     """
-    if not _is_count(manifest.world_size) or manifest.world_size > _MOST_RANKS:
-        raise ValueError(f"world_size is {_short(manifest.world_size)}")
-    if not isinstance(manifest.info, dict):
-        raise ValueError(f"info is {_short(manifest.info)}")
-    _check_step(manifest.info)
-    if not manifest.files:
+    if not _is_count(world_size) or world_size > _MOST_RANKS:
+        raise ValueError(f"world_size is {_short(world_size)}")
+    if not isinstance(info, dict):
+        raise ValueError(f"info is {_short(info)}")
+    _check_step(info)
+    if not files:
         raise ValueError("it names no files")
-    for name, entry in manifest.files.items():
+    for name, entry in files.items():
         _check_file(name, entry, block, own_name)
-    for rank in range(max(1, manifest.world_size)):
-        if f"rank-{rank:05d}.pt" not in manifest.files:
-            raise ValueError(f"it names no file rank-{rank:05d}.pt, and {manifest.world_size} ranks have written it")
-    regions: dict[str, list[tuple[int, int, str]]] = {name: [] for name in manifest.files}
-    for key, tensor in manifest.tensors.items():
-        _check_tensor(key, tensor, manifest.files)
+    for rank in range(max(1, world_size)):
+        if f"rank-{rank:05d}.pt" not in files:
+            raise ValueError(f"it names no file rank-{rank:05d}.pt, and {world_size} ranks have written it")
+    regions: dict[str, list[tuple[int, int, str]]] = {name: [] for name in files}
+    for key, tensor in tensors.items():
+        _check_tensor(key, tensor, files)
         for chunk in tensor.chunks:
             size = math.prod(chunk.shape) * tensor.itemsize
             if size:

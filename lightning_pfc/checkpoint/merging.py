@@ -11,10 +11,7 @@ from torch import Tensor
 
 from lightning_pfc.checkpoint.blocks import BlockWriter, safetensors_header, tensor_bytes
 from lightning_pfc.checkpoint.identities import KEY
-from lightning_pfc.checkpoint.manifest import (
-    TensorEntry,
-    dtype_of,
-)
+from lightning_pfc.checkpoint.manifest_entries import TensorEntry, dtype_of
 from lightning_pfc.checkpoint.reader import MODEL, CheckpointReader
 from lightning_pfc.checkpoint.single import OWN, save_file
 from lightning_pfc.storage.regular import check_replaceable

@@ -12,7 +12,8 @@ from torch import Tensor
 from lightning_pfc.checkpoint.blocks import BlockReader
 from lightning_pfc.checkpoint.errors import CheckpointError
 from lightning_pfc.checkpoint.identities import Identities, in_folder, in_values
-from lightning_pfc.checkpoint.manifest import BLOCK, Manifest, TensorEntry, dtype_of, is_checkpoint_folder
+from lightning_pfc.checkpoint.manifest import BLOCK, Manifest, is_checkpoint_folder
+from lightning_pfc.checkpoint.manifest_entries import TensorEntry, dtype_of
 from lightning_pfc.checkpoint.save_load import read_small
 from lightning_pfc.checkpoint.single import OWN, load_file
 from lightning_pfc.checkpoint.split_tree import join_tree, split_tree

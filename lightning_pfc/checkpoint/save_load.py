@@ -24,7 +24,8 @@ from lightning_pfc.checkpoint.dcp_planners import RowsLoadPlanner, RowsSavePlann
 from lightning_pfc.checkpoint.dcp_storage import FolderReader, FolderWriter, small_name
 from lightning_pfc.checkpoint.errors import CheckpointError
 from lightning_pfc.checkpoint.identities import KEY, Identities
-from lightning_pfc.checkpoint.manifest import FileEntry, Manifest, TensorEntry, check_size, dtype_of
+from lightning_pfc.checkpoint.manifest import Manifest, check_size
+from lightning_pfc.checkpoint.manifest_entries import FileEntry, TensorEntry, dtype_of
 from lightning_pfc.checkpoint.publish import prepare_folder, publish, remove
 from lightning_pfc.checkpoint.split_tree import ClassRows, join_tree
 from lightning_pfc.distributed import ClassShard, Comm

@@ -11,7 +11,7 @@ from typing import IO, Any, cast
 import torch
 
 from lightning_pfc.checkpoint.blocks import BlockWriter, safetensors_header, tensor_bytes
-from lightning_pfc.checkpoint.manifest import dtype_name
+from lightning_pfc.checkpoint.manifest_entries import dtype_name
 from lightning_pfc.interchange.imported import Imported
 from lightning_pfc.interchange.plain_weights import check_finite, check_kinds
 from lightning_pfc.storage.first_error import FirstError

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from lightning_pfc.checkpoint import CheckpointError
-from lightning_pfc.checkpoint.manifest import TensorEntry, dtype_of
+from lightning_pfc.checkpoint.manifest_entries import TensorEntry, dtype_of
 from lightning_pfc.checkpoint.split_tree import ClassRows
 from lightning_pfc.distributed import ClassShard
 from lightning_pfc.distributed.class_rows import declare_class_rows

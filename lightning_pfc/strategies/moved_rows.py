@@ -12,7 +12,7 @@ from torch import Tensor
 from lightning_pfc.checkpoint.by_name import NEW, check_most_are_known, row_origins, take_rows, unnamed_rows
 from lightning_pfc.checkpoint.errors import CheckpointError
 from lightning_pfc.checkpoint.identities import Identities, difference
-from lightning_pfc.checkpoint.manifest import TensorEntry, dtype_of
+from lightning_pfc.checkpoint.manifest_entries import TensorEntry, dtype_of
 from lightning_pfc.checkpoint.reader import MODEL, CheckpointReader
 from lightning_pfc.distributed import Comm
 from lightning_pfc.heads.partial_fc import PartialFC

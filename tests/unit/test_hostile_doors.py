@@ -18,7 +18,8 @@ import torch
 
 from lightning_pfc.checkpoint import CheckpointError
 from lightning_pfc.checkpoint.dcp_storage import small_name
-from lightning_pfc.checkpoint.manifest import BLOCK, MANIFEST, FileEntry, Manifest
+from lightning_pfc.checkpoint.manifest import BLOCK, MANIFEST, Manifest
+from lightning_pfc.checkpoint.manifest_entries import FileEntry
 from lightning_pfc.commands.ckpt import main
 from lightning_pfc.data.errors import FormatError
 from lightning_pfc.evaluation.bins import BinImages

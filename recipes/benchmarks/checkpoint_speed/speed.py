@@ -20,7 +20,7 @@ import torch
 import torch.distributed as dist
 
 from lightning_pfc.checkpoint import load_folder, save_folder
-from lightning_pfc.checkpoint.manifest import TensorEntry
+from lightning_pfc.checkpoint.manifest_entries import TensorEntry
 from lightning_pfc.checkpoint.split_tree import ClassRows
 from lightning_pfc.distributed import ClassShard, Comm
 
