@@ -18,7 +18,10 @@ from lightning_pfc.checkpoint.remote import is_address
 
 @checked
 class RunCheckpoint(ModelCheckpoint):
-    """Takes the arguments of ``ModelCheckpoint`` and has its files, with two differences.
+    """Takes the arguments of ``ModelCheckpoint`` and has its files, with three differences.
+
+    With ``save_last=True``, ``last.ckpt`` is the last one also where a metric is watched. Lightning writes it only
+    together with one of the best, so that a run that was killed would go on from its best epoch, however long ago.
 
     A checkpoint that is to be one of the best and the last is written once, and has two names by hard links: with the
     centers of 10^8 classes the second would take as long again, and as much room. Asynchronous saves write both, since
@@ -31,6 +34,7 @@ class RunCheckpoint(ModelCheckpoint):
     """
 
     _just_saved: str | None = None  # in this hook
+    _last_is_there = False  # it was written alone in this hook
 
     @override
     def _generate_state_key(self, **kwargs: Any) -> str:
@@ -38,11 +42,17 @@ class RunCheckpoint(ModelCheckpoint):
 
     @override
     def _save_topk_checkpoint(self, trainer: Any, monitor_candidates: Any) -> None:
-        self._just_saved = None
+        self._just_saved, self._last_is_there = None, False
         super()._save_topk_checkpoint(trainer, monitor_candidates)
+        if self.save_last is True and self._last_global_step_saved != trainer.global_step:
+            self._save_last_checkpoint(trainer, monitor_candidates)
+            self._last_is_there = True  # Lightning now takes the step for saved, and asks for it again
 
     @override
     def _save_last_checkpoint(self, trainer: Any, monitor_candidates: Any) -> None:
+        if self._last_is_there:
+            self._last_is_there = False
+            return
         if self.save_last:
             self._make_way(trainer, self.format_checkpoint_name(monitor_candidates, self.CHECKPOINT_NAME_LAST))
         super()._save_last_checkpoint(trainer, monitor_candidates)

@@ -207,6 +207,42 @@ def test_last_is_that_of_the_newest_run_and_written_once(ranks: RankPool, tmp_pa
     assert sorted(each.name for each in tmp_path.glob("last*")) == ["last-v1.ckpt", "last-v2.ckpt", "last.ckpt"]
 
 
+class Worsens(TheirModule):
+    """Is best after the second epoch."""
+
+    def on_train_epoch_end(self) -> None:
+        self.log("error", torch.tensor(float(abs(self.current_epoch - 1))))
+
+
+def a_watched_run(rank: int, world_size: int, folder: str, options: dict[str, Any]) -> tuple[int, list[str]]:
+    keep = RunCheckpoint(folder, filename="{step}", monitor="error", save_last=True, **options)
+    trainer = make_trainer(rank, world_size, enable_checkpointing=True, callbacks=[keep], max_epochs=5)
+    writes: list[str] = []
+    save = trainer.strategy.save_checkpoint
+
+    def noted(state: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        writes.append(f"{Path(path).name} {state['global_step']}")
+        save(state, path, storage_options)
+
+    setattr(trainer.strategy, "save_checkpoint", noted)  # noqa: B010  a method for mypy
+    trainer.fit(Worsens(), make_loader(rank, world_size, steps=2, sizes=split_sizes(world_size)))
+    return read_checkpoint(Path(keep.last_model_path))["global_step"], writes
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_last_is_the_last_where_a_metric_is_watched(ranks: RankPool, tmp_path: Path, world_size: int) -> None:
+    """Lightning's is that of the best epoch, so that a run that was killed would do the others again."""
+    for step, writes in ranks.run(world_size, a_watched_run, str(tmp_path), {"save_top_k": 1}):
+        assert step == 10
+        assert writes == ["step=2.ckpt 2", "step=4.ckpt 4", "last.ckpt 6", "last.ckpt 8", "last.ckpt 10"]
+    assert sorted(path.name for path in tmp_path.iterdir() if path.suffix == ".ckpt") == ["last.ckpt", "step=4.ckpt"]
+
+
+def test_last_alone_is_written_once_an_epoch(ranks: RankPool, tmp_path: Path) -> None:
+    (step, writes), *_ = ranks.run(1, a_watched_run, str(tmp_path), {"save_top_k": 0, "every_n_epochs": 2})
+    assert (step, writes) == (8, ["last.ckpt 4", "last.ckpt 8"])
+
+
 class SavesLate(Callback):
     """Saves after the second step; the thread that writes is kept waiting until the fourth has ended."""
 
