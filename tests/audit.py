@@ -32,6 +32,7 @@ from typing import Any
 from tests import console
 
 ROOT = Path(__file__).resolve().parents[1]
+BOOT = "/proc/sys/kernel/random/boot_id"  # which start of which system, for the names of what is half-made
 
 # Events that change a file system; the places of their paths among the arguments.
 CHANGES = {
@@ -154,7 +155,7 @@ class Hook:
     def __post_init__(self) -> None:
         names = ("stdlib", "platstdlib", "purelib", "platlib")
         installed = [sysconfig.get_path(name) for name in names] + [entry for entry in sys.path if entry]
-        self.program = [os.path.realpath(str(path)) for path in (*installed, ROOT)]
+        self.program = [os.path.realpath(str(path)) for path in (*installed, ROOT, BOOT)]
 
     def __call__(self, event: str, arguments: tuple[Any, ...]) -> None:
         """Notes what must not be."""

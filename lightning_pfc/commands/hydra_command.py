@@ -99,7 +99,8 @@ def _application(name: str, config_name: str, work: Work, full_error: str | None
 
 
 def _said(error: BaseException, config_name: str, words: Sequence[str] | None = None) -> str:
-    return of_the_system(error) if isinstance(error, OSError) else explain(error, config_name, words)
+    of_hydra = isinstance(error, HydraException)  # a config that is not there is both
+    return of_the_system(error) if isinstance(error, OSError) and not of_hydra else explain(error, config_name, words)
 
 
 @contextmanager

@@ -15,7 +15,8 @@ from tests.trainer.test_train import NET, TINY, variables
 
 # Each says "waiting" as soon as it waits, and catches signals as the command does.
 START = """
-import sys
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # who was started with & has it ignored
 from lightning_pfc.processes import launching, signals
 launching._FIRST_WORD = 0.2
 """

@@ -318,9 +318,10 @@ def test_align_puts_the_points_where_the_template_has_them(tmp_path: Path) -> No
     for x, y in TEMPLATE.round().astype(int):
         assert face[y, x].min() > 200
     assert (face > 128).mean() < 0.02
-    Image.fromarray(photo).save(tmp_path / "in put.png")
+    for name in ("in put.png", "one point.png"):
+        Image.fromarray(photo).save(tmp_path / name)
     row = " ".join(f"{value:.3f}" for value in points.reshape(-1))
-    (tmp_path / "points.txt").write_text(f"in put.png {row}\nmissing.png {row}\nin put.png {'1 ' * 10}\n")
+    (tmp_path / "points.txt").write_text(f"in put.png {row}\nmissing.png {row}\none point.png {'1 ' * 10}\n")
     arguments = ["align", str(tmp_path / "points.txt"), str(tmp_path), str(tmp_path / "out"), "--quiet"]
     assert main(arguments) == 1
     assert np.abs(np.asarray(Image.open(tmp_path / "out" / "in put.png")).astype(int) - face).max() <= 1
