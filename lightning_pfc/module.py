@@ -25,7 +25,7 @@ from lightning_pfc.models.layers import layers_of
 from lightning_pfc.models.neck import create_neck
 from lightning_pfc.models.reviewed import MODULE_ARGUMENTS, check_sizes, module_arguments, review_backbone
 from lightning_pfc.optim.factory import create_optimizer, create_scheduler
-from lightning_pfc.optim.schedules import describe_lr
+from lightning_pfc.optim.lr_scaling import describe_lr
 from lightning_pfc.training_data import class_counts, global_batch_size
 from lightning_pfc.validation import ClosedSetEvaluation, Evaluation, make_evaluations
 

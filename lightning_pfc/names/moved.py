@@ -85,6 +85,7 @@ _MODULES = {
     "lightning_pfc.data.formats.opening": "lightning_pfc.data.formats.readers",
     "lightning_pfc.gallery.opening": "lightning_pfc.gallery.addresses",
     "lightning_pfc.optim.storage": "lightning_pfc.optim.row_formats",
+    "lightning_pfc.strategies.resumed": "lightning_pfc.strategies.resume_checks",
     "lightning_pfc.strategies.precision": "lightning_pfc.strategies.precision_plugins",
     "lightning_pfc.storage.huge_pages": f"{_BUFFERS}.huge_pages",
     "lightning_pfc.strategies.refusals": "lightning_pfc.strategies.refused_optimizers",

@@ -18,6 +18,7 @@ from lightning_pfc.optim.adamw import SparseAdamW, check_missed_steps
 from lightning_pfc.optim.frozen import refuse_thawed
 from lightning_pfc.optim.groups import parameter_groups
 from lightning_pfc.optim.lars import LARS
+from lightning_pfc.optim.lr_scaling import scale_lr
 from lightning_pfc.optim.rowwise_adagrad import RowWiseAdagrad
 from lightning_pfc.optim.sgd import SparseSGD
 
@@ -68,7 +69,7 @@ def create_optimizer(
             :func:`~lightning_pfc.optim.groups.parameter_groups` (``head_lr``, ``head_lr_scale``, ``head_weight_decay``,
             ``no_decay_on_norm_and_bias``, ``backbone_lr_scale``, ``layer_decay``), ``row_sparse`` (overrides the
             argument), and ``reference_batch`` with ``scale_rule``: the global batch that ``lr`` is meant for, see
-            :func:`~lightning_pfc.optim.schedules.scale_lr`.
+            :func:`~lightning_pfc.optim.lr_scaling.scale_lr`.
         row_sparse: whether centers that were not sampled stay untouched, with their state; if not, ``sgd`` and
             ``adamw`` are those of ``torch.optim``, which move every center in every step.
         global_batch: samples per optimizer step, over all ranks and accumulated batches; for ``reference_batch``.
@@ -177,9 +178,7 @@ def scaled_lr(config: Mapping[str, Any], global_batch: int | None) -> float:
             f"reference_batch={reference} scales lr by the global batch, which the training data loader does not "
             "tell (it has no batch_size); leave reference_batch out and give the final lr."
         )
-    return schedules.scale_lr(
-        lr, global_batch=global_batch, reference_batch=reference, rule=config.get("scale_rule", "linear")
-    )
+    return scale_lr(lr, global_batch=global_batch, reference_batch=reference, rule=config.get("scale_rule", "linear"))
 
 
 def create_scheduler(

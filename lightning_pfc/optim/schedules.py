@@ -17,6 +17,8 @@ from collections.abc import Callable, Sequence
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+from lightning_pfc.names.renamed import renamed_names
+
 Factor = Callable[[int], float]
 
 
@@ -164,45 +166,6 @@ def constant(
     return LambdaLR(optimizer, _warmed_up(lambda step: 1.0, warmup))
 
 
-def scale_lr(lr: float, *, global_batch: int, reference_batch: int | None, rule: str = "linear") -> float:
-    """The learning rate for a global batch, from one that was found at another.
-
-    Args:
-        lr: Learning rate at ``reference_batch``.
-        global_batch: Samples per optimizer step, over all ranks and accumulated batches.
-        reference_batch: The batch that ``lr`` is meant for; None leaves it as it is.
-        rule: ``"linear"`` (Goyal et al., arXiv:1706.02677) or ``"sqrt"`` (Krizhevsky, arXiv:1404.5997, section 5).
-
-    Raises:
-        ValueError: If a batch is not positive or the rule is unknown.
-    """
-    exponents = {"linear": 1.0, "sqrt": 0.5}
-    if rule not in exponents:
-        raise ValueError(f"rule={rule!r} is unknown; give one of {sorted(exponents)}.")
-    if reference_batch is None:
-        return lr
-    for name, batch in (("global_batch", global_batch), ("reference_batch", reference_batch)):
-        if batch < 1:
-            raise ValueError(f"{name}={batch} is not a number of samples; give at least 1.")
-    return lr * float((global_batch / reference_batch) ** exponents[rule])
-
-
-def describe_lr(lr: float, *, global_batch: int, reference_batch: int | None, rule: str = "linear") -> str:
-    """One line that says how :func:`scale_lr` comes to its result.
-
-    Example:
-        >>> describe_lr(0.1, global_batch=512, reference_batch=1024)
-        'lr 0.05 = 0.1 x (512 / 1024), global batch 512 (linear rule)'
-        >>> describe_lr(0.1, global_batch=512, reference_batch=None)
-        'lr 0.1, global batch 512 (not scaled)'
-    """
-    scaled = scale_lr(lr, global_batch=global_batch, reference_batch=reference_batch, rule=rule)
-    if reference_batch is None:
-        return f"lr {scaled:g}, global batch {global_batch} (not scaled)"
-    ratio = f"({global_batch} / {reference_batch})" + ("" if rule == "linear" else " ** 0.5")
-    return f"lr {scaled:g} = {lr:g} x {ratio}, global batch {global_batch} ({rule} rule)"
-
-
 def _half_cosine(t: float, end_factor: float) -> float:
     return end_factor + (1 - end_factor) * (1 + math.cos(math.pi * t)) / 2
 
@@ -246,3 +209,7 @@ def _lengths(
 def _at_least(name: str, value: float, lowest: float) -> None:
     if not value >= lowest:
         raise ValueError(f"{name}={value} is not allowed; give a number >= {lowest:g}.")
+
+
+_OF_LR_SCALING = ("describe_lr", "scale_lr")
+__getattr__ = renamed_names(__name__, {name: f"lightning_pfc.optim.lr_scaling:{name}" for name in _OF_LR_SCALING})

@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 from lightning_pfc.optim.row_state import has_entry_per_class
 from lightning_pfc.strategies.live_tensors import sharded_indices, take_out_of_file, unwrapped
 from lightning_pfc.strategies.loading import CheckpointLoading
-from lightning_pfc.strategies.resumed import (
+from lightning_pfc.strategies.resume_checks import (
     Differences,
     check_same_groups,
     check_same_optimizers,

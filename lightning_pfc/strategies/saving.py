@@ -26,7 +26,7 @@ from lightning_pfc.optim.row_state import has_entry_per_class
 from lightning_pfc.strategies.background_saver import BackgroundSaver
 from lightning_pfc.strategies.last_link import LastLink
 from lightning_pfc.strategies.live_tensors import MODEL, OPTIMIZERS, declared_state, sharded_indices, unwrapped
-from lightning_pfc.strategies.resumed import describe_optimizers
+from lightning_pfc.strategies.resume_checks import describe_optimizers
 from lightning_pfc.strategies.training_options import training_options
 from lightning_pfc.strategies.with_heads import WithHeads
 

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.optim import lr_scheduler
 
-from lightning_pfc.optim import SparseSGD, schedules
+from lightning_pfc.optim import SparseSGD, lr_scaling, schedules
 
 RUN = {"total_steps": 100, "steps_per_epoch": 10}
 FACTORIES = {
@@ -158,13 +158,13 @@ def test_endless_runs_where_the_end_does_not_matter():
 
 
 def test_learning_rate_follows_the_batch():
-    assert schedules.scale_lr(0.1, global_batch=512, reference_batch=1024) == pytest.approx(0.05)
-    assert schedules.scale_lr(0.1, global_batch=256, reference_batch=1024, rule="sqrt") == pytest.approx(0.05)
-    assert schedules.scale_lr(0.1, global_batch=256, reference_batch=None) == 0.1
-    assert schedules.describe_lr(0.1, global_batch=256, reference_batch=1024, rule="sqrt") == (
+    assert lr_scaling.scale_lr(0.1, global_batch=512, reference_batch=1024) == pytest.approx(0.05)
+    assert lr_scaling.scale_lr(0.1, global_batch=256, reference_batch=1024, rule="sqrt") == pytest.approx(0.05)
+    assert lr_scaling.scale_lr(0.1, global_batch=256, reference_batch=None) == 0.1
+    assert lr_scaling.describe_lr(0.1, global_batch=256, reference_batch=1024, rule="sqrt") == (
         "lr 0.05 = 0.1 x (256 / 1024) ** 0.5, global batch 256 (sqrt rule)"
     )
     with pytest.raises(ValueError, match="rule='cubic'"):
-        schedules.scale_lr(0.1, global_batch=256, reference_batch=1024, rule="cubic")
+        lr_scaling.scale_lr(0.1, global_batch=256, reference_batch=1024, rule="cubic")
     with pytest.raises(ValueError, match="reference_batch=0"):
-        schedules.scale_lr(0.1, global_batch=256, reference_batch=0)
+        lr_scaling.scale_lr(0.1, global_batch=256, reference_batch=0)

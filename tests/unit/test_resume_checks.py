@@ -11,7 +11,12 @@ from torch import nn
 
 from lightning_pfc.checkpoint import CheckpointError
 from lightning_pfc.optim import SparseSGD
-from lightning_pfc.strategies.resumed import Differences, check_same_groups, check_same_optimizers, describe_optimizers
+from lightning_pfc.strategies.resume_checks import (
+    Differences,
+    check_same_groups,
+    check_same_optimizers,
+    describe_optimizers,
+)
 
 
 def test_other_groups_are_refused() -> None:
