@@ -9,40 +9,45 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from lightning_pfc.commands.errors import cause, is_the_users
+from lightning_pfc.runs.lock import LOCK, Lock
 
-_OF_A_START = frozenset(
-    (".hydra", ".run.lock", "config.yaml", "identities", "overrides.yaml", "pfc-eval.log", "pfc-train.log", "run.json")
-)
+_OF_HYDRA = frozenset((".hydra", "pfc-eval.log", "pfc-train.log"))
+_OF_A_START = _OF_HYDRA | {LOCK, "config.yaml", "identities", "overrides.yaml", "run.json"}
 
 
 @contextlib.contextmanager
 def no_folder_of_a_refused_start(folder: Path) -> Iterator[None]:
-    """Take a run folder away again where the user is refused, unless there is more in it than any start writes.
+    """Take a run folder away again where the user is refused: one that was not there, of which nobody else makes use.
 
     Args:
-        folder: of the run; not there, or with the config that Hydra has written into it.
+        folder: of the run; not there, or with what Hydra has written into it. With anything else in it, it stays.
     """
-    new = not os.path.lexists(folder) or _holds_a_start_alone(folder)
+    new = not os.path.lexists(folder) or _holds_only(folder, _OF_HYDRA)
     try:
         yield
     except Exception as error:
         began = isinstance(cause(error), FloatingPointError)  # numbers diverged: it was trained
-        if new and is_the_users(error) and not began and _is_first_process() and _holds_a_start_alone(folder):
+        if new and is_the_users(error) and not began and _is_first_process() and _holds_only(folder, _OF_A_START):
             _remove(folder)
         raise
 
 
 def _remove(folder: Path) -> None:
-    with contextlib.suppress(OSError):
-        for entry in list(folder.iterdir()):
-            shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
-        if folder.resolve() != Path.cwd():
-            folder.rmdir()
+    lock = Lock(folder)
+    with contextlib.suppress(OSError, ValueError):  # another run has begun there meanwhile: it is its own now
+        lock.take(None)
+        try:
+            for entry in list(folder.iterdir()):
+                shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+            if folder.resolve() != Path.cwd():
+                folder.rmdir()
+        finally:
+            lock.give_back()
 
 
-def _holds_a_start_alone(folder: Path) -> bool:
+def _holds_only(folder: Path, names: frozenset[str]) -> bool:
     try:
-        return folder.is_dir() and not folder.is_symlink() and _OF_A_START.issuperset(os.listdir(folder))
+        return folder.is_dir() and not folder.is_symlink() and names.issuperset(os.listdir(folder))
     except OSError:
         return False
 

@@ -62,6 +62,8 @@ class Lock:
         file = os.open(self.path, os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NOFOLLOW", 0))
         try:
             granted = ask_for_lock(file)
+            if not self._is_there(file):
+                return False
             holder = _read(file)
             if granted is not False and not self._is_held(file, holder, job, granted is not None):
                 me = {"job": job, "host": socket.gethostname(), "pid": os.getpid()}
@@ -80,6 +82,14 @@ class Lock:
         finally:
             if file >= 0:
                 os.close(file)
+
+    def _is_there(self, file: int) -> bool:
+        """Whether the file still has its name: who had it may have taken it away with its folder."""
+        try:
+            return os.path.samestat(os.fstat(file), os.stat(self.path))
+        except FileNotFoundError:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            return False
 
     def _is_held(self, file: int, holder: dict[str, Any], job: str | None, has_locks: bool) -> bool:
         """Whether somebody has it although the system does not say so."""

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -9,6 +14,9 @@ import pytest
 from lightning_pfc import train
 from lightning_pfc.commands.refused_start import no_folder_of_a_refused_start
 from lightning_pfc.evaluation import ijb
+from lightning_pfc.runs import lock
+from lightning_pfc.runs.lock import LOCK, Lock
+from lightning_pfc.storage import file_lock
 
 _WORDS = ("experiment=none", "trainer.accelerator=cpu", "plots=false", "logger=none")
 
@@ -58,6 +66,61 @@ def test_what_else_is_in_a_folder_stays(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.chdir(tmp_path / "here")
     start(tmp_path / "here", ValueError("no such margin"))
     assert not any((tmp_path / "here").iterdir())
+
+
+@contextlib.contextmanager
+def held(folder: Path) -> Iterator[bool]:
+    """Another process tries to take the lock of a folder; whether it has it."""
+    program = "import sys; from pathlib import Path; from lightning_pfc.runs.lock import Lock\n"
+    program += "Lock(Path(sys.argv[1])).take(None); print('taken', flush=True); sys.stdin.read()"
+    with subprocess.Popen(
+        [sys.executable, "-c", program, str(folder)],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+    ) as other:  # fmt: skip
+        assert other.stdout is not None
+        yield other.stdout.readline().strip() == "taken"
+        other.kill()
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "run.json", "identities", "overrides.yaml"])
+def test_what_bears_the_name_of_a_run_file_stays(tmp_path: Path, name: str) -> None:
+    """A config of the user's own; the record of an earlier run that was killed before its first checkpoint."""
+    (tmp_path / name).write_text("mine")
+    start(tmp_path, ValueError("no such margin"))
+    assert (tmp_path / name).read_text() == "mine"
+
+
+def test_a_folder_in_which_another_run_has_begun_stays(tmp_path: Path) -> None:
+    @no_folder_of_a_refused_start(tmp_path / "run")
+    def begin() -> None:
+        assert others.enter_context(held(tmp_path / "run"))
+        (tmp_path / "run" / "config.yaml").touch()
+        raise ValueError("refused")
+
+    with contextlib.ExitStack() as others:
+        with pytest.raises(ValueError, match="refused"):
+            begin()
+        assert sorted(path.name for path in (tmp_path / "run").iterdir()) == [LOCK, "config.yaml"]
+
+
+def test_a_lock_that_was_taken_away_is_no_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Opened, then removed with its folder by who had it: whoever gets it makes a new one."""
+    ask, removed = file_lock.ask_for_lock, []
+
+    def remove_first(file: int) -> bool | None:
+        if not removed:
+            removed.append(shutil.rmtree(tmp_path / "run"))
+        return ask(file)
+
+    monkeypatch.setattr(lock, "ask_for_lock", remove_first)
+    own = Lock(tmp_path / "run")
+    own.take(None)
+    assert removed
+    with held(tmp_path / "run") as had:
+        assert not had
+    own.give_back()
+    with held(tmp_path / "run") as had:
+        assert had
 
 
 def test_a_template_has_one_subject(tmp_path: Path) -> None:
