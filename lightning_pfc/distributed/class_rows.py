@@ -6,17 +6,13 @@ import weakref
 from collections import OrderedDict
 from collections.abc import Container
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor
 
 from lightning_pfc.distributed.comm import Comm
 from lightning_pfc.distributed.shard import ClassShard
 from lightning_pfc.names.renamed import warn_renamed
-
-if TYPE_CHECKING:
-    from lightning_pfc.optim.row_step import RowUpdate
-    from lightning_pfc.storage.row_files import RowFiles
 
 _ATTRIBUTE = "class_rows"
 
@@ -47,18 +43,20 @@ class ClassRows:
     Attributes:
         shard: which classes its rows are.
         comm: the ranks that have the others; None of a tensor on its way into a checkpoint.
-        files: where a head keeps the rows, or None for memory.
+        files: where a head keeps the rows, or None for memory; read it by
+            :func:`~lightning_pfc.storage.row_files.row_files`.
         is_sparse: whether its head gives it gradients in COO layout, of the sampled rows alone.
-        update: what steps its rows inside the backward pass, or None.
+        update: what steps its rows inside the backward pass, or None; read it by
+            :func:`~lightning_pfc.optim.row_step.row_update`.
         given: the rows of the gradient in COO layout that its head made last, or None.
         stepped: the first row of the dense gradient that an optimizer last took, as every reduction had left it.
     """
 
     shard: ClassShard
     comm: Comm | None = None
-    files: RowFiles | None = None
+    files: Any = None  # of whoever sets it: nothing here knows an optimizer or a file
     is_sparse: bool = False
-    update: RowUpdate | None = None
+    update: Any = None
     given: GivenRows | None = None
     stepped: Tensor | None = None
     _sparse_for: int | None = None

@@ -10,59 +10,23 @@ itself: no collective, no lock that the main thread could wait for. Nothing that
 from __future__ import annotations
 
 import contextlib
-import queue
 import secrets
-import socket
 import threading
-import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from lightning_pfc.distributed.door import Door, addresses_of
 from lightning_pfc.distributed.hub import Hub
 from lightning_pfc.distributed.lines import Line, close_in_children
-from lightning_pfc.distributed.pulse import Clock, Kind, Pace, Pulse
+from lightning_pfc.distributed.pulse import Kind, Pace, Pulse
 from lightning_pfc.distributed.spoke import Spoke
+from lightning_pfc.distributed.watched import Watched
 
 __all__ = ["Heartbeat", "Kind", "Pace", "Pulse"]
 
-Verdict = Callable[[Kind, str], None]
 
-
-class Heartbeat:
-    """This process's part: on rank 0 the hub, on the others a connection to it.
-
-    Args:
-        rank, world_size: of this process.
-        pulse: where its main thread is.
-        pace: how often and how long.
-        verdict: called once, in a thread, with the kind and the text of what is wrong; the same text on all ranks that
-            can be reached.
-        clock: seconds that only grow.
-    """
-
-    def __init__(
-        self,
-        rank: int,
-        world_size: int,
-        pulse: Pulse,
-        pace: Pace,
-        verdict: Verdict,
-        clock: Clock = time.monotonic,
-    ) -> None:
-        self.rank, self.world_size, self.pulse, self.pace, self.clock = rank, world_size, pulse, pace, clock
-        self._verdict = verdict
-        self.failure = ""
-        self.said = False
-        self.problem: str | None = None
-        """Why not every rank is watched, if so."""
-        self.door: Door | None = None
-        self.arrivals: queue.SimpleQueue[tuple[int, Line, Sequence[str]]] = queue.SimpleQueue()
-        self.stopped = threading.Event()
-        self.connected = rank == 0
-        self.wake, self._waker = socket.socketpair()
-        self.wake.setblocking(False)
-        self._thread: threading.Thread | None = None
+class Heartbeat(Watched):
+    """This process's part: on rank 0 the hub, on the others a connection to it. Args: as of :class:`Watched`."""
 
     def listen(self, addresses: Sequence[str] | None = None) -> tuple[int, str]:
         """On rank 0: open a port until all others have come.
@@ -129,12 +93,6 @@ class Heartbeat:
     def fail(self, reason: str) -> None:
         """Tell the others that this rank is about to leave because of an error."""
         self._end(reason)
-
-    def say(self, kind: Kind, text: str) -> None:
-        """What is wrong; only the first time."""
-        if not self.said:
-            self.said = True
-            self._verdict(kind, text)
 
     def _end(self, reason: str) -> None:
         self.failure = reason

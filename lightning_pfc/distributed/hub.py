@@ -6,13 +6,10 @@ import os
 import selectors
 import socket
 import time
-from typing import TYPE_CHECKING
 
 from lightning_pfc.distributed.lines import FAREWELL, Ended, Line, drain
 from lightning_pfc.distributed.pulse import Kind, Peer, Report, judge
-
-if TYPE_CHECKING:
-    from lightning_pfc.distributed.heartbeat import Heartbeat
+from lightning_pfc.distributed.watched import Watched
 
 
 class Hub:
@@ -22,7 +19,7 @@ class Hub:
         owner: this process's part, whose door lets the others in.
     """
 
-    def __init__(self, owner: Heartbeat) -> None:
+    def __init__(self, owner: Watched) -> None:
         self._owner = owner
         self._selector = selectors.DefaultSelector()
         self._lines: dict[int, Line] = {}

@@ -5,14 +5,11 @@ from __future__ import annotations
 import os
 import selectors
 import socket
-from typing import TYPE_CHECKING
 
 from lightning_pfc.distributed.door import enter
 from lightning_pfc.distributed.lines import FAREWELL, Ended, Line
 from lightning_pfc.distributed.pulse import KINDS
-
-if TYPE_CHECKING:
-    from lightning_pfc.distributed.heartbeat import Heartbeat
+from lightning_pfc.distributed.watched import Watched
 
 
 class Spoke:
@@ -23,7 +20,7 @@ class Spoke:
         host, port, secret: of the door on rank 0.
     """
 
-    def __init__(self, owner: Heartbeat, host: str, port: int, secret: str) -> None:
+    def __init__(self, owner: Watched, host: str, port: int, secret: str) -> None:
         self._owner, self._host, self._port, self._secret = owner, host, port, secret
         self._heard = 0.0
 

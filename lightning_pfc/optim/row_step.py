@@ -178,5 +178,5 @@ class RowUpdate:
 def row_update(param: Tensor) -> RowUpdate | None:
     """What updates the rows of ``param`` inside the backward pass, or None if ``optimizer.step()`` does."""
     record = class_rows(param)
-    update = None if record is None else record.update
+    update: RowUpdate | None = None if record is None else record.update
     return update if update is not None and update.is_alive else None

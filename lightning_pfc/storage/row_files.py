@@ -167,7 +167,8 @@ class RowFiles:
 def row_files(param: Tensor) -> RowFiles | None:
     """The files in which a head keeps the rows of ``param``, or None."""
     record = class_rows(param)
-    return None if record is None else record.files
+    found: RowFiles | None = None if record is None else record.files
+    return found
 
 
 class _RowFile:

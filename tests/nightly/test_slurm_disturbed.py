@@ -6,14 +6,11 @@ starts, in mid-epoch, at the last step of an epoch and the first one of the next
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import pytest
 
-from tests.trainer.cluster.controller import Cluster, Job, why_not
+from tests.trainer.cluster.controller import Cluster, Job, running_cluster, why_not
 from tests.trainer.test_slurm import GATE, ONE, TWO, died, preempted, same, script, start, warned
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(bool(reason := why_not()), reason=reason), pytest.mark.timeout(900)]
@@ -30,11 +27,8 @@ def requeued(cluster: Cluster, job: Job) -> None:
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
-    folder = Path(tempfile.mkdtemp(prefix="slurm-"))
-    made = Cluster(folder)
-    yield made
-    made.close()
-    shutil.rmtree(folder, ignore_errors=True)
+    with running_cluster() as made:
+        yield made
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 import sys
-import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -16,7 +15,7 @@ from torch import Tensor
 from lightning_pfc.callbacks.csv_log import read_metrics
 from lightning_pfc.checkpoint.reader import read_checkpoint
 from lightning_pfc.runs.own_checkpoint import own_checkpoint
-from tests.trainer.cluster.controller import REPOSITORY, Cluster, Job, wait_for, why_not
+from tests.trainer.cluster.controller import REPOSITORY, Cluster, Job, running_cluster, wait_for, why_not
 
 RECIPES = REPOSITORY / "recipes" / "slurm"
 ONE = ["--nodes=1", "--ntasks-per-node=1", "--gpus-per-node=0", "--cpus-per-task=1"]
@@ -55,11 +54,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.skipif(bool(reason := why_not()), re
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
-    folder = Path(tempfile.mkdtemp(prefix="slurm-"))
-    made = Cluster(folder)
-    yield made
-    made.close()
-    shutil.rmtree(folder, ignore_errors=True)
+    with running_cluster() as made:
+        yield made
 
 
 def start(cluster: Cluster, name: str, nodes: list[str], *words: str, options: tuple[str, ...] = ()) -> Job:

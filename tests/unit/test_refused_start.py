@@ -105,11 +105,13 @@ def test_a_folder_in_which_another_run_has_begun_stays(tmp_path: Path) -> None:
 
 def test_a_lock_that_was_taken_away_is_no_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Opened, then removed with its folder by who had it: whoever gets it makes a new one."""
-    ask, removed = file_lock.ask_for_lock, []
+    ask = file_lock.ask_for_lock
+    removed: list[Path] = []
 
     def remove_first(file: int) -> bool | None:
         if not removed:
-            removed.append(shutil.rmtree(tmp_path / "run"))
+            removed.append(tmp_path / "run")
+            shutil.rmtree(tmp_path / "run")
         return ask(file)
 
     monkeypatch.setattr(lock, "ask_for_lock", remove_first)

@@ -1,7 +1,7 @@
 """Centers of length one, and the gradient of a center from that of its unit row.
 
-On a CPU both are one pass over the rows, by the functions that PyTorch has for weight normalization
-(arXiv:1602.07868), whose gain is 1 here.
+Unit rows that may have new storage are one pass over the rows on a CPU, by the function that PyTorch has for weight
+normalization (arXiv:1602.07868), whose gain is 1 here.
 """
 
 from __future__ import annotations

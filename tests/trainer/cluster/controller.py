@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import subprocess
 import sysconfig
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -153,3 +155,13 @@ def wait_for(condition: Callable[[], Any], seconds: float, explain: Callable[[],
     while not condition():
         assert time.monotonic() < deadline, explain()
         time.sleep(interval)
+
+
+@contextlib.contextmanager
+def running_cluster() -> Iterator[Cluster]:
+    """A cluster in a folder with a short name, which a socket's path must have; it ends with the block."""
+    folder = Path(tempfile.mkdtemp(prefix="slurm-"))
+    made = Cluster(folder)
+    yield made
+    made.close()
+    shutil.rmtree(folder, ignore_errors=True)
