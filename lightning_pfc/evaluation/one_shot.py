@@ -20,6 +20,7 @@ from lightning_pfc.matmul.float32 import true_float32
 
 _MOST_SCORES = 1 << 28  # of all galleries together
 _BLOCK = 1 << 22  # scores at a time
+_MATE_ROUNDING = 2.0**-23  # of a cosine in float32
 
 
 def one_shot(
@@ -87,10 +88,13 @@ def _search(rows: UnitRows, identity: Tensor, known: Tensor, probes: Tensor, tal
 
 def _reaches(rows: UnitRows, probes: Tensor, known: Tensor, owner: Tensor) -> Tensor:
     """Whether each known picture scores at least what the probe's mate does, (p, g) bool."""
-    mate = rows.exact(probes, known[owner])[:, None]
-    margin = (rows.unit[probes] @ rows.unit[known].T).double() - mate
-    row, column = (margin.abs() <= rows.tolerance).nonzero(as_tuple=True)
-    margin[row, column] = rows.exact(probes[row], known[column]) - mate[row, 0]
+    mate = rows.exact(probes, known[owner])
+    margin = (rows.unit[probes] @ rows.unit[known].T).sub_(mate.float()[:, None])
+    close = margin.abs().amin(1).le(rows.tolerance + _MATE_ROUNDING).nonzero().squeeze(1)  # but few rows
+    row, column = (margin[close].abs() <= rows.tolerance + _MATE_ROUNDING).nonzero(as_tuple=True)
+    row = close[row]
+    exact = rows.exact(probes[row], known[column]) - mate[row]
+    margin[row, column] = exact.sign().float()  # a difference that float32 would call 0 stays one
     return margin >= 0
 
 
