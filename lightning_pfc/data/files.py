@@ -25,6 +25,7 @@ from lightning_pfc.data.formats.folder import FolderImages
 from lightning_pfc.data.formats.readers import guess_format, open_images
 from lightning_pfc.data.formats.subset import Subset
 from lightning_pfc.data.pictures.decoding import MAX_PIXELS
+from lightning_pfc.data.pictures.modes import Background
 from lightning_pfc.data.preprocessing import Fit, Preprocessing, Resampling
 from lightning_pfc.data.source import EvaluationSet, IdentityData, LabelledSet, Task
 from lightning_pfc.data.verification import FOLDS, LEAST, VerificationSet, make_pairs
@@ -55,7 +56,7 @@ class Files:
             never changes.
         image_size: edge of the images in pixels, or (height, width); by default that of the first image.
         channels: 3 for RGB, 1 for grey.
-        fit, resampling: what is done to images of another size, see
+        fit, resampling, background: what is done to images of another size, and to transparent ones, see
             :class:`~lightning_pfc.data.preprocessing.Preprocessing`.
         max_pixels: bound of what is decoded, see :func:`~lightning_pfc.data.pictures.decoding.decode`.
         on_broken: a broken image stops the run ("raise") or is replaced by another of its class and counted ("skip").
@@ -80,6 +81,7 @@ class Files:
     channels: int = 3
     fit: Fit = "exact"
     resampling: Resampling = "bilinear"
+    background: Background = "none"
     max_pixels: int = MAX_PIXELS
     on_broken: Literal["raise", "skip"] = "raise"
     max_broken: float = 0.01
@@ -204,7 +206,13 @@ class Files:
         return (self.image_size[0], self.image_size[1])
 
     def _preprocessing(self, size: tuple[int, int]) -> Preprocessing:
-        return Preprocessing(size=size, channels=self.channels, fit=self.fit, resampling=self.resampling)
+        return Preprocessing(
+            size=size,
+            channels=self.channels,
+            fit=self.fit,
+            resampling=self.resampling,
+            background=self.background,
+        )
 
     def _decoded(self, encoded: EncodedImages, preprocessing: Preprocessing | None = None) -> DecodedImages:
         if preprocessing is None and self.image_size is not None:
@@ -215,6 +223,7 @@ class Files:
             channels=self.channels,
             fit=self.fit,
             resampling=self.resampling,
+            background=self.background,
             on_broken=self.on_broken,
             max_broken=self.max_broken,
             max_pixels=self.max_pixels,

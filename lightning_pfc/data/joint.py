@@ -176,14 +176,19 @@ def _one_preprocessing(opened: Mapping[str, IdentityData]) -> Preprocessing | No
     """What the model remembers: "exact" goes with any other fit, since its pictures have the right size already."""
     records = {name: data.preprocessing for name, data in opened.items() if data.preprocessing is not None}
     fitted = {name: record for name, record in records.items() if record.fit != "exact"} or records
-    if len({(record.fit, record.resampling) for record in fitted.values()}) > 1:
-        fits = ", ".join(f"{name}: {record.fit}, {record.resampling}" for name, record in fitted.items())
+    if len({(record.fit, record.resampling, record.background) for record in fitted.values()}) > 1:
+        fits = ", ".join(f"{name}: {_told(record)}" for name, record in fitted.items())
         _log.warning(
             "The data sets are fitted in different ways (%s). A model remembers one, that of the first: what judges it "
             "later fits pictures like that.",
             fits,
         )
     return next(iter(fitted.values()), None)
+
+
+def _told(record: Preprocessing) -> str:
+    over = "" if record.background == "none" else f", over {record.background}"
+    return f"{record.fit}, {record.resampling}{over}"
 
 
 def _behind(sets: Mapping[str, Mapping[str, EvaluationSet]]) -> dict[str, EvaluationSet]:

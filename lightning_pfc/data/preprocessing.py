@@ -14,6 +14,7 @@ from PIL import Image
 
 from lightning_pfc.data.errors import BrokenImageError
 from lightning_pfc.data.pictures.decoding import MAX_PIXELS, decode_whole
+from lightning_pfc.data.pictures.modes import Background
 
 if TYPE_CHECKING:  # a service of an ONNX file does without torch, which is most of what it would hold in memory
     from torch import Tensor
@@ -27,7 +28,7 @@ METADATA_KEY = "preprocessing"
 """Under this name a checkpoint's hyper-parameters, and an ONNX file's metadata (as JSON), hold the record."""
 
 MAX_EDGE = 1 << 14
-_CHOICES = {"fit": Fit, "resampling": Resampling, "color": Color, "flip": Flip}
+_CHOICES = {"fit": Fit, "resampling": Resampling, "background": Background, "color": Color, "flip": Flip}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +50,8 @@ class Preprocessing:
             sides with ``mean``, which a model sees as zero: for what has no middle, such as signatures and leaves.
         resampling: how they are resized, by Pillow: ``"bilinear"``, ``"bicubic"``, ``"lanczos"``, ``"box"``,
             ``"nearest"``.
+        background: what is seen where a picture is transparent, ``"white"`` or ``"black"``; ``"none"`` leaves
+            transparency out and takes the colours that are stored below it, as OpenCV does.
         color: order of the channels.
         mean, std: of pixels in 0 to 255, one number or one per channel; 127.5 and 127.5 give [-1, 1].
         flip: ``"sum"`` judges a picture by the sum of its embedding and that of its mirror image, ``"none"`` by its
@@ -62,6 +65,7 @@ class Preprocessing:
     channels: int = 3
     fit: Fit = "exact"
     resampling: Resampling = "bilinear"
+    background: Background = "none"
     color: Color = "rgb"
     mean: tuple[float, ...] = (127.5,)
     std: tuple[float, ...] = (127.5,)
@@ -125,6 +129,7 @@ class Preprocessing:
             where=where,
             max_pixels=max_pixels,
             at_least=None if self.fit == "exact" else self.size,
+            background=self.background,
             out=out,
         )
         if self.fit == "exact" and whole != self.size:
@@ -242,8 +247,14 @@ class Preprocessing:
     # --- the record ---------------------------------------------------------------------------------------------------
 
     def to_config(self) -> dict[str, Any]:
-        """Names, numbers and lists of them; :meth:`from_config` turns it back."""
-        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+        """Names, numbers and lists of them; :meth:`from_config` turns it back.
+
+        A background of "none" is left out: records, and digests of models, of before there was one stay what they were.
+        """
+        record = {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+        if self.background == "none":
+            del record["background"]
+        return record
 
     @classmethod
     def from_config(cls, record: Any) -> Preprocessing:
@@ -263,7 +274,8 @@ class Preprocessing:
 
     def same_pictures(self, other: Preprocessing) -> bool:
         """Whether ``other`` makes the same uint8 pictures of all files; ``mean`` and ``color`` fill what is padded."""
-        names = ["size", "channels", "fit", "resampling", *(("mean", "color") if self.fit == "pad" else ())]
+        names = ["size", "channels", "fit", "resampling", "background"]
+        names += ["mean", "color"] if self.fit == "pad" else []
         return all(getattr(self, name) == getattr(other, name) for name in names)
 
     def difference(self, other: Preprocessing) -> str:

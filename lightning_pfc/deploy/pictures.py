@@ -14,7 +14,7 @@ from PIL import Image, ImageFile
 from lightning_pfc.data.errors import BrokenImageError
 from lightning_pfc.data.formats.folder import read_image_file
 from lightning_pfc.data.pictures.decoding import MAX_PIXELS, upright
-from lightning_pfc.data.pictures.modes import RefusedPixels, to_bytes
+from lightning_pfc.data.pictures.modes import Background, RefusedPixels, to_bytes
 from lightning_pfc.data.preprocessing import Preprocessing
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ def prepare(picture: Picture, preprocessing: Preprocessing, *, max_pixels: int =
     if isinstance(picture, Image.Image) and (data := _not_yet_decoded(picture)) is not None:
         where = str(getattr(picture, "filename", "") or "image")
         return preprocessing.picture(data, where=where, max_pixels=max_pixels)
-    pixels = pixels_of(picture, preprocessing.channels)
+    pixels = pixels_of(picture, preprocessing.channels, preprocessing.background)
     if pixels.shape[:2] == preprocessing.size:
         return pixels
     if preprocessing.fit == "exact":
@@ -105,7 +105,7 @@ def _not_yet_decoded(image: Image.Image) -> bytes | None:
     return bytes(data)
 
 
-def pixels_of(picture: Any, channels: int) -> Pixels:
+def pixels_of(picture: Any, channels: int, background: Background = "none") -> Pixels:
     """A decoded picture as (H, W, channels) uint8.
 
     Raises:
@@ -116,7 +116,7 @@ def pixels_of(picture: Any, channels: int) -> Pixels:
         picture.load()  # a TIFF is turned by this
         orientation = picture.getexif().get(_ORIENTATION, 1)
         try:
-            return upright(to_bytes(picture, channels), orientation)
+            return upright(to_bytes(picture, channels, background=background), orientation)
         except RefusedPixels as error:
             raise BrokenImageError(f"{getattr(picture, 'filename', '') or 'image'}: {error}") from error
     array = _array(picture)

@@ -54,7 +54,9 @@ class EvaluationContext:
         s = self.settings
         if self.embedder is None:
             return None
-        return preprocessing_of(self.embedder).changed(fit=s.fit, resampling=s.resampling, flip=s.flip)
+        return preprocessing_of(self.embedder).changed(
+            fit=s.fit, resampling=s.resampling, background=s.background, flip=s.flip
+        )
 
     @property
     def flip(self) -> Flip:

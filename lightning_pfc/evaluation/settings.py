@@ -8,6 +8,7 @@ from typing import Any
 
 from lightning_pfc.checked import checked, is_kind
 from lightning_pfc.data.pictures.decoding import MAX_PIXELS
+from lightning_pfc.data.pictures.modes import Background
 from lightning_pfc.data.preprocessing import Fit, Flip, Resampling
 from lightning_pfc.ignored import warn_ignored
 from lightning_pfc.metrics.functional.checks import check_rate
@@ -21,7 +22,8 @@ class EvaluationSettings:
     Attributes:
         flip: ``"sum"`` adds the embedding of the mirror image, as the InsightFace protocol does, ``"none"`` does not;
             None is what the model says: it sums if it was trained on mirrored pictures.
-        fit, resampling: What is done to pictures of another size, in place of what the model says, see
+        fit, resampling, background: What is done to pictures of another size, and to transparent ones, in place of
+            what the model says, see
             :class:`~lightning_pfc.data.preprocessing.Preprocessing`.
         max_pixels: Bound of what is decoded, see :func:`~lightning_pfc.data.pictures.decoding.decode`.
         allow: Folders besides a set's own that links and paths in it may lead into.
@@ -38,6 +40,7 @@ class EvaluationSettings:
     flip: Flip | None = None
     fit: Fit | None = None
     resampling: Resampling | None = None
+    background: Background | None = None
     max_pixels: int = MAX_PIXELS
     allow: Sequence[str] = ()
     fars: Sequence[float] = (1e-2, 1e-3, 1e-4, 1e-5, 1e-6)

@@ -16,10 +16,12 @@ from omegaconf import DictConfig, OmegaConf
 
 from lightning_pfc.config_words import config_dir
 from lightning_pfc.data.formats.base import EncodedImages
-from lightning_pfc.data.pictures.decoding import decode, dimensions
+from lightning_pfc.data.pictures.decoding import decode, dimensions, has_transparency
+from lightning_pfc.data.pictures.modes import Background
 from lightning_pfc.data.verification import LEAST
 
 _SAMPLE, _DECODED = 200, 48
+_BACKGROUND: Background = "white"  # of most pages on which transparent pictures are shown
 _LARGEST, _MULTIPLE = 112, 16  # pixels: of an edge; glyphnet halves it three times, and one more is cheap
 _PICTURES = 180_000  # that a run should see
 _FEWEST, _MOST = 6, 200  # epochs
@@ -52,6 +54,7 @@ class Pictures:
         first: name of an identity.
         sizes: (height, width) of those looked at, and how many have it.
         grey: whether no colour was found.
+        transparent: how many of those that were decoded are transparent somewhere, and how many were decoded.
         equal: whether all that were decoded are equal to the pixel.
     """
 
@@ -60,6 +63,7 @@ class Pictures:
     sizes: Counter[tuple[int, int]]
     grey: bool
     equal: bool
+    transparent: tuple[int, int] = (0, 0)
 
     @property
     def total(self) -> int:
@@ -72,18 +76,26 @@ class Pictures:
         return int((self.counts > 1).sum())
 
 
-def look_at(images: EncodedImages) -> Pictures:
-    """Counts of all, sizes of 200, pixels of 48, spread evenly."""
+def look_at(images: EncodedImages, background: Background | None = None) -> Pictures:
+    """Counts of all, sizes of 200, pixels of 48, spread evenly.
+
+    Args:
+        images: to train on.
+        background: of transparent ones; None for the one that is chosen where there are some.
+    """
     places = np.unique(np.linspace(0, len(images) - 1, min(_SAMPLE, len(images))).astype(np.int64)).tolist()
     sizes = Counter(dimensions(images.read(place)) for place in places)
-    step = -(-len(places) // _DECODED)
-    pixels = [decode(images.read(place), channels=3) for place in places[::step]]
+    decoded = [images.read(place) for place in places[:: -(-len(places) // _DECODED)]]
+    transparent = sum(map(has_transparency, decoded))
+    background = background or (_BACKGROUND if transparent else "none")
+    pixels = [decode(data, channels=3, background=background) for data in decoded]
     return Pictures(
         counts=np.bincount(images.labels, minlength=images.num_classes),
         first=str(images.identities[0]),
         sizes=sizes,
         grey=all(bool((p == p[..., :1]).all()) for p in pixels),
         equal=all(np.array_equal(p, pixels[0]) for p in pixels),
+        transparent=(transparent, len(decoded)),
     )
 
 
@@ -210,6 +222,10 @@ def _preprocessing(pictures: Pictures) -> Iterator[Choice]:
     yield Choice("data.source.fit", "stretch", "nothing of a picture is cut off")
     if pictures.grey:
         yield Choice("data.source.channels", 1, "no colour in those looked at")
+    some, decoded = pictures.transparent
+    if some:
+        why = f"{some} of {decoded} looked at are transparent, and the colours below that may be anything"
+        yield Choice("data.source.background", _BACKGROUND, why)
 
 
 def _judging(pictures: Pictures, config: DictConfig, typed: Collection[str], epochs: int) -> Iterator[Choice]:

@@ -70,7 +70,7 @@ def _from_pictures(config: DictConfig, typed: set[str]) -> Choices:
     images = _opened(source)
     if images is None or len(images) == 0:
         return Choices()
-    pictures = look_at(images)
+    pictures = look_at(images, source.background if _said("data.source.background", typed) else None)
     check(pictures, str(source.path))
     found = [*choices_for(pictures, config, typed), *(precision_choice(config, typed) if config.fit else ())]
     made = Choices(choice for choice in found if not _said(choice.key, typed))
@@ -105,13 +105,14 @@ def _find_out(made: Choices, images: EncodedImages, config: DictConfig) -> None:
         chosen.get(key, OmegaConf.select(config, key))
         for key in ("data.source.image_size", "data.source.channels", "trainer.max_epochs")
     )
+    background = chosen.get("data.source.background", config.data.source.get("background", "none"))
     edges = (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
     pictures = to_see(len(images), epochs)
 
     def found_out() -> str:
         from lightning_pfc.runs.probe import find_out  # imports torch, for which --help need not wait
 
-        found = find_out(images, edges, channels, pictures)
+        found = find_out(images, edges, channels, pictures, background)
         return json.dumps(None if found is None else [found.augment, found.told()])
 
     # Of torchrun's and srun's ranks one finds out. Those that a Trainer starts are on its machine, and find the same.

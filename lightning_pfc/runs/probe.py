@@ -27,6 +27,7 @@ from lightning_pfc.data.camera import to_float
 from lightning_pfc.data.counter import stream
 from lightning_pfc.data.errors import FormatError
 from lightning_pfc.data.formats.base import EncodedImages
+from lightning_pfc.data.pictures.modes import Background
 from lightning_pfc.data.preprocessing import Preprocessing
 from lightning_pfc.models.glyphnet import GlyphNet
 
@@ -98,7 +99,9 @@ class Found:
         )
 
 
-def find_out(images: EncodedImages, size: tuple[int, int], channels: int, pictures: int) -> Found | None:
+def find_out(
+    images: EncodedImages, size: tuple[int, int], channels: int, pictures: int, background: Background = "none"
+) -> Found | None:
     """Train and ask; the same on every rank, whatever was drawn before.
 
     Args:
@@ -106,6 +109,7 @@ def find_out(images: EncodedImages, size: tuple[int, int], channels: int, pictur
         size: (H, W) that the run chose; the test looks at 48 pixels at most.
         channels: 1 or 3.
         pictures: to see in training.
+        background: of transparent ones.
 
     Returns:
         What was found; None where that says nothing: of fewer than eight identities with two pictures (three, if each
@@ -117,7 +121,7 @@ def find_out(images: EncodedImages, size: tuple[int, int], channels: int, pictur
         return None
     scale = min(1.0, _EDGE / max(size))
     fitted = [max(_MULTIPLE, round(edge * scale / _MULTIPLE) * _MULTIPLE) for edge in size]
-    known = Preprocessing(size=(fitted[0], fitted[1]), channels=channels, fit="stretch")
+    known = Preprocessing(size=(fitted[0], fitted[1]), channels=channels, fit="stretch", background=background)
     with _alone():
         x, y = _decoded(images, trained, known)
         asked, identity = _decoded(images, held, known)

@@ -53,6 +53,22 @@ def test_shape_and_colour_come_from_the_pictures(tmp_path: Path) -> None:
     assert "data.source.channels" not in large
 
 
+def test_transparent_pictures_are_laid_over_white(tmp_path: Path) -> None:
+    path = folder(tmp_path, (32, 32), colour=True)
+    drawn = sorted(path.rglob("*.png"))
+    for file in drawn:  # black below, as programs that draw leave it: equal but for the alpha
+        alpha = np.asarray(Image.open(file))[..., 0]
+        Image.fromarray(np.dstack([np.zeros((32, 32, 3), np.uint8), alpha])).save(file)
+    made, config = chosen("data=folder", f"data.source.path={path}")
+    assert (made["data.source.background"], made["data.source.channels"]) == ("white", 1)
+    assert config.data.source.background == "white"
+    with pytest.raises(ValueError, match="equal to the pixel"):  # the word is the user's, and then nothing is left
+        chosen("data=folder", f"data.source.path={path}", "data.source.background=none")
+    for file in drawn:
+        Image.open(file).getchannel("A").save(file)
+    assert "data.source.background" not in chosen("data=folder", f"data.source.path={path}")[0]
+
+
 @pytest.mark.parametrize(
     ("each", "batch", "epochs"),
     [(1, 32, 200), (3, 64, 200), (10, 64, 180), (50, 128, 36), (100, 256, 18), (250, 256, 7), (1000, 256, 6)],

@@ -259,12 +259,23 @@ def test_check_counts_turned_and_constant_pictures_and_names_the_equal_ones(tmp_
     text = describe(report)
     assert "turned           1 by their EXIF tag (6: 1)" in text
     assert "constant         2 pictures have the same value everywhere" in text
+    assert "transparent" not in text
     assert f"{root / '001' / '0.jpg'} = {root / '002' / 'copy.jpg'}" in text
     assert summary(report)["duplicate_places"] == [[str(root / "001" / "0.jpg"), str(root / "002" / "copy.jpg")]]
     assert json.dumps(summary(report))
     (root / "001" / "again.jpg").write_bytes((root / "001" / "1.jpg").read_bytes())
     found = dict(suspects(check(FolderImages(root), progress=False)))
     assert f"equal to image 4, {root / '001' / '1.jpg'}" in found.values()
+
+
+def test_check_counts_transparent_pictures_and_says_what_to_do(tmp_path: Path) -> None:
+    root = folder_of(tmp_path / "logos", 2, 2)
+    drawn = np.random.default_rng(0).integers(0, 256, (5, 5), np.uint8)
+    Image.fromarray(np.dstack([np.zeros((5, 5, 3), np.uint8), drawn])).save(root / "000" / "logo.png")
+    report = check(FolderImages(root), progress=False)
+    assert (report.transparent, summary(report)["transparent"], len(report.constant)) == (1, 1, 1)
+    assert "transparent      1 pictures are so somewhere" in describe(report)
+    assert "data.source.background=white" in describe(report)
 
 
 def test_landmarks_are_those_of_the_upright_picture(tmp_path: Path) -> None:

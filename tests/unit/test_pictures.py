@@ -13,8 +13,16 @@ from PIL import Image
 
 from lightning_pfc.data.errors import BrokenImageError
 from lightning_pfc.data.pictures import decoding
-from lightning_pfc.data.pictures.decoding import FORMATS, decode, decode_whole, dimensions, is_plain_jpeg
+from lightning_pfc.data.pictures.decoding import (
+    FORMATS,
+    decode,
+    decode_whole,
+    dimensions,
+    has_transparency,
+    is_plain_jpeg,
+)
 from lightning_pfc.data.pictures.headers import exif_orientation, jpeg_header
+from lightning_pfc.data.pictures.modes import to_bytes
 
 RNG = np.random.default_rng(0)
 DEEP = RNG.integers(0, 1 << 16, (9, 7), dtype=np.uint16)
@@ -112,6 +120,57 @@ def test_pictures_of_8_bits_are_as_opencv_reads_them(kind: str, mode: str) -> No
         assert np.abs(decode(data).astype(int) - as_opencv_reads(data)).max() <= tolerance
     assert decode(data, channels=1).shape == (40, 50, 1)
     assert dimensions(data) == (40, 50)
+
+
+def transparent_pictures() -> dict[str, tuple[bytes, np.ndarray[Any, Any]]]:
+    """Encoded, with its colours and alpha, (H, W, 4)."""
+    drawn = np.dstack([SMOOTH, RNG.integers(0, 256, SMOOTH.shape[:2], np.uint8)])
+    drawn[:5, :, 3], drawn[5:9, :, 3] = 0, 255
+    image, grey = Image.fromarray(drawn), Image.fromarray(drawn).convert("LA")
+    keyed = Image.fromarray(np.where(drawn[..., 3:] < 128, np.uint8(7), SMOOTH | np.uint8(8)))
+    palette = Image.fromarray(SMOOTH).quantize(16)
+    alphas = bytes(range(0, 256, 16))
+    indexed = np.dstack([np.asarray(palette.convert("RGB")), np.frombuffer(alphas, np.uint8)[np.asarray(palette)]])
+    deep = by_opencv(".png", DEEP_ALPHA)
+    return {
+        "PNG RGBA": (by_pillow(image, "PNG"), drawn),
+        "WEBP RGBA": (by_pillow(image, "WEBP", lossless=True, exact=True), drawn),
+        "TIFF RGBA": (by_pillow(image, "TIFF"), drawn),
+        "PNG LA": (by_pillow(grey, "PNG"), np.asarray(grey.convert("RGBA"))),
+        "TIFF LA": (by_pillow(grey, "TIFF"), np.asarray(grey.convert("RGBA"))),
+        "PNG RGB with a key": (
+            by_pillow(keyed, "PNG", transparency=(7, 7, 7)),
+            np.dstack([np.asarray(keyed), np.where((np.asarray(keyed) == 7).all(2), 0, 255).astype(np.uint8)]),
+        ),
+        "PNG P": (by_pillow(palette, "PNG", transparency=alphas), indexed),
+        "PNG RGBA of 16 bits": (deep, (DEEP_ALPHA[..., [2, 1, 0, 3]] >> 8).astype(np.uint8)),
+    }
+
+
+@pytest.mark.parametrize(("background", "shade"), [("white", 255), ("black", 0)])
+def test_transparent_pictures_are_laid_over_a_background(background: Any, shade: int) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for name, (data, drawn) in transparent_pictures().items():
+            alpha = drawn[..., 3:] / 255.0
+            wanted = np.rint(drawn[..., :3] * alpha + shade * (1 - alpha)).astype(np.uint8)
+            np.testing.assert_array_equal(decode(data, background=background), wanted, name)
+            grey = np.asarray(Image.fromarray(wanted).convert("L"))[:, :, None]
+            np.testing.assert_array_equal(decode(data, channels=1, background=background), grey, name)
+            np.testing.assert_array_equal(decode(data), drawn[..., :3], name)  # as OpenCV reads it
+            assert has_transparency(data), name
+            with Image.open(io.BytesIO(data)) as image:  # as somebody who has opened it hands it on
+                image.load()
+                np.testing.assert_array_equal(to_bytes(image, 3, background=background), wanted, name)
+                np.testing.assert_array_equal(to_bytes(image, 3), drawn[..., :3], name)
+        for kind, mode in EIGHT:
+            data = by_pillow(Image.fromarray(SMOOTH).convert(mode), kind)
+            np.testing.assert_array_equal(decode(data, background=background), decode(data))
+            assert not has_transparency(data)
+        for name, (data, _) in high_bytes().items():
+            assert has_transparency(data) == ("RGBA" in name)
+    with pytest.raises(BrokenImageError, match=r"a\.png: the image cannot be decoded"):
+        has_transparency(by_pillow(Image.fromarray(SMOOTH).convert("RGBA"), "PNG")[:-40], where="a.png")
 
 
 @pytest.mark.parametrize(

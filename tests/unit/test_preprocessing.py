@@ -36,6 +36,7 @@ def pictures() -> list[tuple[str, bytes]]:
     kinds = [("JPEG", "RGB"), ("JPEG", "L"), ("PNG", "P"), ("WEBP", "RGBA"), ("TIFF", "LA"), ("BMP", "RGB")]
     for number, size in enumerate(SIZES):
         smooth = Image.fromarray(rng.integers(0, 256, (4, 5, 3), np.uint8)).resize(size[::-1])
+        smooth.putalpha(Image.fromarray(rng.integers(0, 256, size, np.uint8)))
         for orientation in range(1, 9):
             kind, mode = kinds[(number + orientation) % len(kinds)]
             exif = Image.Exif()
@@ -61,19 +62,27 @@ def everything(loader: Any) -> Tensor:
 
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize(
-    ("fit", "resampling"), [("stretch", "bilinear"), ("crop", "bilinear"), ("crop", "lanczos"), ("pad", "bilinear")]
+    ("fit", "resampling", "background"),
+    [
+        ("stretch", "bilinear", "none"),
+        ("crop", "bilinear", "white"),
+        ("crop", "lanczos", "none"),
+        ("pad", "bilinear", "black"),
+    ],
 )
-def test_training_judging_and_python_see_the_same_bytes(faces: Path, fit: Any, resampling: Any, channels: int) -> None:
+def test_training_judging_and_python_see_the_same_bytes(
+    faces: Path, fit: Any, resampling: Any, background: Any, channels: int
+) -> None:
     size = (24, 20)
     source = Files(
         path=faces, validation=faces, test=faces, image_size=size, fit=fit, resampling=resampling, channels=channels,
-        impostors=10,
+        background=background, impostors=10,
     )  # fmt: skip
     data = IdentityDataModule(source, batch_size=1, augment="none")
     data.prepare_data()
     data.setup()
     files = sorted(faces.rglob("*.img"))
-    record = Preprocessing(size=size, fit=fit, resampling=resampling, channels=channels)
+    record = Preprocessing(size=size, fit=fit, resampling=resampling, background=background, channels=channels)
     assert data.preprocessing == record
     python = torch.cat([record(file.read_bytes()) for file in files])
     assert python.dtype == torch.float32
@@ -299,6 +308,8 @@ def test_the_record_is_plain_and_nothing_in_it_is_believed() -> None:
     record = Preprocessing(size=(112, 96), channels=1, fit="crop", resampling="box", mean=mean, std=(2.0,), flip="sum")
     plain = json.loads(json.dumps(record.to_config()))
     assert Preprocessing.from_config(plain) == record
+    assert "background" not in plain  # as before there was one, so that digests of models stay
+    assert Preprocessing.from_config(record.changed(background="white").to_config()).background == "white"
     for key, value, message in (
         ("size", [112], "size is"),
         ("size", "ab", "size is"),
@@ -308,12 +319,13 @@ def test_the_record_is_plain_and_nothing_in_it_is_believed() -> None:
         ("fit", "pad it", "fit is 'pad it'"),
         ("fit", ["crop"], "preprocessing|fit is"),
         ("resampling", None, "resampling is None"),
+        ("background", "red", "background is 'red'"),
         ("mean", [1.0, 2.0], "mean is"),
         ("mean", float("nan"), "mean is nan"),
         ("std", 0.0, "std is 0.0; its numbers are finite, and above 0"),
         ("std", {"a": 1}, "std is"),
         ("flip", "both", "flip is 'both'"),
-        ("path", "/etc/passwd", "must be a mapping with size, and of channels, color"),
+        ("path", "/etc/passwd", "must be a mapping with size, and of background, channels, color"),
     ):
         with pytest.raises(ValueError, match=message):
             Preprocessing.from_config({**plain, key: value})

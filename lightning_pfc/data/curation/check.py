@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from lightning_pfc.data.errors import FormatError
 from lightning_pfc.data.formats.base import EncodedImages
-from lightning_pfc.data.pictures.decoding import MAX_PIXELS, decode_whole
+from lightning_pfc.data.pictures.decoding import MAX_PIXELS, decode_whole, has_transparency
 from lightning_pfc.data.pictures.digests import DIGEST_BYTES, digest_pixels
 from lightning_pfc.names.renamed import renamed_names
 
@@ -48,7 +48,8 @@ class Report:
         per_class: ``(C,)`` images of each class.
         sizes: ``(height, width)`` of the images and how many have it.
         orientations: EXIF tags other than "as stored", and how many images have each.
-        constant: positions of images whose pixels are all equal.
+        transparent: how many images are transparent somewhere.
+        constant: positions of images whose pixels are all equal, without their transparency.
         broken: position, place and reason of each image that cannot be decoded.
         duplicates: groups of positions whose pictures are equal to the pixel.
         conflicts: those of the groups that span several classes.
@@ -65,6 +66,7 @@ class Report:
     per_class: npt.NDArray[np.int64]
     sizes: Counter[tuple[int, int]] = field(default_factory=Counter)
     orientations: Counter[int] = field(default_factory=Counter)
+    transparent: int = 0
     constant: list[int] = field(default_factory=list)
     broken: list[tuple[int, str, str]] = field(default_factory=list)
     duplicates: list[list[int]] = field(default_factory=list)
@@ -128,6 +130,7 @@ class _Look(NamedTuple):
     reason: str = ""
     size: tuple[int, int] = (0, 0)
     orientation: int = 1
+    transparent: bool = False
     constant: bool = False
     digest: bytes = b""
 
@@ -140,11 +143,13 @@ def _digests(
 
     def look(place: int) -> _Look:
         try:
-            found = decode_whole(images.read(place), where=images.locate(place), max_pixels=max_pixels)
+            data = images.read(place)
+            found = decode_whole(data, where=images.locate(place), max_pixels=max_pixels)
+            transparent = has_transparency(data, max_pixels=max_pixels)
         except FormatError as error:
             return _Look(place, str(error))
         constant = bool((found.pixels == found.pixels[0, 0]).all())
-        return _Look(place, "", found.size, found.orientation, constant, digest_pixels(found))
+        return _Look(place, "", found.size, found.orientation, transparent, constant, digest_pixels(found))
 
     def chunk(start: int) -> list[_Look]:
         return [look(place) for place in range(start, min(start + _CHUNK, len(images)))]
@@ -170,6 +175,7 @@ def _note(report: Report, seen: _Look) -> None:
     report.sizes[seen.size] += 1
     if seen.orientation != 1:
         report.orientations[seen.orientation] += 1
+    report.transparent += seen.transparent
     if seen.constant:
         report.constant.append(seen.place)
 

@@ -60,6 +60,11 @@ def _seen(report: Report, most: int) -> list[str]:
         tags = ", ".join(f"{tag}: {count}" for tag, count in sorted(report.orientations.items()))
         total = sum(report.orientations.values())
         lines.append(f"  turned           {total} by their EXIF tag ({tags}), as every reader here turns them")
+    if report.transparent:
+        lines.append(
+            f"  transparent      {report.transparent} pictures are so somewhere: compared by the colours below; "
+            "data.source.background=white lays them over white"
+        )
     if report.constant:
         lines.append(f"  constant         {len(report.constant)} pictures have the same value everywhere")
         lines += [f"    {report.locate(place)}" for place in report.constant[:most]]
@@ -107,6 +112,7 @@ def summary(report: Report) -> dict[str, Any]:
         "sizes": {f"{width}x{height}": count for (height, width), count in report.sizes.items()},
         "broken": [{"image": place, "place": where, "reason": reason} for place, where, reason in report.broken],
         "orientations": {str(tag): count for tag, count in sorted(report.orientations.items())},
+        "transparent": report.transparent,
         "constant": report.constant,
         "duplicates": report.duplicates,
         "duplicate_places": [[report.locate(place) for place in group] for group in report.duplicates],

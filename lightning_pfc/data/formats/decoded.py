@@ -15,6 +15,7 @@ from lightning_pfc.data.errors import BrokenImageError, FormatError, TooManyBrok
 from lightning_pfc.data.formats.base import EncodedImages
 from lightning_pfc.data.formats.kept import KeptPictures
 from lightning_pfc.data.pictures.decoding import MAX_PIXELS, MOST_PIXELS, decode, is_plain_jpeg
+from lightning_pfc.data.pictures.modes import Background
 from lightning_pfc.data.preprocessing import Fit, Preprocessing, Resampling, as_bitmap
 
 _log = logging.getLogger(__name__)
@@ -32,10 +33,10 @@ class DecodedImages:
 
     Args:
         encoded: where the bytes come from.
-        preprocessing: what is done to each picture; in place of the next four.
+        preprocessing: what is done to each picture; in place of the next five.
         size: ``(height, width)`` of all pictures; by default that of the first image.
         channels: 3 for RGB, 1 for grey.
-        fit, resampling: what happens to images of another size, see
+        fit, resampling, background: what happens to images of another size, and to transparent ones, see
             :class:`~lightning_pfc.data.preprocessing.Preprocessing`.
         on_broken: ``"raise"`` or ``"skip"``.
         max_broken: share of the images that may be skipped, from 0 to 1. One more stops the run.
@@ -55,6 +56,7 @@ class DecodedImages:
         channels: int = 3,
         fit: Fit = "exact",
         resampling: Resampling = "bilinear",
+        background: Background = "none",
         on_broken: OnBroken = "raise",
         max_broken: float = 0.01,
         max_pixels: int = MAX_PIXELS,
@@ -70,7 +72,9 @@ class DecodedImages:
         self.max_broken = max_broken
         self.max_pixels = max_pixels
         if preprocessing is None:
-            known = Preprocessing(size=size or (1, 1), channels=channels, fit=fit, resampling=resampling)
+            known = Preprocessing(
+                size=size or (1, 1), channels=channels, fit=fit, resampling=resampling, background=background
+            )
             if size is None:
                 first = decode(encoded.read(0), channels=channels, where=encoded.locate(0), max_pixels=max_pixels)
                 known = known.changed(size=(first.shape[0], first.shape[1]))

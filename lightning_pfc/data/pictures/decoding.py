@@ -34,7 +34,7 @@ from lightning_pfc.data.pictures.headers import (
     png_orientation,
     webp_size,
 )
-from lightning_pfc.data.pictures.modes import to_bytes
+from lightning_pfc.data.pictures.modes import Background, is_transparent, to_bytes
 from lightning_pfc.data.pictures.other_kinds import what_it_is
 
 __all__ = ["FORMATS", "MAX_PIXELS", "MOST_PIXELS", "Decoded", "decode", "decode_whole", "dimensions", "is_plain_jpeg"]
@@ -66,6 +66,7 @@ def decode(
     where: _Where = "image",
     max_pixels: int = MAX_PIXELS,
     at_least: tuple[int, int] | None = None,
+    background: Background = "none",
     out: npt.NDArray[np.uint8] | None = None,
 ) -> npt.NDArray[np.uint8]:
     """Decodes a picture: JPEG, PNG, WebP, BMP, PPM (and PGM, PBM), TIFF or GIF, of several frames the first.
@@ -85,6 +86,7 @@ def decode(
             within the bound; anything else that is larger is refused before it is decoded.
         at_least: ``(height, width)``: JPEGs are decoded at the smallest of these fractions that is no smaller than
             this, which is faster.
+        background: what is seen where a picture is transparent; "none" takes the colours that are stored there.
         out: contiguous ``(H, W, channels)`` uint8: a JPEG of just this size is decoded into it and it is returned; any
             other image is returned in memory of its own. If an error is raised, it holds anything.
 
@@ -96,7 +98,15 @@ def decode(
             it has more than ``max_pixels`` pixels.
         ValueError: ``channels`` is neither 1 nor 3.
     """
-    return decode_whole(data, channels=channels, where=where, max_pixels=max_pixels, at_least=at_least, out=out).pixels
+    return decode_whole(
+        data,
+        channels=channels,
+        where=where,
+        max_pixels=max_pixels,
+        at_least=at_least,
+        background=background,
+        out=out,
+    ).pixels
 
 
 def decode_whole(
@@ -106,6 +116,7 @@ def decode_whole(
     where: _Where = "image",
     max_pixels: int = MAX_PIXELS,
     at_least: tuple[int, int] | None = None,
+    background: Background = "none",
     out: npt.NDArray[np.uint8] | None = None,
 ) -> Decoded:
     """As :func:`decode`, and what was known of the picture before it was turned and made smaller."""
@@ -114,7 +125,7 @@ def decode_whole(
     try:
         if data[:3] == JPEG_START:
             return _decode_jpeg(data, channels, max_pixels, at_least, out)
-        return _decode_other(data, channels, max_pixels)
+        return _decode_other(data, channels, max_pixels, background)
     except Exception as error:  # the decoders raise whatever they like: OSError, struct.error, SyntaxError, ...
         raise _broken(error, data, where, max_pixels) from error
 
@@ -141,6 +152,26 @@ def dimensions(data: bytes, *, where: _Where = "image", max_pixels: int = MAX_PI
             if exif is None and image.format == "PNG":
                 orientation = png_orientation(data)
             return _turned((image.height, image.width), orientation)
+    except Exception as error:
+        raise _broken(error, data, where, max_pixels) from error
+
+
+def has_transparency(data: bytes, *, where: _Where = "image", max_pixels: int = MAX_PIXELS) -> bool:
+    """Whether a picture is transparent somewhere; a JPEG never is.
+
+    Args:
+        data: the encoded bytes.
+        where: file and place of the image, for the error; called only then, if it is a function.
+        max_pixels: as for :func:`decode`.
+
+    Raises:
+        BrokenImageError: as :func:`decode`.
+    """
+    if data[:3] == JPEG_START:
+        return False
+    try:
+        with _opened(data, max_pixels) as image:
+            return is_transparent(image)
     except Exception as error:
         raise _broken(error, data, where, max_pixels) from error
 
@@ -263,11 +294,11 @@ def _opened(data: bytes, max_pixels: int) -> Image.Image:
     return image
 
 
-def _decode_other(data: bytes, channels: int, max_pixels: int) -> Decoded:
+def _decode_other(data: bytes, channels: int, max_pixels: int, background: Background) -> Decoded:
     with _opened(data, max_pixels) as image:
         tags: Any = getattr(image, "tag_v2", None)
         tag = 1 if tags is None else tags.get(0x0112, 1)
-        pixels = to_bytes(image, channels, data)
+        pixels = to_bytes(image, channels, data, background)
         exif = image.info.get("exif")
         if tags is not None:  # Pillow turns a TIFF itself
             orientation = tag if tag in range(1, 9) else 1

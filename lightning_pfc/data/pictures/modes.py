@@ -2,7 +2,8 @@
 
 =================================  ===================================================================================
 1 bit, grey to 8 bits, palettes    as they are; grey of 1, 2 and 4 bits is spread over 0 to 255
-8-bit RGB, with or without alpha   as it is; alpha is left out, the colours below it stay
+8-bit RGB, with or without alpha   as it is; alpha is left out, the colours below it stay, or laid over a
+                                   background
 16-bit grey and colours            the high byte, as OpenCV takes it (of 12-bit grey the high 8 bits)
 CMYK, YCbCr                        to RGB
 32-bit, signed and floating-point  refused: nothing says which of their values is black and which is white
@@ -12,12 +13,16 @@ CIE LAB                            refused: its white point is not known
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+Background = Literal["none", "white", "black"]
+"""What transparent pictures are laid over; "none" leaves transparency out."""
+
+_SHADES: dict[Background, int] = {"white": 255, "black": 0}
 _PLAIN = frozenset(("1", "L", "P", "LA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr"))
 _BY_WAY_OF = {"La": "LA", "RGBa": "RGBA", "PA": "RGBA"}
 _DEEP = frozenset(("I;16", "I;16L", "I;16B", "I;16N"))
@@ -34,13 +39,16 @@ class RefusedPixels(ValueError):
     """Pixels of a kind that has no one way to 8 bits; the message names it."""
 
 
-def to_bytes(image: Image.Image, channels: int, data: bytes = b"") -> npt.NDArray[np.uint8]:
+def to_bytes(
+    image: Image.Image, channels: int, data: bytes = b"", background: Background = "none"
+) -> npt.NDArray[np.uint8]:
     """The pixels of an opened image.
 
     Args:
         image: of Pillow; it may not be loaded yet.
         channels: 3 for RGB, 1 for grey.
         data: the file it was opened from; of an image that is loaded Pillow has made what it makes of it.
+        background: what is seen where the image is transparent; of 16-bit grey it is left out.
 
     Returns:
         ``(H, W, channels)`` uint8, as stored: not turned.
@@ -63,8 +71,30 @@ def to_bytes(image: Image.Image, channels: int, data: bytes = b"") -> npt.NDArra
         raise _refused(image, what)
     if image.mode in _BY_WAY_OF:
         image = image.convert(_BY_WAY_OF[image.mode])
+    if image.has_transparency_data:
+        image = _opaque(image, background)
     pixels = np.array(image.convert(mode), dtype=np.uint8)
     return pixels.reshape(*pixels.shape[:2], channels)
+
+
+def is_transparent(image: Image.Image) -> bool:
+    """Whether anything of an opened image, of a kind that is not refused, is not wholly opaque."""
+    if image.mode in _DEEP or image.mode in _REFUSED or not image.has_transparency_data:
+        return False
+    return int(np.asarray(image.convert("RGBA"))[:, :, 3].min()) < 255
+
+
+def _opaque(image: Image.Image, background: Background) -> Image.Image:
+    """The image over a background, or with the colours that it has below its transparency."""
+    if background == "none":
+        if image.mode == "P":
+            image = image.copy()
+            image.info.pop("transparency", None)  # which Pillow warns of
+        return image
+    pixels = np.asarray(image.convert("RGBA"), dtype=np.uint16)
+    colours, alpha = pixels[:, :, :3], pixels[:, :, 3:]
+    over = (colours * alpha + _SHADES[background] * (255 - alpha) + 127) // 255
+    return Image.fromarray(over.astype(np.uint8))
 
 
 def _refused(image: Image.Image, what: str) -> RefusedPixels:
