@@ -47,7 +47,7 @@ class ClassRows:
             :func:`~lightning_pfc.storage.row_files.row_files`.
         is_sparse: whether its head gives it gradients in COO layout, of the sampled rows alone.
         update: what steps its rows inside the backward pass, or None; read it by
-            :func:`~lightning_pfc.optim.row_step.row_update`.
+            :func:`~lightning_pfc.optim.row_update.row_update`.
         given: the rows of the gradient in COO layout that its head made last, or None.
         stepped: the first row of the dense gradient that an optimizer last took, as every reduction had left it.
     """

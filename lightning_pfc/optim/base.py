@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from itertools import chain
 from typing import Any, ClassVar, overload
@@ -18,12 +18,13 @@ from lightning_pfc.kernels.library import using
 from lightning_pfc.keyed_random.rounding_noise import RowNoise
 from lightning_pfc.optim.fused_rows import FusedRows
 from lightning_pfc.optim.row_formats import STATE_DTYPES, RowStorage, convert_rows, row_width, storage_of
-from lightning_pfc.optim.row_step import RowStep, RowUpdate, row_update
+from lightning_pfc.optim.row_step import RowStep, StepsRows
+from lightning_pfc.optim.row_update import RowUpdate, row_update
 from lightning_pfc.optim.rows import is_row_sharded, mark_row_sparse, row_chunks, rows_per_chunk, whole_gradient
 from lightning_pfc.storage.row_files import row_files
 
 
-class RowSparseOptimizer(torch.optim.Optimizer, ABC):
+class RowSparseOptimizer(torch.optim.Optimizer, StepsRows):
     """Base of the optimizers of this package.
 
     One object steps both kinds of parameters. Those with dense gradients are handed to PyTorch's own functional
@@ -184,20 +185,6 @@ class RowSparseOptimizer(torch.optim.Optimizer, ABC):
     def _row_state(self, param: Tensor, group: dict[str, Any]) -> dict[str, tuple[torch.Size, RowStorage]]:
         """Shapes of the state of a parameter that is stepped by rows, first the number of rows, and how it is kept."""
 
-    @abstractmethod
-    def _update_rows(
-        self, weight: Tensor, state: dict[str, Tensor], grad: Tensor, group: dict[str, Any], step: int
-    ) -> None:
-        """The rule, for some rows.
-
-        Args:
-            weight: ``(n, *rest)``, changed in place.
-            state: Rows of the state, ``(n, ...)`` each, changed in place.
-            grad: ``(n, *rest)``, left as it is.
-            group: Options.
-            step: Number of this step, from 1.
-        """
-
     def _is_stepped_by_rows(self, param: Tensor) -> bool:
         return is_row_sharded(param) or (param.grad is not None and param.grad.layout != torch.strided)
 
@@ -254,14 +241,12 @@ class RowSparseOptimizer(torch.optim.Optimizer, ABC):
         return zero_pages(shape, dtype=dtype, device=param.device)
 
     def _begin_rows(self, param: Tensor, group: dict[str, Any]) -> RowStep:
-        """Counts a step of a parameter that is stepped by rows."""
         state = self._ensure_row_state(param, group)
         state["step"] += 1
         storages = {name: storage for name, (_, storage) in self._row_state(param, group).items()}
         return RowStep(self, param, state, storages, group)
 
     def _row_noise(self, param: Tensor, group: dict[str, Any], step: int) -> RowNoise:
-        """Bits for the rounding of a step."""
         key = (group["rounding_seed"], step, row_width(param.shape), param.device)
         if self._noise is None or self._noise[0] != key:  # heads of one width share the table of a step
             self._noise = (key, RowNoise(*key))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,10 +11,8 @@ from lightning_pfc.kernels.capture import capturing
 from lightning_pfc.kernels.tiles import LARGEST_WIDTH
 from lightning_pfc.optim.row_formats import SCALE_SUFFIX
 from lightning_pfc.optim.row_kernels import adagrad_rows_, adamw_rows_, sgd_rows_
+from lightning_pfc.optim.row_step import RowStep
 from lightning_pfc.optim.rows import first_row
-
-if TYPE_CHECKING:
-    from lightning_pfc.optim.row_step import RowStep
 
 _OPERATIONS = {"SparseSGD": sgd_rows_, "SparseAdamW": adamw_rows_, "RowWiseAdagrad": adagrad_rows_}
 DEVICES = ("cuda", "meta")

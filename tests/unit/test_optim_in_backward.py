@@ -14,7 +14,7 @@ from lightning_pfc.distributed.class_rows import declare_class_rows
 from lightning_pfc.distributed.shard import ClassShard
 from lightning_pfc.optim import RowWiseAdagrad, SparseAdamW, SparseSGD
 from lightning_pfc.optim.base import updates_in_backward
-from lightning_pfc.optim.row_step import row_update
+from lightning_pfc.optim.row_update import row_update
 from lightning_pfc.strategies.precision_plugins import ShardedPrecision
 
 NUM_ROWS, WIDTH = 12, 5

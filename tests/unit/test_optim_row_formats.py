@@ -14,7 +14,8 @@ from lightning_pfc.distributed.shard import ClassShard
 from lightning_pfc.keyed_random.rounding_noise import RowNoise
 from lightning_pfc.optim import RowWiseAdagrad, SparseAdamW, SparseSGD, rows
 from lightning_pfc.optim.row_formats import HalfRows, SignedByteRows, SquareByteRows, stochastic_round_
-from lightning_pfc.optim.row_step import RowStep, RowUpdate
+from lightning_pfc.optim.row_step import RowStep
+from lightning_pfc.optim.row_update import RowUpdate
 from lightning_pfc.optim.rows import RowChunk
 
 CPU = torch.device("cpu")

@@ -112,7 +112,7 @@ class UpdateCentersInBackward(CenterGradSink):
     Args:
         chunks: of the backward pass.
         row_sparse: see :class:`CenterGradSink`.
-        update: a :class:`~lightning_pfc.optim.row_step.RowUpdate`.
+        update: a :class:`~lightning_pfc.optim.row_update.RowUpdate`.
     """
 
     def __init__(self, chunks: ClassChunks, row_sparse: tuple[bool, bool], update: Any) -> None:
