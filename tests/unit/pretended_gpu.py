@@ -62,6 +62,7 @@ class Done(NamedTuple):
     args: Any
     kwargs: Any
     made: list[Tensor]
+    products: str | None
 
 
 class Graph:
@@ -72,12 +73,25 @@ class Graph:
 
     @torch.no_grad()
     def replay(self) -> None:
-        """Do them again."""
-        for func, args, kwargs, made in self.tape:
-            found = [leaf for leaf in tree_leaves(func(*args, **kwargs)) if isinstance(leaf, Tensor)]
-            for new, kept in zip(found, made, strict=True):
-                if new is not kept and new.data_ptr() != kept.data_ptr():
-                    kept.copy_(new)
+        """Do them again, products by the library that a CPU took: a graph holds the kernels, not the choice."""
+        setting: Any = getattr(torch.backends.mkldnn, "matmul", None)
+        before = getattr(setting, "fp32_precision", None)
+        try:
+            for done in self.tape:
+                if done.products is not None:
+                    setting.fp32_precision = done.products
+                self._redo(done)
+        finally:
+            if before is not None:
+                inherited = before == getattr(torch.backends, "fp32_precision", None)
+                setting.fp32_precision = "none" if inherited else before
+
+    @staticmethod
+    def _redo(done: Done) -> None:
+        found = [leaf for leaf in tree_leaves(done.func(*done.args, **done.kwargs)) if isinstance(leaf, Tensor)]
+        for new, kept in zip(found, done.made, strict=True):
+            if new is not kept and new.data_ptr() != kept.data_ptr():
+                kept.copy_(new)
 
 
 class HostWaits(AssertionError):
@@ -132,7 +146,8 @@ def _run(func: Any, args: Any, kwargs: Any, graph: Graph | None) -> Any:
     found = does(*inner_args, **inner_kwargs)
     made = [leaf for leaf in tree_leaves(found) if isinstance(leaf, Tensor)]
     if graph is not None and not func.is_view and name not in _MAKES_ROOM:
-        graph.tape.append(Done(does, inner_args, inner_kwargs, made))
+        products = getattr(getattr(torch.backends.mkldnn, "matmul", None), "fp32_precision", None)
+        graph.tape.append(Done(does, inner_args, inner_kwargs, made, products))
     if to_host:
         return found
     return tree_map(lambda leaf: _wrapped(leaf, wrappers) if isinstance(leaf, Tensor) else leaf, found)
