@@ -71,6 +71,13 @@ def _parser() -> argparse.ArgumentParser:
         choices=("exact", "stretch", "crop", "pad"),
         help="what is done to pictures of another size (default: as in training; crop where those had one size)",
     )
+    network.add_argument(
+        "--pictures",
+        type=int,
+        default=5000,
+        metavar="N",
+        help="of each verification set, at most, that figures are measured on; fewer are quicker (%(default)s)",
+    )
     beside = parser.add_argument_group("beside it")
     beside.add_argument("--centers", action="store_true", help="the class centers, as a gallery by class name")
     beside.add_argument("--detector", type=Path, metavar="FILE", help="an ONNX file that finds faces: YuNet or SCRFD")
@@ -84,7 +91,8 @@ def _parser() -> argparse.ArgumentParser:
 
 def _export(options: argparse.Namespace) -> int:
     with large_imports():
-        from lightning_pfc.deploy.export import ExportOptions, export_run
+        from lightning_pfc.deploy.export import export_run
+        from lightning_pfc.deploy.export_options import ExportOptions
 
     about = export_run(
         options.run,
@@ -97,6 +105,7 @@ def _export(options: argparse.Namespace) -> int:
             precision=options.precision,
             engine=options.engine,
             max_loss=options.max_loss,
+            pictures=options.pictures,
             centers=options.centers,
             fit=options.fit,
             images=options.images,

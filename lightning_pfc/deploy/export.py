@@ -7,9 +7,8 @@ import importlib.metadata
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,16 +16,17 @@ from torch import Tensor
 from lightning_pfc.data.preprocessing import METADATA_KEY, Preprocessing
 from lightning_pfc.deploy.card import write_card
 from lightning_pfc.deploy.class_centers import write_centers
-from lightning_pfc.deploy.description import FILE, Alignment, Centers, ModelDescription, ModelFile, Precision
+from lightning_pfc.deploy.description import FILE, Alignment, Centers, ModelDescription, ModelFile
 from lightning_pfc.deploy.engines import Engine, open_engine
 from lightning_pfc.deploy.errors import ExportError
+from lightning_pfc.deploy.export_options import ExportOptions, check_options
 from lightning_pfc.deploy.fidelity import FLOAT32_BOUND, Fidelity, compare_engines
 from lightning_pfc.deploy.figures import as_dict, figures_of, histogram, set_scores
 from lightning_pfc.deploy.folder import checksums, publish
-from lightning_pfc.deploy.gate import judge, refuse
+from lightning_pfc.deploy.gate import judge_rates, judge_times, refuse
 from lightning_pfc.deploy.onnx_file import write_onnx, write_pt2
 from lightning_pfc.deploy.output import Output
-from lightning_pfc.deploy.pack import PACKS, check_insightface, copy_detector, rename_first_nodes
+from lightning_pfc.deploy.pack import check_insightface, copy_detector, rename_first_nodes
 from lightning_pfc.deploy.reduced import CALIBRATION_PICTURES, write_int8
 from lightning_pfc.deploy.samples import Samples, open_samples
 from lightning_pfc.deploy.torch_engine import TorchEngine
@@ -37,42 +37,6 @@ from lightning_pfc.runs.thresholds import Thresholds
 MODEL = {"onnx": "model.onnx", "pt2": "model.pt2"}
 _CHECKED = 256  # pictures
 _PACKAGES = ("lightning-pfc", "torch", "timm", "onnx", "onnxruntime", "onnxscript", "openvino")
-
-
-@dataclass(frozen=True, kw_only=True)
-class ExportOptions:
-    """What ``pfc-export`` can be told.
-
-    Attributes:
-        flip: the network adds the embedding of the mirror image.
-        normalize: the network gives embeddings of length one.
-        format: ``"onnx"`` or ``"pt2"``.
-        precision: what the network computes in.
-        engine: that the model is for; a reduced precision is tried in it.
-        max_loss: how much of the true accept rate at FAR 0.1 % a reduced precision may cost.
-        centers: write the class centers too.
-        fit: what is done to pictures of another size; None takes what the run was trained with, and ``"crop"`` where it
-            was trained on pictures of one size.
-        images: a folder of pictures to check on, in place of those of the run.
-        detector: an ONNX file that finds faces in photos.
-        pack: ``"insightface"`` makes sure that InsightFace's package loads the folder.
-        license: what the model card says.
-        replace: put it in the place of an export that is there.
-    """
-
-    flip: bool = False
-    normalize: bool = False
-    format: Literal["onnx", "pt2"] = "onnx"
-    precision: Precision = "float32"
-    engine: str = "onnxruntime"
-    max_loss: float = 0.002
-    centers: bool = False
-    fit: str | None = None
-    images: str | os.PathLike[str] | None = None
-    detector: str | os.PathLike[str] | None = None
-    pack: str | None = None
-    license: str = "unknown"
-    replace: bool = False
 
 
 def export_run(
@@ -100,24 +64,11 @@ def export_run(
         OSError: the folder cannot be written.
     """
     wanted = options or ExportOptions()
-    _check(wanted)
+    check_options(wanted)
     opened = Run(run, checkpoint)
     target = Path(out) if out is not None else opened.folder / "export"
     with publish(target, replace=wanted.replace) as folder:
         return _Exporting(opened, wanted, folder, target.name).description()
-
-
-def _check(options: ExportOptions) -> None:
-    if options.pack not in (None, *PACKS):
-        raise ExportError(f"pack={options.pack!r} does not exist; there is {', '.join(PACKS)}")
-    if options.detector is not None and not Path(options.detector).is_file():
-        raise ExportError(f"detector={os.fspath(options.detector)}: no such file")
-    if options.precision != "float32" and options.format != "onnx":
-        raise ExportError(f"precision={options.precision} is for ONNX files; leave --format {options.format} out")
-    if options.precision == "bfloat16" and options.engine != "openvino":
-        raise ExportError(f"precision=bfloat16: {options.engine} computes nothing in it; use --engine openvino")
-    if not 0 <= options.max_loss < 1:
-        raise ExportError(f"max_loss={options.max_loss:g} is a share, from 0 to less than 1")
 
 
 class _Exporting:
@@ -132,7 +83,7 @@ class _Exporting:
         self.gate: Mapping[str, Any] = {}
         if options.pack == "insightface":
             check_insightface(self.preprocessing, options.format)
-        self.samples: Samples = open_samples(run, run.preprocessing, options.images)
+        self.samples: Samples = open_samples(run, run.preprocessing, options.images, options.pictures)
 
     def description(self) -> ModelDescription:
         """Write and check everything; the description is written last."""
@@ -193,9 +144,13 @@ class _Exporting:
             self._write_onnx(network, model, path)
             engine = open_engine(model.engine, path)
         fidelity = self._checked(TorchEngine(network), engine)
-        sets = self.samples.sets.items()
-        self.scores = {name: set_scores(engine, part, self.preprocessing) for name, part in sets}
-        return fidelity if model.precision == "float32" else self._reduce(model, network, path, engine)
+        if model.precision != "float32":
+            return self._reduce(model, network, path, engine)
+        self.scores = self._scored(engine)
+        return fidelity
+
+    def _scored(self, engine: Engine) -> dict[str, Tensor]:
+        return {name: set_scores(engine, part, self.preprocessing) for name, part in self.samples.sets.items()}
 
     def _write_onnx(self, network: torch.nn.Module, model: ModelFile, path: Path) -> None:
         write_onnx(
@@ -220,9 +175,10 @@ class _Exporting:
             made = path  # bfloat16: the same file
         reduced = open_engine(model.engine, made, precision=model.precision)
         images = self.samples.floats(_CHECKED, self.preprocessing)
-        found = judge(
-            float32, reduced, self.scores, self.samples.sets, images, self.preprocessing, self.options.max_loss
-        )
+        found = judge_times(float32, reduced, images, self.options.max_loss)
+        refuse(found, model.precision, model.engine)  # what is no faster need not be measured for minutes
+        self.scores = self._scored(float32)
+        found = judge_rates(reduced, self.scores, self.samples.sets, self.preprocessing, found)
         refuse(found, model.precision, model.engine)
         self.gate = found.to_dict()
         made.replace(path)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import median
 from typing import Any
 
@@ -70,28 +70,37 @@ class Judgement:
         return "; ".join([*rates, *times])
 
 
-def judge(
-    float32: Engine,
-    reduced: Engine,
-    scores: Mapping[str, Tensor],
-    sets: Mapping[str, VerificationSet],
-    images: Floats,
-    preprocessing: Preprocessing,
-    max_loss: float,
-) -> Judgement:
-    """Compare a reduced precision with float32 in the same engine.
+def judge_times(float32: Engine, reduced: Engine, images: Floats, max_loss: float) -> Judgement:
+    """Compare the time of calls in the same engine: seconds, where what a precision recognises takes minutes.
 
     Args:
         float32: The reference.
         reduced: What is to be kept or not.
+        images: (n, C, H, W) float32 real pictures.
+        max_loss: See :class:`Judgement`.
+    """
+    times = {size: in_turn([float32, reduced], np.resize(images, (size, *images.shape[1:]))) for size in BATCHES}
+    return Judgement({}, {size: (found[0], found[1]) for size, found in times.items()}, max_loss)
+
+
+def judge_rates(
+    reduced: Engine,
+    scores: Mapping[str, Tensor],
+    sets: Mapping[str, VerificationSet],
+    preprocessing: Preprocessing,
+    times: Judgement,
+) -> Judgement:
+    """Compare what is recognised.
+
+    Args:
+        reduced: What is to be kept or not.
         scores: Cosines of the reference, (P,) for each set.
         sets: Verification sets of real pictures.
-        images: (n, C, H, W) float32 real pictures, for the times.
         preprocessing: Of the model.
-        max_loss: How much of the true accept rate at FAR 0.1 % (1 % where pairs are few) may be lost.
+        times: That of :func:`judge_times`.
 
     Returns:
-        The figures.
+        All figures.
 
     Raises:
         ExportError: there is no set that resolves such a rate.
@@ -111,8 +120,7 @@ def judge(
             "a reduced precision is kept only if it recognises as well on real pictures, and there are none with "
             "identities here: give --images FOLDER with a sub-folder for each of at least 20 identities"
         )
-    times = {size: in_turn([float32, reduced], np.resize(images, (size, *images.shape[1:]))) for size in BATCHES}
-    return Judgement(rates, {size: (found[0], found[1]) for size, found in times.items()}, max_loss)
+    return replace(times, accept_rates=rates)
 
 
 def refuse(judgement: Judgement, precision: str, engine: str) -> None:

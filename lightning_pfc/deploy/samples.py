@@ -44,28 +44,31 @@ class Samples:
         return found
 
 
-def open_samples(run: Run, preprocessing: Preprocessing, images: str | os.PathLike[str] | None) -> Samples:
-    """The pictures of a run, or those of a folder in their place.
+def open_samples(
+    run: Run, preprocessing: Preprocessing, images: str | os.PathLike[str] | None, most: int = MOST_PICTURES
+) -> Samples:
+    """The pictures of a run, or those of a folder in their place; ``most`` of each verification set.
 
     Raises:
         ExportError: there are none.
     """
-    return _of_run(run) if images is None else _of_folder(Path(images), preprocessing)
+    return _of_run(run, most) if images is None else samples_of_folder(Path(images), preprocessing, most)
 
 
-def _of_run(run: Run) -> Samples:
+def _of_run(run: Run, most: int) -> Samples:
     data: IdentityData = run.data
     sets = {**data.validation, **data.test}
     verification = {name: part for name, part in sets.items() if isinstance(part, VerificationSet)}
     if not verification:
         labelled = [part for part in sets.values() if isinstance(part, LabelledSet)]
         table, labels = (labelled[-1].images, labelled[-1].labels) if labelled else (data.train, data.labels)
-        verification = _by_labels("labelled", table, np.asarray(labels[np.arange(min(len(table), MOST_PICTURES))]))
+        verification = _by_labels("labelled", table, np.asarray(labels[np.arange(min(len(table), most))]))
     name = Path(data.description.split(":")[0]).name or "the run's data"
-    return Samples(data.train, {key: limited(part) for key, part in verification.items()}, name, data)
+    return Samples(data.train, {key: limited(part, most) for key, part in verification.items()}, name, data)
 
 
-def _of_folder(folder: Path, preprocessing: Preprocessing) -> Samples:
+def samples_of_folder(folder: Path, preprocessing: Preprocessing, most: int) -> Samples:
+    """The pictures of a folder with a sub-folder for each identity."""
     from lightning_pfc.data.formats import DecodedImages, open_images
 
     try:
@@ -73,7 +76,7 @@ def _of_folder(folder: Path, preprocessing: Preprocessing) -> Samples:
     except (FileNotFoundError, ValueError) as error:
         raise ExportError(f"--images: {error}", folder) from error
     table = DecodedImages(encoded, preprocessing=preprocessing)
-    sets = _by_labels(folder.name, table, np.asarray(encoded.labels[:MOST_PICTURES]))
+    sets = _by_labels(folder.name, table, np.asarray(encoded.labels[:most]))
     return Samples(table, sets, folder.name)
 
 
@@ -86,15 +89,15 @@ def _by_labels(name: str, table: Any, labels: np.ndarray[Any, np.dtype[np.int64]
     return {name: VerificationSet(table, pairs, torch.from_numpy(labels))}
 
 
-def limited(part: VerificationSet) -> VerificationSet:
-    """A set of which no more than ``MOST_PICTURES`` pictures are used: all those of identities that a hash picks."""
-    if len(part.images) <= MOST_PICTURES:
+def limited(part: VerificationSet, most: int) -> VerificationSet:
+    """A set of which no more than ``most`` pictures are used: all those of identities that a hash picks."""
+    if len(part.images) <= most:
         return part
     names, number = torch.unique(part.identity, return_inverse=True)
     order = np.argsort(stream(0, 41, np.arange(len(names))), kind="stable")
     sizes = torch.bincount(number)[order]
     chosen = torch.zeros(len(names), dtype=torch.bool)
-    chosen[order[: int((sizes.cumsum(0) <= MOST_PICTURES).sum())]] = True
+    chosen[order[: int((sizes.cumsum(0) <= most).sum())]] = True
     pairs, kept = part.pairs, chosen[number]
     keep = kept[pairs.first] & kept[pairs.second]
     fewer = Pairs(pairs.first[keep], pairs.second[keep], pairs.same[keep], pairs.fold[keep])

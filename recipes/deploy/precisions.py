@@ -24,18 +24,19 @@ import numpy as np
 import torch
 
 from lightning_pfc.data.preprocessing import METADATA_KEY, Preprocessing
-from lightning_pfc.deploy import samples as samples_module
 from lightning_pfc.deploy.engines import Engine, open_engine
 from lightning_pfc.deploy.figures import set_scores
 from lightning_pfc.deploy.gate import LEAST_GAIN, in_turn
 from lightning_pfc.deploy.onnx_file import write_onnx
 from lightning_pfc.deploy.output import Output
 from lightning_pfc.deploy.reduced import CALIBRATION_PICTURES, write_int8
+from lightning_pfc.deploy.samples import open_samples, samples_of_folder
 from lightning_pfc.faces.unpacking import unpack
 from lightning_pfc.metrics.functional import tar_at_far
 from lightning_pfc.runs.run_folder import Run
 
 FAR, MAX_LOSS = 1e-3, 0.002
+PICTURES = int(os.environ.get("PICTURES", "2000"))  # of a set, at most
 WAYS = (
     ("float32", "onnxruntime"),
     ("float16", "onnxruntime"),
@@ -115,7 +116,7 @@ def _run(folder: Path, source: Path) -> Subject:
             output_name="embeddings",
             metadata={},
         )
-    return Subject("images", run.preprocessing, samples_module.open_samples(run, run.preprocessing, None))
+    return Subject("images", run.preprocessing, open_samples(run, run.preprocessing, None, PICTURES))
 
 
 def _file(folder: Path, source: str) -> Subject:
@@ -137,7 +138,7 @@ def _file(folder: Path, source: str) -> Subject:
     del model.graph.value_info[:]  # shapes of a batch of one
     model.metadata_props.add(key=METADATA_KEY, value=json.dumps(record.to_config()))
     onnx.save(model, folder / "float32.onnx")
-    return Subject(value.name, record, samples_module._of_folder(Path(pictures), record))
+    return Subject(value.name, record, samples_of_folder(Path(pictures), record, PICTURES))
 
 
 def _path(folder: Path, precision: str) -> Path:
@@ -180,7 +181,6 @@ def _mark(precision: str, found: dict[str, float], before: dict[str, float]) -> 
 def main() -> None:
     """See the top of the file."""
     word, work, *sources = sys.argv[1:]
-    samples_module.MOST_PICTURES = int(os.environ.get("PICTURES", "2000"))
     torch.set_num_threads(2)
     for source in sources if word == "make" else []:
         name, _, place = source.partition("=")

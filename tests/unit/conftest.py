@@ -24,7 +24,8 @@ def run_folder(tmp_path_factory: pytest.TempPathFactory, pictures: Path) -> Path
 @pytest.fixture(scope="session")
 def export_folder(tmp_path_factory: pytest.TempPathFactory, run_folder: Path) -> Path:
     """An export of that run with its centers; nobody changes it."""
-    from lightning_pfc.deploy.export import ExportOptions, export_run
+    from lightning_pfc.deploy.export import export_run
+    from lightning_pfc.deploy.export_options import ExportOptions
 
     folder = tmp_path_factory.mktemp("export") / "people"
     export_run(run_folder, folder, options=ExportOptions(centers=True))
