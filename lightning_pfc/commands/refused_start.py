@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import shutil
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ from pathlib import Path
 from lightning_pfc.commands.errors import cause, is_the_users
 from lightning_pfc.runs.lock import LOCK, Lock
 
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 _OF_HYDRA = frozenset((".hydra", "pfc-eval.log", "pfc-train.log"))
 _OF_A_START = _OF_HYDRA | {LOCK, "config.yaml", "identities", "overrides.yaml", "run.json"}
 
@@ -35,7 +37,11 @@ def no_folder_of_a_refused_start(folder: Path) -> Iterator[None]:
 def _remove(folder: Path) -> None:
     lock = Lock(folder)
     with contextlib.suppress(OSError, ValueError):  # another run has begun there meanwhile: it is its own now
-        lock.take(None)
+        try:
+            lock.take(None)
+        except OSError as error:
+            if error.errno not in _NO_ROOM:  # for a lock: then no other run can begin there either
+                raise
         try:
             for entry in list(folder.iterdir()):
                 shutil.rmtree(entry) if entry.is_dir() else entry.unlink()

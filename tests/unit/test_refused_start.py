@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import shutil
 import subprocess
 import sys
@@ -101,6 +102,18 @@ def test_a_folder_in_which_another_run_has_begun_stays(tmp_path: Path) -> None:
         with pytest.raises(ValueError, match="refused"):
             begin()
         assert sorted(path.name for path in (tmp_path / "run").iterdir()) == [LOCK, "config.yaml"]
+
+
+@pytest.mark.parametrize(("why", "stays"), [(errno.ENOSPC, False), (errno.EDQUOT, False), (errno.EACCES, True)])
+def test_a_full_disk_has_no_room_for_a_lock_either(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, why: int, stays: bool
+) -> None:
+    def refused(*_: object) -> None:
+        raise OSError(why, "no")
+
+    monkeypatch.setattr(Lock, "take", refused)
+    start(tmp_path / "run", OSError(errno.ENOSPC, "No space left on device"))
+    assert (tmp_path / "run").exists() == stays
 
 
 def test_a_lock_that_was_taken_away_is_no_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
