@@ -131,5 +131,5 @@ def test_not_asked_where_it_was_said(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     assert augment("data.augment=none") == "none"
     assert augment("fit=false") == "affine"
     assert asked == []
-    assert [augment(), augment("data.source.image_size=16")] == ["flip"] * 2
-    assert asked == [((32, 32), 1, 3000), ((16, 16), 1, 3000)]
+    assert [augment(), augment("data.source.image_size=16"), augment("data.source.background=black")] == ["flip"] * 3
+    assert asked == [((32, 32), 1, 3000, "none"), ((16, 16), 1, 3000, "none"), ((32, 32), 1, 3000, "black")]
