@@ -23,7 +23,7 @@ from lightning_pfc.deploy.export_options import ExportOptions, check_options
 from lightning_pfc.deploy.fidelity import FLOAT32_BOUND, Fidelity, compare_engines
 from lightning_pfc.deploy.figures import as_dict, figures_of, histogram, set_scores
 from lightning_pfc.deploy.folder import checksums, publish
-from lightning_pfc.deploy.gate import judge_rates, judge_times, refuse
+from lightning_pfc.deploy.gate import judge_rates, judge_times, refuse, resolved_rates
 from lightning_pfc.deploy.onnx_file import write_onnx, write_pt2
 from lightning_pfc.deploy.output import Output
 from lightning_pfc.deploy.pack import check_insightface, copy_detector, rename_first_nodes
@@ -164,6 +164,7 @@ class _Exporting:
 
     def _reduce(self, model: ModelFile, network: Output, path: Path, float32: Engine) -> Fidelity:
         """Put a file of the reduced precision in the place of the float32 one, if it stands the comparison."""
+        resolved_rates(self.samples.sets)
         made = path.with_name("reduced.onnx")
         if model.precision == "int8":
             images = self.samples.floats(CALIBRATION_PICTURES, self.preprocessing)

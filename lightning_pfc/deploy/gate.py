@@ -70,6 +70,26 @@ class Judgement:
         return "; ".join([*rates, *times])
 
 
+def resolved_rates(sets: Mapping[str, VerificationSet]) -> dict[str, float]:
+    """By set, the false accept rate to compare at, 0.1 % or (of few pairs) 1 %; without sets that resolve neither.
+
+    Raises:
+        ExportError: no set resolves one.
+    """
+    found = {}
+    for name, part in sets.items():
+        impostors = int((~part.pairs.same).sum())
+        far = next((far for far in _FARS if far * impostors >= 10), None)
+        if far is not None and bool(part.pairs.same.any()):
+            found[name] = far
+    if not found:
+        raise ExportError(
+            "a reduced precision is kept only if it recognises as well on real pictures, and there are none with "
+            "identities here: give --images FOLDER with a sub-folder for each of at least 20 identities"
+        )
+    return found
+
+
 def judge_times(float32: Engine, reduced: Engine, images: Floats, max_loss: float) -> Judgement:
     """Compare the time of calls in the same engine: seconds, where what a precision recognises takes minutes.
 
@@ -103,23 +123,14 @@ def judge_rates(
         All figures.
 
     Raises:
-        ExportError: there is no set that resolves such a rate.
+        ExportError: see :func:`resolved_rates`.
     """
     rates = {}
-    for name, part in sets.items():
-        same = part.pairs.same
-        impostors = int((~same).sum())
-        far = next((far for far in _FARS if far * impostors >= 10), None)
-        if far is None or not bool(same.any()):
-            continue
+    for name, far in resolved_rates(sets).items():
+        same = sets[name].pairs.same
         before = tar_at_far(scores[name], same, far).tar
-        after = tar_at_far(set_scores(reduced, part, preprocessing), same, far).tar
+        after = tar_at_far(set_scores(reduced, sets[name], preprocessing), same, far).tar
         rates[name] = (rate_name(far), before, after)
-    if not rates:
-        raise ExportError(
-            "a reduced precision is kept only if it recognises as well on real pictures, and there are none with "
-            "identities here: give --images FOLDER with a sub-folder for each of at least 20 identities"
-        )
     return replace(times, accept_rates=rates)
 
 
