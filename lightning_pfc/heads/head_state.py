@@ -24,11 +24,12 @@ from lightning_pfc.heads.sharded_centers import (
     SAMPLER_PREFIX,
     ShardedCenters,
 )
-from lightning_pfc.heads.softmax.precision import Precision, PrecisionWord
+from lightning_pfc.heads.softmax.precision import PrecisionWord
 from lightning_pfc.kernels.choice import Kernels
 from lightning_pfc.losses import Loss
 from lightning_pfc.losses.auxiliary import AuxiliaryLoss
 from lightning_pfc.losses.base import DEFAULTS_VERSION
+from lightning_pfc.matmul.in_precision import Precision
 from lightning_pfc.names.renamed import warn_renamed
 
 _OF_SAMPLERS = (SAMPLER_PREFIX, SAMPLED_PREFIX)

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from lightning_pfc.heads.batch import GlobalBatch
 from lightning_pfc.heads.sampling.sampled_classes import all_classes
 from lightning_pfc.heads.softmax.class_chunks import ClassChunks
-from lightning_pfc.heads.softmax.no_autocast import no_autocast
 from lightning_pfc.heads.softmax.target_rank import TargetRanks, rank_targets
 from lightning_pfc.heads.softmax.top_classes import TopClasses, top_classes
+from lightning_pfc.matmul.no_autocast import no_autocast
 
 if TYPE_CHECKING:
     from lightning_pfc.heads.partial_fc import PartialFC

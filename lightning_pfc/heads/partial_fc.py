@@ -33,13 +33,13 @@ from lightning_pfc.heads.several_labels import several_labels_error
 from lightning_pfc.heads.softmax import SoftmaxSpec
 from lightning_pfc.heads.softmax.blended_centers import BlendedCenters
 from lightning_pfc.heads.softmax.chunking import budget_bytes
-from lightning_pfc.heads.softmax.no_autocast import no_autocast
 from lightning_pfc.heads.softmax.target_rank import TargetRanks
 from lightning_pfc.heads.softmax.top_classes import TopClasses
 from lightning_pfc.heads.wrapped import RowWatch
 from lightning_pfc.kernels.library import using
 from lightning_pfc.losses import Loss, loss_from_config
 from lightning_pfc.losses.auxiliary import AuxiliaryLoss
+from lightning_pfc.matmul.no_autocast import no_autocast
 from lightning_pfc.names.renamed import warn_renamed
 
 

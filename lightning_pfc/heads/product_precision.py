@@ -7,7 +7,8 @@ from typing import get_args
 
 import torch
 
-from lightning_pfc.heads.softmax.precision import Precision, check_precision, resolve_precision
+from lightning_pfc.heads.softmax.precision import check_precision, resolve_precision
+from lightning_pfc.matmul.in_precision import Precision
 
 _CODES: tuple[Precision, ...] = get_args(Precision)
 NOT_SETTLED = -1

@@ -1,1 +1,1 @@
-"""Float32 matrix products: by the fastest library of a CPU, and in full precision where the user allows TF32."""
+"""Matrix products: in a chosen precision (``in_precision``), in true float32, by the fastest library of a CPU."""

@@ -54,6 +54,8 @@ _MODULES = {
     f"{_H}.samplers.schedule": f"{_SAMPLING}.rate_schedule",
     f"{_H}.samplers.uniform": f"{_SAMPLING}.uniform",
     f"{_H}.validation": f"{_H}.batch_checks",
+    f"{_S}.matmul": "lightning_pfc.matmul.in_precision",
+    f"{_S}.no_autocast": "lightning_pfc.matmul.no_autocast",
     "lightning_pfc.named": "lightning_pfc.registry",
     "lightning_pfc.products": "lightning_pfc.matmul.cpu",
     "lightning_pfc.cpu_matmul": "lightning_pfc.matmul.cpu",

@@ -9,8 +9,8 @@ from statistics import median
 
 import torch
 
-from lightning_pfc.heads.softmax.matmul import has_fast_bfloat16
 from lightning_pfc.matmul.cpu import fast_fp32_matmul
+from lightning_pfc.matmul.in_precision import has_fast_bfloat16
 from lightning_pfc.planning.machine import Machine
 
 

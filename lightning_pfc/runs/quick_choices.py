@@ -53,7 +53,7 @@ def quick_precision(accelerator: str) -> tuple[str, str]:
     """The quickest precision in Lightning's words that needs no care, and why it is."""
     import torch  # takes seconds, for which --help need not wait
 
-    from lightning_pfc.heads.softmax.matmul import has_fast_bfloat16
+    from lightning_pfc.matmul.in_precision import has_fast_bfloat16
 
     if accelerator in ("gpu", "cuda") or (accelerator == "auto" and torch.cuda.is_available()):
         device = "this GPU"

@@ -253,7 +253,7 @@ SHORT = ("data.augment", "trainer.max_epochs")
 
 def on(monkeypatch: pytest.MonkeyPatch, processor: bool, gpu: bool | None = None) -> None:
     """A machine with or without units for bfloat16; without a GPU where that is None."""
-    monkeypatch.setattr("lightning_pfc.heads.softmax.matmul.has_fast_bfloat16", lambda: processor)
+    monkeypatch.setattr("lightning_pfc.matmul.in_precision.has_fast_bfloat16", lambda: processor)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu is not None)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation or gpu)
 

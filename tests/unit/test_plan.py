@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from lightning_pfc.commands import plan
-from lightning_pfc.heads.softmax.matmul import has_fast_bfloat16
+from lightning_pfc.matmul.in_precision import has_fast_bfloat16
 from lightning_pfc.planning import MACHINES, Setup, advise, head_memory, head_seconds, host_memory, largest_classes
 from lightning_pfc.planning.advice import fits, pays_from, step_seconds
 from lightning_pfc.planning.published import insightface_table

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from lightning_pfc import PartialFC, losses
 from lightning_pfc.evaluation.all_pairs import all_pairs_tar
-from lightning_pfc.heads.softmax.matmul import matmul
 from lightning_pfc.heads.softmax.precision import resolve_precision
+from lightning_pfc.matmul.in_precision import matmul
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
 WORDS = ["float32", "tf32", "bfloat16", "float16", "float16x3"]

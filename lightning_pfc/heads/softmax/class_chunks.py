@@ -12,9 +12,9 @@ from torch import Tensor
 from lightning_pfc.buffers.host_rows import is_offloaded, stage_pinned
 from lightning_pfc.buffers.scratch import scratch
 from lightning_pfc.heads.softmax.chunking import chunk_width
-from lightning_pfc.heads.softmax.matmul import matmul
 from lightning_pfc.heads.softmax.spec import SampledRows, SoftmaxSpec
 from lightning_pfc.heads.softmax.targets import ChunkTargets
+from lightning_pfc.matmul.in_precision import matmul
 
 NORM_EPS = 1e-12  # as torch.nn.functional.normalize
 _CHUNK_ELEMENTS = 1 << 21  # logits of one chunk: 8 MiB of float32; fewer, larger products won over staying in cache

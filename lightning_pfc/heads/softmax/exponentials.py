@@ -16,11 +16,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_pfc.heads.softmax.matmul import has_fast_bfloat16, matmul
 from lightning_pfc.heads.softmax.precision import Arithmetic
 from lightning_pfc.heads.softmax.targets_apart import TargetsApart
 from lightning_pfc.kernels.exponentials import exponentials_
 from lightning_pfc.kernels.library import takes_kernels
+from lightning_pfc.matmul.in_precision import has_fast_bfloat16, matmul
 
 LARGEST_SCALE = 73.0
 """exp(z) of every logit in [-scale, scale] is a normal float32, and a sum of 10^9 of them finite, up to this scale."""

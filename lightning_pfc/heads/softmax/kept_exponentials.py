@@ -30,13 +30,13 @@ from lightning_pfc.heads.softmax.center_gradients import CenterGradSink
 from lightning_pfc.heads.softmax.chunk_rooms import ChunkRooms
 from lightning_pfc.heads.softmax.class_chunks import ClassChunks
 from lightning_pfc.heads.softmax.exponentials import chunk_exponentials, reference_of, too_small
-from lightning_pfc.heads.softmax.matmul import HALF, matmul, round_operand
 from lightning_pfc.heads.softmax.precision import ARITHMETIC, Arithmetic
 from lightning_pfc.heads.softmax.targets_apart import TargetsApart
 from lightning_pfc.heads.softmax.unit_rows import center_gradient_, unit_rows
 from lightning_pfc.kernels.library import takes_kernels
 from lightning_pfc.kernels.sums import begin_gradients, wide_dtype
 from lightning_pfc.kernels.unit_rows import gather_normalize_round, project_rows_
+from lightning_pfc.matmul.in_precision import HALF, matmul, round_operand
 
 
 @dataclass(frozen=True)

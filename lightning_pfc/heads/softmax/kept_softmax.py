@@ -20,13 +20,13 @@ from lightning_pfc.heads.softmax.chunking import bytes_to_keep, chunk_width, num
 from lightning_pfc.heads.softmax.class_chunks import ClassChunks
 from lightning_pfc.heads.softmax.exponentials import LARGEST_SCALE, can_fuse
 from lightning_pfc.heads.softmax.kept_exponentials import ClassExponentials, ExponentialPlan, Kept
-from lightning_pfc.heads.softmax.matmul import products_in
 from lightning_pfc.heads.softmax.own_targets import OwnTargets
 from lightning_pfc.heads.softmax.precision import ARITHMETIC
 from lightning_pfc.heads.softmax.spec import SampledRows, SoftmaxSpec, SoftmaxSums
 from lightning_pfc.heads.softmax.targets_apart import TargetsApart
 from lightning_pfc.kernels.library import takes_kernels, using
 from lightning_pfc.kernels.sums import pack_sums, unpack_sums
+from lightning_pfc.matmul.in_precision import products_in
 
 
 def can_keep_exponentials(spec: SoftmaxSpec) -> bool:

@@ -35,9 +35,8 @@ import torch
 from torch import Tensor
 
 from lightning_pfc.matmul.float32 import tf32_is_allowed
+from lightning_pfc.matmul.in_precision import Precision
 
-Precision = Literal["float32", "tf32", "bfloat16", "float16", "float16x3"]
-"""A precision that products can be computed in."""
 PrecisionWord = Literal["auto", "float32", "tf32", "bfloat16", "float16", "float16x3"]
 """What a user may ask for."""
 

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from lightning_pfc.heads.softmax.class_chunks import Chunk, ClassChunks
-from lightning_pfc.heads.softmax.matmul import matmul
 from lightning_pfc.heads.softmax.precision import ARITHMETIC
 from lightning_pfc.heads.softmax.unit_rows import center_gradient_
+from lightning_pfc.matmul.in_precision import matmul
 
 
 class RoundedCosGrad:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from lightning_pfc.buffers.staged_rows import StagedRows
 from lightning_pfc.heads.softmax.blended_centers import BlendedCenters
-from lightning_pfc.heads.softmax.precision import Precision
+from lightning_pfc.matmul.in_precision import Precision
 
 # exp(z - reference) stays a normal float32 for every logit in [-bound, bound] when the reference is bound - 60 and the
 # bound is at most this; a sum of 10^9 terms stays finite. Then no maximum is needed: one pass and one collective less.

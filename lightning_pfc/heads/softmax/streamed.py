@@ -19,12 +19,12 @@ from lightning_pfc.heads.softmax.class_chunks import Chunk, ClassChunks
 from lightning_pfc.heads.softmax.cosine_gradient import CosineGradients, SumGradients
 from lightning_pfc.heads.softmax.kept_scores import KeptScores
 from lightning_pfc.heads.softmax.learned_logits import LearnedLogits
-from lightning_pfc.heads.softmax.matmul import products_in
 from lightning_pfc.heads.softmax.online_logsumexp import OnlineLogSumExp
 from lightning_pfc.heads.softmax.spec import SampledRows, SoftmaxSpec, SoftmaxSums
 from lightning_pfc.heads.softmax.target_rank import own_target_cosines
 from lightning_pfc.kernels.library import using
 from lightning_pfc.kernels.sums import wide_dtype
+from lightning_pfc.matmul.in_precision import products_in
 
 
 def streamed_softmax(

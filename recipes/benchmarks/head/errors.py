@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 
 from lightning_pfc import PartialFC, train
-from lightning_pfc.heads.softmax.precision import Precision
+from lightning_pfc.matmul.in_precision import Precision
 
 WORDS = get_args(Precision)
 WHEN = ("start", "middle", "end")

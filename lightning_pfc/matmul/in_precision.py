@@ -15,14 +15,16 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from lightning_pfc.heads.softmax.no_autocast import no_autocast
-from lightning_pfc.heads.softmax.precision import Precision
 from lightning_pfc.matmul.float32 import cpu_products, cuda_products
+from lightning_pfc.matmul.no_autocast import no_autocast
+
+Precision = Literal["float32", "tf32", "bfloat16", "float16", "float16x3"]
+"""A precision that products can be computed in."""
 
 HALF: dict[Precision, torch.dtype] = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 """Dtype of the operands in each half precision."""
