@@ -22,6 +22,7 @@ from lightning_pfc.data.verification import LEAST
 
 _SAMPLE, _DECODED = 200, 48
 _BACKGROUND: Background = "white"  # of most pages on which transparent pictures are shown
+_SHARE_OF_ONE_SIZE = 0.25  # of the pictures, that one is taken for the size of all
 _LARGEST, _MULTIPLE = 112, 16  # pixels: of an edge; glyphnet halves it three times, and one more is cheap
 _PICTURES = 180_000  # that a run should see
 _FEWEST, _MOST = 6, 200  # epochs
@@ -214,11 +215,10 @@ def _power_below(number: float) -> int:
 
 
 def _preprocessing(pictures: Pictures) -> Iterator[Choice]:
-    (height, width), count = pictures.sizes.most_common(1)[0]
-    looked = sum(pictures.sizes.values())
+    (height, width), why = _usual_size(pictures.sizes)
     scale = min(1.0, _LARGEST / max(height, width))
     fitted = [max(_MULTIPLE, round(edge * scale / _MULTIPLE) * _MULTIPLE) for edge in (height, width)]
-    yield Choice("data.source.image_size", fitted, f"most are {height} x {width} ({count} of {looked} looked at)")
+    yield Choice("data.source.image_size", fitted, why)
     yield Choice("data.source.fit", "stretch", "nothing of a picture is cut off")
     if pictures.grey:
         yield Choice("data.source.channels", 1, "no colour in those looked at")
@@ -226,6 +226,17 @@ def _preprocessing(pictures: Pictures) -> Iterator[Choice]:
     if some:
         why = f"{some} of {decoded} looked at are transparent, and the colours below that may be anything"
         yield Choice("data.source.background", _BACKGROUND, why)
+
+
+def _usual_size(sizes: Counter[tuple[int, int]]) -> tuple[tuple[int, int], str]:
+    """(height, width) of most pictures; where all differ, the median of either: the commonest is one by chance then."""
+    (height, width), count = sizes.most_common(1)[0]
+    looked = sizes.total()
+    if count >= _SHARE_OF_ONE_SIZE * looked:
+        return (height, width), f"most are {height} x {width} ({count} of {looked} looked at)"
+    edges = np.array(list(sizes.elements()))
+    height, width = np.median(edges, axis=0).round().astype(int).tolist()
+    return (height, width), f"sizes differ; {height} x {width} is the median of {looked} looked at"
 
 
 def _judging(pictures: Pictures, config: DictConfig, typed: Collection[str], epochs: int) -> Iterator[Choice]:

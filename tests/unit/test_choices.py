@@ -53,6 +53,19 @@ def test_shape_and_colour_come_from_the_pictures(tmp_path: Path) -> None:
     assert "data.source.channels" not in large
 
 
+def test_of_many_sizes_the_median_is_taken(default: DictConfig) -> None:
+    """The most common of sizes that all differ is that of one picture, such as the first."""
+    sizes = Counter({(500, 40): 2, **{(20 + n, 90 + 3 * n): 1 for n in range(-9, 12)}})
+    pictures = Pictures(np.full(100, 10), "a", sizes, grey=True, equal=False)
+    made = {choice.key: choice for choice in choices_for(pictures, default, [])}
+    assert made["data.source.image_size"].value == [16, 96]
+    assert made["data.source.image_size"].why == "sizes differ; 22 x 90 is the median of 23 looked at"
+    pictures = Pictures(np.full(100, 10), "a", sizes + Counter({(48, 48): 9}), grey=True, equal=False)
+    made = {choice.key: choice for choice in choices_for(pictures, default, [])}
+    assert made["data.source.image_size"].value == [48, 48]
+    assert made["data.source.image_size"].why == "most are 48 x 48 (9 of 32 looked at)"
+
+
 def test_transparent_pictures_are_laid_over_white(tmp_path: Path) -> None:
     path = folder(tmp_path, (32, 32), colour=True)
     drawn = sorted(path.rglob("*.png"))
