@@ -75,7 +75,7 @@ def gather_batch(
         (B, D) embeddings in the dtype of ``x``, differentiable, and (B,) or (B, P) int64 labels; ``B = sum(sizes)``.
     """
     if group is None:
-        return x, labels
+        return x, labels.contiguous()  # as gathered ones are: kernels read them as they lie
     gathered: tuple[Tensor, Tensor] = _GatherBatch.apply(x, labels, tuple(sizes), group, grad_factor)
     return gathered
 

@@ -72,6 +72,11 @@ def test_labels_without_a_class_are_no_targets():
     assert found.num_sampled == 3
 
 
+def test_labels_may_be_a_column_of_a_table():
+    labels = torch.arange(48).view(24, 2)[:, 1]  # a single GPU gathers nothing, so they come as the user made them
+    check(labels, labels, ClassShard(1000), 100, 3)
+
+
 def test_two_billion_classes_on_a_million_ranks():
     classes, parts = 44_720**2, 999_940  # a square, so that every candidate is a class
     labels = torch.tensor([classes - 1, 0, classes // 2, 1_999_501_007])

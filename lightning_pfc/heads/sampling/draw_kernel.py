@@ -53,7 +53,8 @@ def _fake(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     index = labels.new_empty((size,))
     valid = index.new_empty((size,), dtype=torch.bool)
-    return index, valid, torch.empty_like(labels), labels.new_empty(()), labels.new_empty(())
+    columns = torch.empty_like(labels, memory_format=torch.contiguous_format)
+    return index, valid, columns, labels.new_empty(()), labels.new_empty(())
 
 
 _operation = operation(

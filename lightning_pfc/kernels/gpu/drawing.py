@@ -46,6 +46,7 @@ def draw_uniform(
     size: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """See :func:`lightning_pfc.heads.sampling.draw_kernel.draw_uniform`."""
+    all_labels, labels = all_labels.contiguous(), labels.contiguous()  # a column of a table stays one on a single GPU
     shard = ClassShard(num_classes, rank, ranks)
     own = (shard.start, shard.stop)
     num_words = blocks(shard.stop, 32) - shard.start // 32
