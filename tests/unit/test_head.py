@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from lightning_pfc import PartialFC
 from lightning_pfc.distributed.class_rows import class_rows
+from lightning_pfc.distributed.collectives import gather_batch
 from lightning_pfc.losses import (
     ArcFace,
     CombinedMargin,
@@ -382,3 +383,14 @@ def test_gradient_filter_keeps_its_tolerance(loss, rate):
 def test_a_seed_is_a_whole_number(seed):
     with pytest.raises(TypeError, match="seed="):
         PartialFC(embedding_dim=4, num_classes=9, loss=ArcFace(), seed=seed)
+
+
+def test_labels_that_are_a_column_of_a_table_lie_as_gathered_ones_do() -> None:
+    """One process gathers nothing, and kernels read labels as they lie."""
+    table = torch.arange(24).view(4, 3, 2)
+    for labels in (table[:, 0, 1], table[..., 1].t()[:, :2]):
+        assert not labels.is_contiguous()
+        x = torch.zeros(labels.shape[0], 2)
+        found = gather_batch(x, labels, (labels.shape[0],), None, 1.0)[1]
+        assert found.is_contiguous()
+        assert torch.equal(found, labels)
