@@ -120,7 +120,8 @@ def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
     like a whole one. So is any other line that is no row, with a warning.
     """
     text = Path(path).read_bytes().decode(errors="replace")
-    first, *lines = text[: text.rfind("\n") + 1].splitlines() or [""]
+    # Not splitlines, which ends a line at U+2028 or a form feed too: a name of a metric may hold one.
+    first, *lines = [line.removesuffix("\r") for line in text.split("\n")[:-1]] or [""]
     header = _fields(first)
     rows = [row for line in lines if (row := _row(header, _fields(line))) is not None]
     if len(rows) < len(lines):
