@@ -15,7 +15,8 @@ from lightning_pfc.kernels.unit_rows import NORM_EPS
 def _twin(x: Tensor) -> tuple[Tensor, Tensor]:
     wide = x.to(torch.float64 if x.dtype == torch.float64 else torch.float32)
     norms: Tensor = torch.linalg.vector_norm(wide, dim=1)
-    return wide / norms.clamp(min=NORM_EPS)[:, None], norms
+    # division keeps the order of a view's numbers, and what follows wants rows
+    return (wide / norms.clamp(min=NORM_EPS)[:, None]).contiguous(), norms
 
 
 def _fake(x: Tensor) -> tuple[Tensor, Tensor]:

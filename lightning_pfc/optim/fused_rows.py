@@ -41,6 +41,7 @@ class FusedRows:
         if operation is None or not kind.__module__.startswith(_HOME) or param.device.type not in DEVICES:
             return None
         fits = param.dim() == 2 and param.shape[1] <= LARGEST_WIDTH and param.is_contiguous() and param.dtype in _DTYPES
+        fits = fits and all(value.is_contiguous() for value in step.state.values())
         return cls(step) if fits and operation.runs_on(param.device) else None
 
     def apply(self, rows: Tensor | slice, grad: Tensor, num_real: Tensor | None, *, projects: bool) -> None:

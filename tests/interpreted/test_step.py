@@ -75,3 +75,41 @@ def test_derivatives_of_kernels_are_those_of_plain_torch(name):
         (grad,) = torch.autograd.grad(total, leaf)
         grads.append(grad)
     assert torch.allclose(grads[0].double(), grads[1], rtol=1e-5, atol=1e-6)
+
+
+def test_embeddings_may_be_a_view_where_their_kernel_was_left_out(monkeypatch):
+    """Plain torch keeps the order of their numbers, and the other kernels read what it gives."""
+    found = []
+    for layout in (torch.Tensor.contiguous, lambda x: x.t().contiguous().t()):
+        with monkeypatch.context() as patch:
+            patch.setattr(library, "HOSTS", set())
+            head = PartialFC(
+                embedding_dim=24, num_classes=90, loss=LOSSES[0], sample_rate=0.3, precision="float16x3"
+            ).to("cpu")
+            torch.manual_seed(0)
+            x = layout(torch.randn(7, 24)).requires_grad_()
+            with library.using(OPERATIONS.keys() - {"unit_embeddings"}):
+                head(x, torch.randint(90, (7,))).backward()
+        found.append((head.weight.grad.to_dense(), x.grad))
+    for one, other in zip(*found, strict=True):
+        assert (one - other).norm() <= 1e-6 * other.norm()
+
+
+def test_an_optimizer_whose_state_is_a_view_steps_by_plain_torch(monkeypatch):
+    """A checkpoint of somebody's own may hold momentum that lies the other way round."""
+    found = []
+    for layout in (torch.Tensor.contiguous, lambda x: x.t().contiguous().t()):
+        with monkeypatch.context() as patch:
+            patch.setattr(library, "HOSTS", set())
+            patch.setattr(fused_rows, "DEVICES", ("cpu",))
+            head = PartialFC(embedding_dim=24, num_classes=90, loss=LOSSES[0]).to("cpu")
+            optimizer = SparseSGD(head.parameters(), lr=0.1, momentum=0.9, update_in_backward=True)
+            optimizer.allocate_state()
+            state, (start,) = optimizer.state_dict(), optimizer.state.values()
+            torch.manual_seed(0)
+            moving = torch.randn_like(start["momentum_buffer"])
+            state["state"][0]["momentum_buffer"] = layout(moving)
+            optimizer.load_state_dict(state)
+            head(torch.randn(7, 24), torch.randint(90, (7,))).backward()
+        found.append(head.weight.detach())
+    assert torch.allclose(*found, rtol=1e-5, atol=1e-6)

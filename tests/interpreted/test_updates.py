@@ -91,6 +91,19 @@ def test_adamw(word, dtype, width, sparse, decays):
     check(adamw_rows_, [weight, *mean, *square, last], *common)
 
 
+@pytest.mark.parametrize("betas", [(0.0, 0.999), (0.9, 0.0)])
+def test_adamw_without_one_of_its_moments(betas):
+    """Rows that missed no step, and those that missed some, decay by powers of 0: 1 and 0."""
+    torch.manual_seed(0)
+    weight, mean, square = torch.randn(30, 40), state_of("float32", 30, 40), state_of("float32", 30, 40, True)
+    last = torch.randint(0, STEP, (30,)).float()
+    assert {0.0, STEP - 1.0} <= set(last.tolist())
+    grad, index, count = gradient(30, 40, False)
+    options = torch.tensor([0.1, 0.01, 1e-8, *betas], dtype=torch.float64)
+    common = (grad, index, count, options, torch.tensor(STEP), FIRST_ROW, SEED, False)
+    check(adamw_rows_, [weight, *mean, *square, last], *common)
+
+
 @pytest.mark.parametrize("dtype", WEIGHTS)
 @pytest.mark.parametrize(("width", "sparse"), [(1024, True), (64, False)])
 def test_adagrad(dtype, width, sparse):

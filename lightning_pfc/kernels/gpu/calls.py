@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from lightning_pfc.kernels.gpu import exponentials, rows, targets
+from lightning_pfc.kernels.gpu.layout import side_by_side, written_rows, written_whole
 from lightning_pfc.kernels.launching import launch, launched
 from lightning_pfc.kernels.tiles import chip_of, power_of_two, row_tile, score_tile, splits
 from lightning_pfc.kernels.unit_rows import NORM_EPS
@@ -20,6 +21,7 @@ def gather_normalize_round(
     weight: Tensor, index: Tensor | None, dtype: torch.dtype, normalize: bool
 ) -> tuple[Tensor, Tensor]:
     """See :func:`lightning_pfc.kernels.unit_rows.gather_normalize_round`."""
+    weight, index = side_by_side(weight), None if index is None else index.contiguous()
     count, width = weight.shape[0] if index is None else index.shape[0], weight.shape[1]
     unit = torch.empty((count, width), dtype=dtype, device=weight.device)
     inverse = torch.empty((count,), dtype=torch.float32, device=weight.device)
@@ -34,6 +36,8 @@ def gather_normalize_round(
 
 def project_rows_(grad: Tensor, weight: Tensor, index: Tensor | None) -> None:
     """See :func:`lightning_pfc.kernels.unit_rows.project_rows_`."""
+    grad, weight = written_whole("grad", grad), side_by_side(weight)
+    index = None if index is None else index.contiguous()
     count, width = grad.shape
     tile = row_tile(width, 2)
     launch(
@@ -53,6 +57,8 @@ def exponentials_(
     first: int,
 ) -> Tensor:
     """See :func:`lightning_pfc.kernels.exponentials.exponentials_`."""
+    scores, out, target_columns = side_by_side(scores), written_rows("out", out), target_columns.contiguous()
+    offsets = None if offsets is None else offsets.contiguous()
     batch, columns = scores.shape
     chip = chip_of(scores.device)
     tile = score_tile(chip, batch)
@@ -75,6 +81,8 @@ def exponentials_(
 
 def target_cosines(x: Tensor, weight: Tensor, index: Tensor | None, target_columns: Tensor, normalize: bool) -> Tensor:
     """See :func:`lightning_pfc.kernels.targets.target_cosines`."""
+    x, weight, target_columns = side_by_side(x), side_by_side(weight), target_columns.contiguous()
+    index = None if index is None else index.contiguous()
     batch, each = target_columns.shape
     width = weight.shape[1]
     cosines = torch.empty((batch, each), dtype=torch.float32, device=x.device)
@@ -101,9 +109,12 @@ def target_gradients_(
     following: Tensor | None,
 ) -> None:
     """See :func:`lightning_pfc.kernels.targets.target_gradients_`."""
+    x, weight, target_columns = side_by_side(x), side_by_side(weight), target_columns.contiguous()
+    index, grad = None if index is None else index.contiguous(), grad.contiguous()
     batch, each = target_columns.shape
     entries, width = batch * each, weight.shape[1]
     if x_grad is not None:
+        x_grad = written_rows("x_grad", x_grad)
         tile = row_tile(width, 2)
         launch(
             targets.embedding_gradients, (blocks(batch, tile.rows),), weight,
@@ -112,8 +123,8 @@ def target_gradients_(
             ROWS=tile.rows, WIDTH=tile.columns, num_warps=tile.warps,
         )  # fmt: skip
     if row_grad is not None:
-        if following is None:
-            following = link_equal(target_columns)
+        row_grad = written_rows("row_grad", row_grad)
+        following = link_equal(target_columns) if following is None else following.contiguous()
         launch(
             targets.center_gradients, (entries,), x, target_columns, grad, following, row_grad, first,
             row_grad.shape[0], entries, each, width, x.stride(0), row_grad.stride(0), WIDTH=power_of_two(width),
@@ -123,7 +134,7 @@ def target_gradients_(
 
 def link_equal(target_columns: Tensor) -> Tensor:
     """See :func:`lightning_pfc.kernels.targets.link_equal`."""
-    entries = target_columns.numel()
+    target_columns, entries = target_columns.contiguous(), target_columns.numel()
     following = torch.empty((entries,), dtype=torch.int32, device=target_columns.device)
     launch(
         targets.link_equal, (blocks(entries, 16),), target_columns, following, entries, ROWS=16, COLUMNS=128,

@@ -121,8 +121,9 @@ def adamw_rows(
     if DECAY:
         before = tl.load(last + rows, mask=live, other=0.0)
         missed = tl.where(before > 0, now.to(tl.float32) - 1.0 - before, 0.0)
-        first *= tl.exp(missed * log1.to(tl.float32))[:, None]
-        second *= tl.exp(missed * log2.to(tl.float32))[:, None]
+        # of a beta of 0 the logarithm is -inf, and 0 times that would be a NaN
+        first *= tl.where(missed > 0, tl.exp(missed * log1.to(tl.float32)), 1.0)[:, None]
+        second *= tl.where(missed > 0, tl.exp(missed * log2.to(tl.float32)), 1.0)[:, None]
         tl.store(last + rows, tl.zeros((ROWS,), tl.float32) + now.to(tl.float32), mask=live)
     first += (1.0 - beta1).to(tl.float32) * (slope - first)
     second = beta2.to(tl.float32) * second + (1.0 - beta2).to(tl.float32) * slope * slope

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from lightning_pfc.kernels.gpu import update
 from lightning_pfc.kernels.gpu.calls import blocks
+from lightning_pfc.kernels.gpu.layout import written_whole
 from lightning_pfc.kernels.launching import launch
 from lightning_pfc.kernels.tiles import row_tile
 from lightning_pfc.kernels.unit_rows import NORM_EPS
@@ -33,7 +34,8 @@ def _start(
     assert weight is not None
     width = weight[0].numel() if weight.shape[0] else 1
     tile = row_tile(width, 3)
-    given = [weight if tensor is None else tensor for tensor in tensors]
+    given = [weight if tensor is None else written_whole("a row's state", tensor) for tensor in tensors]
+    grad, options, index = grad.contiguous(), options.contiguous(), None if index is None else index.contiguous()
     launch(
         kernel, (blocks(grad.shape[0], tile.rows),), *given, grad, weight if index is None else index,
         step if count is None else count, options, step, first_row, *seed, grad.shape[0], width, NORM_EPS,

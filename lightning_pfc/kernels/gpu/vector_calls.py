@@ -7,6 +7,7 @@ from torch import Tensor
 
 from lightning_pfc.kernels.gpu import vectors
 from lightning_pfc.kernels.gpu.calls import blocks
+from lightning_pfc.kernels.gpu.layout import side_by_side
 from lightning_pfc.kernels.launching import launch
 from lightning_pfc.kernels.sums import NO_NEGATIVES
 from lightning_pfc.kernels.tiles import row_tile
@@ -17,7 +18,7 @@ _BLOCK = 128
 
 def unit_embeddings(x: Tensor) -> tuple[Tensor, Tensor]:
     """See :func:`lightning_pfc.kernels.unit_embeddings.unit_embeddings`."""
-    x = _rows(x)
+    x = side_by_side(x)
     count, width = x.shape
     unit = x.new_empty((count, width), dtype=torch.float32)
     norms, tile = x.new_empty((count,), dtype=torch.float32), row_tile(width)
@@ -32,6 +33,8 @@ def unit_embeddings_backward(
     unit: Tensor, norms: Tensor, grad: Tensor, norm_grad: Tensor | None, dtype: torch.dtype
 ) -> Tensor:
     """See :func:`lightning_pfc.kernels.unit_embeddings.unit_embeddings`."""
+    unit, norms, grad = unit.contiguous(), norms.contiguous(), grad.contiguous()
+    norm_grad = None if norm_grad is None else norm_grad.contiguous()
     count, width = unit.shape
     out, tile = torch.empty_like(unit, dtype=dtype), row_tile(width, 2)
     launch(
@@ -44,7 +47,7 @@ def unit_embeddings_backward(
 
 def bad_rows(x: Tensor, labels: Tensor, num_classes: int) -> Tensor:
     """See :func:`lightning_pfc.kernels.unit_embeddings.bad_rows`."""
-    x, labels = _rows(x), labels.contiguous()
+    x, labels = side_by_side(x), labels.contiguous()
     count, width = x.shape
     out, tile = x.new_empty((count, 2), dtype=torch.bool), row_tile(width)
     each = labels.numel() // max(1, count)
@@ -65,10 +68,11 @@ def own_columns(labels: Tensor, start: int, stop: int) -> Tensor:
 
 def pack_sums(sums: Tensor, cosine: Tensor, factor: float) -> Tensor:
     """See :func:`lightning_pfc.kernels.sums.pack_sums`."""
+    sums, cosine = sums.contiguous(), cosine.contiguous()
     count, each = cosine.shape
     out = cosine.new_empty((each + 1, count), dtype=torch.float64)
     launch(
-        vectors.pack_sums, (blocks(count, _BLOCK),), sums, cosine.contiguous(), out, factor, count, each, BLOCK=_BLOCK,
+        vectors.pack_sums, (blocks(count, _BLOCK),), sums, cosine, out, factor, count, each, BLOCK=_BLOCK,
         num_warps=4,
     )  # fmt: skip
     return out
@@ -76,7 +80,7 @@ def pack_sums(sums: Tensor, cosine: Tensor, factor: float) -> Tensor:
 
 def unpack_sums(reduced: Tensor, positives: int, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
     """See :func:`lightning_pfc.kernels.sums.unpack_sums`."""
-    count = reduced.shape[1]
+    reduced, count = reduced.contiguous(), reduced.shape[1]
     wide = torch.empty_like(reduced[0])
     narrow, cosine = wide.new_empty((count,), dtype=dtype), wide.new_empty((count, positives), dtype=dtype)
     launch(
@@ -96,13 +100,15 @@ def begin_gradients(
     dtype: torch.dtype | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """See :func:`lightning_pfc.kernels.sums.begin_gradients`."""
+    x, x_sums = side_by_side(x), None if x_sums is None else x_sums.contiguous()
+    logsumexp, grad = logsumexp.contiguous(), grad.contiguous()
     count, width = x.shape
     factors, nothing, tile = x.new_empty((count,)), x.new_empty((0, width)), row_tile(width)
     weighted = nothing if dtype is None else x.new_empty((count, width), dtype=dtype)
     x_grad = x.new_empty((0, width)) if x_sums is None else torch.empty_like(x_sums)
     launch(
         vectors.begin_gradients, (blocks(count, tile.rows),), x, x if x_sums is None else x_sums, logsumexp,
-        grad.contiguous(), factors, weighted, x_grad, scale, reference, NO_NEGATIVES / 2, count, width, x.stride(0),
+        grad, factors, weighted, x_grad, scale, reference, NO_NEGATIVES / 2, count, width, x.stride(0),
         WEIGHTED=dtype is not None, HAS_SUMS=x_sums is not None, ROWS=tile.rows, WIDTH=tile.columns,
         num_warps=tile.warps,
     )  # fmt: skip
@@ -120,8 +126,3 @@ def margin_logits(
         limit, EXACT=exact, BLOCK=_BLOCK, num_warps=4,
     )  # fmt: skip
     return logits, slopes
-
-
-def _rows(x: Tensor) -> Tensor:
-    """``x`` with numbers of a row side by side."""
-    return x if x.stride(1) == 1 else x.contiguous()
