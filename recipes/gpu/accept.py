@@ -6,25 +6,32 @@ python recipes/gpu/accept.py --fake          # without a GPU: goes through the c
 
 Every line says what must be, what is aimed at and what was measured, and ends as "ran: met", "ran: short" or "not run".
 Ends with 0 if all tests ran and were met (with --fake: if all were gone through), with 1 otherwise, with 2 for a wrong
-argument. Writes accept.json, and accept.png where there are times to draw.
+argument. After every test accept.txt has the lines until then and accept.json the figures; accept.png where there are
+times to draw.
+
+On a GPU the tests run in a process of their own. Each has a share of the time, and what it leaves is there for those
+after it: one that takes longer, crashes or leaves an error on the GPU falls short, and the others go on.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import os
 import platform
+import signal
 import sys
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 import torch
+from acceptance.apart import AGAIN, Teller, deadlines, run_apart
 from acceptance.bench import Bench
 from acceptance.table import CHECKS, MUST_AIM
 from acceptance.verdict import MET, NOT_RUN, SHORT, Check, Line, NotRun, judge, plain
@@ -32,7 +39,7 @@ from acceptance.verdict import MET, NOT_RUN, SHORT, Check, Line, NotRun, judge, 
 from lightning_pfc.planning.work import WorkLog
 
 SECONDS = 600.0
-OUT_FILE = "accept.json"
+OUT_FILE, TEXT_FILE = "accept.json", "accept.txt"
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -49,16 +56,52 @@ def main(arguments: list[str] | None = None) -> int:
         return 1
     device = "meta" if options.fake else options.device
     bench = Bench(device, small=options.small or options.device == "cpu", peer=options.peer, seconds=options.seconds)
-    print(f"# {describe(bench)}")
-    lines = []
-    for check in checks:
-        lines.append(run_check(check, bench))
-        print(lines[-1].text(predicted=bench.fake), flush=True)
-    write(options.out, bench, lines)
+    if options.tell:
+        return tell(checks, bench)
+    lines: list[Line] = []
+    said = [f"# {describe(bench)}"]
+    print(said[0], flush=True)
+    for line in _lines(checks, bench, options):
+        lines.append(line)
+        said.append(line.text(predicted=bench.fake))
+        print(said[-1], flush=True)
+        write(options.out, bench, lines, said)
     good = all(line.walked if bench.fake else line.verdict == MET for line in lines)
     counts = {word: sum(line.verdict == word for line in lines) for word in (MET, SHORT, NOT_RUN)}
-    print("# " + ", ".join(f"{count} {word}" for word, count in counts.items()) + f"; {options.out / OUT_FILE}")
+    said.append("# " + ", ".join(f"{count} {word}" for word, count in counts.items()) + f"; {options.out / OUT_FILE}")
+    print(said[-1])
+    write(options.out, bench, lines, said)
+    times = next((line.figures for line in lines if line.check.number == 8 and line.figures), None)
+    if times:
+        draw(options.out / "accept.png", times, "predicted for an H200" if bench.fake else describe(bench))
     return 0 if good else 1
+
+
+def _lines(checks: Sequence[Check], bench: Bench, options: argparse.Namespace) -> Iterator[Line]:
+    if bench.device.type != "cuda":
+        return (run_check(check, bench) for check in checks)
+    return run_apart(checks, functools.partial(_command, options), bench.left)
+
+
+def _command(options: argparse.Namespace, checks: Sequence[Check], seconds: float) -> list[str]:
+    """The process that runs some tests and tells of them."""
+    words = [sys.executable, str(Path(__file__).resolve()), "--tell", "--seconds", f"{seconds:.1f}"]
+    words += ["--tests", ",".join(str(check.number) for check in checks), "--device", options.device]
+    words += ["--small"] if options.small else []
+    return words + (["--peer", str(options.peer)] if options.peer is not None else [])
+
+
+def tell(checks: Sequence[Check], bench: Bench) -> int:
+    """Run tests for another process, and tell it of figures as they come and of each line; gives the exit code."""
+    start, ends = time.monotonic(), deadlines(checks, bench.left)
+    with os.fdopen(os.dup(1), "w") as out:
+        teller = Teller(out)
+        for check in checks:
+            bench.listens = functools.partial(teller.figures, check)
+            teller.line(run_check(check, bench, start + ends[check.number]))
+            if not bench.works:
+                return AGAIN
+    return 0
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -71,7 +114,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--fake", action="store_true", help="go through the tests without a GPU and measure nothing")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="cpu: small sizes, to try the tests")
     parser.add_argument("--small", action="store_true", help="small sizes; the figures then mean nothing")
-    parser.add_argument("--seconds", type=float, default=SECONDS, help="after which no further test begins")
+    parser.add_argument("--seconds", type=float, default=SECONDS, help="that all tests may take (default: 600)")
+    parser.add_argument("--tell", action="store_true", help=argparse.SUPPRESS)
     return parser
 
 
@@ -110,16 +154,16 @@ def _check_folders(options: argparse.Namespace) -> None:
         raise ValueError(f"--out {options.out} cannot be written to; give another folder.")
 
 
-def run_check(check: Check, bench: Bench) -> Line:
-    """Run one test, or go through it; nothing that it raises gets out."""
+def run_check(check: Check, bench: Bench, end: float | None = None) -> Line:
+    """Run one test, or go through it, by ``end`` on the monotonic clock; nothing that it raises gets out."""
     line, start = Line(check), time.monotonic()
     if check.gpu_only and bench.device.type == "cpu":
         line.notes.append(check.gpu_only)
         return line
+    bench.start(end)
     if bench.left <= 0:
         line.notes.append("the time for all tests is over")
         return line
-    bench.start()
     reasons: list[str] = []
     log = WorkLog() if bench.fake else None
     try:
@@ -180,17 +224,15 @@ def describe(bench: Bench) -> str:
     return f"{', '.join(names)}; {versions}" + ("; small sizes, whose figures mean nothing" if bench.small else "")
 
 
-def write(folder: Path, bench: Bench, lines: list[Line]) -> None:
-    """``accept.json``, whole or not at all, and a picture of the times."""
+def write(folder: Path, bench: Bench, lines: list[Line], said: list[str]) -> None:
+    """``accept.json`` and ``accept.txt``, each whole or as it was."""
     record: dict[str, Any] = {"on": plain(describe(bench)), "fake": bench.fake, "small": bench.small}
     record["time"] = time.strftime("%Y-%m-%d %H:%M:%S")
     record["tests"] = [line.record() for line in lines]
-    part = folder / (OUT_FILE + ".part")
-    part.write_text(json.dumps(record, indent=1) + "\n")
-    os.replace(part, folder / OUT_FILE)
-    times = next((line.figures for line in lines if line.check.number == 8 and line.figures), None)
-    if times:
-        draw(folder / "accept.png", times, "predicted for an H200" if bench.fake else describe(bench))
+    for name, text in ((OUT_FILE, json.dumps(record, indent=1)), (TEXT_FILE, "\n".join(said))):
+        part = folder / (name + ".part")
+        part.write_text(text + "\n")
+        os.replace(part, folder / name)
 
 
 def draw(path: Path, times: dict[str, float], title: str) -> None:
@@ -215,4 +257,5 @@ def draw(path: Path, times: dict[str, float], title: str) -> None:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # and with it the process of the tests
     sys.exit(main())

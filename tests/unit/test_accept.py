@@ -41,7 +41,8 @@ def test_all_are_gone_through_without_a_device_from_any_folder(tmp_path):
     assert not JUDGING.search(done.stdout)
     record = json.loads((tmp_path / "results" / "accept.json").read_text())
     assert {test["verdict"] for test in record["tests"]} == {"not run"}
-    assert sorted(path.name for path in (tmp_path / "results").iterdir()) == ["accept.json", "accept.png"]
+    assert sorted(path.name for path in (tmp_path / "results").iterdir()) == ["accept.json", "accept.png", "accept.txt"]
+    assert (tmp_path / "results" / "accept.txt").read_text() == done.stdout
     page = (FOLDER.parent / "benchmarks" / "README.md").read_text()
     for test in record["tests"]:
         for name, value in test["figures"].items():
@@ -284,3 +285,98 @@ def test_memory_is_counted_without_a_device(accept):
         del two, three
         kept + 1
     assert live.live == 4096
+
+
+# --- tests in a process of their own ----------------------------------------------------------------------------------
+
+TOLD = """
+import json, os, signal, sys, time
+def told(number, **more):
+    print(json.dumps({"test": number, "figures": {"x": 1.0}, "notes": [], "seconds": 0.1} | more), flush=True)
+print("chatter of a library", flush=True)
+for number in map(int, sys.argv[1].split(",")):
+    if number == 1:
+        print(json.dumps({"test": 1, "so_far": {"half": 2.0}}), flush=True)
+        time.sleep(60)
+    if number == 3:
+        os.kill(os.getpid(), signal.SIGSEGV)
+    if number == 5:
+        sys.exit("no module named torch")
+    told(number, verdict="ran: met")
+    if number == 6:
+        sys.exit(3)
+"""
+
+
+def test_what_hangs_crashes_or_breaks_the_device_costs_one_test(accept, tmp_path):
+    """Test 1 never ends, 3 crashes, 5 cannot begin, 6 leaves an error on the GPU."""
+    apart, started = importlib.import_module("acceptance.apart"), []
+    checks = [dataclasses.replace(check, seconds=0.2 if check.number == 1 else 10.0) for check in accept.CHECKS[:9]]
+
+    def command(waiting, seconds):
+        assert 0 < seconds <= 40
+        started.append([check.number for check in waiting])
+        return [sys.executable, "-S", "-c", TOLD, ",".join(map(str, started[-1]))]
+
+    lines = list(apart.run_apart(checks, command, 40.0))
+    assert [line.check.number for line in lines] == list(range(9))
+    short = {line.check.number: line.notes for line in lines if line.verdict == "ran: short"}
+    assert short == {
+        1: ["it took longer than its share of the time, and was stopped"],
+        3: ["its process ended by SIGSEGV"],
+        5: ["its process ended with 1: no module named torch"],
+    }
+    assert lines[1].figures == {"half": 2.0}  # what it had found
+    assert lines[0].figures == {"x": 1.0}
+    assert {line.verdict for line in lines if line.check.number not in short} == {"ran: met"}
+    assert [first for first, *_ in started] == [0, 2, 4, 6, 7]
+
+
+def test_shares_of_the_time_add_up_to_all_of_it(accept):
+    apart = importlib.import_module("acceptance.apart")
+    ends = list(apart.deadlines(accept.CHECKS, 600.0).values())
+    assert ends == sorted(ends)
+    assert ends[-1] == pytest.approx(600.0)
+    assert min(later - before for before, later in zip([0.0, *ends], ends, strict=False)) >= 5.0
+    assert apart.deadlines(accept.CHECKS[8:9], 600.0) == {8: 600.0}
+
+
+def test_a_process_of_tests_tells_of_figures_as_they_come(tmp_path):
+    command = [sys.executable, str(FOLDER / "accept.py"), "--tell", "--device", "cpu", "--tests", "2,6"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    *so_far, last, left_out = map(json.loads, done.stdout.splitlines())
+    assert [set(record["so_far"]) for record in so_far] == [{"dx_1e-4"}, {"dx_1e-4", "dx_1e-6"}]
+    assert last["figures"] == so_far[-1]["so_far"]
+    assert [last["verdict"], left_out["verdict"]] == ["ran: met", "not run"]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_numbers_beside_float64_say_how_far_they_came(accept, monkeypatch):
+    correctness = importlib.import_module("acceptance.correctness")
+    bench = bench_of(accept, "cpu")
+    monkeypatch.setattr(correctness, "_cases", lambda bench: [("CosFace", 1.0, "float32", "kept")] * 4)
+    bench.listens = lambda figures: setattr(bench, "end", 0.0) if figures["share_of_cases"] >= 0.5 else None
+    correctness.against_float64(bench)
+    assert bench.figures["share_of_cases"] == 0.5
+    assert bench.figures["loss_float32"] < 1e-6
+    verdict = importlib.import_module("acceptance.verdict")
+    assert "share_of_cases is 0.5" in verdict.judge(accept.CHECKS[1], bench.figures, 100)
+
+
+def test_a_kernel_that_is_left_out_is_named(accept, monkeypatch):
+    """Steps go on without it, in plain torch, and slower: whoever reads the times has to know."""
+    speed = importlib.import_module("acceptance.speed")
+    from lightning_pfc.kernels import choice
+    from lightning_pfc.kernels.library import OPERATIONS
+
+    def chosen(word, device):
+        accept.warnings.warn("The kernel link_equal raises RuntimeError: no; plain torch does its work.", stacklevel=2)
+        return choice.Kernels(frozenset(OPERATIONS.keys() - {"link_equal"}), 90)
+
+    monkeypatch.setattr(speed, "choose", chosen)
+    bench = bench_of(accept, "cpu")
+    speed._kernels_left_out(bench, accept.torch.device("cuda"))
+    assert bench.figures == {"kernels_left_out": 1.0}
+    assert bench.notes[0] == "Triton kernels on sm_90, but link_equal in torch"
+    assert bench.notes[1].startswith("The kernel link_equal raises RuntimeError")

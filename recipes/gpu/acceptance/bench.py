@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import statistics
 import subprocess
@@ -27,6 +28,7 @@ from lightning_pfc.planning.work import WorkLog
 H200_MEMORY = 141 * 10**9
 
 GB = 1e9
+FLUSHED = 1 << 30  # bytes: 0.2 ms of an H200, twenty times its L2 cache
 LONGEST = 5000.0  # milliseconds: a call that takes long is repeated less often
 
 
@@ -43,12 +45,17 @@ class Bench:
     def __init__(self, device: str, *, small: bool, peer: Path | None = None, seconds: float = 600.0) -> None:
         self.device, self.small, self.peer = torch.device(device), small, peer
         self.fake = device == "meta"
-        self.end = time.monotonic() + seconds
-        self.measured: dict[str, float] = {}
+        self.end = self.last = time.monotonic() + seconds
+        self.listens: Callable[[dict[str, float]], None] = lambda figures: None
         self.start()
 
-    def start(self) -> None:
-        """A new test."""
+    def start(self, end: float | None = None) -> None:
+        """A new test, which is to have ended by ``end`` on the monotonic clock; what others left behind is freed."""
+        self.end = self.last if end is None else min(end, self.last)
+        self._flushed: Tensor | None = None
+        if self.device.type == "cuda":
+            gc.collect()
+            torch.cuda.empty_cache()
         self.figures: dict[str, float] = {}
         self.notes: list[str] = []
         self.work = 0
@@ -69,8 +76,18 @@ class Bench:
 
     @property
     def left(self) -> float:
-        """Seconds."""
+        """Seconds that this test has."""
         return self.end - time.monotonic()
+
+    @property
+    def works(self) -> bool:
+        """Whether the device can go on: an error of a kernel stays until the process ends."""
+        try:
+            if self.device.type == "cuda":
+                torch.cuda.synchronize()
+        except RuntimeError:
+            return False
+        return True
 
     def size(self, full: int, small: int, *, predicts: bool = False) -> int:
         """A size on a GPU, and where everything is small; without values too, unless a figure is predicted from it."""
@@ -79,6 +96,7 @@ class Bench:
     def tell(self, **figures: float) -> None:
         """Report figures."""
         self.figures.update({name: float(value) for name, value in figures.items()})
+        self.listens(self.figures)
 
     def note(self, text: str) -> None:
         """Say something more."""
@@ -191,11 +209,21 @@ class Bench:
             call()
             return 1e3 * (time.perf_counter() - start)
         begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        self._flush()
         begin.record()
         call()
         end.record()
         end.synchronize()
         return begin.elapsed_time(end)
+
+    def _flush(self) -> None:
+        """Write what no cache can hold: nothing of the last call is in one, and the device is busy.
+
+        So the call is put in its queue meanwhile, and the time is that of the device where the host takes no longer.
+        """
+        if self._flushed is None:
+            self._flushed = torch.empty(FLUSHED, dtype=torch.uint8, device=self.device)
+        self._flushed.zero_()
 
     def child(self, command: list[str], seconds: float, **options: Any) -> subprocess.CompletedProcess[str]:
         """Another program; what it writes is kept from the screen."""

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import functools
 import time
+import warnings
 
 import torch
 
 from acceptance.bench import GB, Bench
 from lightning_pfc import PartialFC
+from lightning_pfc.kernels.choice import choose
+from lightning_pfc.kernels.library import OPERATIONS
 from lightning_pfc.optim import RowWiseAdagrad
 from lightning_pfc.planning import Setup, head_memory
 
@@ -25,10 +28,23 @@ def ceilings(bench: Bench) -> None:
     bench.tell(chunk_tflops=_product(bench, chunk, torch.bfloat16))
     source = torch.empty(bench.size(1 << 30, 1 << 20), device=bench.device)
     out = torch.empty_like(source)
-    bench.measured["copy"] = 2 * 4 * source.numel() / bench.milliseconds(lambda: out.copy_(source)) * 1e3
-    bench.tell(copy_tb_s=bench.measured["copy"] / 1e12)
+    bench.tell(copy_tb_s=2 * 4 * source.numel() / bench.milliseconds(lambda: out.copy_(source)) * 1e-9)
+    _kernels_left_out(bench, bench.device)
     if bench.device.type == "cuda":
         bench.note(f"{torch.cuda.get_device_name(bench.device)}, torch {torch.__version__}, CUDA {torch.version.cuda}")
+
+
+def _kernels_left_out(bench: Bench, device: torch.device) -> None:
+    """Which kernels plain torch does the work of, and why; on a CPU of none."""
+    if device.type != "cuda":
+        bench.tell(kernels_left_out=0)
+        return
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        chosen = choose("auto", device)
+    bench.tell(kernels_left_out=len(OPERATIONS.keys() - chosen.names))
+    for said in (chosen, *(warning.message for warning in seen)):
+        bench.note(str(said))
 
 
 def _product(bench: Bench, shape: tuple[int, int, int], dtype: torch.dtype) -> float:

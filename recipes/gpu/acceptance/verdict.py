@@ -53,6 +53,7 @@ class Check:
         least: steps, timed calls and child processes without which it has not been run.
         gpu_only: why a CPU cannot do it; empty where it can.
         predicts: whether its figures are predicted where there is no device.
+        seconds: its share of the time of all.
     """
 
     number: int
@@ -62,6 +63,7 @@ class Check:
     least: int = 1
     gpu_only: str = ""
     predicts: bool = False
+    seconds: float = 10.0
 
 
 @dataclass
@@ -95,6 +97,12 @@ class Line:
         parts += [f"{measured} {shown}"] if shown else []
         parts += [f"{self.seconds:.1f} s"] if self.seconds else []
         return " | ".join([*parts, *map(plain, self.notes), self.verdict])
+
+    @classmethod
+    def of_record(cls, check: Check, record: Mapping[str, Any]) -> Line:
+        """From what :meth:`record` gave."""
+        figures = {name: math.nan if value is None else value for name, value in record["figures"].items()}
+        return cls(check, figures, list(record["notes"]), record["seconds"], record["verdict"])
 
     def record(self) -> dict[str, Any]:
         """For a file."""
