@@ -14,6 +14,10 @@ from torch import Tensor
 from lightning_pfc.kernels.library import differentiable, operation
 from lightning_pfc.kernels.unit_rows import compute_dtype, inverse_norms, project
 
+MOST_COMPARED = 1 << 13
+"""Entries up to which a kernel compares each with each, in one launch; more are sorted."""
+_LAUNCHES_OF_SORTING = 20
+
 
 def _target_rows(weight: Tensor, index: Tensor | None, targets: Tensor, normalize: bool) -> tuple[Tensor, Tensor]:
     """Centers (B, P, D) of the targets, zero where there is none, and 1 / |w| (B, P)."""
@@ -71,14 +75,14 @@ def _gradient_launches(args: Sequence[Any]) -> int:
     return (x_grad is not None) + (row_grad is not None) * (1 if following is not None else 2)
 
 
-def _links_twin(targets: Tensor) -> Tensor:
-    flat = targets.flatten()
-    place = torch.arange(flat.shape[0], device=flat.device)
-    equal = flat[:, None] == flat[None, :]
-    later = torch.where(equal & (place[None, :] > place[:, None]), place[None, :], flat.shape[0])
-    following = later.amin(1) if flat.shape[0] else place
-    leads = ~(equal & (place[None, :] < place[:, None])).any(1)
-    return torch.where(leads, -1 - following, following).to(torch.int32)
+def links_by_sorting(targets: Tensor) -> Tensor:
+    """:func:`link_equal` in plain torch: n log n steps and n numbers on the way for n = B P entries."""
+    ordered, order = targets.flatten().sort(stable=True)
+    later = order.roll(-1)
+    linked = (ordered == ordered.roll(-1)) & (later > order)  # the last one meets the first, which is no later one
+    following = torch.where(linked, later, order.shape[0])
+    code = torch.where(linked.roll(1), following, -1 - following)
+    return torch.empty_like(order).scatter_(0, order, code).to(torch.int32)
 
 
 def _links_fake(targets: Tensor) -> Tensor:
@@ -102,10 +106,10 @@ _gradients = operation(
 )
 _links = operation(
     "link_equal(Tensor targets) -> Tensor",
-    _links_twin,
+    links_by_sorting,
     _links_fake,
     "lightning_pfc.kernels.gpu.calls:link_equal",
-    launches=1,
+    launches=lambda args: 1 if args[0].numel() <= MOST_COMPARED else _LAUNCHES_OF_SORTING,
 )
 
 
@@ -169,6 +173,8 @@ def target_gradients_(
 
 def link_equal(targets: Tensor, *, kernels: Container[str] | None = None) -> Tensor:
     """For each entry of ``targets`` (B, P) the next one with the same target, so that sums have a fixed order.
+
+    One launch up to :data:`MOST_COMPARED` entries; more are sorted.
 
     Returns:
         (B P,) int32: the next entry, B P if there is none; -1 minus that for the first entry of its kind.

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from lightning_pfc import kernels
 from lightning_pfc.buffers.lazy_zeros import zero_pages
+from lightning_pfc.kernels.gpu import calls
 from lightning_pfc.kernels.launching import counted_launches
 from lightning_pfc.kernels.library import OPERATIONS
 
@@ -152,6 +153,18 @@ def test_gradients_of_the_operations_are_those_of_autograd():
     expected = torch.autograd.grad((rows * direction).sum() + (cosines**2).sum(), (wide, wide_x))
     for one, other in zip(found, expected, strict=True):
         assert relative(one, other) < 1e-6
+
+
+def test_equal_targets_of_a_large_batch_are_sorted(monkeypatch):
+    torch.manual_seed(0)
+    targets = torch.randint(-1, 9, (50, 3))
+    with counted_launches() as names:
+        compared = kernels.link_equal(targets)
+    assert names == ["link_equal"]
+    monkeypatch.setattr(calls, "MOST_COMPARED", 149)
+    with counted_launches() as names:
+        assert torch.equal(kernels.link_equal(targets), compared)
+    assert names == ["sort"]
 
 
 # --- beyond 2^31 numbers ----------------------------------------------------------------------------------------------

@@ -139,3 +139,24 @@ def test_the_word_of_a_head_holds_forward_and_backward(word, loss, monkeypatch):
         assert not ours
     else:
         assert {"unit_embeddings", "unit_embeddings_backward", "sgd_rows_"} <= set(ours)
+
+
+def test_equal_targets_of_a_large_batch_are_linked_in_little_memory():
+    """Each beside each would be 10^12 comparisons, and as many numbers."""
+    targets = torch.arange(10**6).view(250_000, 4) % 999_983
+    following = kernels.link_equal(targets)
+    assert following.dtype == torch.int32
+    last = 10**6 - 999_983
+    assert torch.equal(following[:last], -1 - torch.arange(999_983, 10**6, dtype=torch.int32))
+    assert (following[last:999_983] == -1 - 10**6).all()
+    assert (following[999_983:] == 10**6).all()
+
+
+@pytest.mark.parametrize("labels", [[], [3], [3, 3, 3], [-1, 5, -1, 5, 2, -1]])
+def test_equal_targets_are_linked_in_their_order(labels):
+    targets = torch.tensor(labels, dtype=torch.int64)[:, None]
+    expected = []
+    for place, label in enumerate(labels):
+        later = next((other for other in range(place + 1, len(labels)) if labels[other] == label), len(labels))
+        expected.append(later if label in labels[:place] else -1 - later)
+    assert kernels.link_equal(targets).tolist() == expected

@@ -8,6 +8,7 @@ from torch import Tensor
 from lightning_pfc.kernels.gpu import exponentials, rows, targets
 from lightning_pfc.kernels.gpu.layout import side_by_side, written_rows, written_whole
 from lightning_pfc.kernels.launching import launch, launched
+from lightning_pfc.kernels.targets import MOST_COMPARED, links_by_sorting
 from lightning_pfc.kernels.tiles import chip_of, power_of_two, row_tile, score_tile, splits
 from lightning_pfc.kernels.unit_rows import NORM_EPS
 
@@ -135,6 +136,9 @@ def target_gradients_(
 def link_equal(target_columns: Tensor) -> Tensor:
     """See :func:`lightning_pfc.kernels.targets.link_equal`."""
     target_columns, entries = target_columns.contiguous(), target_columns.numel()
+    if entries > MOST_COMPARED:
+        launched("sort")
+        return links_by_sorting(target_columns)
     following = torch.empty((entries,), dtype=torch.int32, device=target_columns.device)
     launch(
         targets.link_equal, (blocks(entries, 16),), target_columns, following, entries, ROWS=16, COLUMNS=128,
