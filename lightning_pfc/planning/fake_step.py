@@ -87,7 +87,7 @@ def fake_step(
             loss = head(x, labels)
         with WorkLog() as backward:
             loss.backward()
-        _as_a_device_leaves_them(optimizer)
+        as_a_device_leaves_them(optimizer)
         with WorkLog() as after:
             optimizer.step()
             optimizer.zero_grad()
@@ -95,7 +95,7 @@ def fake_step(
     return FakeStep(*logs)
 
 
-def _as_a_device_leaves_them(optimizer: torch.optim.Optimizer) -> None:
+def as_a_device_leaves_them(optimizer: torch.optim.Optimizer) -> None:
     """Give row-sparse gradients their entries back, which autograd loses on the way on tensors without storage."""
     for group in optimizer.param_groups:
         for parameter in group["params"]:

@@ -93,7 +93,8 @@ def _terms(s: Setup) -> list[Term]:
     chunk = min(chunk_width(batch, k, width, device, kept_bytes=size, budget=s.memory_budget), k)
     scores = 4 * batch * chunk
     budget = bytes_to_keep(chunk, batch, width, device, kept_bytes=size, budget=s.memory_budget)
-    kept = size * batch * (k if size * batch * k <= budget else budget // max(1, size * batch))
+    whole_chunks = budget // max(1, size * batch * chunk) * chunk
+    kept = size * batch * (k if size * batch * k <= budget else whole_chunks)
     again = size * batch * chunk if kept < size * batch * k else 0  # those of one chunk, computed again
     cast = k * width * stored if s.dtype != "float32" else 0  # the gradient in the type of the centers
     gradient = 0 if s.update_in_backward else 4 * k * width + (0 if s.is_dense else cast)
@@ -115,7 +116,7 @@ def _terms(s: Setup) -> list[Term]:
             if s.device != "cpu":
                 terms[-2] = terms[-2]._replace(phases=(BACKWARD,))
         terms.append(Term("temporaries of torch.optim", whole, (STEP,), "c x D as stored", True))
-    else:
+    elif not s.has_kernels:  # they step rows where these lie
         limit = CHUNK_BYTES.get(s.device, DEFAULT_CHUNK_BYTES)
         phases = (BACKWARD,) if s.update_in_backward else (STEP,)
         in_float32 = s.dtype == s.state_dtype == "float32" and width % VECTOR == 0
@@ -124,6 +125,8 @@ def _terms(s: Setup) -> list[Term]:
         terms.append(
             Term("rows in the optimizer", rooms * min(limit, 4 * k * width), phases, "a few chunks of rows", True)
         )
+    if s.has_kernels:
+        return [*terms, *_chunk_of_kernels(s, chunk, again > 0), _embeddings(s)]
     rows = chunk * width * (4 * gathers + (stored if s.dtype != "float32" else 0) + 4 * s.update_in_backward)
     operand = 2 if size == 2 else 0
     chunks = [
@@ -139,9 +142,29 @@ def _terms(s: Setup) -> list[Term]:
         *terms,
         *chunks,
         Term("chunk of centers", rows, two, "chunk x D"),
-        Term(
-            "embeddings", 6 * 4 * batch * width, (FORWARD, BACKWARD), "6 x B x D x 4: gathered, unit length, gradients"
-        ),
+        _embeddings(s),
+    ]
+
+
+def _embeddings(s: Setup) -> Term:
+    size = 6 * 4 * s.group_batch * s.dim
+    return Term("embeddings", size, (FORWARD, BACKWARD), "6 x B x D x 4: gathered, unit length, gradients")
+
+
+def _chunk_of_kernels(s: Setup, chunk: int, again: bool) -> list[Term]:
+    """What a chunk needs on its way where kernels read and step the centers where they lie, and copy none.
+
+    Args:
+        s: the run.
+        chunk: classes of one.
+        again: whether exponentials are computed again in the backward pass.
+    """
+    phases = (FORWARD, BACKWARD) if again else (FORWARD,)
+    gradient = 4 * chunk * s.dim * s.update_in_backward
+    return [
+        Term("unit rows of a chunk", chunk * s.dim * s.kept_bytes, phases, f"chunk x D x {s.kept_bytes}"),
+        Term("scores of a chunk", 4 * s.group_batch * chunk, phases, "B x chunk x 4"),
+        Term("gradient of a chunk", gradient, (BACKWARD,), "chunk x D x 4"),
     ]
 
 

@@ -10,6 +10,7 @@ from lightning_pfc.buffers.staged_rows import AHEAD_BYTES
 from lightning_pfc.checked import checked
 from lightning_pfc.distributed.shard import ClassShard
 from lightning_pfc.heads.sampling.uniform_draw import capacity, class_budget
+from lightning_pfc.kernels.tiles import LARGEST_WIDTH
 from lightning_pfc.planning.words import BYTES, OPTIMIZERS, PRECISIONS
 
 
@@ -36,7 +37,8 @@ class Setup:
             float32.
         rows_on: "device", or "host": centers, their gradient and the optimizer's state are in the host's memory.
         threads: that multiply, on a CPU: each has room of its own.
-        device: "cpu" or "cuda"; on the latter sampled sets have a fixed size and buffers are larger.
+        device: "cpu" or "cuda"; on the latter sampled sets have a fixed size, buffers are larger, and Triton's kernels
+            are expected; in plain torch a step has copies of rows beside what is planned.
 
     Raises:
         ValueError: for a value out of range; the message names it and the way out.
@@ -115,6 +117,12 @@ class Setup:
         if self.precision != "auto":
             return self.precision
         return "bfloat16" if self.device != "cpu" and self.embedding_dtype == "bfloat16" else "float32"
+
+    @property
+    def has_kernels(self) -> bool:
+        """Whether Triton's kernels do what is not a product, as on a GPU of compute capability 8.0 or more."""
+        on_device = self.device != "cpu" and not self.is_offloaded
+        return on_device and self.dim <= LARGEST_WIDTH and self.product != "float16x3"
 
     @property
     def kept_bytes(self) -> int:

@@ -10,6 +10,11 @@ import lightning_pfc.optim.row_kernels  # noqa: F401  registers its operations
 from lightning_pfc import kernels
 from lightning_pfc.kernels import choice
 from lightning_pfc.kernels.library import OPERATIONS
+from lightning_pfc.optim import RowWiseAdagrad, SparseAdamW, SparseSGD
+from lightning_pfc.planning import Setup, head_memory
+from lightning_pfc.planning.fake_step import as_a_device_leaves_them, fake_head
+from lightning_pfc.planning.live_bytes import LiveBytes
+from lightning_pfc.planning.memory import ALWAYS
 from lightning_pfc.planning.model import H200, step_time
 from lightning_pfc.planning.work import Work, WorkLog
 
@@ -100,3 +105,46 @@ def test_time_is_the_longer_of_operations_and_bytes_and_of_device_and_host():
     assert many.graph == pytest.approx(1.5e-3)
     single = Work("mm", 1, 10**6, flops=10**12, dtype=torch.float32)
     assert step_time([single], H200).products > 7 * step_time([single], H200, tf32=True).products
+
+
+MEMORY = [  # classes, batch, rate, optimizer, update in backward, memory budget, type of the centers
+    (1_000_000, 1024, 1.0, "sgd", True, 128 << 20, "float32"),
+    (1_000_000, 8192, 1.0, "sgd", True, 128 << 20, "float32"),
+    (1_000_000, 1024, 0.1, "sgd", True, 8 << 30, "float32"),
+    (1_000_000, 1024, 0.1, "sgd", False, 8 << 30, "float32"),
+    (1_000_000, 1024, 0.1, "adamw", True, 128 << 20, "float32"),
+    (100_000, 128, 1.0, "adamw", True, 64 << 20, "float32"),
+    (100_000, 128, 0.1, "adamw", False, 64 << 20, "float32"),
+    (1_000_000, 1024, 0.1, "adagrad", True, 128 << 20, "bfloat16"),
+]
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "float32"])
+@pytest.mark.parametrize(("classes", "batch", "rate", "optimizer", "in_backward", "budget", "dtype"), MEMORY)
+def test_the_memory_of_a_gpu_is_what_a_step_holds(
+    classes, batch, rate, optimizer, in_backward, budget, dtype, precision
+):
+    """What a step holds above centers and state, counted on tensors without storage, beside the plan."""
+    head = fake_head(
+        embedding_dim=512, num_classes=classes, loss="cosface", sample_rate=rate, precision=precision,
+        memory_budget=budget, dtype=dtype,
+    )  # fmt: skip
+    kinds = {"sgd": (SparseSGD, {"momentum": 0.9}), "adamw": (SparseAdamW, {}), "adagrad": (RowWiseAdagrad, {})}
+    kind, options = kinds[optimizer]
+    made = kind(head.parameters(), lr=0.1, update_in_backward=in_backward, **options)
+    x = torch.empty(batch, 512, dtype=torch.bfloat16, device="meta", requires_grad=True)
+    labels = torch.empty(batch, dtype=torch.int64, device="meta")
+    for _ in range(2):  # the first one makes the state
+        x.grad = None
+        with LiveBytes() as live:
+            head(x, labels).backward()
+            as_a_device_leaves_them(made)
+            made.step()
+            made.zero_grad()
+    setup = Setup(
+        classes=classes, batch=batch, rate=rate, optimizer=optimizer, update_in_backward=in_backward, dtype=dtype,
+        memory_budget=budget, precision=precision, embedding_dtype="bfloat16",
+    )  # fmt: skip
+    planned = head_memory(setup)
+    above = planned.peak - sum(term.bytes for term in planned.terms if set(term.phases) == set(ALWAYS))
+    assert 0.97 <= above / live.peak <= 1.08, f"{above / 1e6:.0f} MB planned, {live.peak / 1e6:.0f} held"

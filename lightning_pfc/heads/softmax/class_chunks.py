@@ -92,7 +92,6 @@ class ClassChunks:
         self.width = max((high - low for low, high in self.ranges), default=0)
         gathers = self.index is not None or weight.dtype != x.dtype or self.offloaded
         self._gathers, self._shape = gathers, (self.width, weight.shape[1])
-        self._stored = scratch(self._shape, x, weight.dtype) if weight.dtype != x.dtype and not self.offloaded else None
 
     @functools.cached_property
     def _ahead(self) -> Tensor | None:
@@ -105,6 +104,11 @@ class ClassChunks:
     @functools.cached_property
     def _centers(self) -> Tensor:
         return scratch(self._shape, self.x)
+
+    @functools.cached_property
+    def _stored(self) -> Tensor:
+        """Rows as they are stored, where a product wants another type; kernels that gather have no use for it."""
+        return scratch(self._shape, self.x, self.weight.dtype)
 
     @property
     def centers_per_class(self) -> int:
@@ -186,7 +190,7 @@ class ClassChunks:
         out = self._centers[: high - low]
         if self.index is None:
             return out.copy_(self.weight[low:high])
-        if self._stored is None:
+        if self.weight.dtype == self.x.dtype:
             return torch.index_select(self.weight, 0, self.index[low:high], out=out)
         return out.copy_(torch.index_select(self.weight, 0, self.index[low:high], out=self._stored[: high - low]))
 
