@@ -107,19 +107,21 @@ def from_config(base: type[Kind], config: str | Mapping[str, Any] | Kind) -> Kin
 
     Args:
         base: says what is looked for, also in messages.
-        config: such an object (returned as it is), a name in any case, with or without underscores, or what
-            :meth:`Configurable.to_config` gives.
+        config: such an object (returned as it is), a name in any case, with or without underscores, the path of a
+            class that is imported, what :meth:`Configurable.to_config` gives, or ``class_path`` and ``init_args``.
 
     Raises:
-        ValueError: for an unknown name, saying what exists; for one that classes from several places have, naming them.
+        ValueError: for an unknown name, saying what exists; for one that classes from several places have, naming them;
+            for a mapping without a name.
         TypeError: for an argument that the subclass does not have.
     """
     if isinstance(config, base):
         return config
-    arguments = {"name": config} if isinstance(config, str) else dict(cast("Mapping[str, Any]", config))
-    name = str(arguments.pop("name", ""))
-    known, word = _subclasses_by_word(base), _word(name)
     kind = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", base.__name__).lower()
+    name, arguments = _name_and_arguments(kind, cast("str | Mapping[str, Any]", config))
+    known, word = _subclasses_by_word(base), _word(name)
+    if "." in name:
+        return _by_path(name, kind, known)(**arguments)
     if word not in known:
         close = difflib.get_close_matches(word, known, n=1)
         hint = f" Did you mean {known[close[0]][0].__name__}?" if close else ""
@@ -132,6 +134,29 @@ def from_config(base: type[Kind], config: str | Mapping[str, Any] | Kind) -> Kin
             "in place of the word is taken as it is, but a checkpoint keeps the word alone."
         )
     return known[word][0](**arguments)
+
+
+def _name_and_arguments(kind: str, config: str | Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    if not isinstance(config, str) and "class_path" in config and set(config) <= {"class_path", "init_args"}:
+        config = {**(config.get("init_args") or {}), "name": config["class_path"]}  # as LightningCLI writes classes
+    name, arguments = name_and_arguments(config)
+    if not name:
+        raise ValueError(
+            f"{kind} {config!r} has no name: give one, or a mapping with `name` and arguments (for LightningCLI "
+            "--model.loss.name=ArcFace beside --model.loss.margin=0.4)."
+        )
+    return str(name), arguments
+
+
+def _by_path(path: str, kind: str, known: Mapping[str, list[type[Kind]]]) -> type[Kind]:
+    """The class of a dotted path, among those that are imported: a config imports nothing."""
+    module, _, name = path.rpartition(".")
+    there = getattr(sys.modules.get(module), name, None)
+    for cls in known.get(_word(name), []):
+        if cls is there or (cls.__module__, cls.__qualname__) == (module, name):
+            return cls
+    names = ", ".join(sorted(f"{classes[0].__module__}.{classes[0].__name__}" for classes in known.values()))
+    raise ValueError(f"{kind} {path!r} does not exist, or was not imported. There are: {names}.")
 
 
 def name_and_arguments(config: str | Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:

@@ -7,6 +7,7 @@ import importlib
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -97,3 +98,41 @@ def test_a_subclass_of_a_loss_warms_up_from_where_its_margin_does_nothing() -> N
     for kind in kinds:
         warm = L.MarginWarmup(loss=kind(margin=1.7), steps=10)
         assert torch.allclose(warm.target_logits(cosine, batch, {}), 64.0 * cosine, atol=1e-4), kind
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        "lightning_pfc.losses.ArcFace",
+        "lightning_pfc.losses.arcface.ArcFace",
+        {"class_path": "lightning_pfc.losses.ArcFace"},
+        {"class_path": "ArcFace", "init_args": {}},
+        {"class_path": "lightning_pfc.losses.ArcFace", "init_args": {"margin": 0.5}},
+    ],
+)
+def test_a_class_is_named_as_jsonargparse_names_it(given: Any) -> None:
+    """Its path, and ``class_path`` with ``init_args``, which is how LightningCLI and its files write a class."""
+    assert L.loss_from_config(given) == L.ArcFace()
+
+
+def test_of_two_with_one_name_the_path_tells_which(monkeypatch: pytest.MonkeyPatch) -> None:
+    theirs = define("ArcFace", L.CosFace, "my_project.parts")
+    monkeypatch.setitem(sys.modules, "my_project", SimpleNamespace(ArcFace=theirs))
+    for path in ("my_project.parts.ArcFace", "my_project.ArcFace"):
+        assert type(L.loss_from_config({"class_path": path})) is theirs
+    assert type(L.loss_from_config("lightning_pfc.losses.ArcFace")) is L.ArcFace
+
+
+@pytest.mark.parametrize(
+    ("given", "text"),
+    [
+        ({"margin": 0.3}, r"loss {'margin': 0.3} has no name: .*--model.loss.name=ArcFace"),
+        ("", "loss '' has no name"),
+        ("theirs.losses.ArcFace", r"loss 'theirs.losses.ArcFace' does not exist, or was not imported. There are: "),
+        ("os.system", "loss 'os.system' does not exist"),
+        ({"class_path": "torch.nn.ArcFace"}, "'torch.nn.ArcFace' does not exist"),
+    ],
+)
+def test_a_mapping_without_a_name_and_paths_to_nowhere(given: Any, text: str) -> None:
+    with pytest.raises(ValueError, match=text):
+        L.loss_from_config(given)
