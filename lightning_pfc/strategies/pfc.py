@@ -180,7 +180,7 @@ class PartialFCStrategy(StepsTogether, StartTogether):
     def configure_ddp(self) -> None:
         """Wrap the model, unless nothing is left to reduce: then only make the replicas equal."""
         self._wiring = Wiring(self._module)
-        ignored = set(getattr(self._module, "_ddp_params_and_buffers_to_ignore", ()))
+        ignored = self._ignored
         if any(p.requires_grad and name not in ignored for name, p in self._module.named_parameters()):
             super().configure_ddp()
             return

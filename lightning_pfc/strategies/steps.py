@@ -14,6 +14,7 @@ from lightning_pfc.distributed.leaving import stay_at_exit
 from lightning_pfc.strategies.checkpoints import CheckpointFolders
 from lightning_pfc.strategies.loss_uses import LossUses
 from lightning_pfc.strategies.replicas import Replicas, ReplicaWatch
+from lightning_pfc.strategies.unused_parameters import check_all_used
 from lightning_pfc.strategies.waiting import check_same_end, waits_before_head
 from lightning_pfc.strategies.wiring import Wiring, tell_apart
 
@@ -127,6 +128,15 @@ class StepsTogether(CheckpointFolders):
             self._loss_uses.look(output, self._named_shards())
         return output
 
+    def post_backward(self, closure_loss: Tensor) -> None:
+        """See, before a step is taken, that the gradients of the ranks were averaged.
+
+        Raises:
+            RuntimeError: naming the parameters that took no part in the loss.
+        """
+        super().post_backward(closure_loss)
+        check_all_used(self.model, self._module, self._ignored)
+
     def _is_last_batch(self) -> bool:
         loop = self._module.trainer.fit_loop.epoch_loop
         return bool(loop._num_ready_batches_reached())
@@ -156,11 +166,14 @@ class StepsTogether(CheckpointFolders):
     # -- replicas, where no step follows
 
     @property
+    def _ignored(self) -> set[str]:
+        return set(getattr(self._module, "_ddp_params_and_buffers_to_ignore", ()))
+
+    @property
     def _apart(self) -> set[str]:
         """Names of what this module's owner keeps out of DDP, and of what no rank can be asked for."""
-        ignored = set(getattr(self._module, "_ddp_params_and_buffers_to_ignore", ()))
         known = {id(param) for param in self._wiring.known} if self._wiring is not None else set()
-        return ignored | {name for name, param in self._module.named_parameters() if id(param) not in known}
+        return self._ignored | {name for name, param in self._module.named_parameters() if id(param) not in known}
 
     def _check_replicas(self) -> None:
         if self.replica_watch is not None and self._wiring is not None and self._fitting() and self._has_heads():

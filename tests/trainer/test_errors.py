@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
 
-from lightning_pfc import PartialFC
+from lightning_pfc import PartialFC, PartialFCStrategy
 from lightning_pfc.losses import CosFace
 from tests.ranks import RankPool
 from tests.trainer.world import TheirModule, make_loader, make_trainer
@@ -190,3 +190,32 @@ def more_ranks_than_classes(rank: int, world_size: int) -> None:
 def test_more_ranks_than_classes_is_refused_on_every_rank(ranks: RankPool) -> None:
     for outcome in ranks.outcomes(3, more_ranks_than_classes, timeout=60):
         assert "use at most 2 ranks" in (outcome.error or "")
+
+
+class HasMoreThanItUses(TheirModule):
+    """An old classifier that nobody took out, or the half of a GAN whose turn it is not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.classifier = nn.Linear(6, 2)
+
+
+def train_with_a_rest(rank: int, world_size: int, finds: bool) -> tuple[str | None, list[float]]:
+    model, strategy = HasMoreThanItUses(), PartialFCStrategy(find_unused_parameters=finds)
+    try:
+        make_trainer(rank, world_size, strategy=strategy).fit(model, make_loader(rank, world_size))
+    except RuntimeError as error:
+        return str(error), model.losses
+    return None, model.losses
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_what_takes_no_part_in_the_loss_is_named_before_a_step_is_taken(ranks: RankPool, world_size: int) -> None:
+    """Replicas went apart, and memory was blamed; or the way out was Lightning's, a strategy that is refused."""
+    for text, losses in ranks.run(world_size, train_with_a_rest, False, timeout=60):
+        assert text is not None
+        assert text.startswith("classifier.weight, classifier.bias took no part in the loss of this step")
+        assert "strategy=PartialFCStrategy(find_unused_parameters=True)" in text
+        assert len(losses) == 1
+    for text, losses in ranks.run(world_size, train_with_a_rest, True, timeout=60):
+        assert (text, len(losses)) == (None, 6)
