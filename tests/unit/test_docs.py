@@ -23,6 +23,7 @@ OF_OTHERS = {
     *("--config-dir", "--http2"),
     *("--export", "--kill-on-bad-exit", "--nodes", "--resv-ports", "--signal", "--tier"),
     *("--max-restarts", "--nproc-per-node", "--rdzv-id"),
+    *("--model.loss", "--model.loss.name", "--model.loss.margin"),  # of LightningCLI
 }
 
 
