@@ -5,9 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lightning_pfc.heads.several_labels import without_gaps
+from lightning_pfc.heads.several_labels import marks_classes, without_gaps
 from lightning_pfc.kernels.capture import capturing
 from lightning_pfc.kernels.unit_embeddings import bad_rows
+
+_LARGER = "num_classes must be larger than every label: take it from the data set"
 
 
 def batch_error(
@@ -20,10 +22,16 @@ def batch_error(
     """
     if not isinstance(embeddings, Tensor) or not embeddings.is_floating_point():
         return TypeError(f"embeddings has dtype {getattr(embeddings, 'dtype', type(embeddings))}; it must be floating.")
+    if isinstance(labels, Tensor) and marks_classes(labels, num_classes):
+        return ValueError(
+            f"labels of shape {tuple(labels.shape)} marks each of num_classes={num_classes} classes (multi-hot); it "
+            "must hold class ids, -1 where a row has fewer: torch.nn.utils.rnn.pad_sequence([row.nonzero().flatten() "
+            "for row in labels], batch_first=True, padding_value=-1)."
+        )
     if not isinstance(labels, Tensor) or labels.dtype != torch.int64:
         return TypeError(
-            f"labels has dtype {getattr(labels, 'dtype', type(labels))}; it must be torch.int64 class "
-            "ids: use labels.long()."
+            f"labels has dtype {getattr(labels, 'dtype', type(labels))}; it must be a tensor of torch.int64 class ids: "
+            "use torch.as_tensor(labels).long()."
         )
     if embeddings.ndim != 2 or embeddings.shape[1] != embedding_dim:
         return ValueError(
@@ -78,9 +86,10 @@ def value_error(
                 f"labels of shape {tuple(labels.shape)} holds {int((labels == -1).all(1).sum())} row(s) without any "
                 "class id, all -1; leave such rows out of the batch."
             )
+        way_out = "leave rows without a class out of the batch" if int(wrong[0]) < 0 else _LARGER
         return ValueError(
             f"labels holds {wrong.numel()} class id(s) outside [0, num_classes={num_classes}), such as "
-            f"{int(wrong[0])}; num_classes must be larger than every label: take it from the data set."
+            f"{int(wrong[0])}; {way_out}."
         )
     if not_finite and check_finite:
         return FloatingPointError(
@@ -150,7 +159,6 @@ class DeferredCheck:
         num_classes, check_finite = self._limits
         if bad_label:
             return ValueError(
-                f"labels of a replayed CUDA graph held a class id outside [0, num_classes={num_classes}); num_classes "
-                "must be larger than every label: take it from the data set."
+                f"labels of a replayed CUDA graph held a class id outside [0, num_classes={num_classes}); {_LARGER}."
             )
         return value_error(False, not_finite, torch.empty(0), num_classes, check_finite)

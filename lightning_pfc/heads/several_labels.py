@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from lightning_pfc.heads.softmax.spec import SoftmaxSums
+from lightning_pfc.kernels.capture import capturing
 from lightning_pfc.losses import BatchInfo, LogitSums, Loss
 
 
@@ -26,6 +27,20 @@ def without_gaps(labels: Tensor) -> Tensor:
     if labels.dim() == 1 or labels.shape[1] == 0:
         return labels
     return torch.where(labels == -1, labels.amax(1, keepdim=True), labels)
+
+
+def marks_classes(labels: Tensor, num_classes: int) -> bool:
+    """Whether labels (b, P) are no ids but marks, one for each of C classes: as ids they would mean classes 0 and 1.
+
+    Ids as wide as that are looked at: a device is waited for. Of two classes they cannot be told from marks.
+    """
+    if labels.dim() != 2 or labels.shape[1] != num_classes or labels.shape[0] == 0:
+        return False
+    if labels.dtype != torch.int64:
+        return True
+    if num_classes < 3 or labels.is_meta or capturing(labels.device):
+        return False
+    return bool(((labels == 0) | (labels == 1)).all())
 
 
 def per_entry(sums: SoftmaxSums, num_sampled: Tensor, info: BatchInfo) -> tuple[Tensor, LogitSums, BatchInfo]:

@@ -278,7 +278,11 @@ def test_of_equal_classes_the_smaller_id_comes_first() -> None:
     ("x", "labels", "error", "words"),
     [
         (torch.randn(2, 4), torch.tensor([0, 10]), ValueError, "labels.*num_classes=10.*10"),
-        (torch.randn(2, 4), torch.tensor([0, -1]), ValueError, "labels.*-1"),
+        (torch.randn(2, 4), torch.tensor([0, -1]), ValueError, "labels.*-1; leave rows without a class out"),
+        (torch.randn(2, 4), torch.eye(10, dtype=torch.int64)[:2], ValueError, r"labels.*\(2, 10\).*multi-hot.*nonzero"),
+        (torch.randn(2, 4), torch.eye(10)[:2], ValueError, "labels.*multi-hot"),
+        (torch.randn(2, 4), torch.eye(10)[:2].bool(), ValueError, "labels.*multi-hot"),
+        (torch.randn(2, 4), [0, 1], TypeError, "labels.*list.*must be a tensor"),
         (torch.randn(2, 4), torch.tensor([0.0, 1.0]), TypeError, "labels.*float32.*int64"),
         (torch.randn(2, 5), torch.tensor([0, 1]), ValueError, r"embeddings.*\(2, 5\).*embedding_dim=4"),
         (torch.randn(3, 4), torch.tensor([0, 1]), ValueError, "labels.*shape"),
