@@ -12,6 +12,7 @@ from torch import Tensor
 
 from lightning_pfc.distributed.comm import Comm
 from lightning_pfc.distributed.shard import ClassShard
+from lightning_pfc.distributed.stated_rows import warn_of_one_ranks_file
 from lightning_pfc.names.renamed import warn_renamed
 
 _ATTRIBUTE = "class_rows"
@@ -71,7 +72,12 @@ class ClassRows:
 
     def __reduce__(self) -> Any:
         """Nothing of it is in a file: what is read from one belongs to no head, and is read without this class."""
+        if self.shard.world_size > 1:
+            warn_of_one_ranks_file(self.shard)
         return OrderedDict, ()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        return OrderedDict()  # as in a file, where nothing is written
 
 
 def declare_class_rows(tensor: Tensor, shard: ClassShard, comm: Comm | None = None) -> ClassRows:

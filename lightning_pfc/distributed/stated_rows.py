@@ -52,7 +52,7 @@ class StatedRows(Tensor):
             result = func(*args, **(kwargs or {}))
         first = args[0] if args else None
         if func is Tensor.data_ptr and sys._getframe(1).f_globals.get("__name__") == _SAFETENSORS:
-            _warn_of_one_ranks_file(args[0].shard)
+            warn_of_one_ranks_file(args[0].shard)
         if isinstance(result, Tensor) and result is not first and isinstance(first, cls):
             name = getattr(func, "__name__", "")
             if name == "new_empty" or (name in _COPIES and result.shape == first.shape):  # new_empty: an async_save
@@ -66,7 +66,7 @@ class StatedRows(Tensor):
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         # In a file it is an ordinary tensor, read without this class. Whoever writes one writes one rank's rows.
-        _warn_of_one_ranks_file(self.shard)
+        warn_of_one_ranks_file(self.shard)
         return plain_rows(self).__reduce_ex__(protocol)
 
     # -- what torch.distributed.checkpoint asks: four attributes since 2.14, and before it three methods, with which it
@@ -181,14 +181,15 @@ def full_is_asked_for() -> bool:
     return False
 
 
-def _warn_of_one_ranks_file(shard: ClassShard) -> None:
+def warn_of_one_ranks_file(shard: ClassShard) -> None:
+    """Say, once in a process, that what is being pickled or written has one rank's rows alone."""
     if "file" in _warned:
         return
     _warned.add("file")
     warnings.warn(
-        f"a state dict is written that holds the classes {shard.start} to {shard.stop - 1} of {shard.num_classes}, "
-        "those of this rank's PartialFC head alone: with each rank's own file nothing is lost, with rank 0's alone the "
-        "others are. torch.distributed.checkpoint.save(model.state_dict()) writes all, and get_model_state_dict(model, "
-        "options=StateDictOptions(full_state_dict=True)) gives all to every rank.",
+        f"a state dict or module is written that holds the classes {shard.start} to {shard.stop - 1} of "
+        f"{shard.num_classes}, those of this rank's PartialFC head alone: with each rank's own file nothing is lost, "
+        "with rank 0's alone the others are. torch.distributed.checkpoint.save(model.state_dict()) writes all, and "
+        "get_model_state_dict(model, options=StateDictOptions(full_state_dict=True)) gives all to every rank.",
         stacklevel=4,
     )

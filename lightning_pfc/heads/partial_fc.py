@@ -160,7 +160,7 @@ class PartialFC(ClassSampling):
     def __getstate__(self) -> dict[str, Any]:
         left_out = ("_deferred", "_passes", "_row_watch", "_blends", "_loss_hooks", "_prepared")
         state = {name: value for name, value in self.__dict__.items() if name not in left_out}
-        return state | {"_sampler_cache": {}}  # threads and indexes, which are made anew
+        return state | {"_sampler_cache": {}, "_held": self.shard}  # threads are made anew; ranks are in no pickle
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)

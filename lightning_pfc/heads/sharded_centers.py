@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,10 +13,9 @@ from typing_extensions import Self
 from lightning_pfc.buffers.huge_pages import ask_for_huge_pages
 from lightning_pfc.distributed.class_rows import declare_class_rows
 from lightning_pfc.distributed.comm import Comm
-from lightning_pfc.distributed.owner import foreign_strategy_message, get_owner
 from lightning_pfc.distributed.shard import ClassShard
 from lightning_pfc.distributed.stated_rows import own_rows, stated_rows
-from lightning_pfc.heads.birth import comm_at_birth, world_size
+from lightning_pfc.heads.birth import comm_after_birth, comm_at_birth
 from lightning_pfc.heads.center_init import InitialCenters
 from lightning_pfc.heads.options import as_seed
 from lightning_pfc.heads.placement import Placement
@@ -48,6 +48,7 @@ class ShardedCenters(nn.Module):
 
     weight: nn.Parameter
     bias: nn.Parameter | None
+    _held: ClassShard | None = None  # of a copy out of a pickle
 
     def __init__(
         self,
@@ -96,7 +97,9 @@ class ShardedCenters(nn.Module):
 
     @property
     def shard(self) -> ClassShard:
-        """The classes of this rank."""
+        """The classes of this rank; of a copy out of a pickle, those of the rank that wrote it."""
+        if self._comm is None and self._held is not None:
+            return self._held
         return ClassShard(self.num_classes, self.comm.shard_rank, self.comm.shard_size)
 
     @property
@@ -226,27 +229,20 @@ class ShardedCenters(nn.Module):
     def _ensure_storage(self) -> None:
         if self._comm is not None:
             return
-        if world_size() > 1:
-            owner = get_owner()
-            if owner is not None and owner.comm is not None:
-                self.attach(owner.comm)
-                return
-            raise RuntimeError(
-                "This PartialFC was built before the process group and was never given its shard. "
-                + foreign_strategy_message(owner.name if owner else "this set-up")
-                + " In a script without a Trainer, build the head after torch.distributed.init_process_group."
-            )
-        if not self.is_materialized:
+        comm = comm_after_birth(self.shard)
+        if comm is not None:
+            self.attach(comm)
+        elif not self.is_materialized:
             self._allocate(self.shard, self._build_device)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         # `.to(device)` and friends: a tensor without storage cannot move, so it gets its storage first. Under a group
         # it must have been given its shard by then: the stock strategies would go on to overwrite it.
-        if self._comm is None:
+        if self._comm is None and self.shard.world_size == 1:
             self._ensure_storage()
         if getattr(fn, "__qualname__", "").startswith("Module.to_empty."):  # numbers at random are no centers
             device = fn(torch.empty(0)).device
-            fn = lambda tensor: tensor.to(device)  # noqa: E731
+            fn = partial(_kept, device=device)
         if self.rows_on == "host":
             fn = self._but_the_centers(fn)
         elif self.row_folder is not None:
@@ -286,6 +282,10 @@ class ShardedCenters(nn.Module):
             if (key := prefix + name) in state_dict:
                 state_dict[key] = own_rows(state_dict[key], key, self.shard, tensor.shape[0])
         super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, *args)
+
+
+def _kept(tensor: Tensor, device: torch.device) -> Tensor:
+    return torch.zeros_like(tensor, device=device) if tensor.is_meta else tensor.to(device)
 
 
 def _host_rows(shape: tuple[int, int], dtype: torch.dtype) -> Tensor:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 import time
+import warnings
 from pathlib import Path
 
 import pytest
@@ -337,3 +340,33 @@ def test_the_gradient_filter_leaves_out_the_same_on_any_number_of_ranks(ranks: R
     assert [part[0] for part in parts] == pytest.approx([loss] * world_size, rel=1e-5)
     torch.testing.assert_close(torch.cat([part[1] for part in parts]), x, rtol=1e-4, atol=1e-6)
     torch.testing.assert_close(torch.cat([part[2] for part in parts]), weight, rtol=1e-4, atol=1e-6)
+
+
+def pickled(rank: int, world_size: int) -> tuple[bytes, float, float, list[str]]:
+    head = PartialFC(embedding_dim=DIM, num_classes=11, loss=CosFace(), init_std=0.5)
+    x, labels = torch.ones(2, DIM), torch.tensor([rank, 9])
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        copy.deepcopy(head)
+        assert not said
+        written = pickle.dumps(head)
+    return written, float(head(x, labels)), float(pickle.loads(written)(x, labels)), [str(w.message) for w in said]
+
+
+def test_a_pickled_head_knows_whose_rows_it_has(ranks: RankPool) -> None:
+    """One rank's rows, opened by a single process, passed for the first classes of all, without a word."""
+    results = ranks.run(2, pickled)
+    for rank, (written, loss, again, said) in enumerate(results):
+        assert loss == again
+        assert [
+            text.startswith(f"a state dict or module is written that holds the classes {6 * rank} to") for text in said
+        ]
+        head = pickle.loads(written).to("cpu")
+        assert head.class_range == (range(6), range(6, 11))[rank]
+        where = f"rank {rank} of 2, with the classes {6 * rank} to .* of 11 alone, and this is rank 0 of 1"
+        for use in (
+            lambda h: h(torch.ones(2, DIM), torch.tensor([0, 9])),
+            lambda h: h.top_classes(torch.ones(1, DIM), 2),
+        ):
+            with pytest.raises(RuntimeError, match=where):
+                use(head)

@@ -140,6 +140,16 @@ def test_numbers_at_random_are_no_centers() -> None:
         assert bool((nn.Sequential(made).to_empty(device="cpu")[0].get_parameter("weight") == 2.0).all())
 
 
+def test_a_head_that_went_to_meta_is_filled_again() -> None:
+    """``to("meta")``, ``to_empty`` and a state dict, as of any module: its buffers could not be copied."""
+    trained = make().to("cpu")
+    trained.step.fill_(7)
+    again = copy.deepcopy(trained).to("meta").to_empty(device="cpu")
+    again.load_state_dict(trained.state_dict())
+    assert torch.equal(again.weight, trained.weight)
+    assert (int(again.step), again.step.device.type) == (7, "cpu")
+
+
 def test_what_only_looks_is_allowed() -> None:
     head = make()
     head.weight.requires_grad_(False).requires_grad_(True)
