@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def register() -> None:
-    """Make ``Trainer(strategy="pfc")`` and ``"pfc_spawn"`` known; harmless twice."""
+    """Make ``Trainer(strategy="pfc")``, ``"pfc_spawn"`` and ``"pfc_notebook"`` known; harmless twice."""
     from lightning.pytorch.strategies import StrategyRegistry
 
     add_names(StrategyRegistry, _make_strategy)

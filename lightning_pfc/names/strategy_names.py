@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-NAMES = {"pfc": "popen", "pfc_spawn": "spawn"}
+NAMES = {"pfc": "popen", "pfc_spawn": "spawn", "pfc_notebook": "fork"}
 """Names of the strategy, with how each starts its processes."""
 
 

@@ -241,7 +241,7 @@ class PartialFCStrategy(StepsTogether, StartTogether):
 
     @classmethod
     def register_strategies(cls, strategy_registry: _StrategyRegistry) -> None:
-        """Add ``"pfc"`` and ``"pfc_spawn"`` to a registry that does not have them."""
+        """Add ``"pfc"``, ``"pfc_spawn"`` and ``"pfc_notebook"`` to a registry that does not have them."""
         add_names(strategy_registry, cls)
 
 

@@ -8,6 +8,8 @@ from lightning.fabric.plugins.environments.cluster_environment import ClusterEnv
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.fabric.utilities.imports import _IS_INTERACTIVE
 from lightning.pytorch.accelerators import Accelerator, MPSAccelerator
 from lightning.pytorch.strategies import DDPStrategy
 
@@ -40,8 +42,20 @@ class StartTogether(DDPStrategy):
         DDPStrategy.accelerator.fset(self, accelerator)  # type: ignore[attr-defined]
 
     def _configure_launcher(self) -> None:
+        """Lightning's launcher; none for one process of a notebook, where it would find no script to run again.
+
+        Raises:
+            MisconfigurationException: for several of a notebook that are not forked from it.
+        """
         super()._configure_launcher()
-        if self._start_method == "popen" and self.cluster_environment is not None:
+        if _IS_INTERACTIVE and self._launcher is not None and not self._launcher.is_interactive_compatible:
+            if self.num_nodes * self.num_processes > 1:
+                raise MisconfigurationException(
+                    "a notebook or another interactive session has no script for other processes to run: give "
+                    'Trainer(strategy="pfc_notebook"), which forks them, or devices=1; or run a script.'
+                )
+            self._launcher = None
+        elif self._start_method == "popen" and self.cluster_environment is not None:
             self._launcher = ScriptLauncher(self.cluster_environment, self.num_processes, self.num_nodes)
 
     def setup_distributed(self) -> None:

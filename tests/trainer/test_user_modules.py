@@ -9,13 +9,17 @@ from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
+import lightning as L
 import pytest
 import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback, EMAWeightAveraging, StochasticWeightAveraging
+from lightning.pytorch.trainer.connectors import accelerator_connector
 from lightning.pytorch.tuner import Tuner
 from torch import Tensor, nn
 
 from lightning_pfc.optim import SparseSGD
+from lightning_pfc.strategies import start
 from tests.ranks import RankPool, join_group
 from tests.trainer.world import TheirModule, make_loader, make_trainer, whole_state
 
@@ -190,7 +194,7 @@ if __name__ == "__mp_main__":
 
 if __name__ == "__main__":
     states = []
-    for devices, strategy in ((1, "auto"), (2, "pfc_spawn")):
+    for devices, strategy in ((1, "auto"), (2, "STRATEGY")):
         model = TheirModule()
         trainer = L.Trainer(accelerator="cpu", devices=devices, strategy=strategy, max_epochs=3, logger=False,
                             enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False)
@@ -209,9 +213,10 @@ def spawn_loader(batch_size: int) -> Any:
     return torch.utils.data.DataLoader(torch.utils.data.TensorDataset(x, y), batch_size=batch_size)
 
 
-def test_spawned_processes_hand_the_whole_head_back(tmp_path: Path) -> None:
+@pytest.mark.parametrize("strategy", ["pfc_spawn", "pfc_notebook"])
+def test_processes_of_this_one_hand_the_whole_head_back(tmp_path: Path, strategy: str) -> None:
     script = tmp_path / "script.py"
-    script.write_text(textwrap.dedent(SPAWN))
+    script.write_text(textwrap.dedent(SPAWN).replace("STRATEGY", strategy))
     root = str(Path(__file__).parents[2])
     done = subprocess.run(
         [sys.executable, str(script)],
@@ -224,7 +229,30 @@ def test_spawned_processes_hand_the_whole_head_back(tmp_path: Path) -> None:
     )
     assert "SAME" in done.stdout, done.stdout + done.stderr
     # Threads of gloo that outlive the interpreter abort the process now and then: none may be left.
-    assert done.stdout.count("ENDED") == 2, done.stdout + done.stderr
+    assert done.stdout.count("ENDED") == (2 if strategy == "pfc_spawn" else 0), done.stdout + done.stderr
+
+
+def in_a_notebook(rank: int, world_size: int) -> tuple[int, list[str]]:
+    quiet: dict[str, Any] = {"accelerator": "cpu", "logger": False, "enable_checkpointing": False}
+    refused = []
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (start, accelerator_connector):
+            patch.setattr(module, "_IS_INTERACTIVE", True)
+        trainer = make_trainer(rank, world_size)
+        trainer.fit(TheirModule(), make_loader(rank, world_size))
+        for strategy in ("pfc", "pfc_spawn"):
+            with pytest.raises(MisconfigurationException) as error:
+                L.Trainer(strategy=strategy, devices=2, **quiet)
+            refused.append(str(error.value))
+        assert L.Trainer(strategy="pfc_notebook", devices=2, **quiet).world_size == 2
+    return trainer.global_step, refused
+
+
+def test_a_notebook_trains_alone_and_is_told_how_to_train_on_several(ranks: RankPool) -> None:
+    """Lightning refused one device, too, and named a strategy that is refused."""
+    [(steps, refused)] = ranks.run(1, in_a_notebook)
+    assert steps == 6
+    assert all('give Trainer(strategy="pfc_notebook")' in text for text in refused)
 
 
 def _environment() -> dict[str, str]:
