@@ -159,6 +159,19 @@ def check_run_folder(folder: str | os.PathLike[str]) -> None:
         )
 
 
+def check_working_folder() -> None:
+    """See that Hydra's record can hold the folder one is in: a run in ``a${seed}`` would be written into ``a0``.
+
+    Raises:
+        ValueError: it cannot.
+    """
+    if "${" in (folder := os.getcwd()):
+        raise ValueError(
+            f"the folder you are in, {folder}, has ${{ in its name, which stands for another value in a config. Give "
+            "that folder another name, or start in another one."
+        )
+
+
 def _check_flag(word: str, key: str, value: str, meant: str, words: Sequence[str], config_name: str) -> None:
     ours = [f"{group}={option}" for group, option in choices(words).items() if _is_ours(group, option)]
     if (config := composed(config_name, ours)) is None:

@@ -27,6 +27,7 @@ from lightning_pfc.config import explain, register_resolvers
 from lightning_pfc.config_words import (
     check_flags,
     check_output_dir,
+    check_working_folder,
     config_dir,
     own_folders,
     typed_folders,
@@ -61,6 +62,8 @@ def run_application(
     helping = not {"--help", "-h"}.isdisjoint(typed[1:])
     with _hydra_raising() as before, one_copy_for_all_groups() if helping else nullcontext():
         try:
+            if not helping:
+                check_working_folder()
             sys.argv = [typed[0], *with_new_keys(prepare())]
             check_flags(sys.argv[1:], config_name)
             check_output_dir(sys.argv[1:])

@@ -18,6 +18,7 @@ from lightning_pfc.evaluation import ijb
 from lightning_pfc.runs import lock
 from lightning_pfc.runs.lock import LOCK, Lock
 from lightning_pfc.storage import file_lock
+from tests import console
 
 _WORDS = ("experiment=none", "trainer.accelerator=cpu", "plots=false", "logger=none")
 
@@ -146,3 +147,13 @@ def test_a_template_has_one_subject(tmp_path: Path) -> None:
     table.write_text("TEMPLATE_ID,SUBJECT_ID\n1,7\n2,8\n1,9\n")
     with pytest.raises(ValueError, match="template 1 is of the subjects 7 and 9"):
         ijb._subjects(table)
+
+
+@pytest.mark.parametrize("name", ["a${seed}", "a${q}", "a${q"])
+def test_a_folder_that_is_called_like_another_key_is_no_place_to_start(tmp_path: Path, name: str) -> None:
+    """A run in ``a${seed}`` went to ``a0``, beside it, without a word."""
+    (tmp_path / name).mkdir()
+    done = console.run("lightning_pfc.commands.train", *_WORDS, "trainer.max_epochs=0", cwd=tmp_path / name)
+    assert done.returncode == 1
+    assert f"pfc-train: the folder you are in, {tmp_path}/{name}, has ${{ in its name" in done.stderr
+    assert [path.name for path in tmp_path.rglob("*")] == [name]
