@@ -112,6 +112,12 @@ def class_of(name: str, one: Any, several: list[Any]) -> str:
     return {"BY_ROWS": "equal", "WHOLE": "equal, over all shards"}[kind]
 
 
+def classes_on(ranks: RankPool, world_size: int, names: Sequence[str], one: dict[str, Any]) -> dict[str, str]:
+    """The class of each on so many ranks, beside what ``train_all`` gave on one."""
+    outcomes = ranks.run(world_size, train_all, names, timeout=300)
+    return {name: class_of(name, one[name], [outcome[name] for outcome in outcomes]) for name in names}
+
+
 def stated() -> dict[str, str]:
     """The classes that the page gives: rows of ``| class | names |``."""
     classes = "|".join(
@@ -126,9 +132,8 @@ def test_every_optimizer_of_torch_and_timm_is_equal_refused_or_warned_of(ranks: 
     one = ranks.run(1, train_all, NAMES, timeout=200)[0]
     found: dict[str, set[str]] = {name: set() for name in NAMES}
     for world_size, names in ((2, [*TORCH, "lamb", "muon"]), (3, NAMES)):  # three shards: of eight rows, and of seven
-        outcomes = ranks.run(world_size, train_all, names, timeout=300)
-        for name in names:
-            found[name].add(class_of(name, one[name], [outcome[name] for outcome in outcomes]))
+        for name, kind in classes_on(ranks, world_size, names, one).items():
+            found[name].add(kind)
     # a timm of another version has other optimizers; those that are known are as the page says
     said = stated()
     assert {name: {said[name]} for name in NAMES if name in said} == {n: k for n, k in found.items() if n in said}
