@@ -49,7 +49,8 @@ class PartialFCModule(L.LightningModule):
     by callback; ``val/...`` and ``test/...`` as in :mod:`lightning_pfc.validation`.
 
     Args:
-        backbone: a name of timm, or a module that maps images (B, C, H, W) to features (B, F).
+        backbone: a name of timm, or a module that maps images (B, C, H, W) to features (B, F). For vectors (B, K) begin
+            it with ``nn.Flatten()``, and give ``input_size=(1, 1, K)``.
         num_classes: C.
         embedding_dim: D.
         loss: a loss of :mod:`lightning_pfc.losses`, its name, or a mapping with ``name`` and arguments.

@@ -105,6 +105,9 @@ def native_input_size(model: nn.Module) -> InputSize:
     return as_input_size(size) or _UNKNOWN_SIZE
 
 
+_VECTORS = "Where the input is vectors of K numbers, begin with nn.Flatten() and give input_size=(1, 1, K)."
+
+
 def output_width(model: nn.Module, input_size: InputSize) -> int:
     """F of the features (B, F) that a model gives, found by running it.
 
@@ -122,7 +125,7 @@ def output_width(model: nn.Module, input_size: InputSize) -> int:
     except Exception as error:
         raise ValueError(
             f"backbone {type(model).__name__} does not accept images of (C, H, W) = {input_size}: {error}. "
-            "Choose another input_size or backbone."
+            f"Choose another input_size or backbone. {_VECTORS}"
         ) from error
     finally:
         for name, child in model.named_modules():
@@ -131,7 +134,7 @@ def output_width(model: nn.Module, input_size: InputSize) -> int:
         found = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
         raise ValueError(
             f"backbone {type(model).__name__} gives {found} for one image, but an embedding needs one vector (1, F); "
-            "let it pool (timm: global_pool='avg')."
+            f"let it pool (timm: global_pool='avg'). {_VECTORS}"
         )
     return output.shape[1]
 

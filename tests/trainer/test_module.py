@@ -262,6 +262,18 @@ def test_a_backbone_given_as_a_module_is_not_stored(tmp_path: Path) -> None:
     assert torch.equal(again.backbone[1].weight, module.backbone[1].weight)  # type: ignore[index]
 
 
+def vectors(flatten: bool) -> PartialFCModule:
+    net = nn.Sequential(*([nn.Flatten()] if flatten else []), nn.Linear(12, 6))
+    return PartialFCModule(backbone=net, num_classes=9, embedding_dim=4, input_size=(1, 1, 12), loss="CosFace")
+
+
+def test_vectors_need_a_backbone_that_flattens() -> None:
+    module = vectors(flatten=True)
+    assert module(torch.randn(3, 12)).shape == (3, 4)
+    with pytest.raises(ValueError, match=r"begin with nn.Flatten\(\) and give input_size=\(1, 1, K\)"):
+        vectors(flatten=False)
+
+
 def small(**words: Any) -> PartialFCModule:
     net = nn.Sequential(nn.Flatten(), nn.Linear(12, 6))
     return PartialFCModule(backbone=net, num_classes=9, embedding_dim=4, input_size=2, loss="CosFace", **words)
