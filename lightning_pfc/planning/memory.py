@@ -93,8 +93,8 @@ def _terms(s: Setup) -> list[Term]:
     chunk = min(chunk_width(batch, k, width, device, kept_bytes=size, budget=s.memory_budget), k)
     scores = 4 * batch * chunk
     budget = bytes_to_keep(chunk, batch, width, device, kept_bytes=size, budget=s.memory_budget)
-    whole_chunks = budget // max(1, size * batch * chunk) * chunk
-    kept = size * batch * (k if size * batch * k <= budget else whole_chunks)
+    step = chunk if s.has_kernels else 1  # their chunks are wide, and kept whole or not at all
+    kept = size * batch * (k if size * batch * k <= budget else budget // max(1, size * batch * step) * step)
     again = size * batch * chunk if kept < size * batch * k else 0  # those of one chunk, computed again
     cast = k * width * stored if s.dtype != "float32" else 0  # the gradient in the type of the centers
     gradient = 0 if s.update_in_backward else 4 * k * width + (0 if s.is_dense else cast)

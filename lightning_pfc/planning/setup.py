@@ -37,8 +37,9 @@ class Setup:
             float32.
         rows_on: "device", or "host": centers, their gradient and the optimizer's state are in the host's memory.
         threads: that multiply, on a CPU: each has room of its own.
-        device: "cpu" or "cuda"; on the latter sampled sets have a fixed size, buffers are larger, and Triton's kernels
-            are expected; in plain torch a step has copies of rows beside what is planned.
+        device: "cpu" or "cuda"; on the latter sampled sets have a fixed size and buffers are larger.
+        kernels: whether a GPU's small operations are Triton's kernels (compute capability 8.0 or more), which copy no
+            rows; else room for the copies of plain torch is planned.
 
     Raises:
         ValueError: for a value out of range; the message names it and the way out.
@@ -60,6 +61,7 @@ class Setup:
     device: str = "cuda"
     rows_on: str = "device"
     threads: int = 1
+    kernels: bool = False
 
     def __post_init__(self) -> None:
         for name in ("classes", "dim", "ranks", "batch", "threads"):
@@ -120,8 +122,8 @@ class Setup:
 
     @property
     def has_kernels(self) -> bool:
-        """Whether Triton's kernels do what is not a product, as on a GPU of compute capability 8.0 or more."""
-        on_device = self.device != "cpu" and not self.is_offloaded
+        """Whether kernels read and step the centers where they lie."""
+        on_device = self.kernels and self.device != "cpu" and not self.is_offloaded
         return on_device and self.dim <= LARGEST_WIDTH and self.product != "float16x3"
 
     @property

@@ -104,7 +104,7 @@ def memory(bench: Bench) -> None:
         above = bench.peak_memory(functools.partial(bench.step, head, optimizer, x, labels))
         setup = Setup(
             classes=classes, dim=head.embedding_dim, batch=x.shape[0], memory_budget=budget, update_in_backward=True,
-            embedding_dtype="bfloat16",
+            embedding_dtype="bfloat16", kernels=True,
         )  # fmt: skip
         there = above + 2 * 4 * classes * head.embedding_dim
         bench.tell(**{f"gb_B{rows}": above / GB, f"plan_B{rows}": abs(head_memory(setup).peak - there) / there})
