@@ -95,7 +95,7 @@ def compose(
     with own_folders(config_dirs), initialize_config_dir(str(config_dir()), version_base="1.3"):
         try:
             return hydra_compose(config_name, overrides=words)
-        except HydraException as error:
+        except (HydraException, ValueError) as error:  # a number for a group is a plain ValueError of Hydra's
             raise ValueError(explain(error, config_name, words)) from error
 
 
@@ -121,6 +121,9 @@ def explain(error: BaseException, config_name: str = "train", words: Sequence[st
     text = "\n".join(line for line in text.splitlines() if not line.strip().startswith(("full_key:", "object_type=")))
     if "Could not load 'hydra/launcher/submitit" in text:
         return 'hydra/launcher=slurm needs submitit, which is not installed: pip install "lightning-pfc[slurm]"'
+    if "Config group override must be a string or a list" in text and (word := _number_for_a_group(words)):
+        group = word.partition("=")[0]
+        return f"{word}: {group} is one of {', '.join(_options(group))}; a key of it is {group}.KEY=VALUE."
     if match := re.search(r"Could not find '([\w@]+(?:/[\w@]+)*)/([\w.+-]+)'", text):
         meant = own_name(match[2]) if match[1].rpartition("/")[2] == "backbone" else None
         return f"There is no {match[1]}={match[2]}.{_suggest(match[2], _options(match[1]), meant)}"
@@ -146,6 +149,15 @@ def explain(error: BaseException, config_name: str = "train", words: Sequence[st
             )
         return f"{where}.{_suggest(name, existing)}\nTo add a new key, write +{key}=VALUE."
     return text
+
+
+def _number_for_a_group(words: Sequence[str]) -> str | None:
+    parser = OverridesParser.create()
+    for word in words:
+        key, _, value = word.partition("=")
+        if _options(key) and not isinstance(parser.parse_override(f"word={value}").value(), str | list | dict | None):
+            return word
+    return None
 
 
 def _not_deleted(text: str, key: str) -> str:

@@ -105,7 +105,7 @@ class PartialFCModule(L.LightningModule):
         head_options: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        check_arguments(PartialFCModule, locals())
+        check_arguments(PartialFCModule, self._not_made_by_a_subclass(locals()))
         short = ["sample_rate", "seed", "head_options"]  # of head, where they are kept
         self.save_hyperparameters(ignore=[*short, *(["backbone"] if isinstance(backbone, nn.Module) else [])])
         options = head_arguments(head, sample_rate, seed, head_options)
@@ -130,6 +130,12 @@ class PartialFCModule(L.LightningModule):
         save_under_plain_names(self)
         self.evaluations: list[Evaluation] = []
         self.predict_top = 0
+
+    def _not_made_by_a_subclass(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """The arguments but for those of parts that a subclass makes, which may be what it likes."""
+        makers = {"backbone": "make_backbone", "neck": "make_neck", "loss": "make_head"}
+        own = {name for name, maker in makers.items() if getattr(type(self), maker) is getattr(PartialFCModule, maker)}
+        return {name: value for name, value in given.items() if name in own or name not in makers}
 
     # --- the parts, to be overridden ----------------------------------------------------------------------------------
 

@@ -10,7 +10,7 @@ import re
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Any, ClassVar, TypeVar, cast
+from typing import Any, ClassVar, TypeVar
 
 _COUNT = itertools.count(1)
 
@@ -113,12 +113,14 @@ def from_config(base: type[Kind], config: str | Mapping[str, Any] | Kind) -> Kin
     Raises:
         ValueError: for an unknown name, saying what exists; for one that classes from several places have, naming them;
             for a mapping without a name.
-        TypeError: for an argument that the subclass does not have.
+        TypeError: for an argument that the subclass does not have, and for what is none of these.
     """
     if isinstance(config, base):
         return config
     kind = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", base.__name__).lower()
-    name, arguments = _name_and_arguments(kind, cast("str | Mapping[str, Any]", config))
+    if not isinstance(config, str | Mapping):
+        raise TypeError(f"{kind}={config!r} must be a name, a mapping of name and arguments, or a {base.__name__}.")
+    name, arguments = _name_and_arguments(kind, config)
     known, word = _subclasses_by_word(base), _word(name)
     if "." in name:
         return _by_path(name, kind, known)(**arguments)

@@ -10,7 +10,10 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback
 
+from lightning_pfc.checked import checked
 
+
+@checked
 class Throughput(Callback):
     """Logs ``train/samples_per_second`` over all ranks, since the last time it was logged, without validation.
 

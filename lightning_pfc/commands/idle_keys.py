@@ -9,6 +9,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from lightning_pfc.ignored import warn_ignored
 
+_PREDICTED = 5  # predict.k, where nobody gives it
+
 
 def warn_idle_keys(config: DictConfig) -> None:
     """Say of what was given that it changes nothing in this run.
@@ -32,6 +34,10 @@ def warn_idle_keys(config: DictConfig) -> None:
             "all of the backbone is trained as ever; choose frozen, head_first, last_blocks, layer_decay, l2_sp, "
             "distill or lora, or set one of its keys.",
         )
+    if config.init_parts is not None and not config.init_from:
+        warn_ignored(f"init_parts={list(config.init_parts)}", "without init_from= there is nothing to take them from.")
+    if config.predict.k != _PREDICTED and config.predict.source is None:
+        warn_ignored(f"predict.k={config.predict.k}", "without predict.source= nothing is predicted.")
     if config.fit and not config.test and config.plots and not config.logger:
         warn_ignored("plots=true", "with test=false and no logger there is nothing to draw.")
 

@@ -14,7 +14,7 @@ from lightning.pytorch.callbacks import ProgressBar as LightningProgressBar
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.strategies import DDPStrategy
 from lightning_utilities.core.rank_zero import rank_zero_warn
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from lightning_pfc.callbacks import Summary
 from lightning_pfc.checked import check_call
@@ -39,7 +39,8 @@ def make_trainer(config: DictConfig, callbacks: list[Callback], folder: Path) ->
     Raises:
         ValueError: for what a Trainer refuses, and for a sweep whose processes would each run the whole sweep.
     """
-    check_call(L.Trainer, {str(key): value for key, value in config.trainer.items()}, "trainer")
+    words: Any = OmegaConf.to_container(config.trainer, resolve=True)
+    check_call(L.Trainer, words, "trainer")
     loggers: list[Logger] = _instantiate_each(config.logger)
     own_summary = config.trainer.get("enable_model_summary", True) and not any(
         isinstance(callback, ModelSummary) for callback in callbacks

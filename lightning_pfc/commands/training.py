@@ -30,6 +30,7 @@ from lightning_pfc.commands.results import (
     seconds_before,
     write_results,
 )
+from lightning_pfc.commands.run_words import check_run_words
 from lightning_pfc.commands.starting_point import logged_before, own_folder, starting_point
 from lightning_pfc.commands.trainer import make_callbacks, make_trainer
 from lightning_pfc.commands.verdict import judge
@@ -81,6 +82,7 @@ def run(config: DictConfig, folder: Path, overrides: Sequence[str] = ()) -> dict
     check_run_folder(folder)
     with open_dict(config):
         config.output_dir = str(folder)
+    check_run_words(config)
     check_launch(config)
     if made := choose(config, overrides):
         rank_zero_info("%s", told(made))

@@ -77,6 +77,7 @@ def mirrors(augment: Augment) -> bool:
     return any(isinstance(step, RandomFlip | Flip) and step.probability > 0 for step in steps)
 
 
+@checked
 class Pipeline:
     """Effects one after the other.
 

@@ -106,8 +106,9 @@ class Files:
                 raise ValueError(f"{name}={getattr(self, name)} and a path to such images exclude each other.")
         if self.task not in ("open", "closed"):
             raise ValueError(f'task={self.task!r} must be "open" or "closed".')
-        if self.check < 0:
-            raise ValueError(f"check={self.check} must be at least 0.")
+        for name, least in (("check", 0), ("impostors", 1)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name}={getattr(self, name)} must be at least {least}.")
         if self.empty_classes not in ("raise", "skip"):
             raise ValueError(f'empty_classes={self.empty_classes!r} must be "raise" or "skip".')
         if self.fit == "exact":

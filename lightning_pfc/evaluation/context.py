@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
+from lightning_pfc.checked import checked
 from lightning_pfc.data.images import ImageTable
 from lightning_pfc.data.preprocessing import Flip, Preprocessing
 from lightning_pfc.data.verification import VerificationSet
@@ -18,6 +19,7 @@ from lightning_pfc.evaluation.settings import EvaluationSettings
 from lightning_pfc.runs.run_folder import Run
 
 
+@checked
 class EvaluationContext:
     """A model, what the protocols share, and the ranks that work together.
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
+from lightning_pfc.checked import checked
 from lightning_pfc.checkpoint import CheckpointError
 from lightning_pfc.checkpoint.network import network_checkpoint
 from lightning_pfc.data.images import ImageTable
@@ -78,6 +79,7 @@ def evaluating(module: nn.Module) -> Iterator[None]:
             part.training = True
 
 
+@checked
 class TorchEmbedder:
     """A torch module as an embedder, in evaluation mode and without gradients.
 

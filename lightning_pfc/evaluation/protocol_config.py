@@ -63,8 +63,6 @@ def _check_values(where: str, method: Callable[..., ProtocolResult], arguments: 
             raise ValueError(f"{where}.{key}={arguments[key]} must be at least 1")
     if "far" in arguments:
         check_rate(arguments["far"], f"{where}.far")
-    if not isinstance(arguments.get("of", {}), Mapping):
-        raise ValueError(f"{where}.of={arguments['of']!r} must be groups by name: {{GROUP: PROTOCOL, ...}}")
 
 
 def missing_files(name: str, protocol: str | os.PathLike[str] | Mapping[str, Any]) -> list[str]:

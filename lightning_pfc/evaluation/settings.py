@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from lightning_pfc.checked import checked, is_kind
+from lightning_pfc.checked import checked
 from lightning_pfc.data.pictures.decoding import MAX_PIXELS
 from lightning_pfc.data.pictures.modes import Background
 from lightning_pfc.data.preprocessing import Fit, Flip, Resampling
@@ -58,9 +57,9 @@ class EvaluationSettings:
                 raise ValueError(f"settings.{name}={getattr(self, name)} must be at least {least}")
         if not 0.0 < self.level < 1.0:
             raise ValueError(f"settings.level={self.level} must lie in (0, 1), for example 0.95")
-        for rate in _each("fars", self.fars, float) + _each("fpirs", self.fpirs, float):
+        for rate in [*self.fars, *self.fpirs]:
             check_rate(rate, "a rate of settings.fars or settings.fpirs")
-        if low := [k for k in _each("ranks", self.ranks, int) if k < 1]:
+        if low := [k for k in self.ranks if k < 1]:
             raise ValueError(f"settings.ranks holds {low[0]}; ranks count from 1")
         if self.replicates < 0:
             raise ValueError(
@@ -68,14 +67,3 @@ class EvaluationSettings:
             )
         if self.replicates not in (0, 1000):
             warn_ignored(f"replicates={self.replicates}", "nothing is drawn for intervals; 0 leaves them out", 4)
-
-
-def _each(name: str, values: Any, kind: type) -> list[Any]:
-    """The members of a list of numbers, each of which is one."""
-    if isinstance(values, str) or not isinstance(values, Iterable):
-        raise ValueError(f"settings.{name}={values!r} must be a list: settings.{name}=[{values}]")
-    members = list(values)
-    if wrong := [value for value in members if not is_kind(value, kind)]:
-        text = "a whole number" if kind is int else "a number"
-        raise ValueError(f"settings.{name} holds {wrong[0]!r}, which is not {text}")
-    return members

@@ -8,7 +8,7 @@ from typing import Any, SupportsFloat, SupportsIndex
 
 import torch
 
-from lightning_pfc.checked import is_kind
+from lightning_pfc.argument_kinds import is_kind
 from lightning_pfc.heads.sampling import Sampler, Uniform
 from lightning_pfc.heads.softmax.chunking import budget_bytes
 from lightning_pfc.ignored import warn_ignored

@@ -12,13 +12,14 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+from lightning_pfc.checked import check_call
 from lightning_pfc.ignored import warn_ignored
 from lightning_pfc.optim import schedules
 from lightning_pfc.optim.adamw import SparseAdamW, check_missed_steps
 from lightning_pfc.optim.frozen import refuse_thawed
 from lightning_pfc.optim.groups import parameter_groups
 from lightning_pfc.optim.lars import LARS
-from lightning_pfc.optim.lr_scaling import scale_lr
+from lightning_pfc.optim.lr_scaling import Rule, scale_lr
 from lightning_pfc.optim.rowwise_adagrad import RowWiseAdagrad
 from lightning_pfc.optim.sgd import SparseSGD
 
@@ -105,6 +106,7 @@ def create_optimizer(
     for key in arguments:
         if key not in (*known, *_GROUP_KEYS, *_SCALE_KEYS):
             raise ValueError(_unknown(f"key of optimizer {name!r}", key, [*known, *_GROUP_KEYS, *_SCALE_KEYS]))
+    _check_kinds(factory, arguments)
     _warn_of_idle_keys(arguments)
     lr = scaled_lr(arguments, global_batch)
     if arguments.get("head_lr") is not None:
@@ -130,6 +132,25 @@ def _check_flags(name: str, arguments: Mapping[str, Any]) -> None:
         words = ("auto",) if key == "fused" else ()
         if value is not None and not isinstance(value, bool) and value not in (0, 1, *words):
             raise TypeError(f"optimizer {name!r}: {key}={value!r} must be {', '.join((*words, 'True'))} or False.")
+
+
+def _check_kinds(factory: Callable[..., Optimizer], arguments: Mapping[str, Any]) -> None:
+    """See that every argument is of the kind that it must be; a text that is a number is one, as YAML makes of 1e-3."""
+    given = {key: _number(value) for key, value in arguments.items()}
+    check_call(factory, given, "optimizer")
+    check_call(parameter_groups, {key: value for key, value in given.items() if key in _GROUP_KEYS}, "optimizer")
+    check_call(_scaling, given, "optimizer")
+
+
+def _number(value: Any) -> Any:
+    try:
+        return float(value) if isinstance(value, str) else value
+    except ValueError:
+        return value
+
+
+def _scaling(reference_batch: int | None = None, scale_rule: Rule = "linear") -> None:
+    """What the keys of an optimizer's config may be that scale its learning rate."""
 
 
 def _settle_fused(arguments: dict[str, Any], module: nn.Module, factory: Callable[..., Optimizer]) -> None:
@@ -207,6 +228,7 @@ def create_scheduler(
     for key in arguments:
         if key not in known:
             raise ValueError(_unknown(f"key of scheduler {name!r}", key, known))
+    check_call(factory, arguments, "scheduler")
     return factory(optimizer, total_steps=total_steps, steps_per_epoch=steps_per_epoch, **arguments)
 
 

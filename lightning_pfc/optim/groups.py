@@ -56,13 +56,14 @@ def parameter_groups(
         raise ValueError(
             f"head_lr={head_lr} and head_lr_scale={head_lr_scale} say the same thing twice; give one of them."
         )
+    factors = {"head_lr_scale": head_lr_scale, "backbone_lr_scale": backbone_lr_scale, "layer_decay": layer_decay}
     options = {
         "lr": lr,
         "weight_decay": weight_decay,
         "head_lr": lr * head_lr_scale if head_lr is None else head_lr,
         "head_weight_decay": weight_decay if head_weight_decay is None else head_weight_decay,
     }
-    for name, value in (*options.items(), ("backbone_lr_scale", backbone_lr_scale), ("layer_decay", layer_decay)):
+    for name, value in (factors | options).items():
         if not value >= 0:
             raise ValueError(f"{name}={value} is not allowed; give a number >= 0.")
 

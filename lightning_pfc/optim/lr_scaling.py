@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
+Rule = Literal["linear", "sqrt"]
+
 
 def scale_lr(lr: float, *, global_batch: int, reference_batch: int | None, rule: str = "linear") -> float:
     """The learning rate for a global batch, from one that was found at another.

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lightning_pfc.checked import checked
 from lightning_pfc.checkpoint.network import network_checkpoint
 from lightning_pfc.models.backbone import as_input_size, create_backbone, native_input_size, output_width
 from lightning_pfc.models.neck import create_neck
@@ -87,6 +88,7 @@ def fingerprint_of(weights: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
+@checked
 class EmbeddingModel(nn.Module):
     """Images (b, C, H, W) float32 -> embeddings (b, D), as the ``forward`` of the module that was trained.
 

@@ -26,7 +26,11 @@ from lightning_pfc.heads.partial_fc import iter_heads
 from lightning_pfc.names.strategy_names import add_names
 from lightning_pfc.optim.foreign import check_optimizer
 from lightning_pfc.strategies.precision_plugins import ShardAware, ShardedPrecision, is_known, shard_aware
-from lightning_pfc.strategies.refused_optimizers import refuse_early_updates, refuse_fused
+from lightning_pfc.strategies.refused_optimizers import (
+    refuse_early_updates,
+    refuse_fused,
+    refuse_negative_clipping,
+)
 from lightning_pfc.strategies.replicas import ReplicaWatch
 from lightning_pfc.strategies.start import StartTogether
 from lightning_pfc.strategies.steps import StepsTogether
@@ -175,6 +179,7 @@ class PartialFCStrategy(StepsTogether, StartTogether):
         scaled = getattr(self.precision_plugin, "scaler", None) is not None
         if scaled and self._has_heads():
             refuse_fused(self.optimizers)
+        refuse_negative_clipping(self._module.trainer)
         refuse_early_updates(self.optimizers, self._module.trainer, scaled, self._clip)
 
     def configure_ddp(self) -> None:

@@ -26,6 +26,16 @@ def refuse_fused(optimizers: Sequence[Optimizer]) -> None:
             )
 
 
+def refuse_negative_clipping(trainer: Trainer) -> None:
+    """A negative bound would turn every gradient around, and Lightning takes it as it is.
+
+    Raises:
+        ValueError: where the trainer has one.
+    """
+    if trainer.gradient_clip_val is not None and not trainer.gradient_clip_val >= 0:
+        raise ValueError(f"gradient_clip_val={trainer.gradient_clip_val} must be at least 0; None clips nothing.")
+
+
 def refuse_early_updates(
     optimizers: Sequence[Optimizer], trainer: Trainer, scaled: bool, clip: Literal["global", "backbone"]
 ) -> None:

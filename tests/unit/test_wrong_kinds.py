@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_pfc.checked import _allowed, _problem, checked
+from lightning_pfc.checked import _allowed, checked
 from lightning_pfc.config import compose
 from lightning_pfc.config_words import check_flags
 from lightning_pfc.optim.factory import create_optimizer
@@ -84,6 +84,7 @@ NEEDED: dict[str, Any] = {
     "IdentityDataModule": {"source": None},
     "Preprocessing": {"size": (4, 4)},
 }
+ONE_STANDS_FOR_ALL = [("Preprocessing", "mean"), ("Preprocessing", "std")]  # one number for every channel
 CALLBACKS = ("diagnostics.ClassDiagnostics", "evaluation.EvaluateProtocols")
 
 
@@ -101,7 +102,7 @@ def wrong_values(cls: Any) -> list[tuple[str, Any]]:
         (name, value)
         for name, allowed in _allowed(cls, cls.__init__).items()
         for value in WRONG
-        if _problem(value, allowed) is not None
+        if not allowed.passes(value) and (cls.__name__, name) not in ONE_STANDS_FOR_ALL
     ]
 
 
@@ -110,12 +111,14 @@ def is_silent(cls: Any, name: str, value: Any) -> bool:
         cls(**{**NEEDED.get(cls.__name__, {}), name: value})
     except (TypeError, ValueError) as error:
         return name not in str(error)
+    except Exception:  # from within, of what was made of it
+        return True
     return True
 
 
 def test_every_constructor_looks_at_the_kinds_of_its_arguments() -> None:
     tried = [(cls, name, value) for cls in constructors() for name, value in wrong_values(cls)]
-    assert len(tried) > 700
+    assert len(tried) > 3000
     assert [f"{c.__name__}({n}={v!r})" for c, n, v in tried if is_silent(c, n, v)] == []
 
 

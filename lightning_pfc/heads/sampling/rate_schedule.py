@@ -9,6 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from lightning_pfc.checked import checked
 from lightning_pfc.heads.sampling.base import Sampler
 from lightning_pfc.heads.sampling.context import SamplingContext
 from lightning_pfc.heads.sampling.sampled_classes import SampledClasses
@@ -16,6 +17,7 @@ from lightning_pfc.heads.sampling.uniform_draw import class_budget
 from lightning_pfc.registry import from_config
 
 
+@checked
 @dataclass(frozen=True, kw_only=True)
 class RateSchedule(Sampler):
     """``sampler`` at a rate that goes from ``start`` to the head's ``sample_rate``.
