@@ -16,7 +16,8 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from lightning_pfc.calibration.job import Calibrate, calibrate, target_of, write_thresholds
-from lightning_pfc.checked import check_path
+from lightning_pfc.checked import check_call, check_path
+from lightning_pfc.commands.run_words import check_eval_words
 from lightning_pfc.config import compose
 from lightning_pfc.config_words import check_run_folder
 from lightning_pfc.distributed.aside import aside
@@ -59,10 +60,13 @@ def run(config: DictConfig, folder: Path, overrides: Sequence[str] = ()) -> dict
         What rank 0 writes to ``folder/results.json``.
     """
     check_run_folder(folder)
+    check_eval_words(config)
     with open_dict(config):
         config.output_dir = str(folder)
     protocols: dict[str, Any] = OmegaConf.to_container(config.protocols, resolve=True)  # type: ignore[assignment]
-    calibration = Calibrate(**OmegaConf.to_container(config.calibrate, resolve=True))  # type: ignore[arg-type]
+    words: dict[str, Any] = OmegaConf.to_container(config.calibrate, resolve=True)  # type: ignore[assignment]
+    check_call(Calibrate, words, "calibrate")
+    calibration = Calibrate(**words)
     if config.ckpt_path is not None:
         check_path("ckpt_path", config.ckpt_path)
     if config.run:

@@ -1,4 +1,4 @@
-"""What the words of ``pfc-train`` may be that no constructor looks at: those below no group, and groups as a whole."""
+"""What the words of a config may be that no constructor looks at: those below no group, and groups as a whole."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from lightning_pfc.checked import check_call
 
 _GROUPS = ("model", "backbone", "data", "data.source", "trainer", "predict")
+_EVAL_GROUPS = ("settings", "calibrate", "embedder", "protocols")
 _OPTIONAL_GROUPS = ("callbacks", "logger", "finetune")
 _LOWEST = {  # of what Lightning takes as it is, and makes nonsense of
     "accumulate_grad_batches": 1,
@@ -38,6 +39,18 @@ class _Predict:
     k: int
 
 
+@dataclass
+class _EvalWords:
+    device: str
+    plots: bool
+
+
+def check_eval_words(config: DictConfig) -> None:
+    """As :func:`check_run_words`, of ``pfc-eval``."""
+    _check_groups(config, _EVAL_GROUPS)
+    check_call(_EvalWords, config)
+
+
 def check_run_words(config: DictConfig) -> None:
     """See that each is of the kind that it must be, before anything is made of them.
 
@@ -47,10 +60,7 @@ def check_run_words(config: DictConfig) -> None:
     Raises:
         ValueError: one is not; names it and the way out.
     """
-    for name in (*_GROUPS, *_OPTIONAL_GROUPS):
-        value = OmegaConf.select(config, name)
-        if not isinstance(value, DictConfig) and not (value is None and name in _OPTIONAL_GROUPS):
-            raise ValueError(f"{name}={value} stands in place of a group of keys; give one of them: {name}.KEY=VALUE.")
+    _check_groups(config, _GROUPS, _OPTIONAL_GROUPS)
     for group in ("callbacks", "logger"):
         for name, value in (config[group] or {}).items():
             if value is not None and not isinstance(value, DictConfig):
@@ -68,3 +78,10 @@ def check_run_words(config: DictConfig) -> None:
         raise ValueError(f"seed={config.seed} must lie between 0 and {_LARGEST_SEED}.")
     if config.predict.k < 1:
         raise ValueError(f"predict.k={config.predict.k} must be at least 1.")
+
+
+def _check_groups(config: DictConfig, names: Sequence[str], optional: Sequence[str] = ()) -> None:
+    for name in (*names, *optional):
+        value = OmegaConf.select(config, name)
+        if not isinstance(value, DictConfig) and not (value is None and name in optional):
+            raise ValueError(f"{name}={value} stands in place of a group of keys; give one of them: {name}.KEY=VALUE.")

@@ -1,4 +1,4 @@
-"""A word of `pfc-train` whose value is of another kind than its key takes: every key that there is."""
+"""A word of a command whose value is of another kind than its key takes: every key that there is."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from lightning_pfc.commands.idle_keys import warn_idle_keys
-from lightning_pfc.commands.run_words import check_run_words
+from lightning_pfc.commands.run_words import check_eval_words, check_run_words
 from lightning_pfc.commands.trainer import make_callbacks, make_trainer
 from lightning_pfc.config import compose
 from lightning_pfc.config_words import config_dir
@@ -110,3 +110,12 @@ def test_every_key_is_named_where_its_value_is_of_another_kind(tmp_path: Path, m
 def test_a_value_out_of_range_is_named(word: str, said: str) -> None:
     with pytest.raises(ValueError, match=re.escape(said)):
         check_run_words(compose([*WORDS, word]))
+
+
+@pytest.mark.parametrize(
+    "word", ["plots=abc", "device=-1", "settings=3", "calibrate=-1", "embedder=3", "protocols=abc"]
+)
+def test_so_does_pfc_eval(word: str) -> None:
+    key, _, value = word.partition("=")
+    with pytest.raises(ValueError, match=rf"{key}='?{value}'?"):
+        check_eval_words(compose([word], config_name="eval"))
