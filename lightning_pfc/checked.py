@@ -75,8 +75,11 @@ def check_call(function: Callable[..., Any], given: Mapping[Any, Any], where: st
         WrongKindError: a value of another kind.
     """
     for name, allowed in _allowed(function, function).items():
-        to_be_made = isinstance(given.get(name), Mapping) and "_target_" in given[name]
-        if name in given and not to_be_made and (problem := _problem(name, given[name], allowed)) is not None:
+        if (
+            name in given
+            and not _is_still_to_be_made(given[name])
+            and (problem := _problem(name, given[name], allowed)) is not None
+        ):
             key = f"{where}.{name}" if where else name
             raise WrongKindError(f"{key}={given[name]!r}: {problem}")
 
@@ -99,6 +102,13 @@ def _evaluated(annotation: Any, names: dict[str, Any]) -> Any:
         return eval(annotation, names)  # the source of a class, not anybody's input
     except NameError:  # imported for the type checker alone
         return None
+
+
+def _is_still_to_be_made(value: Any) -> bool:
+    """Whether a value is, or holds, an object that Hydra will make of what stands there now."""
+    if isinstance(value, Mapping):
+        return "_target_" in value or any(map(_is_still_to_be_made, value.values()))
+    return isinstance(value, list | tuple) and any(map(_is_still_to_be_made, value))
 
 
 def _problem(name: str, value: Any, allowed: Allowed) -> str | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -22,6 +22,7 @@ from lightning_pfc.data.entries import folders_in
 from lightning_pfc.data.formats.base import EncodedImages
 from lightning_pfc.data.formats.decoded import DecodedImages
 from lightning_pfc.data.formats.folder import FolderImages
+from lightning_pfc.data.formats.patterns import Paths
 from lightning_pfc.data.formats.readers import guess_format, open_images
 from lightning_pfc.data.formats.subset import Subset
 from lightning_pfc.data.pictures.decoding import MAX_PIXELS
@@ -86,7 +87,7 @@ class Files:
     on_broken: Literal["raise", "skip"] = "raise"
     max_broken: float = 0.01
     check: int = 20_000
-    allow: Sequence[str | os.PathLike[str]] = ()
+    allow: Paths = ()
     empty_classes: Literal["raise", "skip"] = "raise"
     impostors: int = 200_000
     seed: int = 0

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from lightning_pfc.checked import checked
+from lightning_pfc.data.formats.patterns import Paths
 from lightning_pfc.data.pictures.decoding import MAX_PIXELS
 from lightning_pfc.data.pictures.modes import Background
 from lightning_pfc.data.preprocessing import Fit, Flip, Resampling
@@ -41,7 +42,7 @@ class EvaluationSettings:
     resampling: Resampling | None = None
     background: Background | None = None
     max_pixels: int = MAX_PIXELS
-    allow: Sequence[str] = ()
+    allow: Paths = ()
     fars: Sequence[float] = (1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
     ranks: Sequence[int] = (1, 5, 10)
     fpirs: Sequence[float] = (0.1, 0.01)

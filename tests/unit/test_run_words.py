@@ -27,7 +27,14 @@ VALUES = ("abc", "[1, x]")
 GROUPS = [path.name for path in config_dir().iterdir() if path.is_dir()]
 TEXTS = {  # keys that take any text
     *("resume", "ckpt_path", "init_from", "predict.source", "output_dir", "data.source.path", "data.source.format"),
-    *("data.source.validation", "data.source.test", "data.classes_of", "head.row_folder", "head.match"),
+    *(
+        "data.source.allow",
+        "data.source.validation",
+        "data.source.test",
+        "data.classes_of",
+        "head.row_folder",
+        "head.match",
+    ),
     *("callbacks.checkpoint.dirpath", "callbacks.checkpoint.filename", "callbacks.checkpoint.monitor"),
     *("callbacks.preemption.dirpath",),
 }

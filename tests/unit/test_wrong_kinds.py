@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import os
 import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import lightning as L
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from lightning_pfc.checked import _allowed, checked
+from lightning_pfc import PartialFCModule
+from lightning_pfc.checked import _allowed, check_call, checked
 from lightning_pfc.config import compose
 from lightning_pfc.config_words import check_flags
 from lightning_pfc.optim.factory import create_optimizer
@@ -131,6 +135,11 @@ class Options:
     word: Literal["one", "two"] | None = None
     either: int | str = 1
     other: Any = None
+    rates: Sequence[float] = ()
+    pair: tuple[int, int] | None = None
+    shares: Mapping[str, float] | None = None
+    path: str | os.PathLike[str] | None = None
+    made: torch.Generator | str | None = None
 
 
 @pytest.mark.parametrize(
@@ -143,6 +152,13 @@ class Options:
         ({"share": float("nan")}, "Options(share=nan): share must be a number."),
         ({"word": "three"}, "Options(word='three'): word must be one of 'one', 'two' or None."),
         ({"either": 2.5}, "Options(either=2.5): either must be a whole number or a text."),
+        ({"rates": 0.1}, "Options(rates=0.1): rates must be a list of numbers, as in rates=[0.1]."),
+        ({"rates": ["a"]}, "Options(rates=['a']): rates must be a list of numbers."),
+        ({"pair": (1, 2, 3)}, "Options(pair=(1, 2, 3)): pair must be a list of 2 whole numbers or None."),
+        ({"shares": [0.5]}, "Options(shares=[0.5]): shares must be a mapping from texts to numbers or None."),
+        ({"shares": {"a": "b"}}, "Options(shares={'a': 'b'}): shares must be a mapping from texts to numbers or None."),
+        ({"path": 3}, "Options(path=3): path must be a text or None."),
+        ({"made": 3}, "Options(made=3): made must be a Generator or a text or None."),
     ],
 )
 def test_the_message_names_argument_value_and_way_out(given: dict[str, Any], text: str) -> None:
@@ -208,3 +224,42 @@ def test_such_words_under_new_keys_in_sweeps_and_within_braces(word: str, mended
 def test_the_same_words_where_they_are_words() -> None:
     check_flags(["logger=none", "choices=none", "profile=none", "data.source.task=no", "+trainer.x='no'", "--multirun"])
     check_flags(["+data.source.only=[no,se]", "+trainer.x=none", "+callbacks@more=none", "-m", "data.source.task=a=no"])
+
+
+class Likeness:
+    """Not a Generator, and used as one."""
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"rates": np.array([0.1])},
+        {"rates": (rate for rate in [0.1])},
+        {"rates": (1, 2.5)},
+        {"pair": [1, 2]},
+        {"shares": {"a": 1}},
+        {"path": Path("a")},
+        {"made": Likeness()},
+        {"made": torch.Generator()},
+        {"made": "seeded"},
+    ],
+)
+def test_lists_paths_and_objects_of_the_kind_are_taken(given: dict[str, Any]) -> None:
+    Options(**given)
+
+
+def test_what_hydra_has_still_to_make_is_let_pass() -> None:
+    plugin = {"_target_": "lightning.pytorch.plugins.MixedPrecision", "precision": "bf16-mixed"}
+    check_call(L.Trainer, {"plugins": [plugin], "strategy": {"_target_": "lightning_pfc.PartialFCStrategy"}}, "trainer")
+
+
+class Own(PartialFCModule):
+    def make_backbone(self, backbone: Any, input_size: Any, pretrained: bool) -> nn.Module:
+        return nn.Sequential(nn.Flatten(), nn.Linear(12, backbone[0]))
+
+
+def test_what_a_subclass_makes_of_an_argument_is_its_own_affair() -> None:
+    module = Own(backbone=[5], num_classes=3, embedding_dim=4, input_size=[3, 2, 2])  # type: ignore[arg-type]
+    assert module.neck(module.backbone(torch.zeros(2, 3, 2, 2))).shape == (2, 4)
+    with pytest.raises(TypeError, match=r"backbone=\[5\]\): backbone must be a text or a Module"):
+        PartialFCModule(backbone=[5], num_classes=3, embedding_dim=4, input_size=[3, 2, 2])  # type: ignore[arg-type]
