@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import itertools
 import math
 import os
 import types
@@ -11,6 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any, NamedTuple, SupportsFloat, SupportsIndex
 
+_MOST = 1000  # members of a list that are looked at: names of classes may be many
 _VALUES = (bool, int, float, complex, str, bytes, list, tuple, set, frozenset, Mapping)
 _OF_PLAIN_VALUES = ("builtins", "typing", "collections.abc")  # modules of classes that they may be of
 _WORDS = {
@@ -108,7 +110,8 @@ class _List(NamedTuple):
             return False
         if not isinstance(value, Sequence | Set):
             return True
-        return self.length in (None, len(value)) and all(self.each.passes(each) for each in value)
+        looked_at = itertools.islice(value, _MOST)
+        return self.length in (None, len(value)) and all(self.each.passes(each) for each in looked_at)
 
     def text(self, several: bool) -> str:
         length = "" if self.length is None else f"{self.length} "
