@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, SupportsFloat, SupportsIndex
 
 _MOST = 1000  # members of a list that are looked at: names of classes may be many
-_VALUES = (bool, int, float, complex, str, bytes, list, tuple, set, frozenset, Mapping)
+_VALUES = (type(None), bool, int, float, complex, str, bytes, list, tuple, set, frozenset)
 _OF_PLAIN_VALUES = ("builtins", "typing", "collections.abc")  # modules of classes that they may be of
 _WORDS = {
     bool: ("True or False", "flags"),
@@ -39,7 +39,8 @@ class Allowed(NamedTuple):
     def text(self, *, several: bool = False) -> str:
         """What is allowed, in words that follow "must be"; ``several`` of them in words that follow "a list of"."""
         texts = [", ".join(map(repr, self.words))] if self.words else []
-        texts += [kind.text(several) for kind in self.kinds] + ["None"] * self.none
+        kinds = [kind for kind in self.kinds if kind != _Plain(str) or PATH not in self.kinds]  # a text is a path then
+        texts += [kind.text(several) for kind in kinds] + ["None"] * self.none
         return ("one of " if self.words else "") + " or ".join(dict.fromkeys(texts))
 
 
@@ -51,6 +52,17 @@ class _Plain(NamedTuple):
 
     def text(self, several: bool) -> str:
         return _WORDS[self.kind][several]
+
+
+class _Path(NamedTuple):
+    def passes(self, value: Any) -> bool:
+        return isinstance(value, str | os.PathLike)
+
+    def text(self, several: bool) -> str:
+        return "paths" if several else "a path"
+
+
+PATH = _Path()
 
 
 class _Anything(NamedTuple):
@@ -67,7 +79,8 @@ class _Object(NamedTuple):
     kind: type
 
     def passes(self, value: Any) -> bool:
-        return not isinstance(value, _VALUES) or self.kind in type(value).__mro__
+        is_plain = type(value) in _VALUES or isinstance(value, Mapping)  # a named tuple is somebody's object
+        return not is_plain or self.kind in type(value).__mro__
 
     def text(self, several: bool) -> str:
         name = self.kind.__name__
@@ -118,7 +131,7 @@ class _List(NamedTuple):
         return f"{'lists' if several else 'a list'} of {length}{self.each.text(several=True)}"
 
 
-_Kind = _Plain | _Anything | _Object | _Function | _Table | _List
+_Kind = _Plain | _Path | _Anything | _Object | _Function | _Table | _List
 
 
 def read_annotation(annotation: Any) -> Allowed | None:
@@ -144,7 +157,7 @@ def _read_kind(part: Any) -> _Kind | None:
     if part in _WORDS:
         return _Plain(part)
     if (origin or part) in (os.PathLike, Path):
-        return _Plain(str)
+        return PATH
     if origin is Callable or part is Callable:
         return _Function()
     if isinstance(part, type) and origin is None and part.__module__ not in _OF_PLAIN_VALUES:

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
-from lightning_pfc.argument_kinds import Allowed, read_annotation
+from lightning_pfc.argument_kinds import PATH, Allowed, read_annotation
 
 T = TypeVar("T")
 
@@ -114,8 +114,10 @@ def _is_still_to_be_made(value: Any) -> bool:
 def _problem(name: str, value: Any, allowed: Allowed) -> str | None:
     if allowed.passes(value):
         return None
-    example = f", as in {name}=[{value!r}]" if allowed.passes([value]) else ""
-    return f"{name} must be {allowed.text()}{example}."
+    way_out = f", as in {name}=[{value!r}]" if allowed.passes([value]) else ""
+    if PATH in allowed.kinds and isinstance(value, int | float | list):
+        way_out = f"; one that looks like a number or a list needs quotes: '{name}=\"{value}\"'"
+    return f"{name} must be {allowed.text()}{way_out}."
 
 
 def check_path(name: str, value: Any) -> None:

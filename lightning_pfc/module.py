@@ -132,10 +132,11 @@ class PartialFCModule(L.LightningModule):
         self.predict_top = 0
 
     def _not_made_by_a_subclass(self, given: Mapping[str, Any]) -> dict[str, Any]:
-        """The arguments but for those of parts that a subclass makes, which may be what it likes."""
+        """The arguments but for those of parts that a subclass makes, which may be what it likes, and of the head."""
         makers = {"backbone": "make_backbone", "neck": "make_neck", "loss": "make_head"}
         own = {name for name, maker in makers.items() if getattr(type(self), maker) is getattr(PartialFCModule, maker)}
-        return {name: value for name, value in given.items() if name in own or name not in makers}
+        others = {*makers, "head"} - own
+        return {name: value for name, value in given.items() if name not in others}
 
     # --- the parts, to be overridden ----------------------------------------------------------------------------------
 

@@ -105,7 +105,7 @@ def test_what_cannot_be_followed_is_refused_by_name(name: str, value: Any, said:
         ("check_finite", 2, "check_finite must be True or False"),
         ("check_finite", torch.tensor(True), "check_finite must be True or False"),
         ("sample_rate", torch.ones(2), "head.sample_rate=.* must be a number"),
-        ("auxiliary_losses", "supcon", "head.auxiliary_losses='supcon' must be a list"),
+        ("auxiliary_losses", "supcon", r"auxiliary_losses must be a list .*, as in auxiliary_losses=\['supcon'\]"),
     ],
 )
 def test_a_head_is_not_made_with_what_could_not_be_set(name: str, value: Any, said: str) -> None:

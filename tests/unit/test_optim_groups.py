@@ -88,7 +88,7 @@ def test_bad_options_are_named():
         ({"lr": -1.0}, "lr=-1.0"),
         ({"weight_decay": -1.0}, "weight_decay=-1.0"),
         ({"head_weight_decay": -1.0}, "head_weight_decay=-1.0"),
-        ({"head_lr_scale": -1.0}, "head_lr=-0.1"),
+        ({"head_lr_scale": -1.0}, "head_lr_scale=-1.0"),
         ({"head_lr": 0.1, "head_lr_scale": 2.0}, "twice"),
     ]:
         with pytest.raises(ValueError, match=message):

@@ -9,6 +9,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Literal
 
 import lightning as L
@@ -85,7 +86,7 @@ NETWORKS = [
 ]  # timm's arguments, as timm takes them
 NEEDED: dict[str, Any] = {
     "PartialFCModule": {"backbone": nn.Identity(), "num_classes": 3},
-    "IdentityDataModule": {"source": None},
+    "IdentityDataModule": {"source": SimpleNamespace()},
     "Preprocessing": {"size": (4, 4)},
 }
 ONE_STANDS_FOR_ALL = [("Preprocessing", "mean"), ("Preprocessing", "std")]  # one number for every channel
@@ -157,7 +158,11 @@ class Options:
         ({"pair": (1, 2, 3)}, "Options(pair=(1, 2, 3)): pair must be a list of 2 whole numbers or None."),
         ({"shares": [0.5]}, "Options(shares=[0.5]): shares must be a mapping from texts to numbers or None."),
         ({"shares": {"a": "b"}}, "Options(shares={'a': 'b'}): shares must be a mapping from texts to numbers or None."),
-        ({"path": 3}, "Options(path=3): path must be a text or None."),
+        (
+            {"path": 3},
+            "Options(path=3): path must be a path or None; "
+            "one that looks like a number or a list needs quotes: 'path=\"3\"'.",
+        ),
         ({"made": 3}, "Options(made=3): made must be a Generator or a text or None."),
     ],
 )
