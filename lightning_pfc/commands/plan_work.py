@@ -41,6 +41,7 @@ def plan(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
             memory_budget=int(args.memory_budget),
             precision=args.precision,
             device="cpu" if args.device == "cpu" else "cuda",
+            kernels=machine.has_kernels,
             threads=torch.get_num_threads() if args.device == "cpu" else 1,
         )
     except ValueError as error:

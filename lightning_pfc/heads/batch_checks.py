@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -12,16 +14,26 @@ from lightning_pfc.kernels.unit_embeddings import bad_rows
 _LARGER = "num_classes must be larger than every label: take it from the data set"
 
 
+def device_of(embeddings: object) -> torch.device:
+    """Where a batch lies; the CPU for what is no tensor, which :func:`batch_error` names on every rank."""
+    return embeddings.device if isinstance(embeddings, Tensor) else torch.device("cpu")
+
+
 def batch_error(
-    embeddings: Tensor, labels: Tensor, embedding_dim: int, num_classes: int, check_finite: bool
+    embeddings: Any, labels: Any, embedding_dim: int, num_classes: int, check_finite: bool
 ) -> Exception | None:
     """The error that this rank's batch deserves, or None; the caller shares it with all ranks.
 
     Shapes and dtypes are always checked here; values only on the CPU, since reading them elsewhere would wait for the
     device.
     """
-    if not isinstance(embeddings, Tensor) or not embeddings.is_floating_point():
-        return TypeError(f"embeddings has dtype {getattr(embeddings, 'dtype', type(embeddings))}; it must be floating.")
+    if not isinstance(embeddings, Tensor):
+        return TypeError(
+            f"embeddings is a {type(embeddings).__name__}; it must be a tensor (batch, embedding_dim={embedding_dim}): "
+            "use torch.as_tensor(embeddings)."
+        )
+    if not embeddings.is_floating_point():
+        return TypeError(f"embeddings has dtype {embeddings.dtype}; it must be floating.")
     if isinstance(labels, Tensor) and marks_classes(labels, num_classes):
         return ValueError(
             f"labels of shape {tuple(labels.shape)} marks each of num_classes={num_classes} classes (multi-hot); it "

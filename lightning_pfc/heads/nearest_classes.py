@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_pfc.heads.batch import GlobalBatch
+from lightning_pfc.heads.batch_checks import device_of
 from lightning_pfc.heads.sampling.sampled_classes import all_classes
 from lightning_pfc.heads.softmax.class_chunks import ClassChunks
 from lightning_pfc.heads.softmax.target_rank import TargetRanks, rank_targets
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 @torch.no_grad()
 def target_ranks(head: PartialFC, embeddings: Tensor, labels: Tensor) -> TargetRanks:
     """:meth:`PartialFC.target_ranks`."""
-    with no_autocast(embeddings.device):
+    with no_autocast(device_of(embeddings)):
         batch, chunks = _every_class(head, embeddings, labels, "PartialFC.target_ranks")
         found = rank_targets(chunks.x, head.weight, head.bias, chunks.targets, chunks.rows, chunks.spec)
     return TargetRanks(found.rank[batch.own], found.cosine[batch.own])
@@ -31,11 +32,12 @@ def target_ranks(head: PartialFC, embeddings: Tensor, labels: Tensor) -> TargetR
 @torch.no_grad()
 def best_classes(head: PartialFC, embeddings: Tensor, k: int) -> TopClasses:
     """:meth:`PartialFC.top_classes`."""
-    if k < 1:
-        raise ValueError(f"k={k} must be at least 1.")
+    if not isinstance(k, int) or k < 1:
+        raise ValueError(f"k={k!r} must be a whole number of at least 1.")
     comm, count = head.comm, min(k, head.num_classes)
-    unused = torch.zeros(embeddings.shape[0], dtype=torch.int64, device=embeddings.device)
-    with no_autocast(embeddings.device):
+    rows = embeddings.shape[:1].numel() if isinstance(embeddings, Tensor) else 0
+    unused = torch.zeros(rows, dtype=torch.int64, device=device_of(embeddings))
+    with no_autocast(unused.device):
         batch, chunks = _every_class(head, embeddings, unused, "PartialFC.top_classes")
         found = top_classes(chunks, head.shard.start, count, comm.shard_size, comm.shard_group)
     return TopClasses(found.score[batch.own], found.label[batch.own])

@@ -16,7 +16,7 @@ from torch.utils.hooks import RemovableHandle
 from lightning_pfc.checked import checked
 from lightning_pfc.distributed.comm import Comm
 from lightning_pfc.heads.batch import BatchGatherer, GlobalBatch
-from lightning_pfc.heads.batch_checks import DeferredCheck
+from lightning_pfc.heads.batch_checks import DeferredCheck, device_of
 from lightning_pfc.heads.center_init import HeadInit, initial_centers
 from lightning_pfc.heads.class_memory import ClassMemory
 from lightning_pfc.heads.class_sampling import ClassSampling
@@ -201,8 +201,8 @@ class PartialFC(ClassSampling):
     ) -> LossOutput:
         """As :meth:`forward`, with the cosines of this rank's samples to their own centers."""
         self._ensure_storage()
-        check_filter(self.gradient_filter, embeddings.device)
-        with no_autocast(embeddings.device), using(self.settle_kernels()):
+        check_filter(self.gradient_filter, device_of(embeddings))
+        with no_autocast(device_of(embeddings)), using(self.settle_kernels()):
             batch = self._gather(embeddings, labels, "PartialFC.forward", other, share)
             ready = None if self._prepared is None else self._take_prepared(labels, other)
             now = self._passes.first_of(batch, self.training) or self._new_pass(batch, ready)

@@ -23,6 +23,7 @@ class Machine:
         ranks_per_node: ranks that share a node.
         bus: bytes that a device reads of the host's memory per second, or writes there.
         host_bandwidth: bytes that the host's memory reads and writes per second, a rank's share.
+        has_kernels: whether Triton's kernels run there: compute capability 8.0 or more.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Machine:
     ranks_per_node: int = 8
     bus: float = 24e9
     host_bandwidth: float = 40e9
+    has_kernels: bool = False
 
     def product_flops(self, precision: str) -> float:
         """Of a matrix product in a precision of ``head.precision``; three float16 products count as one."""
@@ -74,6 +76,7 @@ _SHEETS = (
     ("h200", 141, 67, 495, 989, 4800, 360, 40, _PCIE5, _EIGHT_4800),
     ("b200", 180, 75, 1100, 2250, 8000, 720, 40, _PCIE5, _EIGHT_5600),
 )
+_BEFORE_8 = ("rtx2080ti", "v100-16", "v100-32")  # compute capability
 MACHINES = {
     name: Machine(
         name=name,
@@ -87,6 +90,7 @@ MACHINES = {
         network=network * _GB,
         bus=0.75 * bus * _GB,
         host_bandwidth=0.8 * host / 8 * _GB,
+        has_kernels=name not in _BEFORE_8,
     )
     for name, memory, single, tf32, half, bandwidth, link, network, bus, host in _SHEETS
 }

@@ -8,6 +8,7 @@ others than the run's, the run's are kept.
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -216,7 +217,9 @@ def _key(word: str) -> str:
 
 
 def _quoted(path: Path) -> str:
-    return "'" + str(path).replace("\\", "\\\\").replace("'", "\\'") + "'"
+    """In Hydra's quotes, in which backslashes are ordinary but before a quote."""
+    inner = re.sub(r"(\\*)'", r"\1\1\\'", str(path))
+    return "'" + re.sub(r"(\\+)$", r"\1\1", inner) + "'"
 
 
 def _leaves(node: Any, path: Path_ = ()) -> Iterator[tuple[Path_, Any]]:

@@ -70,7 +70,9 @@ def step_monitoring_schedules(trainer: Any) -> None:
     monitored = [c.monitor for c in trainer.strategy.lr_scheduler_configs if c.reduce_on_plateau]
     if not monitored or any(name not in known for name in monitored):
         if not loop.epoch_loop.batch_progress.is_last_batch:
-            loop._restarting = False  # an epoch under way will have the values at its end
+            # An epoch under way will have the values at its end; and at the end of one in which it was restarted,
+            # Lightning steps no schedule of epochs at all.
+            loop._restarting = False
         return
     if loop.resumed_on_epoch_end or loop.restarted_on_epoch_end:
         loop.epoch_progress.current.completed -= 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from pathlib import Path
 from typing import Any
 
@@ -248,6 +249,20 @@ def test_a_run_of_before_is_gone_on_with_under_the_new_keys(tmp_path: Path) -> N
         model = plain(as_it_was(compose(earlier.words), earlier, compose).model)
         assert not set(model) & {"sample_rate", "seed", "head_options"}
         assert tuple(model["head"][key] for key in ("sample_rate", "chunk_size", "memory_budget")) == expected
+
+
+@pytest.mark.parametrize("name", ["b\\s", "b\\\\s", "q'u", "e\\'u", "ends\\", "x=1,y", "a b", "b[0] {z} (p)"])
+def test_a_run_folder_of_any_name_is_gone_on_with(name: str, tmp_path: Path) -> None:
+    folder = tmp_path / name
+    (folder / "checkpoints").mkdir(parents=True)
+    (folder / "checkpoints" / "last.ckpt").write_bytes(b"")
+    OmegaConf.save(OmegaConf.create(plain(compose([]))), folder / "config.yaml")
+    inner = re.sub(r"(\\+)$", r"\1\1", str(folder))
+    earlier = earlier_run([f'resume="{inner}"'])
+    assert earlier is not None
+    config = as_it_was(compose(earlier.words), earlier, compose)
+    assert config.output_dir == str(folder)
+    assert config.ckpt_path == str(folder / "checkpoints" / "last.ckpt")
 
 
 @pytest.mark.parametrize("word", ["output_dir=/tmp/${y}", "seed=${head.sample}", "data.batch_size=${nosuch:1}"])

@@ -72,7 +72,7 @@ SHORTENED: dict[str, list[tuple[str, str]]] = {
     ],
     "README.md:python4": [('"data=glyphs"', "*few"), ('if __name__ == "__main__":', "if True:")],
     "docs/backbones.md:python1": [("iresnet50", "mobilefacenet")],
-    "docs/cluster.md:python1": [(", ...)", ", accelerator='cpu', devices=1, **quiet)")],
+    "docs/cluster.md:python1": [("devices=8", "accelerator='cpu', devices=1, **quiet")],
     "docs/data.md:python1": [("num_workers=8", "num_workers=0"), ("image_size=112", "image_size=24, fit='crop'")],
     "docs/samplers.md:python1": [
         ("1_000_000", "100"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import pickle
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -287,6 +288,10 @@ def test_of_equal_classes_the_smaller_id_comes_first() -> None:
         (torch.randn(2, 5), torch.tensor([0, 1]), ValueError, r"embeddings.*\(2, 5\).*embedding_dim=4"),
         (torch.randn(3, 4), torch.tensor([0, 1]), ValueError, "labels.*shape"),
         (torch.randint(0, 3, (2, 4)), torch.tensor([0, 1]), TypeError, "embeddings.*int64"),
+        (torch.randn(2, 4).numpy(), torch.tensor([0, 1]), TypeError, r"embeddings is a ndarray; .*torch.as_tensor"),
+        ([[1.0] * 4] * 2, torch.tensor([0, 1]), TypeError, "embeddings is a list"),
+        (None, torch.tensor([0, 1]), TypeError, "embeddings is a NoneType"),
+        (torch.tensor(1.0), torch.tensor([0]), ValueError, r"embeddings has shape \(\)"),
         (torch.full((2, 4), float("nan")), torch.tensor([0, 1]), FloatingPointError, "embeddings.*NaN"),
     ],
 )
@@ -294,6 +299,17 @@ def test_bad_batches_say_what_is_wrong(x, labels, error, words):
     head = PartialFC(embedding_dim=4, num_classes=10, loss=ArcFace())
     with pytest.raises(error, match=words):
         head(x, labels)
+
+
+@pytest.mark.parametrize("x", [np.zeros((2, 4), np.float32), [[1.0] * 4] * 2, None, torch.tensor(1.0)])
+def test_what_is_no_batch_is_named_by_every_door(x):
+    head, labels = PartialFC(embedding_dim=4, num_classes=10, loss=ArcFace()), torch.tensor([0, 1])
+    doors = [head, head.loss_output, head.target_ranks, lambda x, _: head.top_classes(x, 2)]
+    for door in doors:
+        with pytest.raises((TypeError, ValueError), match=r"embeddings (is a|has shape)"):
+            door(x, labels)
+    with pytest.raises(ValueError, match=r"k=2\.5 must be a whole number"):
+        head.top_classes(torch.randn(2, 4), 2.5)
 
 
 @pytest.mark.parametrize(

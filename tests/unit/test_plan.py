@@ -290,6 +290,14 @@ def test_the_published_table_is_printed(capsys):
     assert "32,324" in capsys.readouterr().out
 
 
+def test_chips_that_run_kernels_are_planned_with_them(capsys):
+    for device, kernels in (("v100-32", False), ("rtx2080ti", False), ("a100-80", True), ("h200", True)):
+        plan.main(["--classes", "1e6", "--device", device, "--json"])
+        found = json.loads(capsys.readouterr().out)
+        assert found["setup"]["kernels"] is kernels
+        assert ("rows in the optimizer" in [term["name"] for term in found["memory"]["terms"]]) is not kernels
+
+
 def test_the_cpu_is_measured(capsys):
     assert plan.main(["--classes", "1e5", "--device", "cpu", "--json"]) == 0
     machine = json.loads(capsys.readouterr().out)["machine"]
