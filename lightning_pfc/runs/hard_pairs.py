@@ -55,7 +55,7 @@ def write_hard_pairs(folder: Path, name: str, part: VerificationSet, scores: Any
             names = [encoded.name(place) for place in places]
             lines.append((kind, image, own, f"{float(scores.score[row]):.4f}", other, *names))
     path = folder / f"hardest_pairs_{name}.tsv"
-    write_table(path, _COLUMNS, ([" ".join(cell.split()) for cell in line] for line in lines))
+    write_table(path, _COLUMNS, lines)
     return path
 
 

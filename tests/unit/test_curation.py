@@ -28,6 +28,7 @@ with contextlib.suppress(ImportError):
     import cv2  # noqa: F401 (here, because it changes the environment when it is first imported)
 
 NAMES = ["ann", "bob/2", "cai", "über"]
+ODD = ["a  b", "a b", "c\u2028d\x0c\x85e", "f"]  # only line feeds end a line, and two spaces are not one
 
 
 class InMemory(EncodedImages):
@@ -63,7 +64,7 @@ def needs(format: str) -> None:
 
 
 @pytest.mark.parametrize("format", WRITABLE)
-@pytest.mark.parametrize("identities", [None, NAMES, [5, 70, 300, 4000]])
+@pytest.mark.parametrize("identities", [None, NAMES, ODD, [5, 70, 300, 4000]])
 def test_every_format_keeps_bytes_and_identities(format: str, identities: Any, tmp_path: Path) -> None:
     needs(format)
     source = mixed(identities)
@@ -71,10 +72,34 @@ def test_every_format_keeps_bytes_and_identities(format: str, identities: Any, t
     back = open_images(tmp_path / "out" / "list.tsv" if format == "list" else tmp_path / "out")
     wanted = content(source)
     if format == "folder" and identities is not None:
-        safe = {"bob/2": "bob%2F2", "5": "0005", "70": "0070", "300": "0300"}
+        safe = {"bob/2": "bob%2F2", ODD[2]: ODD[2].replace("\x0c", "%0C"), "5": "0005", "70": "0070", "300": "0300"}
         wanted = sorted((safe.get(name, name), data) for name, data in wanted)
     assert content(back) == wanted
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]
+
+
+@pytest.mark.parametrize("format", ["recordio", "list"])
+def test_names_that_a_line_cannot_hold_are_written_otherwise(format: str, tmp_path: Path) -> None:
+    convert(mixed(["a\nb", "a b", "c\r", "d"]), tmp_path / "out", format, progress=False)
+    back = open_images(tmp_path / "out" / "list.tsv" if format == "list" else tmp_path / "out")
+    assert sorted(back.identities.tolist()) == ["a b", "a%0Ab", "c%0D", "d"]
+
+
+def test_spaces_at_the_ends_of_a_name_are_kept_apart_in_a_list(tmp_path: Path) -> None:
+    convert(mixed(["a", "a ", "\u3000a", "\t"]), tmp_path / "out", "list", progress=False)
+    assert sorted(open_images(tmp_path / "out" / "list.tsv").identities.tolist()) == ["%09", "%3000a", "a", "a%20"]
+
+
+@pytest.mark.parametrize(
+    ("names", "said"), [(["a\nb", "a%0Ab"], "the name of another"), (["a\udcff", "b"], "no UTF-8")]
+)
+@pytest.mark.parametrize("format", ["recordio", "list"])
+def test_names_that_would_be_one_are_refused_before_anything_is_written(
+    names: list[str], said: str, format: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match=said):
+        convert(mixed([*names, "y", "z"]), tmp_path / "out", format, progress=False)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("layout", ["headered", "flat"])

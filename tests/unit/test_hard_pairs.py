@@ -18,10 +18,10 @@ from lightning_pfc.validation import PairScores
 def test_a_wrong_picture_is_named_and_left_out(tmp_path: Path) -> None:
     rng, pictures = np.random.default_rng(0), tmp_path / "pictures"
     for label in range(12):
-        (pictures / f"c{label:02}").mkdir(parents=True)
+        (pictures / f"c  {label:02}").mkdir(parents=True)
         for k in range(2 if label == 3 else 4):
             pixels = rng.integers(0, 256, (16, 16), np.uint8)
-            Image.fromarray(pixels).save(pictures / f"c{label:02}" / f"{k}.png")
+            Image.fromarray(pixels).save(pictures / f"c  {label:02}" / f"{k}.png")
     data = Files(path=pictures, task="open", test_share=0.5, image_size=16, channels=1).open()
     part = data.test["test"]
     assert isinstance(part, VerificationSet)

@@ -14,7 +14,8 @@ def add_words(commands: Any) -> None:
         commands,
         "convert",
         "write a data set in another format",
-        """Writes a data set in another format. Images are copied byte for byte, identities keep their names.
+        """Writes a data set in another format. Images are copied byte for byte, identities keep their names;
+signs that a line or a folder cannot hold are written %XX.
 
 Until all is written the work lies in TARGET.partial. After an interruption the same command goes on where it stopped;
 TARGET appears in one step when everything is there.

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from lightning_pfc.data.curation.names import written_otherwise
 from lightning_pfc.data.curation.sinks import FolderSink, ParquetSink, RecordSink, Sink, WebDatasetSink
 from lightning_pfc.data.format_names import WRITABLE
 from lightning_pfc.data.formats.base import EncodedImages, places_digest
@@ -60,7 +61,7 @@ def convert(
         ``target``.
 
     Raises:
-        ValueError: an argument has none of the values above.
+        ValueError: an argument has none of the values above, or the format cannot tell two identities apart.
         FileExistsError: ``target`` exists, or ``TARGET.partial`` belongs to another conversion.
         MissingLibraryError: the format's library is not installed.
         FormatError: an image cannot be read.
@@ -77,10 +78,11 @@ def convert(
     for path in (target, target.with_suffix(".idx")) if target.suffix.lower() == ".rec" else (target,):
         if path.exists():
             raise FileExistsError(f"{path} exists already. Remove it, or give another target.")
+    renamed = written_otherwise(images.identities, format)
     work = target.with_name(target.name + ".partial")
     order = _order(images, format, layout, shuffle)
     _claim(work, _fingerprint(images, format, layout, shard_size, shuffle))
-    sink = _sink(images, order, work, format, layout, shard_size)
+    sink = _sink(images, order, work, format, layout, shard_size, renamed)
     try:
         with tqdm(total=len(order), initial=sink.done, unit=" images", desc=target.name, disable=not progress) as bar:
             for position in order[sink.done :].tolist():
@@ -153,11 +155,12 @@ def _sink(
     format: str,
     layout: str,
     shard_size: int,
+    renamed: dict[int, str],
 ) -> Sink:
     if format == "recordio":
-        return RecordSink(images, order, work, layout=layout)
+        return RecordSink(images, order, work, layout=layout, renamed=renamed)
     if format in ("folder", "list"):
-        return FolderSink(images, order, work, as_list=format == "list")
+        return FolderSink(images, order, work, as_list=format == "list", renamed=renamed)
     kind = WebDatasetSink if format == "webdataset" else ParquetSink
     return kind(images, order, work, shard_size=shard_size)
 

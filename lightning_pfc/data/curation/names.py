@@ -10,6 +10,8 @@ import numpy.typing as npt
 from lightning_pfc.data.formats.base import EncodedImages
 
 MAX_NAMED = 2_000_000  # images; beyond it names are numbers, so that no set of all names is held
+_ANY_BYTES = ("folder", "webdataset")  # formats that hold names which are no UTF-8
+_ENDS = {"recordio": "\n\r", "list": "\n\r\t"}  # what ends a name in the files that have a line for each
 _KINDS = (
     (b"\xff\xd8\xff", ".jpg"),
     (b"\x89PNG", ".png"),
@@ -41,6 +43,48 @@ def folder_names(identities: npt.NDArray[Any]) -> list[str]:
 def _safe(name: str) -> str:
     safe = "".join(f"%{ord(sign):02X}" if sign in '/\\%\0:*?"<>|' or sign < " " else sign for sign in name)
     return f"%{ord(safe[0]):02X}{safe[1:]}" if safe.startswith(".") else safe or "%00"
+
+
+def written_otherwise(identities: npt.NDArray[Any], format: str) -> dict[int, str]:
+    """The names that ``recordio`` and ``list`` cannot hold in their lines, as they are written instead.
+
+    What ends a name is written ``%XX``; in a list also white space at either end, which readers take off.
+
+    Args:
+        identities: ``(C,)`` numbers or text.
+        format: that is written.
+
+    Returns:
+        The names by position in ``identities``.
+
+    Raises:
+        ValueError: two identities would have one name, or a name is no UTF-8 and the format holds nothing else.
+    """
+    if identities.dtype.kind in "iu":
+        return {}
+    found: dict[int, str] = {}
+    for place, name in enumerate(map(str, identities.tolist())):
+        if format not in _ANY_BYTES and any("\ud800" <= sign <= "\udfff" for sign in name):
+            raise ValueError(f"the identity {name!r} is no UTF-8, which {format} needs; rename it.")
+        if (text := _in_line(name, format)) != name:
+            found[place] = text
+    known = set(map(str, identities.tolist())) if found else set()
+    for place, text in found.items():
+        if text in known:
+            raise ValueError(
+                f"the identity {str(identities[place])!r} would be written as {text!r}, the name of another; rename "
+                "one, or convert to parquet or webdataset, which hold any text."
+            )
+        known.add(text)
+    return found
+
+
+def _in_line(name: str, format: str) -> str:
+    start, stop = 0, len(name)
+    if format == "list":
+        start, stop = stop - len(name.lstrip()), len(name.rstrip())
+    signs = ((sign, sign in _ENDS.get(format, "") or not start <= place < stop) for place, sign in enumerate(name))
+    return "".join(f"%{ord(sign):02X}" if special else sign for sign, special in signs)
 
 
 def file_names(images: EncodedImages) -> list[str] | None:

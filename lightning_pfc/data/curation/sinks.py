@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import os
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -28,12 +30,21 @@ class Sink(ABC):
         images: what is converted.
         order: ``(N,)`` positions in ``images``, in the order of writing.
         work: the folder to write into.
+        renamed: names by class, where the format cannot hold the identity's own.
     """
 
-    def __init__(self, images: EncodedImages, order: npt.NDArray[np.int64], work: Path) -> None:
+    def __init__(
+        self,
+        images: EncodedImages,
+        order: npt.NDArray[np.int64],
+        work: Path,
+        *,
+        renamed: Mapping[int, str] = MappingProxyType({}),
+    ) -> None:
         self.images = images
         self.order = order
         self.work = work
+        self.renamed = renamed
         self.done = 0  # images written for good, so where to go on
 
     @abstractmethod
@@ -51,6 +62,10 @@ class Sink(ABC):
         label = int(self.images.labels[position])
         return int(self.images.identities[label]) if self._numeric else label
 
+    def _name(self, label: int) -> str:
+        """The name of a class as it is written."""
+        return self.renamed.get(label, str(self.images.identities[label]))
+
     @property
     def _numeric(self) -> bool:
         return bool(self.images.identities.dtype.kind in "iu" and self.images.identities[0] >= 0)
@@ -59,15 +74,16 @@ class Sink(ABC):
         """Names of the identities, a line each, where they are not numbers."""
         if not self._numeric:
             with write_whole(path, "w", encoding="utf-8", newline="\n") as file:
-                for name in self.images.identities.tolist():
-                    file.write(str(name).replace("\n", " ") + "\n")
+                file.writelines(f"{self._name(label)}\n" for label in range(self.images.num_classes))
 
 
 class RecordSink(Sink):
     """RecordIO, with InsightFace's header and identity records, or flat."""
 
-    def __init__(self, images: EncodedImages, order: npt.NDArray[np.int64], work: Path, *, layout: str) -> None:
-        super().__init__(images, order, work)
+    def __init__(
+        self, images: EncodedImages, order: npt.NDArray[np.int64], work: Path, *, layout: str, **options: Any
+    ) -> None:
+        super().__init__(images, order, work, **options)
         self.headered = layout == "headered"
         self.writer = RecordWriter(work / "train.rec", resume=True)
         self.first = 1 if self.headered else 0
@@ -111,9 +127,9 @@ class FolderSink(Sink):
     """A folder of folders, and with ``as_list`` also ``list.tsv`` beside it."""
 
     def __init__(
-        self, images: EncodedImages, order: npt.NDArray[np.int64], work: Path, *, as_list: bool = False
+        self, images: EncodedImages, order: npt.NDArray[np.int64], work: Path, *, as_list: bool = False, **options: Any
     ) -> None:
-        super().__init__(images, order, work)
+        super().__init__(images, order, work, **options)
         self.names = image_names(images)
         self.root = work / "images" if as_list else work
         self.count = work.with_name(work.name + ".count")
@@ -141,8 +157,8 @@ class FolderSink(Sink):
         final.parent.mkdir(parents=True, exist_ok=True)
         final.write_bytes(data)
         if self.lines is not None:
-            identity = self.images.identities[int(self.images.labels[position])]
-            self.lines.write(f"images/{path}\t{' '.join(str(identity).split())}\n".encode())
+            name = self._name(int(self.images.labels[position]))
+            self.lines.write(f"images/{path}\t{name}\n".encode())
         self.next += 1
         if self.next % 256 == 0:
             self._note()

@@ -241,9 +241,11 @@ def _beside(path: Path, allow: Paths) -> Enclosure:
 
 def _names_of(numbers: npt.NDArray[np.int64], path: Path, inside: Enclosure) -> npt.NDArray[np.str_]:
     try:
-        names = inside.read(path.name, MAX_INDEX).decode("utf-8").splitlines()
+        text = inside.read(path.name, MAX_INDEX).decode("utf-8")
     except UnicodeDecodeError as error:
         raise FormatError(f"not UTF-8: {error.reason}", path=path, offset=error.start) from error
+    lines = text.split("\n")  # splitlines would also part a name at U+2028
+    names = [line.removesuffix("\r") for line in (lines if lines[-1] else lines[:-1])]
     if len(names) <= int(numbers[-1]):
         raise FormatError(f"it has {len(names)} lines, but the largest class number is {int(numbers[-1])}", path=path)
     return text_array([names[number] for number in numbers.tolist()])
