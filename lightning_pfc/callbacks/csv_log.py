@@ -17,6 +17,7 @@ from lightning_pfc.checked import checked
 from lightning_pfc.storage.whole_files import write_whole
 
 _log = logging.getLogger(__name__)
+_ENDS = str.maketrans("\n\r", "  ")  # a header of two lines would be read as none, and all rows left out
 
 
 @checked
@@ -61,7 +62,8 @@ class CSVLogger(Logger):
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         number = step if step is not None else 0
-        row: dict[str, Any] = {name: float(value) for name, value in metrics.items()} | {"step": number}
+        row: dict[str, Any] = {name.translate(_ENDS): float(value) for name, value in metrics.items()}
+        row["step"] = number
         if self._first is None or (number == self._first and self._earlier):
             self._log_again(row, number)
             return

@@ -91,10 +91,11 @@ def test_what_this_start_logs_twice_stands_twice(tmp_path: Path) -> None:
     assert [row["val"] for row in read_metrics(path) if "val" in row] == [0.9]
 
 
-@pytest.mark.parametrize("name", ["a\u2028b", "a\x1cb", "a\x0cb", "a\x85b", 'val/"x", 1e-3'])
+@pytest.mark.parametrize("name", ["a\nb", "a\rb", "a\u2028b", "a\x1cb", "a\x0cb", "a\x85b", 'val/"x", 1e-3'])
 def test_rows_stay_whatever_the_name_of_a_metric_holds(tmp_path: Path, name: str) -> None:
     for number in range(2):
         logger = CSVLogger(tmp_path)
         logger.log_metrics({name: 0.5}, number)
         logger.finalize("success")
+    name = name.replace("\n", " ").replace("\r", " ")
     assert read_metrics(tmp_path / "metrics.csv") == [{"step": 0, name: 0.5}, {"step": 1, name: 0.5}]
