@@ -9,8 +9,9 @@ import os
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, SupportsFloat, SupportsIndex
+from typing import Any, SupportsFloat, SupportsIndex
 
 _MOST = 1000  # members of a list that are looked at: names of classes may be many
 _VALUES = (type(None), bool, int, float, complex, str, bytes, list, tuple, set, frozenset)
@@ -23,7 +24,8 @@ _WORDS = {
 }
 
 
-class Allowed(NamedTuple):
+@dataclass(frozen=True)
+class Allowed:
     """What one annotation allows: one of these kinds, one of these words, or None."""
 
     kinds: tuple[_Kind, ...]
@@ -44,7 +46,8 @@ class Allowed(NamedTuple):
         return ("one of " if self.words else "") + " or ".join(dict.fromkeys(texts))
 
 
-class _Plain(NamedTuple):
+@dataclass(frozen=True)
+class _Plain:
     kind: type
 
     def passes(self, value: Any) -> bool:
@@ -54,7 +57,8 @@ class _Plain(NamedTuple):
         return _WORDS[self.kind][several]
 
 
-class _Path(NamedTuple):
+@dataclass(frozen=True)
+class _Path:
     def passes(self, value: Any) -> bool:
         return isinstance(value, str | os.PathLike)
 
@@ -65,7 +69,8 @@ class _Path(NamedTuple):
 PATH = _Path()
 
 
-class _Anything(NamedTuple):
+@dataclass(frozen=True)
+class _Anything:
     def passes(self, value: Any) -> bool:
         return True
 
@@ -73,7 +78,8 @@ class _Anything(NamedTuple):
         return "values" if several else "anything"
 
 
-class _Object(NamedTuple):
+@dataclass(frozen=True)
+class _Object:
     """Of a class of somebody's; what only behaves like it is let pass, a plain value is not."""
 
     kind: type
@@ -87,7 +93,8 @@ class _Object(NamedTuple):
         return f"objects of {name}" if several else f"{'an' if name[0] in 'AEIOU' else 'a'} {name}"
 
 
-class _Function(NamedTuple):
+@dataclass(frozen=True)
+class _Function:
     def passes(self, value: Any) -> bool:
         return callable(value)
 
@@ -95,7 +102,8 @@ class _Function(NamedTuple):
         return "functions" if several else "a function"
 
 
-class _Table(NamedTuple):
+@dataclass(frozen=True)
+class _Table:
     """A mapping."""
 
     keys: Allowed
@@ -112,7 +120,8 @@ class _Table(NamedTuple):
         )
 
 
-class _List(NamedTuple):
+@dataclass(frozen=True)
+class _List:
     """A sequence of so many, None for any number. What can be gone through only once is let pass."""
 
     each: Allowed

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import inspect
-import os
 import sys
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
@@ -115,7 +114,7 @@ def _problem(name: str, value: Any, allowed: Allowed) -> str | None:
     if allowed.passes(value):
         return None
     way_out = f", as in {name}=[{value!r}]" if allowed.passes([value]) else ""
-    if PATH in allowed.kinds and isinstance(value, int | float | list):
+    if PATH in allowed.kinds and value is not None and not isinstance(value, Mapping):
         way_out = f"; one that looks like a number or a list needs quotes: '{name}=\"{value}\"'"
     return f"{name} must be {allowed.text()}{way_out}."
 
@@ -124,10 +123,7 @@ def check_path(name: str, value: Any) -> None:
     """See that a value of a config is a path: ``path=2024`` is a number there, and ``path=[a]`` a list.
 
     Raises:
-        ValueError: it is not; names it and the way out.
+        WrongKindError: it is not; names it and the way out.
     """
-    if not isinstance(value, str | os.PathLike):
-        raise ValueError(
-            f"{name}={value!r} is a {type(value).__name__}, not a path; a path that looks like a number or a "
-            f"list needs quotes: '{name}=\"{value}\"'."
-        )
+    if (problem := _problem(name, value, Allowed((PATH,), (), none=False))) is not None:
+        raise WrongKindError(f"{name}={value!r}: {problem}")

@@ -7,9 +7,8 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from lightning_pfc.commands.prediction import NUM_CLASSES
 from lightning_pfc.ignored import warn_ignored
-
-_PREDICTED = 5  # predict.k, where nobody gives it
 
 
 def warn_idle_keys(config: DictConfig) -> None:
@@ -36,7 +35,7 @@ def warn_idle_keys(config: DictConfig) -> None:
         )
     if config.init_parts is not None and not config.init_from:
         warn_ignored(f"init_parts={list(config.init_parts)}", "without init_from= there is nothing to take them from.")
-    if config.predict.k != _PREDICTED and config.predict.source is None:
+    if config.predict.k != NUM_CLASSES and config.predict.source is None:
         warn_ignored(f"predict.k={config.predict.k}", "without predict.source= nothing is predicted.")
     if config.fit and not config.test and config.plots and not config.logger:
         warn_ignored("plots=true", "with test=false and no logger there is nothing to draw.")

@@ -24,6 +24,7 @@ from lightning_pfc.heads.softmax.top_classes import TopClasses
 from lightning_pfc.storage.whole_files import write_whole
 
 FILE = "predictions.tsv"
+NUM_CLASSES = 5  # of each picture, as in conf/train.yaml
 
 
 def predict(
@@ -33,7 +34,7 @@ def predict(
     source: str | os.PathLike[str],
     folder: Path,
     *,
-    k: int = 5,
+    k: int = NUM_CLASSES,
     ckpt_path: str | None = None,
 ) -> Path:
     """Write ``folder/predictions.tsv``: of each picture its path, then k names and scores. Runs on every rank.
@@ -46,17 +47,15 @@ def predict(
         data: the data module, for the names of its classes.
         source: a folder of pictures, or a data set in any format.
         folder: of the run.
-        k: classes of each picture.
+        k: classes of each picture, at least 1.
         ckpt_path: weights to load first.
 
     Raises:
         FileNotFoundError, FormatError: there are no such pictures.
-        ValueError: k is below 1, or the module was trained on something that files do not hold.
+        ValueError: the module was trained on something that files do not hold.
     """
     from lightning_pfc.deploy.picture_folders import open_pictures
 
-    if not isinstance(k, int) or k < 1:
-        raise ValueError(f"predict.k={k!r} must be a whole number of at least 1")
     pictures, (rank, ranks) = open_pictures(source), (trainer.global_rank, trainer.world_size)
     batches = PredictionBatches(pictures, _preprocessing(module, data), data.eval_batch_size, rank, ranks)
     parts = [folder / f".{FILE}.{number}" for number in range(ranks)]

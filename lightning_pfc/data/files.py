@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
-from lightning_pfc.checked import check_path, checked
+from lightning_pfc.checked import checked
 from lightning_pfc.data.augment import RandomFlip
 from lightning_pfc.data.counter import stream
 from lightning_pfc.data.entries import folders_in
@@ -93,10 +93,6 @@ class Files:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("path", "validation", "test"):
-            value = getattr(self, name)
-            if value is not None or name == "path":
-                check_path(name, value)
         for name in ("val_share", "test_share"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must lie in [0, 1).")

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from operator import index
+from typing import TYPE_CHECKING, SupportsIndex
 
 import torch
 from torch import Tensor, nn
@@ -32,9 +33,9 @@ def target_ranks(head: PartialFC, embeddings: Tensor, labels: Tensor) -> TargetR
 @torch.no_grad()
 def best_classes(head: PartialFC, embeddings: Tensor, k: int) -> TopClasses:
     """:meth:`PartialFC.top_classes`."""
-    if not isinstance(k, int) or k < 1:
+    if not isinstance(k, SupportsIndex) or (wanted := index(k)) < 1:
         raise ValueError(f"k={k!r} must be a whole number of at least 1.")
-    comm, count = head.comm, min(k, head.num_classes)
+    comm, count = head.comm, min(wanted, head.num_classes)
     rows = embeddings.shape[:1].numel() if isinstance(embeddings, Tensor) else 0
     unused = torch.zeros(rows, dtype=torch.int64, device=device_of(embeddings))
     with no_autocast(unused.device):

@@ -234,7 +234,7 @@ def test_unknown_protocols_and_arguments_are_named(folder: Path, tmp_path: Path)
         evaluator.run("x", {"type": "lfw"})
     numbers: list[Any] = [2024, {"type": "all_pairs", "path": 2024}]  # a folder of that name, without quotes
     for protocol in numbers:
-        with pytest.raises(ValueError, match=r"protocols\.x\.path=2024 is a int, not a path; .* needs quotes"):
+        with pytest.raises(ValueError, match=r"protocols\.x\.path=2024: .* must be a path; .* needs quotes"):
             evaluator.run("x", protocol)
     with pytest.raises(ValueError, match=r"protocols\.x of type all_pairs: missing a required argument: 'path'"):
         evaluator.run("x", {"type": "all_pairs", "folder": "y"})

@@ -310,6 +310,7 @@ def test_what_is_no_batch_is_named_by_every_door(x):
             door(x, labels)
     with pytest.raises(ValueError, match=r"k=2\.5 must be a whole number"):
         head.top_classes(torch.randn(2, 4), 2.5)
+    assert head.top_classes(torch.randn(2, 4), np.int64(3)).label.shape == (2, 3)
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import re
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -126,3 +127,10 @@ def test_so_does_pfc_eval(word: str) -> None:
     key, _, value = word.partition("=")
     with pytest.raises(ValueError, match=rf"{key}='?{value}'?"):
         check_eval_words(compose([word], config_name="eval"))
+
+
+def test_what_nobody_gave_is_not_warned_of() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warn_idle_keys(compose([]))
+        warn_idle_keys(compose(WORDS))

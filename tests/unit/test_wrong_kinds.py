@@ -6,7 +6,7 @@ import importlib
 import inspect
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -141,6 +141,7 @@ class Options:
     shares: Mapping[str, float] | None = None
     path: str | os.PathLike[str] | None = None
     made: torch.Generator | str | None = None
+    act: Callable[[], None] | str | None = None
 
 
 @pytest.mark.parametrize(
@@ -163,6 +164,7 @@ class Options:
             "Options(path=3): path must be a path or None; "
             "one that looks like a number or a list needs quotes: 'path=\"3\"'.",
         ),
+        ({"act": 3}, "Options(act=3): act must be a function or a text or None."),
         ({"made": 3}, "Options(made=3): made must be a Generator or a text or None."),
     ],
 )
